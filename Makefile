@@ -1,0 +1,29 @@
+# The same commands for people and for CI. PYTHON picks the interpreter (3.11 or newer).
+PYTHON ?= python3
+PLUGINS := $(wildcard plugins/camkit-*)
+BIN := .venv/bin
+
+.PHONY: demo test check bench clean
+
+# One stamp for the whole set-up: it is redone when a project file changes.
+.venv/ready: pyproject.toml $(PLUGINS:%=%/pyproject.toml)
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]' $(PLUGINS:%=--editable ./%)
+	touch $@
+
+demo: .venv/ready
+	$(BIN)/camkit explain --backend native --out camkit-out
+
+test: .venv/ready
+	$(BIN)/python -m pytest
+
+check: .venv/ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: .venv/ready
+	$(BIN)/python benchmarks/native.py
+
+clean:
+	rm -rf .venv camkit-out

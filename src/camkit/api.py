@@ -1,0 +1,275 @@
+"""The contracts: what a plugin implements and what the host hands to it.
+
+`Explainer`, `Trainer` and `ModelSource` are the three kinds of plugin; the frozen dataclasses are what
+travels between host and plugin, so fields can be added without breaking anybody. This module does not
+import torch at run time: `camkit plugin list` reads it.
+
+A minimal explainer:
+
+    class Plain(Explainer):
+        summary = "The channel mean of the input"
+        methods = ("plain",)
+
+        def maps(self, query: Query) -> Tensor:
+            return query.inputs.mean(1)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from camkit.errors import ModelError
+from camkit.preprocess import Preprocess
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+API_VERSION = 1
+
+
+def option(
+    default: Any,
+    *,
+    help: str,
+    min: float | None = None,
+    max: float | None = None,
+    choices: tuple[Any, ...] | None = None,
+) -> Any:
+    """A field of a plugin's `Options` dataclass, with what the host needs to parse and explain it."""
+    metadata = {"help": help, "min": min, "max": max, "choices": choices}
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True)
+class NoOptions:
+    """The options of a plugin that has none."""
+
+
+# --- explainers -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Query:
+    """One request to an explainer.
+
+    module: in eval mode; the host restores the mode of every submodule afterwards.
+    inputs: float `[B, C, H, W]` on the device of the module.
+    targets: int64 `[B]`, the class index to explain for each input; already checked against the model.
+    layer: dotted name of the target layer in `module` ("" is `module` itself).
+    method: one of the explainer's `methods`.
+    """
+
+    module: nn.Module
+    inputs: Tensor
+    targets: Tensor
+    layer: str
+    method: str
+
+    @property
+    def layer_module(self) -> nn.Module:
+        """The target layer itself."""
+        return self.module.get_submodule(self.layer)
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """Several methods, layers and classes over one batch, so that an explainer may share the forward.
+
+    choose: from the model's scores `[B, n_classes]` to the class indices to explain, int64 `[B, T]`.
+        It checks scores and indices and raises `TargetError` or `ModelError`: call it exactly once.
+    The other fields are as in `Query`.
+    """
+
+    module: nn.Module
+    inputs: Tensor
+    layers: tuple[str, ...]
+    methods: tuple[str, ...]
+    choose: Callable[[Tensor], Tensor]
+
+
+class Explainer(ABC):
+    """Computes raw attribution maps. Registered under `camkit.explainers`; the name is the backend.
+
+    Maps are raw: signed, neither rectified nor scaled nor upsampled. An explainer leaves no trace:
+    modes, `.grad`, `requires_grad`, buffers, hooks, RNG state and inputs are as before, also after an
+    exception, and it works under `no_grad`, `inference_mode` and on frozen models.
+    """
+
+    api_version: ClassVar[int] = API_VERSION
+    summary: ClassVar[str]
+    methods: ClassVar[tuple[str, ...]]
+    dtypes: ClassVar[tuple[str, ...]] = ("float32",)
+    Options: ClassVar[type] = NoOptions
+
+    def __init__(self, options: Any) -> None:
+        self.options = options
+
+    @abstractmethod
+    def maps(self, query: Query) -> Tensor:
+        """Raw maps `[B, h, w]`, at least float32, on the inputs' device, without a graph."""
+
+    def many(self, sweep: Sweep) -> dict[tuple[str, str], Tensor]:
+        """Raw maps `[B, T, h, w]` keyed by `(method, layer)`; by default one `maps` call for each."""
+        import torch
+
+        with torch.no_grad():
+            targets = sweep.choose(sweep.module(sweep.inputs))
+
+        def one(method: str, layer: str) -> Tensor:
+            columns = (
+                self.maps(Query(sweep.module, sweep.inputs, column.contiguous(), layer, method))
+                for column in targets.unbind(1)
+            )
+            return torch.stack(list(columns), dim=1)
+
+        return {(m, layer): one(m, layer) for m in sweep.methods for layer in sweep.layers}
+
+
+# --- models ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A classifier together with what belongs to it.
+
+    module: in eval mode, on the device it was loaded to.
+    classes: names in the order of the model's outputs.
+    default_layer: the layer specification that `layer="auto"` means for this model.
+    architecture: what its source needs to build the module anew, JSON values only; `None` if it cannot
+        be stored in a bundle. `architecture["source"]` is the name of the model source.
+    """
+
+    module: nn.Module
+    classes: tuple[str, ...]
+    preprocess: Preprocess
+    name: str
+    default_layer: str = "auto"
+    architecture: Mapping[str, Any] | None = None
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are."""
+        return self._sample.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the floating-point parameters."""
+        return self._sample.dtype
+
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> LoadedModel:
+        """The same model moved and cast, in place as `nn.Module.to` is."""
+        self.sha256  # noqa: B018  a cast changes the bytes; the identity is that of the file
+        self.module.to(device=device, dtype=dtype)
+        return self
+
+    @cached_property
+    def sha256(self) -> str:
+        """Identity of the weights: over names, types, shapes and bytes of the state dict, in order."""
+        import torch
+
+        digest = hashlib.sha256()
+        for name, tensor in self.module.state_dict().items():
+            if not isinstance(tensor, torch.Tensor):  # extra state of a module may be anything
+                continue
+            digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)}".encode())
+            flat = tensor.detach().contiguous().cpu().reshape(-1)
+            digest.update(flat.view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()
+
+    @property
+    def _sample(self) -> Tensor:
+        for parameter in self.module.parameters():
+            if parameter.is_floating_point():
+                return parameter
+        raise ModelError(f"model {self.name!r} has no floating-point parameters")
+
+
+class ModelSource(ABC):
+    """Loads models. Registered under `camkit.models`; the name is the scheme before the colon."""
+
+    api_version: ClassVar[int] = API_VERSION
+    summary: ClassVar[str]
+
+    @abstractmethod
+    def load(self, reference: str, *, device: torch.device, trust: bool) -> LoadedModel:
+        """The model that `reference`, the text behind the scheme, names.
+
+        trust: the user allowed pickles with `--trust-pickle`; without it nothing is ever unpickled.
+        Raises `ModelError` if there is no such model, it cannot be read, or weights do not fit.
+        """
+
+    def build(self, architecture: Mapping[str, Any]) -> nn.Module:
+        """The module of a bundle, weights left as they come; `architecture` is from a stranger's file.
+
+        Raises `ModelError` for an architecture that this source does not know.
+        """
+        raise ModelError(f"{type(self).__name__} does not build modules for bundles")
+
+    def names(self) -> Iterable[str]:
+        """The references it knows, for `camkit model list`."""
+        return ()
+
+
+# --- trainers -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class TrainRequest:
+    """What `camkit train` asks of a trainer.
+
+    data: a folder of images, or the name of a data set that the trainer fetches.
+    out: the folder that the bundle and everything else is written to, and nothing outside it.
+    recipe: the parsed table (TOML), or the name of one that the trainer brings.
+    weights: `default` (pretrained), `none`, or a file.
+    resume: go on from the last finished epoch in `out`.
+    preview: only write what the augmented images look like.
+    progress: called with a fraction in [0, 1] and a line of text.
+    """
+
+    data: str
+    out: Path
+    recipe: str | Mapping[str, Any]
+    arch: str = "resnet34"
+    weights: str = "default"
+    seed: int = 0
+    device: str = "auto"
+    resume: bool = False
+    preview: bool = False
+    progress: Callable[[float, str], None] | None = None
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What came of it.
+
+    bundle: the folder of the trained model.
+    metrics: final figures by name, as fractions, for example `{"error_rate": 0.058}`.
+    history: one record for each epoch.
+    """
+
+    bundle: Path
+    metrics: Mapping[str, float]
+    history: tuple[Mapping[str, float], ...] = ()
+
+
+class Trainer(ABC):
+    """Trains a classifier and writes a bundle. Registered under `camkit.trainers`."""
+
+    api_version: ClassVar[int] = API_VERSION
+    summary: ClassVar[str]
+    Options: ClassVar[type] = NoOptions
+
+    def __init__(self, options: Any) -> None:
+        self.options = options
+
+    @abstractmethod
+    def train(self, request: TrainRequest) -> TrainResult:
+        """Write a bundle into `request.out`, or raise a `CamkitError` and leave none."""

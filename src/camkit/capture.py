@@ -1,0 +1,100 @@
+"""Hooks and their clean-up: one forward that keeps a layer's output as the start of a small graph.
+
+Everything below the lowest target layer runs without a graph, so nothing there is differentiated or
+kept in memory and frozen models work. The hook hands a *clone* on, so an in-place operation behind the
+layer (VGG, DenseNet) cannot change what was kept.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from camkit.errors import LayerError
+from camkit.layers import Layout, layout
+
+
+@dataclass(frozen=True)
+class Captured:
+    """A layer's output in one forward, as it came, and how to read it."""
+
+    output: Tensor
+    layout: Layout
+
+    @property
+    def features(self) -> Tensor:
+        """`[B, C, h, w]`, detached."""
+        return self.layout.to_map(self.output.detach())
+
+
+def forward(module: nn.Module, inputs: Tensor, names: Sequence[str]) -> tuple[Any, dict[str, Captured]]:
+    """Run `module` once; its output, connected to the captured outputs of the layers `names`.
+
+    `autograd.grad` of the output with respect to `Captured.output` works whatever the grad mode of the
+    caller. Raises `LayerError` for a layer that did not run, ran twice or returned no feature map.
+    """
+    captured: dict[str, Captured] = {}
+    owner = threading.get_ident()
+
+    def hook(_: nn.Module, __: Any, output: Any, name: str) -> Any:
+        if threading.get_ident() != owner:  # another thread uses the same model
+            return None
+        if name in captured:
+            raise LayerError(
+                f"layer {name!r} ran more than once in one forward, so it has no single map; "
+                "choose a layer that runs once (`camkit model layers`)"
+            )
+        shape = layout(output, inputs.shape, name)
+        torch.set_grad_enabled(True)  # from here upwards; `no_grad` below restores it at the end
+        kept = output if output.requires_grad else _leaf(output)
+        captured[name] = Captured(kept, shape)
+        return kept.clone()
+
+    handles = []
+    try:
+        for name in names:
+            layer = module.get_submodule(name)
+            handles.append(layer.register_forward_hook(lambda m, i, o, name=name: hook(m, i, o, name)))
+        with torch.inference_mode(False), torch.no_grad():
+            output = module(inputs)
+    finally:
+        for handle in handles:
+            handle.remove()
+    for name in names:
+        if name not in captured:
+            raise LayerError(
+                f"layer {name!r} did not run in the forward, or its hook did not fire: hooks do not "
+                "fire inside compiled, traced or exported modules; pass the original module"
+            )
+    return output, {name: captured[name] for name in names}
+
+
+@contextmanager
+def as_it_was(module: nn.Module, device: torch.device) -> Iterator[None]:
+    """Eval mode and plain gradient mode inside; afterwards every mode and RNG state is as before."""
+    training = [(part, part.training) for part in module.modules()]
+    generators = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(generators), torch.inference_mode(False), torch.enable_grad():
+        try:
+            for part, was_training in training:
+                if was_training:
+                    part.training = False
+            yield
+        finally:
+            for part, was_training in training:
+                part.training = was_training
+
+
+def usable(tensor: Tensor) -> Tensor:
+    """`tensor`, or a copy if it was made in inference mode and could not take part in a graph."""
+    return tensor.clone() if tensor.is_inference() else tensor
+
+
+def _leaf(output: Tensor) -> Tensor:
+    return usable(output.detach()).requires_grad_()

@@ -1,0 +1,65 @@
+"""The command line. Nothing here imports torch before a command needs it: `--help` is instant."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import click
+
+import camkit
+from camkit.cli.explain import explain
+from camkit.cli.model import model
+from camkit.cli.plugin import plugin
+from camkit.errors import CamkitError, CamkitWarning
+
+
+class Commands(click.Group):
+    """A group that turns camkit's errors into one line and the documented exit code."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command."""
+        try:
+            return super().invoke(ctx)
+        except CamkitError as error:
+            if ctx.params.get("debug"):
+                raise
+            click.echo(f"Error: {error}", err=True)
+            ctx.exit(error.exit_code)
+
+
+@click.group(
+    cls=Commands,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog="Exit codes: 0 all done, 1 failed, 2 wrong usage, 3 some inputs failed, the rest were done.",
+)
+@click.version_option(camkit.__version__, message="camkit %(version)s")
+@click.option("--debug", is_flag=True, help="Show a traceback with an error.")
+def cli(debug: bool) -> None:
+    """Where did the model look, and can I believe the picture?
+
+    \b
+    camkit explain                     the bundled photograph, the default model
+    camkit explain cat.jpg --class tabby --class top:3
+    camkit model layers imagenet       which layers can carry a map
+    camkit plugin list                 which explainers are installed
+    """
+    warnings.showwarning = _show_warning
+
+
+cli.add_command(explain)
+cli.add_command(model)
+cli.add_command(plugin)
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Entry point of the `camkit` command."""
+    cli.main(args=args, prog_name="camkit")
+
+
+def _show_warning(message: Any, category: type[Warning], *_: Any, **__: Any) -> None:
+    """One line on stderr; other libraries' warnings only with PYTHONWARNINGS or -W."""
+    if issubclass(category, CamkitWarning) or sys.warnoptions:
+        click.echo(f"Warning: {message}", err=True)

@@ -1,0 +1,102 @@
+"""`camkit model`: what can be loaded, and what is inside."""
+
+from __future__ import annotations
+
+import fnmatch
+from typing import TYPE_CHECKING
+
+import click
+
+from camkit import plugins
+from camkit.cli import tables
+from camkit.errors import UsageError
+
+if TYPE_CHECKING:
+    from camkit.api import LoadedModel
+    from camkit.layers import LayerRecord
+
+
+@click.group()
+def model() -> None:
+    """Models: which there are, their layers, their summary."""
+
+
+@model.command("list")
+@click.argument("pattern", required=False)
+def list_(pattern: str | None) -> None:
+    """Model sources; with a PATTERN such as 'torchvision:res*' or 'timm:vit_tiny*' their models."""
+    if pattern is None:
+        rows = []
+        for found in plugins.find("model"):
+            summary = found.problem or plugins.load(found).summary
+            rows.append((found.name, found.dist, summary))
+        tables.show(("SOURCE", "PACKAGE", "WHAT IT LOADS"), rows)
+        click.echo("\nA model is SOURCE:NAME, or a bundle folder; without a source's name: imagenet.")
+        return
+    scheme, _, names = pattern.partition(":")
+    known = plugins.make("model", scheme).names()
+    matches = [name for name in known if fnmatch.fnmatchcase(name, names or "*")]
+    if not matches:
+        raise UsageError(f"no model matches {pattern!r}")
+    for name in matches:
+        click.echo(f"{scheme}:{name}")
+
+
+@model.command()
+@click.argument("spec", default="imagenet")
+@click.option("--all", "everything", is_flag=True, help="Also layers that cannot carry a map.")
+def layers(spec: str, everything: bool) -> None:
+    """The layers of a model with their output shapes; '*' marks the one that 'auto' means."""
+    loaded, records = _traced(spec)
+    from camkit.layers import resolve
+
+    auto = resolve(loaded.module, [loaded.default_layer], _example(loaded))[0]
+    rows = [
+        ("*" if r.name == auto else "", r.name, r.type, _shapes(r), _grid(r))
+        for r in records
+        if r.name and (everything or r.grid)
+    ]
+    tables.show(("", "LAYER", "TYPE", "OUTPUT", "MAP"), rows)
+
+
+@model.command()
+@click.argument("spec", default="imagenet")
+def summary(spec: str) -> None:
+    """Layer types, output shapes and parameters of a model, with the totals."""
+    from camkit.layers import parameter_totals
+
+    loaded, records = _traced(spec)
+    rows = [
+        (r.type, _shapes(r), f"{r.parameters:,}", "yes" if r.trainable else "no")
+        for r in records
+        if r.leaf or r.parameters
+    ]
+    tables.show(("TYPE", "OUTPUT", "PARAMETERS", "TRAINABLE"), rows)
+    total, trainable = parameter_totals(loaded.module)
+    click.echo(f"\nTotal parameters: {total:,}")
+    click.echo(f"Trainable: {trainable:,}   frozen: {total - trainable:,}")
+    prepared = ", ".join(f"{k}={v}" for k, v in loaded.preprocess.to_dict().items())
+    click.echo(f"Classes: {len(loaded.classes)}   preprocessing: {prepared}")
+
+
+def _traced(spec: str) -> tuple[LoadedModel, list[LayerRecord]]:
+    from camkit.layers import trace
+    from camkit.models import load_model
+
+    loaded = load_model(spec, device="cpu")
+    return loaded, trace(loaded.module, _example(loaded))
+
+
+def _example(loaded: LoadedModel):  # type: ignore[no-untyped-def]
+    from camkit.layers import example_inputs
+
+    return example_inputs(loaded.preprocess.size, next(loaded.module.parameters()))
+
+
+def _shapes(record: LayerRecord) -> str:
+    shapes = [str(list(shape)) if shape else "no tensor" for shape in record.shapes]
+    return shapes[0] if len(shapes) == 1 else f"{shapes[0]} (ran {len(shapes)} times)"
+
+
+def _grid(record: LayerRecord) -> str:
+    return f"{record.grid[0]} x {record.grid[1]}" if record.grid else "-"

@@ -1,0 +1,90 @@
+"""Everything camkit raises on purpose.
+
+CamkitError                 exit code
+├── UsageError              2   a wrong value in a call or on the command line
+│   ├── OptionError         2   an option of a plugin: unknown, wrong type, out of range
+│   ├── TargetError         2   a class that the model does not have, or a wrong kind of target
+│   └── LayerError          2   no such layer, or a layer that cannot carry a map
+├── PluginError             1
+│   ├── PluginNotFound      2   no plugin of that name
+│   ├── AmbiguousPlugin     2   two packages offer the name
+│   └── BrokenPlugin        1   found, but it cannot be loaded or keeps no promise
+├── ModelError              1   a model that cannot be found, read, built or run
+├── ImageError              1   an image that cannot be decoded safely
+└── MapError                1   a map that says nothing: NaN or infinite values
+
+Messages say what was wrong with which value and what to do, in one or two lines. `CamkitWarning` is
+the category of every warning camkit gives.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class CamkitError(Exception):
+    """Base of all errors that camkit raises; `exit_code` is what the command line returns."""
+
+    exit_code = 1
+
+
+class UsageError(CamkitError):
+    """A wrong value in a call or on the command line."""
+
+    exit_code = 2
+
+
+class OptionError(UsageError):
+    """An option of a plugin is unknown, of the wrong type or out of range."""
+
+
+class TargetError(UsageError):
+    """A target class that the model does not have, or a target of the wrong kind or length."""
+
+
+class LayerError(UsageError):
+    """A layer that does not exist, did not run, ran twice, or whose output is no feature map."""
+
+
+class PluginError(CamkitError):
+    """Something is wrong with a plugin."""
+
+
+class PluginNotFound(PluginError):
+    """No installed package offers a plugin of that name."""
+
+    exit_code = 2
+
+
+class AmbiguousPlugin(PluginError):
+    """Several packages offer a plugin of that name."""
+
+    exit_code = 2
+
+
+class BrokenPlugin(PluginError):
+    """A plugin was found but cannot be used."""
+
+
+class ModelError(CamkitError):
+    """A model cannot be found, read, built or run."""
+
+
+class ImageError(CamkitError):
+    """An image file cannot be decoded, or is refused for safety."""
+
+
+class MapError(CamkitError):
+    """A map holds NaN or infinite values, so no picture of it would be true."""
+
+
+class CamkitWarning(UserWarning):
+    """Something went well enough, but not as one would expect."""
+
+
+def closest(word: str, known: Iterable[str], count: int = 3) -> str:
+    """A half-sentence with the known names nearest to `word`: "; did you mean 'a' or 'b'?" or ""."""
+    folded = {name.casefold(): name for name in known}
+    near = difflib.get_close_matches(word.casefold(), folded, n=count, cutoff=0.5)
+    return f"; did you mean {' or '.join(repr(folded[key]) for key in near)}?" if near else ""

@@ -1,0 +1,202 @@
+"""Photographs from files: decoded completely, upright, RGB, and safely.
+
+Files may come from strangers. Only the formats below are tried, only up to a size, only regular files;
+every failure is one `ImageError` line that names the file.
+"""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import io
+import os
+import stat
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+from PIL import (
+    Image,
+    ImageOps,
+    TiffImagePlugin,  # noqa: F401  these two register themselves here; otherwise Pillow, asked for
+    UnidentifiedImageError,
+    WebPImagePlugin,  # noqa: F401  their formats, imports all its forty parsers
+)
+
+from camkit.errors import ImageError, UsageError
+
+# Pillow registers some forty parsers; these are what photographs come in. The JPEG parser also reads
+# MPO, which is what many phones write: a JPEG with further pictures behind it.
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
+SUFFIXES = frozenset(
+    ".jpg .jpeg .jpe .jfif .mpo .png .webp .bmp .gif .tif .tiff .ppm .pgm .pbm .pnm".split()
+)
+MAX_PIXELS = 89_478_485  # where Pillow begins to warn of decompression bombs
+MAX_BYTES = 512 * 2**20
+MAX_PROPORTION = 50  # a longer strip would be resized to something enormous, and show nothing
+BACKGROUND = (255, 255, 255)
+
+
+@dataclass(frozen=True)
+class Photo:
+    """A decoded photograph.
+
+    image: RGB, upright.
+    source: where it came from, for people; `sha256` is of the file's bytes, or of the pixels.
+    warnings: what was not as one would expect.
+    """
+
+    image: Image.Image = field(repr=False)
+    source: str
+    sha256: str
+    warnings: tuple[str, ...] = ()
+
+
+def sample() -> Path:
+    """The bundled photograph: `chelsea`, a cat, CC0, as the package scikit-image carries it."""
+    spec = find_spec("skimage")  # located without importing it
+    path = Path(spec.origin or "").parent / "data" / "chelsea.png" if spec else Path()
+    if not path.is_file():
+        raise ImageError("the sample photograph is missing: pip install scikit-image")
+    return path
+
+
+def load(source: str | os.PathLike[str] | Image.Image) -> Photo:
+    """Decode a file, or take an image that is already decoded.
+
+    EXIF orientation is applied, transparency is laid on white, 16-bit grey is scaled, palettes and CMYK
+    are converted, and of an animation the first frame is taken, with a warning.
+    Raises `ImageError` for whatever cannot be decoded completely or is refused.
+    """
+    if isinstance(source, Image.Image):
+        notes: list[str] = []
+        rgb = _rgb(_upright(source, notes), "the image")
+        return Photo(rgb, "image", hashlib.sha256(rgb.tobytes()).hexdigest(), tuple(notes))
+    path = Path(source)
+    name = display(path)
+    data = _read(path, name)
+    image, notes = _decode(data, name)
+    return Photo(image, name, hashlib.sha256(data).hexdigest(), tuple(notes))
+
+
+def expand(patterns: Sequence[str | os.PathLike[str]]) -> Iterator[Path]:
+    """The files that names, folders and globs mean, each once, in a stable order.
+
+    Of a folder, and of a glob, the files with an image's suffix are taken, folders recursively. A name
+    that is neither is passed on as it is, so that its own error says so. A glob or a folder without
+    images raises `UsageError`.
+    """
+    seen: set[str] = set()
+    for pattern in patterns:
+        found = False
+        for path in _expand_one(os.fspath(pattern)):
+            found = True
+            key = os.path.realpath(path)
+            if key not in seen:
+                seen.add(key)
+                yield path
+        if not found:
+            raise UsageError(f"no image found in {display(Path(pattern))!r}")
+
+
+def display(path: str | os.PathLike[str]) -> str:
+    """A path as text that is valid UTF-8 whatever the bytes of the name are."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
+def _expand_one(pattern: str) -> Iterable[Path]:
+    path = Path(pattern)
+    if path.is_dir():
+        return _walk(path)
+    if not os.path.lexists(pattern) and glob.has_magic(pattern):
+        found = sorted(glob.glob(pattern, recursive=True))  # noqa: PTH207  Path.glob takes no absolute pattern
+        hits = (Path(hit) for hit in found)
+        return (hit for hit in hits if hit.suffix.lower() in SUFFIXES and not hit.is_dir())
+    return [path]
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    for root, folders, files in os.walk(folder):  # does not follow links, so there are no loops
+        folders.sort()
+        for name in sorted(files):
+            if Path(name).suffix.lower() in SUFFIXES:
+                yield Path(root) / name
+
+
+def _read(path: Path, name: str) -> bytes:
+    try:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):  # reading a FIFO or a device might never end
+            raise ImageError(f"{name} is not a regular file")
+        if status.st_size > MAX_BYTES:
+            raise ImageError(f"{name} has {status.st_size >> 20} MiB; the limit is {MAX_BYTES >> 20}")
+        return path.read_bytes()
+    except OSError as error:
+        raise ImageError(f"{name} cannot be read: {error.strerror or error}") from None
+
+
+def _decode(data: bytes, name: str) -> tuple[Image.Image, list[str]]:
+    if not data:
+        raise ImageError(f"{name} is empty (0 bytes)")
+    notes: list[str] = []
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow's; what matters is checked here
+            with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+                _check_size(image.size, name)
+                if image.format != "MPO" and getattr(image, "is_animated", False):
+                    notes.append(f"{name} is an animation: the first frame is explained")
+                image.load()  # completely, so that a truncated file is found
+                return _rgb(_upright(image, notes), name), notes
+    except UnidentifiedImageError:
+        raise ImageError(f"{name} is not an image that camkit reads ({', '.join(FORMATS)})") from None
+    except (Image.DecompressionBombError, MemoryError):
+        raise ImageError(f"{name} is too large: more than {MAX_PIXELS:,} pixels") from None
+    except ImageError:
+        raise
+    # Decoders raise nearly anything on damaged data: OSError, SyntaxError, ValueError, struct.error ...
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ImageError(f"{name} cannot be decoded: {reason}") from None
+
+
+def _check_size(size: tuple[int, int], name: str) -> None:
+    width, height = size
+    if width * height > MAX_PIXELS:
+        raise ImageError(f"{name} is too large: {width} x {height} is more than {MAX_PIXELS:,} pixels")
+    if max(size) > MAX_PROPORTION * min(size):
+        raise ImageError(
+            f"{name} is {width} x {height}: a strip of more than {MAX_PROPORTION}:1 is no photograph"
+        )
+
+
+def _rgb(image: Image.Image, name: str) -> Image.Image:
+    if image.mode == "F":
+        raise ImageError(f"{name} has floating-point pixels, of which nobody knows what is white")
+    if image.mode.startswith("I"):
+        image = _sixteen_bit(image, name)
+    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+        rgba = image.convert("RGBA")
+        background = Image.new("RGBA", rgba.size, (*BACKGROUND, 255))
+        return Image.alpha_composite(background, rgba).convert("RGB")
+    return image.convert("RGB")
+
+
+def _sixteen_bit(image: Image.Image, name: str) -> Image.Image:
+    """16-bit grey to 8 bits; `convert` would clip everything above 255 to white."""
+    values = np.asarray(image).astype(np.int64)
+    if values.min() < 0 or values.max() > 65535:
+        raise ImageError(f"{name} has grey values outside 0 to 65535, of which nobody knows the white")
+    return Image.fromarray((values / 257).round().astype(np.uint8))
+
+
+def _upright(image: Image.Image, notes: list[str]) -> Image.Image:
+    try:
+        return ImageOps.exif_transpose(image)
+    # A damaged EXIF block is no reason to refuse the pixels.
+    except Exception:
+        notes.append("the EXIF data cannot be read, so the orientation is unknown")
+        return image

@@ -1,0 +1,291 @@
+"""Finding plugins and reading their options.
+
+Found and loaded are two things. `find` reads package metadata only, so it is quick, never runs a
+stranger's code and gives the same list every time; `load` imports the one plugin that is used.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import os
+import re
+import types
+import typing
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import Any, Literal
+
+from camkit.api import API_VERSION, Explainer, ModelSource, Trainer
+from camkit.errors import AmbiguousPlugin, BrokenPlugin, OptionError, PluginNotFound, closest
+
+Kind = Literal["explainer", "trainer", "model"]
+
+GROUPS: dict[Kind, str] = {
+    "explainer": "camkit.explainers",
+    "trainer": "camkit.trainers",
+    "model": "camkit.models",
+}
+BASES: dict[Kind, type] = {"explainer": Explainer, "trainer": Trainer, "model": ModelSource}
+HOST = "camkit"
+NAME = re.compile(r"[a-z0-9-]+")
+
+
+@dataclass(frozen=True)
+class Found:
+    """A plugin as its package announces it. `problem` is why it cannot be used, if it cannot.
+
+    `ambiguous`: the name is offered by several packages, so only `dist:name` picks one.
+    """
+
+    kind: Kind
+    name: str
+    value: str
+    dist: str
+    version: str
+    problem: str | None = None
+    ambiguous: bool = False
+
+    @property
+    def full_name(self) -> str:
+        """The name that is never ambiguous."""
+        return f"{self.dist}:{self.name}"
+
+    @property
+    def status(self) -> str:
+        """One of `ok`, `ambiguous`, `broken`."""
+        return "broken" if self.problem else "ambiguous" if self.ambiguous else "ok"
+
+
+def find(kind: Kind | None = None) -> list[Found]:
+    """Every plugin that installed packages announce, sorted by kind, name and distribution."""
+    kinds = list(GROUPS)
+    found = sorted(_all(), key=lambda f: (kinds.index(f.kind), f.name, f.dist))
+    claims = Counter((f.kind, f.name) for f in found if not f.problem)
+    marked = (replace(f, ambiguous=claims[f.kind, f.name] > 1 and not f.problem) for f in found)
+    return [f for f in marked if kind in (None, f.kind)]
+
+
+def get(kind: Kind, name: str) -> Found:
+    """The one plugin that `name` (or `dist:name`) means.
+
+    Raises `PluginNotFound`, `AmbiguousPlugin` or `BrokenPlugin`.
+    """
+    candidates = find(kind)
+    matches = [f for f in candidates if name in (f.name, f.full_name)]
+    usable = [f for f in matches if not f.problem]
+    if len(usable) == 1:
+        return usable[0]
+    if usable:
+        offers = " or ".join(f.full_name for f in usable)
+        raise AmbiguousPlugin(f"{kind} {name!r} is offered by several packages: use {offers}")
+    if matches:
+        broken = matches[0]
+        raise BrokenPlugin(f"{kind} {name!r} from {broken.dist} cannot be used: {broken.problem}")
+    known = [f.name for f in candidates if not f.problem]
+    hint = closest(name, known) or f"; installed: {', '.join(known) or 'none'}"
+    raise PluginNotFound(f"there is no {kind} {name!r}{hint} (`camkit plugin list` shows all)")
+
+
+@cache
+def load(found: Found) -> type[Any]:
+    """Import a plugin's class and hold it against its contract; `BrokenPlugin` says what is wrong."""
+    module_name, _, attribute = found.value.partition(":")
+    where = f"{found.kind} {found.name!r} from {found.dist} {found.version}"
+    try:
+        plugin: Any = importlib.import_module(module_name)
+        for part in attribute.split("."):
+            plugin = getattr(plugin, part)
+    # A plugin may raise anything on import, SystemExit included; it must not take the host down.
+    except (Exception, SystemExit) as error:
+        reason = f"{type(error).__name__}: {error}".strip().splitlines()[0]
+        raise BrokenPlugin(f"{where} cannot be imported: {reason}") from error
+    base = BASES[found.kind]
+    if not (isinstance(plugin, type) and issubclass(plugin, base)):
+        raise BrokenPlugin(f"{where}: {found.value} is not a subclass of camkit.{base.__name__}")
+    kind: Any = plugin
+    if missing := sorted(getattr(plugin, "__abstractmethods__", ())):
+        raise BrokenPlugin(f"{where}: {found.value} does not define {', '.join(missing)}")
+    if kind.api_version != API_VERSION:
+        side = "camkit" if kind.api_version > API_VERSION else found.dist
+        raise BrokenPlugin(
+            f"{where} speaks plugin API {kind.api_version}, this camkit {API_VERSION}: upgrade {side}"
+        )
+    for attribute in ("summary", "methods") if found.kind == "explainer" else ("summary",):
+        if not getattr(plugin, attribute, None):
+            raise BrokenPlugin(f"{where}: {found.value} does not define {attribute}")
+    return plugin
+
+
+def make(kind: Kind, name: str, options: Mapping[str, Any] | None = None) -> Any:
+    """The plugin `name` with its options: an instance, ready to use."""
+    plugin = load(get(kind, name))
+    if kind == "model":
+        return plugin()
+    return plugin(read_options(plugin.Options, options or {}, owner=name))
+
+
+# --- discovery ------------------------------------------------------------------------------------
+
+
+def _all() -> list[Found]:
+    selected = _selection(os.environ.get("CAMKIT_PLUGINS"))
+    groups = {group: kind for kind, group in GROUPS.items()}
+    seen: set[str] = set()
+    found: list[Found] = []
+    for dist in importlib.metadata.distributions():
+        name = _normalised(dist.name or "")
+        if not name or name in seen:  # the first on sys.path is the one that gets imported
+            continue
+        seen.add(name)
+        if name != HOST and selected is not None and name not in selected:
+            continue
+        # Read the text first: parsing every package's metadata would cost most of `--help`'s time.
+        if "camkit." not in (dist.read_text("entry_points.txt") or ""):
+            continue
+        for entry in dist.entry_points:
+            if kind := groups.get(entry.group):
+                item = Found(kind, entry.name, entry.value, name, dist.version)
+                found.append(replace(item, problem=_problem(item, dist)))
+    return [_unshadowed(item, found) for item in found]
+
+
+def _selection(value: str | None) -> set[str] | None:
+    """CAMKIT_PLUGINS: unset allows all; otherwise the distributions named, with commas."""
+    if value is None:
+        return None
+    return {_normalised(part) for part in value.split(",") if part.strip()}
+
+
+def _problem(found: Found, dist: importlib.metadata.Distribution) -> str | None:
+    """What is wrong as far as the metadata tells."""
+    if not NAME.fullmatch(found.name):
+        return f"the name {found.name!r} is not of the form [a-z0-9-]+"
+    if not re.fullmatch(r"[\w.]+:[\w.]+", found.value):
+        return f"the entry point {found.value!r} is not of the form module:Class"
+    if found.dist == HOST:
+        return None
+    from packaging.requirements import InvalidRequirement, Requirement
+
+    host_version = importlib.metadata.version(HOST)
+    for line in dist.requires or ():
+        try:
+            requirement = Requirement(line)
+        except InvalidRequirement:
+            continue
+        if _normalised(requirement.name) == HOST and not requirement.specifier.contains(
+            host_version, prereleases=True
+        ):
+            need = f"it needs camkit{requirement.specifier}, this is {host_version}"
+            older = any(spec.operator in ("<", "<=") for spec in requirement.specifier)
+            return f"{need}: upgrade {found.dist if older else 'camkit'}"
+    return None
+
+
+def _unshadowed(item: Found, found: list[Found]) -> Found:
+    """Built-in names belong to camkit."""
+    if item.dist == HOST or item.problem:
+        return item
+    if any(f.dist == HOST and (f.kind, f.name) == (item.kind, item.name) for f in found):
+        return replace(item, problem=f"the name {item.name!r} is built into camkit; choose another")
+    return item
+
+
+def _normalised(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).strip().lower()
+
+
+# --- options --------------------------------------------------------------------------------------
+
+
+def read_options(cls: type, values: Mapping[str, Any], *, owner: str) -> Any:
+    """An instance of the `Options` dataclass `cls` from texts (command line) or values (Python).
+
+    Raises `OptionError` for an unknown key (with the closest known), a wrong type, a value out of
+    range or not among the choices.
+    """
+    fields = {field.name: field for field in dataclasses.fields(cls)}
+    hints = typing.get_type_hints(cls)
+    parsed: dict[str, Any] = {}
+    for key, value in values.items():
+        name = key.replace("-", "_")
+        if name not in fields:
+            known = ", ".join(fields) or "it has none"
+            hint = closest(name, fields) or f" (options: {known})"
+            raise OptionError(f"{owner} has no option {key!r}{hint}")
+        parsed[name] = _value(value, hints[name], fields[name].metadata, f"option {key} of {owner}")
+    return cls(**parsed)
+
+
+def parse_assignments(texts: tuple[str, ...]) -> dict[str, str]:
+    """`KEY=VALUE` texts of the command line as a table."""
+    table: dict[str, str] = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        if not (key.strip() and equals):
+            raise OptionError(f"option {text!r} is not of the form KEY=VALUE")
+        table[key.strip()] = value.strip()
+    return table
+
+
+def type_name(hint: Any) -> str:
+    """A type as `camkit plugin show` and error messages name it."""
+    if typing.get_origin(hint) is Literal:
+        return "|".join(map(str, typing.get_args(hint)))
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        return " or ".join(type_name(part) for part in typing.get_args(hint))
+    return "none" if hint is type(None) else getattr(hint, "__name__", str(hint))
+
+
+def _value(value: Any, hint: Any, metadata: Mapping[str, Any], where: str) -> Any:
+    try:
+        parsed = _convert(value, hint)
+    except (TypeError, ValueError):
+        raise OptionError(f"{where} must be {type_name(hint)}, not {value!r}") from None
+    choices, low, high = (metadata.get(key) for key in ("choices", "min", "max"))
+    if choices and parsed not in choices:
+        raise OptionError(f"{where} must be one of {', '.join(map(str, choices))}, not {value!r}")
+    if isinstance(parsed, int | float) and (
+        (low is not None and not parsed >= low) or (high is not None and not parsed <= high)
+    ):
+        span = f"at least {low}" if high is None else f"at most {high}"
+        span = f"between {low} and {high}" if None not in (low, high) else span
+        raise OptionError(f"{where} must be {span}, not {value!r}")
+    return parsed
+
+
+_BOOLEANS = dict.fromkeys(("true", "yes", "on", "1"), True)
+_BOOLEANS |= dict.fromkeys(("false", "no", "off", "0"), False)
+
+
+def _convert(value: Any, hint: Any) -> Any:
+    """`value` as the type `hint`; texts are parsed, other values must already fit."""
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        for part in typing.get_args(hint):
+            try:
+                return _convert(value, part)
+            except (TypeError, ValueError):
+                continue
+        raise ValueError
+    if typing.get_origin(hint) is Literal:
+        by_text = {str(choice): choice for choice in typing.get_args(hint)}
+        if str(value) in by_text:
+            return by_text[str(value)]
+        raise ValueError
+    if hint is type(None):
+        if value is None or value == "none":
+            return None
+        raise ValueError
+    if isinstance(value, str) and hint is bool:
+        if value.lower() in _BOOLEANS:
+            return _BOOLEANS[value.lower()]
+        raise ValueError
+    if isinstance(value, str) and hint in (int, float, str):
+        return hint(value)
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
+        return value
+    raise TypeError

@@ -1,0 +1,124 @@
+"""From an upright RGB photograph to the tensor a model expects, and back to the photograph.
+
+A `Preprocess` is plain data, so it can be stored in a bundle and in every manifest line. It works on
+Pillow images through torchvision's own resize and crop, hence equals `weights.transforms()` and timm's
+evaluation transform.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import TYPE_CHECKING, Any, Literal, cast, get_args
+
+from camkit.errors import ModelError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+    from torch import Tensor
+
+Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
+Fit = Literal["crop", "squash"]
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """Resize, crop, scale to [0, 1] and normalise.
+
+    size: height and width in pixels of what the model sees.
+    resize: length in pixels of the shorter side before the centre crop; `None` means no margin, the
+        shorter side is resized just to cover `size`.
+    fit: `crop` keeps the proportions and cuts the margins; `squash` resizes to `size` exactly.
+    mean, std: per channel, of values in [0, 1].
+    """
+
+    size: tuple[int, int] = (224, 224)
+    resize: int | None = None
+    fit: Fit = "crop"
+    interpolation: Interpolation = "bilinear"
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
+
+    def __post_init__(self) -> None:
+        if min(self.size) < 1 or max(self.size) > 8192:
+            raise ModelError(f"input size {self.size} must lie between 1 and 8192 pixels")
+        if self.resize is not None and not min(self.size) <= self.resize <= 16384:
+            raise ModelError(f"resize={self.resize} is smaller than the crop {self.size}, or absurd")
+        if self.fit not in get_args(Fit) or self.interpolation not in get_args(Interpolation):
+            raise ModelError(f"unknown fit {self.fit!r} or interpolation {self.interpolation!r}")
+        if len(self.mean) != 3 or len(self.std) != 3 or not all(s > 0 for s in self.std):
+            raise ModelError(f"mean {self.mean} and std {self.std} need three values, std positive")
+        if not all(map(math.isfinite, (*self.mean, *self.std))):
+            raise ModelError(f"mean {self.mean} and std {self.std} must be finite")
+
+    def __call__(self, image: Image) -> Tensor:
+        """`image` (RGB, upright) as a normalised float32 tensor `[3, height, width]`."""
+        return self.tensor(self.view(image))
+
+    def view(self, image: Image) -> Image:
+        """What the model sees of `image`, as an image of `size`."""
+        from torchvision.transforms import InterpolationMode
+        from torchvision.transforms import functional as F
+
+        mode = InterpolationMode(self.interpolation)
+        resized = F.resize(image, list(self._resized(*image.size)[::-1]), mode, antialias=True)
+        return cast("Image", F.center_crop(resized, list(self.size)))
+
+    def tensor(self, view: Image) -> Tensor:
+        """A view as a normalised float32 tensor `[3, height, width]`."""
+        from torchvision.transforms import functional as F
+
+        pixels = F.to_tensor(view)
+        return cast("Tensor", F.normalize(pixels, list(self.mean), list(self.std)))
+
+    def box(self, width: int, height: int) -> tuple[float, float, float, float]:
+        """The part of a `width` x `height` photograph that the model sees: left, top, right, bottom.
+
+        In pixels of the photograph, with fractions; it reaches beyond the photograph only where the
+        crop had to be padded.
+        """
+        resized_w, resized_h = self._resized(width, height)
+        crop_h, crop_w = self.size
+        # torchvision's center_crop rounds the offset to whole pixels of the resized image.
+        left, top = round((resized_w - crop_w) / 2), round((resized_h - crop_h) / 2)
+        x, y = width / resized_w, height / resized_h
+        return left * x, top * y, (left + crop_w) * x, (top + crop_h) * y
+
+    def _resized(self, width: int, height: int) -> tuple[int, int]:
+        """Width and height after the resize, before the crop."""
+        crop_h, crop_w = self.size
+        if self.fit == "squash":
+            return crop_w, crop_h
+        if self.resize is not None:
+            short, long = min(width, height), max(width, height)
+            other = int(self.resize * long / short)  # truncated, as torchvision does
+            return (self.resize, other) if width <= height else (other, self.resize)
+        scale = max(crop_w / width, crop_h / height)
+        return max(crop_w, round(width * scale)), max(crop_h, round(height * scale))
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON holds it."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Preprocess:
+        """The inverse of `to_dict`; a missing key takes its default, anything odd is a `ModelError`."""
+        known = {field.name for field in fields(cls)}
+        if unknown := sorted(set(data) - known):
+            raise ModelError(f"preprocessing has unknown keys {unknown}; known are {sorted(known)}")
+        try:
+            values: dict[str, Any] = dict(data)
+            for key, kind in (("size", int), ("mean", float), ("std", float)):
+                if key in values:
+                    values[key] = tuple(kind(v) for v in values[key])
+            if len(values.get("size", (1, 1))) != 2:
+                raise ModelError(f"preprocessing size {data['size']!r} must be [height, width]")
+            if values.get("resize") is not None:
+                values["resize"] = int(values["resize"])
+            return cls(**values)
+        except (TypeError, ValueError, OverflowError) as error:
+            raise ModelError(f"preprocessing cannot be read: {error}") from None

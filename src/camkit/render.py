@@ -1,0 +1,147 @@
+"""Pictures of maps, in the lesson's look: min-max over the signed map, bilinear, `magma`, alpha 0.6."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+from torch.nn import functional as F
+
+from camkit.errors import MapError, UsageError, closest
+
+Box = tuple[float, float, float, float]
+
+
+@dataclass(frozen=True)
+class Style:
+    """How a map is drawn.
+
+    relu: only what speaks for the class, as in the Grad-CAM paper.
+    counterfactual: the negated map, rectified: what speaks against the class.
+    alpha: opacity of the heat over the photograph, 0 to 1.
+    cmap: a matplotlib colour map.
+    """
+
+    relu: bool = False
+    counterfactual: bool = False
+    alpha: float = 0.6
+    cmap: str = "magma"
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.alpha <= 1:
+            raise UsageError(f"alpha must lie between 0 and 1, not {self.alpha}")
+        from matplotlib import colormaps
+
+        if self.cmap not in colormaps:
+            hint = closest(self.cmap, colormaps)
+            raise UsageError(f"there is no colour map {self.cmap!r}{hint}")
+
+
+def signed(map: Tensor, style: Style) -> Tensor:
+    """The map that is drawn: as it is, rectified, or negated and rectified."""
+    if style.counterfactual:
+        return (-map).clamp(min=0)
+    return map.clamp(min=0) if style.relu else map
+
+
+def is_flat(map: Tensor) -> bool:
+    """Whether all values are equal, so that a picture shows nothing."""
+    return bool(map.max() == map.min())
+
+
+def overlay(image: Image.Image, map: Tensor, style: Style, box: Box | None = None) -> Image.Image:
+    """`image` with the map `[h, w]` over it.
+
+    box: the part of `image` that the map covers (left, top, right, bottom in pixels); the rest, which
+    the model did not see, is shown in grey. `None`: all of it.
+    Raises `MapError` if the map is not finite.
+    """
+    check_finite(map)
+    drawn = signed(map.float(), style)
+    photo = np.asarray(image.convert("RGB"), dtype=np.float32)
+    left, top, right, bottom = box or (0, 0, *image.size)
+    x0, x1 = max(0, round(left)), min(image.width, round(right))
+    y0, y1 = max(0, round(top)), min(image.height, round(bottom))
+    result = photo if box is None else _unseen(image)
+    values = _sample(drawn, (left, top, right, bottom), (x0, y0, x1, y1))
+    heat = _colours(_normalised(values, drawn), style.cmap)
+    result = result.copy()
+    seen = photo[y0:y1, x0:x1]
+    result[y0:y1, x0:x1] = (1 - style.alpha) * seen + style.alpha * heat
+    return Image.fromarray(result.round().clip(0, 255).astype(np.uint8))
+
+
+def check_finite(map: Tensor) -> None:
+    """Raise `MapError` if a value of `map` is NaN or infinite."""
+    bad = int((~torch.isfinite(map)).sum())
+    if bad:
+        raise MapError(
+            f"{bad} of the map's {map.numel()} values are NaN or infinite; the model's activations or "
+            "gradients overflow (try --dtype float32)"
+        )
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One picture of a sheet: a title of one or two lines over an image."""
+
+    title: str
+    image: Image.Image
+
+
+def sheet(rows: Sequence[Sequence[Panel]], heading: str) -> Image.Image:
+    """Panels in rows under one heading, for looking at maps side by side."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    columns = max(len(row) for row in rows)
+    figure: Any = Figure(figsize=(2.9 * columns, 3.3 * len(rows) + 0.4), layout="constrained")
+    canvas: Any = FigureCanvasAgg(figure)
+    figure.suptitle(heading, fontsize=10)
+    axes = figure.subplots(len(rows), columns, squeeze=False)
+    for row, line in zip(rows, axes, strict=True):
+        for index, ax in enumerate(line):
+            ax.axis("off")
+            if index < len(row):
+                ax.imshow(np.asarray(row[index].image))
+                ax.set_title(row[index].title, fontsize=8)
+    canvas.draw()
+    return Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
+
+
+def _sample(map: Tensor, box: Box, pixels: tuple[int, int, int, int]) -> Tensor:
+    """The map, stretched over `box`, at the centres of `pixels`; bilinear, `[y1 - y0, x1 - x0]`.
+
+    On whole boxes this is `interpolate(mode="bilinear", align_corners=False)`.
+    """
+    left, top, right, bottom = box
+    x0, y0, x1, y1 = pixels
+    x = (torch.arange(x0, x1) + 0.5 - left) / (right - left) * 2 - 1
+    y = (torch.arange(y0, y1) + 0.5 - top) / (bottom - top) * 2 - 1
+    grid = torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1)[None]
+    source = map.detach().cpu()[None, None]
+    return F.grid_sample(source, grid, padding_mode="border", align_corners=False)[0, 0]
+
+
+def _normalised(values: Tensor, map: Tensor) -> Tensor:
+    """Min-max over the raw map, so that the scale does not depend on the size of the picture."""
+    low, high = map.min(), map.max()
+    if low == high:
+        return torch.zeros_like(values)
+    return ((values - low.cpu()) / (high - low).cpu()).clamp(0, 1)
+
+
+def _colours(values: Tensor, cmap: str) -> np.ndarray[Any, Any]:
+    from matplotlib import colormaps
+
+    return np.asarray(colormaps[cmap](values.numpy())[..., :3] * 255, dtype=np.float32)
+
+
+def _unseen(image: Image.Image) -> np.ndarray[Any, Any]:
+    grey = ImageOps.grayscale(image).convert("RGB")
+    return np.asarray(grey, dtype=np.float32) * 0.6
