@@ -23,7 +23,7 @@ check: .venv/ready
 	$(BIN)/mypy
 
 bench: .venv/ready
-	$(BIN)/python benchmarks/native.py
+	$(BIN)/python -m benchmarks.native
 
 clean:
 	rm -rf .venv camkit-out

@@ -26,10 +26,12 @@ if TYPE_CHECKING:
         TrainResult,
         option,
     )
+    from camkit.bundle import save_bundle
     from camkit.errors import CamkitError
-    from camkit.host import Explanation, class_maps, explain, explain_many, maps
+    from camkit.explanation import Explanation, explain, explain_many
+    from camkit.host import class_maps, maps
     from camkit.images import Photo
-    from camkit.models import load_model, save_bundle
+    from camkit.models import load_model
     from camkit.preprocess import Preprocess
     from camkit.render import Style
 
@@ -38,9 +40,11 @@ __version__ = "0.1.0"
 _HOMES = {
     "camkit.api": ("Explainer LoadedModel ModelSource Query Sweep Trainer TrainRequest TrainResult option"),
     "camkit.errors": "CamkitError",
-    "camkit.host": "Explanation class_maps explain explain_many maps",
+    "camkit.bundle": "save_bundle",
+    "camkit.explanation": "Explanation explain explain_many",
+    "camkit.host": "class_maps maps",
     "camkit.images": "Photo",
-    "camkit.models": "load_model save_bundle",
+    "camkit.models": "load_model",
     "camkit.preprocess": "Preprocess",
     "camkit.render": "Style",
 }

@@ -8,7 +8,7 @@ layer (VGG, DenseNet) cannot change what was kept.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -82,13 +82,17 @@ def as_it_was(module: nn.Module, device: torch.device) -> Iterator[None]:
     generators = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(generators), torch.inference_mode(False), torch.enable_grad():
         try:
-            for part, was_training in training:
-                if was_training:
-                    part.training = False
+            _set_modes((part, False) for part, _ in training)
             yield
         finally:
-            for part, was_training in training:
-                part.training = was_training
+            _set_modes(training)
+
+
+def _set_modes(modes: Iterable[tuple[nn.Module, bool]]) -> None:
+    """One by one, not by `train()`, which modules override; and only where it changes something."""
+    for part, training in modes:
+        if part.training != training:
+            part.training = training
 
 
 def usable(tensor: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ import torch
 import camkit
 from camkit import plugins
 from camkit.errors import CamkitError
-from camkit.host import Explanation, Failure, View
+from camkit.explanation import Explanation, Failure, View
 from camkit.render import Panel, Style, sheet
 
 SCHEMA = 1

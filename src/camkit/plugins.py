@@ -10,6 +10,7 @@ import dataclasses
 import importlib.metadata
 import os
 import re
+import sys
 import types
 import typing
 from collections import Counter
@@ -61,11 +62,8 @@ class Found:
 
 def find(kind: Kind | None = None) -> list[Found]:
     """Every plugin that installed packages announce, sorted by kind, name and distribution."""
-    kinds = list(GROUPS)
-    found = sorted(_all(), key=lambda f: (kinds.index(f.kind), f.name, f.dist))
-    claims = Counter((f.kind, f.name) for f in found if not f.problem)
-    marked = (replace(f, ambiguous=claims[f.kind, f.name] > 1 and not f.problem) for f in found)
-    return [f for f in marked if kind in (None, f.kind)]
+    found = _scan(os.environ.get("CAMKIT_PLUGINS"), tuple(sys.path))
+    return [f for f in found if kind in (None, f.kind)]
 
 
 def get(kind: Kind, name: str) -> Found:
@@ -75,6 +73,10 @@ def get(kind: Kind, name: str) -> Found:
     """
     candidates = find(kind)
     matches = [f for f in candidates if name in (f.name, f.full_name)]
+    if not matches:  # perhaps it was installed a moment ago, from a notebook
+        _scan.cache_clear()
+        candidates = find(kind)
+        matches = [f for f in candidates if name in (f.name, f.full_name)]
     usable = [f for f in matches if not f.problem]
     if len(usable) == 1:
         return usable[0]
@@ -130,8 +132,16 @@ def make(kind: Kind, name: str, options: Mapping[str, Any] | None = None) -> Any
 # --- discovery ------------------------------------------------------------------------------------
 
 
-def _all() -> list[Found]:
-    selected = _selection(os.environ.get("CAMKIT_PLUGINS"))
+@cache
+def _scan(restriction: str | None, path: tuple[str, ...]) -> list[Found]:
+    """All announcements, sorted and marked; walking every package takes as long as a small forward."""
+    kinds = list(GROUPS)
+    found = sorted(_announced(_selection(restriction)), key=lambda f: (kinds.index(f.kind), f.name, f.dist))
+    claims = Counter((f.kind, f.name) for f in found if not f.problem)
+    return [replace(f, ambiguous=claims[f.kind, f.name] > 1 and not f.problem) for f in found]
+
+
+def _announced(selected: set[str] | None) -> list[Found]:
     groups = {group: kind for kind, group in GROUPS.items()}
     seen: set[str] = set()
     found: list[Found] = []

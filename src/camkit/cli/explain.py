@@ -15,7 +15,7 @@ from camkit import plugins
 from camkit.errors import UsageError
 
 if TYPE_CHECKING:
-    from camkit.host import Explanation, Failure, Plan
+    from camkit.explanation import Explanation, Failure, Plan
     from camkit.output import Output
 
 
@@ -135,7 +135,7 @@ def explain(images: tuple[str, ...], **given: Any) -> None:
         plugins.get("explainer", backend)
     options = plugins.parse_assignments(given["options"])
 
-    from camkit import host
+    from camkit import explanation
     from camkit.images import expand, sample
     from camkit.models import load_model
     from camkit.output import Output
@@ -149,7 +149,7 @@ def explain(images: tuple[str, ...], **given: Any) -> None:
         dtype=given["dtype"],
         trust_pickle=given["trust_pickle"],
     )
-    work = host.plan(
+    work = explanation.plan(
         model,
         classes=given["classes"],
         backends=backends,
@@ -160,7 +160,7 @@ def explain(images: tuple[str, ...], **given: Any) -> None:
     view: Literal["model", "original"] = given["view"]
     several = len(work.layers) > 1
     output = Output(given["out"], style=style, view=view, several_layers=several)
-    results = host.stream(work, paths, batch_size=given["batch_size"])
+    results = explanation.stream(work, paths, batch_size=given["batch_size"])
     report = Report(work, as_json=given["as_json"])
     failed = done = 0
     for _, group in groupby(_progress(results, len(paths)), key=lambda result: result.position):
@@ -175,7 +175,7 @@ def explain(images: tuple[str, ...], **given: Any) -> None:
 
 def _write(output: Output, report: Report, results: list[Explanation | Failure]) -> tuple[int, int]:
     """Write what there is of one photograph; how many results are good and bad."""
-    from camkit.host import Explanation
+    from camkit.explanation import Explanation
 
     good = [result for result in results if isinstance(result, Explanation)]
     if good:
@@ -214,7 +214,7 @@ class Report:
 
     def result(self, result: Explanation | Failure, line: dict[str, Any], folder: Path) -> None:
         """One map, or why there is none."""
-        from camkit.host import Failure
+        from camkit.explanation import Failure
 
         if self._as_json:
             click.echo(json.dumps(line, ensure_ascii=False))

@@ -1,0 +1,305 @@
+"""Photographs in, explanations out: one, many, or a stream with its failures."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+import math
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from camkit import images, layers, plugins, render
+from camkit.api import Explainer, LoadedModel
+from camkit.errors import ImageError, MapError, ModelError, UsageError
+from camkit.host import Layer, resolve_layers, run
+from camkit.images import Photo
+from camkit.render import Style
+from camkit.targets import Chooser, class_chooser
+
+ImageSource = str | os.PathLike[str] | Image.Image
+View = Literal["model", "original"]
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """One map of one photograph for one class, with everything needed to draw it and to account for it.
+
+    map: raw, float32 `[h, w]`, on the CPU.
+    probability: softmax of the model's scores; logit: the score itself.
+    top: the most probable classes with their probabilities, most probable first.
+    position: of the photograph among those that were asked for.
+    """
+
+    map: Tensor = field(repr=False)
+    backend: str
+    method: str
+    layer: str
+    class_index: int
+    class_name: str
+    probability: float
+    logit: float
+    top: tuple[tuple[str, float], ...]
+    predicted_index: int
+    predicted_name: str
+    photo: Photo = field(repr=False)
+    model: LoadedModel = field(repr=False)
+    options: Mapping[str, Any] = field(default_factory=dict)
+    position: int = 0
+    warnings: tuple[str, ...] = ()
+
+    def overlay(self, *, view: View = "model", style: Style | None = None, **look: Any) -> Image.Image:
+        """The photograph with the map over it.
+
+        view: `model` shows what the model saw, after resize and crop; `original` the whole photograph.
+        look: the fields of `Style`: relu, counterfactual, alpha, cmap.
+        """
+        style = style or Style(**look)
+        preprocess, photo = self.model.preprocess, self.photo.image
+        if view == "original":
+            return render.overlay(photo, self.map, style, preprocess.box(*photo.size))
+        return render.overlay(preprocess.view(photo), self.map, style)
+
+    def save(self, path: str | os.PathLike[str], **look: Any) -> None:
+        """Write the overlay; the suffix says the format."""
+        self.overlay(**look).save(path)
+
+    def show(self, **look: Any) -> None:
+        """Show the overlay: in a notebook below the cell, elsewhere in the system's viewer."""
+        picture = self.overlay(**look)
+        try:
+            from IPython import get_ipython  # type: ignore[import-not-found,unused-ignore]
+            from IPython.display import display  # type: ignore[import-not-found,unused-ignore]
+
+            in_notebook = get_ipython() is not None
+        except ImportError:
+            in_notebook = False
+        if in_notebook:
+            display(picture)
+        else:
+            picture.show()
+
+    def caption(self) -> str:
+        """One line: what is shown."""
+        return f"{self.class_name} {self.probability:.1%} · {self.backend} {self.method} at {self.layer}"
+
+    def _repr_png_(self) -> bytes:
+        buffer = io.BytesIO()
+        self.overlay().save(buffer, "PNG")
+        return buffer.getvalue()
+
+    def _repr_html_(self) -> str:
+        data = base64.b64encode(self._repr_png_()).decode()
+        caption = html.escape(f"{self.photo.source}: {self.caption()}")
+        return (
+            f'<figure style="margin:0"><img alt="{caption}" src="data:image/png;base64,{data}">'
+            f"<figcaption>{caption}</figcaption></figure>"
+        )
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A photograph, or one map of it, that could not be explained; the others are not affected."""
+
+    source: str
+    error: ImageError | MapError
+    position: int
+    sha256: str | None = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to compute for every photograph: checked against model and plugins before any work."""
+
+    model: LoadedModel
+    explainers: tuple[tuple[str, Explainer], ...]
+    methods: tuple[str, ...]
+    layers: tuple[str, ...]
+    choose: Chooser
+
+
+def plan(
+    model: LoadedModel,
+    *,
+    classes: Sequence[str | int] = ("pred",),
+    backends: Sequence[str] = ("native",),
+    methods: Sequence[str] = ("gradcam",),
+    layer: Layer | Sequence[Layer] = "auto",
+    options: Mapping[str, Any] | None = None,
+) -> Plan:
+    """Resolve names; raises `UsageError`s and `PluginError`s for whatever does not exist."""
+    explainers = tuple((b, plugins.make("explainer", b, options)) for b in dict.fromkeys(backends))
+    specs = [layer] if isinstance(layer, str | nn.Module) else list(layer)
+    specs = [model.default_layer if spec == "auto" else spec for spec in specs]
+    like = next(p for p in model.module.parameters() if p.is_floating_point())
+    names = resolve_layers(model.module, specs, layers.example_inputs(model.preprocess.size, like))
+    chooser = class_chooser(classes, model.classes)
+    return Plan(model, explainers, tuple(dict.fromkeys(methods)), tuple(names), chooser)
+
+
+def explain(
+    model: LoadedModel,
+    image: ImageSource,
+    *,
+    target: str | int | None = None,
+    backend: str = "native",
+    method: str = "gradcam",
+    layer: Layer = "auto",
+    **options: Any,
+) -> Explanation:
+    """Explain one photograph for one class.
+
+    image: a file or a Pillow image. target: a class name or index; `None` is the predicted class.
+    Raises `ImageError`, `MapError` and what `maps` raises.
+    """
+    results = explain_many(
+        model,
+        [image],
+        target=target,
+        backend=backend,
+        method=method,
+        layer=layer,
+        **options,
+    )
+    return next(results)
+
+
+def explain_many(
+    model: LoadedModel,
+    images: Iterable[ImageSource],
+    *,
+    target: str | int | None = None,
+    backend: str = "native",
+    method: str = "gradcam",
+    layer: Layer = "auto",
+    batch_size: int = 16,
+    **options: Any,
+) -> Iterator[Explanation]:
+    """A stream of explanations, in the order of `images`; no more than a batch is in memory.
+
+    The first photograph that cannot be explained ends the stream with its error.
+    """
+    spec = "pred" if target is None else target
+    work = plan(
+        model,
+        classes=[spec],
+        backends=[backend],
+        methods=[method],
+        layer=layer,
+        options=options,
+    )
+    for result in stream(work, images, batch_size=batch_size):
+        if isinstance(result, Failure):
+            raise result.error
+        yield result
+
+
+def stream(
+    work: Plan, sources: Iterable[ImageSource], *, batch_size: int = 16
+) -> Iterator[Explanation | Failure]:
+    """Every explanation of every photograph, batch by batch; failures take their place in the order."""
+    if batch_size < 1:
+        raise UsageError(f"batch size must be at least 1, not {batch_size}")
+    batch: list[tuple[int, Photo] | Failure] = []
+    for position, source in enumerate(sources):
+        try:
+            batch.append((position, images.load(source)))
+        except ImageError as error:
+            name = "image" if isinstance(source, Image.Image) else images.display(source)
+            batch.append(Failure(name, error, position))
+        if len(batch) == batch_size:
+            yield from _explain_batch(work, batch)
+            batch = []
+    yield from _explain_batch(work, batch)
+
+
+def _explain_batch(
+    work: Plan, batch: Sequence[tuple[int, Photo] | Failure]
+) -> Iterator[Explanation | Failure]:
+    photos = [item for item in batch if not isinstance(item, Failure)]
+    results = _explain_photos(work, photos) if photos else iter(())
+    for item in batch:
+        if isinstance(item, Failure):
+            yield item
+        else:
+            yield from next(results)
+
+
+def _explain_photos(
+    work: Plan, photos: Sequence[tuple[int, Photo]]
+) -> Iterator[list[Explanation | Failure]]:
+    """For each photograph the list of its results, from one batch."""
+    model = work.model
+    tensors = [model.preprocess(photo.image) for _, photo in photos]
+    inputs = torch.stack(tensors).to(model.device, model.dtype)
+    seen: list[Tensor] = []
+
+    def choose(scores: Tensor) -> Tensor:  # the scores of the very forward that is explained
+        chosen = work.choose(scores)
+        seen[:] = [scores.detach().float().cpu(), chosen.cpu()]
+        return chosen
+
+    answers: dict[tuple[str, str, str], Tensor] = {}
+    for backend, explainer in work.explainers:
+        found = run(explainer, backend, model.module, inputs, work.layers, work.methods, choose)
+        answers |= {(backend, *key): value.float().cpu() for key, value in found.items()}
+    scores, chosen = seen
+    for row, (position, photo) in enumerate(photos):
+        yield list(_results(work, answers, scores, chosen, row, position, photo))
+
+
+def _results(
+    work: Plan,
+    answers: Mapping[tuple[str, str, str], Tensor],
+    scores: Tensor,
+    chosen: Tensor,
+    row: int,
+    position: int,
+    photo: Photo,
+) -> Iterator[Explanation | Failure]:
+    model, logits = work.model, scores[row]
+    if len(model.classes) != len(logits):
+        raise ModelError(
+            f"model {model.name!r} names {len(model.classes)} classes but returns {len(logits)}"
+        )
+    probabilities = logits.softmax(0)
+    top = probabilities.topk(min(5, len(logits)))
+    best = [(model.classes[i], p) for i, p in zip(top.indices.tolist(), top.values.tolist(), strict=True)]
+    explainers = dict(work.explainers)
+    columns = {index: column for column, index in reversed(list(enumerate(chosen[row].tolist())))}
+    for (backend, method, layer), maps in answers.items():
+        for index, column in sorted(columns.items(), key=lambda item: item[1]):
+            map = maps[row, column].clone()
+            try:
+                render.check_finite(map)
+                if not math.isfinite(float(logits[index])):
+                    raise MapError("the model's score is NaN or infinite (try --dtype float32)")
+            except MapError as error:
+                text = f"{photo.source}: {backend} {method}, class {model.classes[index]}: {error}"
+                yield Failure(photo.source, MapError(text), position, photo.sha256)
+                continue
+            flat = ("the map is constant: it says nothing",) if render.is_flat(map) else ()
+            yield Explanation(
+                map=map,
+                backend=backend,
+                method=method,
+                layer=layer,
+                class_index=index,
+                class_name=model.classes[index],
+                probability=float(probabilities[index]),
+                logit=float(logits[index]),
+                top=tuple(best),
+                predicted_index=int(logits.argmax()),
+                predicted_name=model.classes[int(logits.argmax())],
+                photo=photo,
+                model=model,
+                options=vars(explainers[backend].options),
+                position=position,
+                warnings=(*photo.warnings, *flat),
+            )

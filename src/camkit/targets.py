@@ -1,0 +1,111 @@
+"""Which classes are explained: from what users write to a function of the model's scores.
+
+A *chooser* maps scores `[B, n_classes]` to class indices int64 `[B, T]`. Choosing from the scores of the
+very forward that is explained is what lets `pred` and `top:K` cost no forward of their own.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from camkit.errors import ModelError, TargetError, closest
+
+Targets = int | Sequence[int] | Tensor | None
+Chooser = Callable[[Tensor], Tensor]
+
+
+def given(targets: Targets, batch: int) -> Chooser:
+    """The chooser of fixed targets; `TargetError` for a wrong kind or length."""
+    if targets is None:
+        return predicted
+    wanted = "targets must be an int, a list of ints or an int64 tensor [B]"
+    if isinstance(targets, bool | float | str):
+        raise TargetError(f"{wanted}, not {targets!r}")
+    try:
+        tensor = targets if isinstance(targets, Tensor) else torch.as_tensor(np.asarray(targets))
+    except (TypeError, ValueError, RuntimeError):
+        raise TargetError(f"{wanted}, not {targets!r}") from None
+    if tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool:
+        raise TargetError(f"{wanted}, not of type {tensor.dtype}")
+    if tensor.ndim == 0:
+        tensor = tensor.expand(batch)
+    if tensor.shape != (batch,):
+        raise TargetError(f"{list(tensor.shape)} targets for {batch} inputs: give one for each")
+    return lambda scores: tensor[:, None]
+
+
+def predicted(scores: Tensor) -> Tensor:
+    return scores.argmax(1, keepdim=True)
+
+
+def every(scores: Tensor) -> Tensor:
+    return torch.arange(scores.shape[1]).expand(len(scores), -1)
+
+
+def checked(choose: Chooser, batch: int) -> Chooser:
+    """`choose` behind the checks that every explainer relies on."""
+
+    def chosen(scores: Tensor) -> Tensor:
+        if not isinstance(scores, Tensor) or scores.ndim != 2 or len(scores) != batch:
+            got = list(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
+            raise ModelError(f"the model returns {got}; a classifier returns scores [B, n_classes]")
+        targets = choose(scores).to(scores.device, torch.int64)
+        bad = targets[(targets < 0) | (targets >= scores.shape[1])]
+        if len(bad):
+            raise TargetError(
+                f"there is no class {int(bad[0])}: the model has {scores.shape[1]} classes, "
+                f"0 to {scores.shape[1] - 1}"
+            )
+        return targets
+
+    return chosen
+
+
+def class_chooser(specs: Sequence[str | int], classes: Sequence[str]) -> Chooser:
+    """From `pred`, `top:K`, `all`, names and indices to a chooser of the classes they mean."""
+    choosers = [_one_spec(spec, classes) for spec in specs]
+    return lambda scores: torch.cat([c(scores).to(scores.device) for c in choosers], dim=1)
+
+
+def _one_spec(spec: str | int, classes: Sequence[str]) -> Chooser:
+    text = str(spec)
+    if text == "pred":
+        return predicted
+    if text == "all":
+        return every
+    if text.startswith("top:"):
+        if not re.fullmatch(r"[1-9]\d*", text[4:]):
+            raise TargetError(f"class {text!r}: K in top:K is a positive number")
+        count = int(text[4:])
+        return lambda scores: scores.topk(min(count, scores.shape[1]), dim=1).indices
+    index = class_index(text, classes)
+    return lambda scores: torch.full((len(scores), 1), index)
+
+
+def class_index(name: str, classes: Sequence[str]) -> int:
+    """The index of a class by its name, in any spelling of case, spaces and underscores, or by number.
+
+    Raises `TargetError` for an unknown name, with the closest, and for a name that several classes bear.
+    """
+    for spelled in (str, _folded):
+        hits = [i for i, candidate in enumerate(classes) if spelled(candidate) == spelled(name)]
+        if len(hits) > 1:
+            indices = " or ".join(map(str, hits))
+            raise TargetError(f"several classes are called {name!r}: use the index {indices}")
+        if hits:
+            return hits[0]
+    if re.fullmatch(r"\d+", name):
+        if int(name) < len(classes):
+            return int(name)
+        raise TargetError(f"there is no class {name}: the model has 0 to {len(classes) - 1}")
+    hint = closest(name.replace("_", " "), [c.replace("_", " ") for c in classes])
+    raise TargetError(f"the model has no class {name!r}{hint} ({len(classes)} classes)")
+
+
+def _folded(name: str) -> str:
+    return re.sub(r"[\W_]+", "", name).casefold()
