@@ -1,0 +1,211 @@
+"""Photographs in, explanations out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+import camkit
+from camkit.api import LoadedModel
+from camkit.errors import ImageError, MapError, ModelError, TargetError, UsageError
+from camkit.explanation import Failure, plan, stream
+from camkit.images import sample
+
+CLASSES = ("red", "green", "blue")
+
+
+@pytest.fixture
+def colours() -> LoadedModel:
+    """Scores are the mean of each colour channel: the map of a class is where its colour is."""
+    model = nn.Sequential(
+        nn.Conv2d(3, 3, 8, stride=8, bias=False), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 3)
+    )
+    model[0].weight.data = torch.eye(3)[:, :, None, None].expand(3, 3, 8, 8) / 64
+    model[3].weight.data = 4 * torch.eye(3)
+    model[3].bias.data.zero_()
+    preprocess = camkit.Preprocess(size=(32, 32), mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+    return LoadedModel(model.eval(), CLASSES, preprocess, name="colours", default_layer="0")
+
+
+def picture(colour: str, corner: str) -> Image.Image:
+    """Black, with a quarter in one colour at the top left or the bottom right."""
+    image = Image.new("RGB", (32, 32))
+    image.paste(colour, (0, 0, 16, 16) if corner == "top left" else (16, 16, 32, 32))
+    return image
+
+
+def test_the_map_is_where_the_evidence_is(colours: LoadedModel) -> None:
+    image = Image.new("RGB", (32, 32))
+    image.paste("red", (0, 0, 16, 16))
+    image.paste("blue", (16, 16, 32, 32))
+    red = camkit.explain(colours, image, target="red")
+    blue = camkit.explain(colours, image, target="blue")
+    assert red.map[:2, :2].min() > red.map[2:, 2:].max()
+    assert blue.map[2:, 2:].min() > blue.map[:2, :2].max()
+    pixels = np.asarray(red.overlay(alpha=1.0)).astype(int).sum(2)
+    assert pixels[4, 4] > pixels[28, 28]
+
+
+def test_what_an_explanation_says(colours: LoadedModel) -> None:
+    result = camkit.explain(colours, picture("#00ff00", "top left"))
+    assert (result.class_name, result.class_index) == ("green", 1)
+    assert (result.predicted_name, result.predicted_index) == ("green", 1)
+    assert result.logit == pytest.approx(1.0)  # 4 times a mean of 0.25
+    assert result.probability == pytest.approx(torch.tensor([0.0, 1.0, 0.0]).softmax(0)[1].item())
+    assert [name for name, _ in result.top][0] == "green" and len(result.top) == 3
+    assert (result.backend, result.method, result.layer) == ("native", "gradcam", "0")
+    assert result.map.shape == (4, 4) and result.map.dtype == torch.float32
+    assert result.options == {"reduction": "sum"}
+    assert result.warnings == ()
+
+
+def test_options_and_methods_are_passed_on(colours: LoadedModel) -> None:
+    image = picture("red", "top left")
+    summed = camkit.explain(colours, image, target="red")
+    mean = camkit.explain(colours, image, target="red", reduction="mean")
+    torch.testing.assert_close(summed.map, 3 * mean.map)
+    assert camkit.explain(colours, image, method="activations").method == "activations"
+
+
+def test_a_constant_map_is_said_to_be_constant(colours: LoadedModel) -> None:
+    result = camkit.explain(colours, Image.new("RGB", (32, 32), "white"))
+    assert "constant" in result.warnings[0]
+
+
+def test_many_in_order_and_a_batch_at_a_time(colours: LoadedModel) -> None:
+    taken = 0
+
+    def pictures() -> Iterator[Image.Image]:
+        nonlocal taken
+        for name in ("red", "#00ff00", "blue", "red", "blue"):
+            taken += 1
+            yield picture(name, "top left")
+
+    results = camkit.explain_many(colours, pictures(), batch_size=2)
+    assert next(results).class_name == "red"
+    assert taken == 2
+    assert [r.class_name for r in results] == ["green", "blue", "red", "blue"]
+
+
+def test_batches_do_not_change_the_maps(colours: LoadedModel) -> None:
+    pictures = [picture(c, "top left") for c in ("red", "blue", "#00ff00")]
+    together = list(camkit.explain_many(colours, pictures, batch_size=3))
+    alone = [camkit.explain(colours, p) for p in pictures]
+    for a, b in zip(together, alone, strict=True):
+        torch.testing.assert_close(a.map, b.map)
+
+
+def test_a_bad_file_costs_only_itself(colours: LoadedModel, tmp_path: Path) -> None:
+    good = tmp_path / "good.png"
+    picture("red", "top left").save(good)
+    bad = tmp_path / "bad.png"
+    bad.write_bytes(good.read_bytes()[:60])
+    results = list(stream(plan(colours), [good, bad, good], batch_size=2))
+    assert [type(r).__name__ for r in results] == ["Explanation", "Failure", "Explanation"]
+    assert [r.position for r in results] == [0, 1, 2]
+    assert isinstance(results[1], Failure) and "bad.png" in str(results[1].error)
+    with pytest.raises(ImageError, match=r"bad\.png"):
+        list(camkit.explain_many(colours, [good, bad]))
+    with pytest.raises(ImageError, match=r"missing\.png"):
+        camkit.explain(colours, tmp_path / "missing.png")
+
+
+def test_a_map_that_is_not_finite_costs_only_its_photograph(colours: LoadedModel) -> None:
+    class Burning(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            red = x[:, :1].amax((2, 3), keepdim=True) > 0.1
+            return torch.where(red, torch.nan, x)
+
+    colours.module[0] = nn.Sequential(colours.module[0], Burning())
+    red, blue = picture("red", "top left"), picture("blue", "top left")
+    results = list(stream(plan(colours), [blue, red, blue]))
+    assert [type(r).__name__ for r in results] == ["Explanation", "Failure", "Explanation"]
+    with pytest.raises(MapError, match="NaN or infinite"):
+        camkit.explain(colours, red)
+
+
+def test_several_classes_methods_and_layers_of_one_photograph(colours: LoadedModel) -> None:
+    work = plan(colours, classes=["pred", "top:2", "blue"], methods=["gradcam", "activations"], layer=["0"])
+    results = list(stream(work, [picture("red", "top left")]))
+    # pred is red, top:2 is red and one of the others; nothing is explained twice.
+    names = [(r.method, r.class_name) for r in results if not isinstance(r, Failure)]
+    assert names[0] == ("gradcam", "red")
+    assert len(names) == len(set(names)) and ("activations", "blue") in names
+
+
+def test_wrong_requests(colours: LoadedModel) -> None:
+    image = picture("red", "top left")
+    with pytest.raises(TargetError, match="did you mean 'green'"):
+        camkit.explain(colours, image, target="grean")
+    with pytest.raises(TargetError, match="0 to 2"):
+        camkit.explain(colours, image, target=3)
+    with pytest.raises(UsageError, match="alpha"):
+        camkit.explain(colours, image).overlay(alpha=2)
+    with pytest.raises(UsageError, match="at least 1"):
+        list(stream(plan(colours), [image], batch_size=0))
+
+
+def test_a_model_with_too_few_class_names(colours: LoadedModel) -> None:
+    short = LoadedModel(colours.module, CLASSES[:2], colours.preprocess, "short", default_layer="0")
+    with pytest.raises(ModelError, match="names 2 classes but returns 3"):
+        camkit.explain(short, picture("red", "top left"))
+
+
+def test_pictures_for_files_and_notebooks(colours: LoadedModel, tmp_path: Path) -> None:
+    result = camkit.explain(colours, picture("red", "top left"))
+    result.save(tmp_path / "out.png", view="original", relu=True)
+    assert Image.open(tmp_path / "out.png").size == (32, 32)
+    assert result._repr_png_().startswith(b"\x89PNG")
+    assert "<figcaption>" in result._repr_html_() and "red" in result._repr_html_()
+
+
+def test_class_names_are_escaped_in_notebooks(colours: LoadedModel) -> None:
+    evil = LoadedModel(
+        colours.module, ("<script>", "b", "c"), colours.preprocess, "evil", default_layer="0"
+    )
+    assert "<script>" not in camkit.explain(evil, picture("red", "top left"))._repr_html_()
+
+
+@pytest.fixture(scope="module")
+def imagenet() -> LoadedModel:
+    return camkit.load_model("imagenet", device="cpu")
+
+
+def test_the_sample_photograph_is_a_cat(imagenet: LoadedModel) -> None:
+    result = camkit.explain(imagenet, sample())
+    assert result.predicted_name in ("tabby", "tiger cat", "Egyptian cat")
+    assert result.map.shape == (7, 7)
+    assert result.overlay().size == (224, 224)
+    assert result.overlay(view="original").size == result.photo.image.size
+
+
+def test_counterfactual_and_rectified_pictures_differ(imagenet: LoadedModel) -> None:
+    result = camkit.explain(imagenet, sample())
+    pictures: list[Any] = [result.overlay(), result.overlay(relu=True), result.overlay(counterfactual=True)]
+    assert len({p.tobytes() for p in pictures}) == 3
+
+
+def test_on_pets_the_heat_lies_on_the_head_more_often_than_not(pets: Path, imagenet: LoadedModel) -> None:
+    """Energy within the head box against the box's share of the picture: the map must beat chance."""
+    import xml.etree.ElementTree as ElementTree
+
+    better = total = 0
+    photos = sorted((pets / "images").glob("*_1*.jpg"))[::16]
+    for result in camkit.explain_many(imagenet, photos):
+        xml = pets / "annotations" / "xmls" / f"{Path(result.photo.source).stem}.xml"
+        box = [float(e.text) for e in ElementTree.parse(xml).find(".//bndbox")]  # type: ignore[arg-type, union-attr]
+        left, top, right, bottom = result.model.preprocess.box(*result.photo.image.size)
+        x = (torch.arange(7) + 0.5) / 7 * (right - left) + left
+        y = (torch.arange(7) + 0.5) / 7 * (bottom - top) + top
+        inside = ((x > box[0]) & (x < box[2]))[None, :] & ((y > box[1]) & (y < box[3]))[:, None]
+        energy = result.map.clamp(min=0)
+        total += 1
+        better += float((energy * inside).sum() / energy.sum()) > float(inside.float().mean())
+    assert total > 10 and better / total > 0.75
