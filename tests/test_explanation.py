@@ -187,7 +187,7 @@ def test_the_sample_photograph_is_a_cat(imagenet: LoadedModel) -> None:
 
 
 def test_counterfactual_and_rectified_pictures_differ(imagenet: LoadedModel) -> None:
-    result = camkit.explain(imagenet, sample(), target="golden retriever")
+    result = camkit.explain(imagenet, sample(), target="goldfish")
     assert result.map.min() < 0 < result.map.max()
     pictures: list[Any] = [result.overlay(), result.overlay(relu=True), result.overlay(counterfactual=True)]
     assert len({p.tobytes() for p in pictures}) == 3

@@ -17,7 +17,6 @@ A minimal explainer:
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -101,12 +100,18 @@ class Explainer(ABC):
     Maps are raw: signed, neither rectified nor scaled nor upsampled. An explainer leaves no trace:
     modes, `.grad`, `requires_grad`, buffers, hooks, RNG state and inputs are as before, also after an
     exception, and it works under `no_grad`, `inference_mode` and on frozen models.
+
+    dtypes: of inputs and model that it works in. class_agnostic: methods whose map is the same for every
+    class. notes: what a user should know about a method. thread_safe: several threads may use one model.
     """
 
     api_version: ClassVar[int] = API_VERSION
     summary: ClassVar[str]
     methods: ClassVar[tuple[str, ...]]
     dtypes: ClassVar[tuple[str, ...]] = ("float32",)
+    class_agnostic: ClassVar[tuple[str, ...]] = ()
+    notes: ClassVar[Mapping[str, str]] = {}
+    thread_safe: ClassVar[bool] = False
     Options: ClassVar[type] = NoOptions
 
     def __init__(self, options: Any) -> None:
@@ -173,6 +178,8 @@ class LoadedModel:
     @cached_property
     def sha256(self) -> str:
         """Identity of the weights: over names, types, shapes and bytes of the state dict, in order."""
+        import hashlib
+
         import torch
 
         digest = hashlib.sha256()

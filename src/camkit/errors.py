@@ -19,7 +19,6 @@ the category of every warning camkit gives.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable
 
 
@@ -85,6 +84,8 @@ class CamkitWarning(UserWarning):
 
 def closest(word: str, known: Iterable[str], count: int = 3) -> str:
     """A half-sentence with the known names nearest to `word`: "; did you mean 'a' or 'b'?" or ""."""
+    import difflib  # only for messages
+
     folded = {name.casefold(): name for name in known}
     near = difflib.get_close_matches(word.casefold(), folded, n=count, cutoff=0.5)
     return f"; did you mean {' or '.join(repr(folded[key]) for key in near)}?" if near else ""

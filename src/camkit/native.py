@@ -43,6 +43,8 @@ class Native(Explainer):
     summary = "Hook-based Grad-CAM; one forward, nothing below the layer is differentiated"
     methods = (*GRADIENT_METHODS, *FEATURE_METHODS)
     dtypes = ("float32", "float64", "bfloat16", "float16")
+    class_agnostic = tuple(FEATURE_METHODS)
+    thread_safe = True
     Options: ClassVar[type] = NativeOptions
 
     def maps(self, query: Query) -> Tensor:

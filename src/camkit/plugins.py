@@ -19,7 +19,6 @@ from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any, Literal
 
-from camkit.api import API_VERSION, Explainer, ModelSource, Trainer
 from camkit.errors import AmbiguousPlugin, BrokenPlugin, OptionError, PluginNotFound, closest
 
 Kind = Literal["explainer", "trainer", "model"]
@@ -29,7 +28,7 @@ GROUPS: dict[Kind, str] = {
     "trainer": "camkit.trainers",
     "model": "camkit.models",
 }
-BASES: dict[Kind, type] = {"explainer": Explainer, "trainer": Trainer, "model": ModelSource}
+BASES: dict[Kind, str] = {"explainer": "Explainer", "trainer": "Trainer", "model": "ModelSource"}
 HOST = "camkit"
 NAME = re.compile(r"[a-z0-9-]+")
 
@@ -94,6 +93,8 @@ def get(kind: Kind, name: str) -> Found:
 @cache
 def load(found: Found) -> type[Any]:
     """Import a plugin's class and hold it against its contract; `BrokenPlugin` says what is wrong."""
+    from camkit import api  # not needed to list plugins, and listing should be instant
+
     module_name, _, attribute = found.value.partition(":")
     where = f"{found.kind} {found.name!r} from {found.dist} {found.version}"
     try:
@@ -104,16 +105,16 @@ def load(found: Found) -> type[Any]:
     except (Exception, SystemExit) as error:
         reason = f"{type(error).__name__}: {error}".strip().splitlines()[0]
         raise BrokenPlugin(f"{where} cannot be imported: {reason}") from error
-    base = BASES[found.kind]
+    base: type = getattr(api, BASES[found.kind])
     if not (isinstance(plugin, type) and issubclass(plugin, base)):
         raise BrokenPlugin(f"{where}: {found.value} is not a subclass of camkit.{base.__name__}")
     kind: Any = plugin
     if missing := sorted(getattr(plugin, "__abstractmethods__", ())):
         raise BrokenPlugin(f"{where}: {found.value} does not define {', '.join(missing)}")
-    if kind.api_version != API_VERSION:
-        side = "camkit" if kind.api_version > API_VERSION else found.dist
+    if kind.api_version != api.API_VERSION:
+        side = "camkit" if kind.api_version > api.API_VERSION else found.dist
         raise BrokenPlugin(
-            f"{where} speaks plugin API {kind.api_version}, this camkit {API_VERSION}: upgrade {side}"
+            f"{where} speaks plugin API {kind.api_version}, this camkit {api.API_VERSION}: upgrade {side}"
         )
     for attribute in ("summary", "methods") if found.kind == "explainer" else ("summary",):
         if not getattr(plugin, attribute, None):
@@ -146,14 +147,14 @@ def _announced(selected: set[str] | None) -> list[Found]:
     seen: set[str] = set()
     found: list[Found] = []
     for dist in importlib.metadata.distributions():
+        # Read this text first: parsing the metadata of every package would take most of the time.
+        if "camkit." not in (dist.read_text("entry_points.txt") or ""):
+            continue
         name = _normalised(dist.name or "")
         if not name or name in seen:  # the first on sys.path is the one that gets imported
             continue
         seen.add(name)
         if name != HOST and selected is not None and name not in selected:
-            continue
-        # Read the text first: parsing every package's metadata would cost most of `--help`'s time.
-        if "camkit." not in (dist.read_text("entry_points.txt") or ""):
             continue
         for entry in dist.entry_points:
             if kind := groups.get(entry.group):

@@ -1,0 +1,183 @@
+"""The conformance kit: what camkit promises its users about every plugin, as checks that anyone can run.
+
+    from camkit.testing import explainer_checks
+
+    @explainer_checks("my-backend", dist="camkit-my-backend", expected_failures={"check_batch": "issue 7"})
+    def test_conformance(check):
+        check()
+
+Each check is a plain function whose docstring says what it demands and which failure in the field it comes
+from. `camkit plugin check NAME` runs the same functions outside pytest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
+
+from camkit import plugins
+from camkit.plugins import Kind
+from camkit.testing import explainers, sources, trainers
+from camkit.testing.kit import Subject, reference_inputs, reference_model
+
+__all__ = [
+    "CHECKS",
+    "Outcome",
+    "Subject",
+    "explainer_checks",
+    "model_source_checks",
+    "reference_inputs",
+    "reference_model",
+    "run_check",
+    "run_checks",
+    "subject_of",
+    "trainer_checks",
+]
+
+Check = Callable[[Subject], None]
+
+CHECKS: dict[Kind, tuple[Check, ...]] = {
+    "explainer": (
+        explainers.check_registration,
+        explainers.check_declarations,
+        explainers.check_options,
+        explainers.check_output,
+        explainers.check_by_hand,
+        explainers.check_by_hand_before_inplace_relu,
+        explainers.check_targets,
+        explainers.check_classes_differ,
+        explainers.check_determinism,
+        explainers.check_batch,
+        explainers.check_class_maps,
+        explainers.check_no_trace,
+        explainers.check_no_trace_after_error,
+        explainers.check_no_trace_after_wrong_target,
+        explainers.check_gradient_modes,
+        explainers.check_frozen,
+        explainers.check_train_mode,
+        explainers.check_channels_last,
+        explainers.check_bfloat16,
+        explainers.check_memory,
+        explainers.check_threads,
+    ),
+    "model": (
+        explainers.check_registration,
+        sources.check_load,
+        sources.check_repeatable,
+        sources.check_layer,
+        sources.check_unknown_reference,
+        sources.check_bundle,
+    ),
+    "trainer": (
+        explainers.check_registration,
+        explainers.check_options,
+        trainers.check_trains,
+        trainers.check_bundle_written,
+        trainers.check_seed,
+        trainers.check_nothing_outside,
+        trainers.check_bad_data,
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a check said: `passed`, `failed`, or `waived` (failed as expected)."""
+
+    check: str
+    status: Literal["passed", "failed", "waived"]
+    demand: str
+    reason: str = ""
+
+
+def subject_of(kind: Kind, name: str, **details: Any) -> Subject:
+    """The installed plugin `name` as a subject."""
+    return Subject(kind, name, plugins.load(plugins.get(kind, name)), **details)
+
+
+def run_check(check: Check, subject: Subject, waivers: Mapping[str, str] | None = None) -> Outcome:
+    """Run one check. A waived check must fail: an unexpected pass is a failure."""
+    name = check.__name__
+    demand = (check.__doc__ or "").strip().splitlines()[0]
+    waiver = (waivers or {}).get(name)
+    try:
+        check(subject)
+    # A plugin may raise anything at all; for the kit that is a failed check.
+    except Exception as error:
+        reason = str(error) if isinstance(error, AssertionError) else f"{type(error).__name__}: {error}"
+        return Outcome(name, "waived" if waiver else "failed", demand, waiver or reason)
+    if waiver:
+        return Outcome(name, "failed", demand, f"passes, although it is expected to fail: {waiver}")
+    return Outcome(name, "passed", demand)
+
+
+def run_checks(subject: Subject, expected_failures: Mapping[str, str] | None = None) -> list[Outcome]:
+    """Every check of the subject's kind, in order. Unknown names among the waivers are failures."""
+    checks = CHECKS[subject.kind]
+    known = {check.__name__ for check in checks}
+    unknown = [
+        Outcome(name, "failed", "Waivers name checks that exist.", f"there is no check {name!r}")
+        for name in expected_failures or {}
+        if name not in known
+    ]
+    return unknown + [run_check(check, subject, expected_failures) for check in checks]
+
+
+def explainer_checks(
+    name: str,
+    *,
+    dist: str | None = None,
+    expected_failures: Mapping[str, str] | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> Callable[[Any], Any]:
+    """Decorator: a pytest test for every check of explainers; the test calls its argument `check`.
+
+    dist: the package that must offer the name. expected_failures: check name to reason; strict.
+    options: for every instance, for example to make a slow method quick.
+    """
+    return _parametrised("explainer", name, expected_failures, dist=dist, options=options or {})
+
+
+def model_source_checks(
+    name: str,
+    *,
+    reference: str,
+    dist: str | None = None,
+    expected_failures: Mapping[str, str] | None = None,
+) -> Callable[[Any], Any]:
+    """Decorator as `explainer_checks`, for a model source; `reference` is a model that loads offline."""
+    return _parametrised("model", name, expected_failures, dist=dist, reference=reference)
+
+
+def trainer_checks(
+    name: str,
+    *,
+    dist: str | None = None,
+    expected_failures: Mapping[str, str] | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> Callable[[Any], Any]:
+    """Decorator as `explainer_checks`, for a trainer; `options` should make a training take seconds."""
+    return _parametrised("trainer", name, expected_failures, dist=dist, options=options or {})
+
+
+def _parametrised(
+    kind: Kind, name: str, waivers: Mapping[str, str] | None, **details: Any
+) -> Callable[[Any], Any]:
+    import pytest
+
+    checks = {check.__name__: check for check in CHECKS[kind]}
+    unknown = [waived for waived in waivers or {} if waived not in checks]
+    if unknown:
+        raise ValueError(f"expected_failures names unknown checks {unknown}; known: {', '.join(checks)}")
+
+    def call(check: Check) -> None:
+        outcome = run_check(check, subject_of(kind, name, **details), waivers)
+        if outcome.status == "waived":
+            pytest.xfail(outcome.reason)
+        if outcome.status == "failed":
+            pytest.fail(f"{outcome.check}: {outcome.reason}\n{outcome.demand}", pytrace=False)
+
+    arguments: Sequence[Any] = [pytest.param(partial(call, c), id=n) for n, c in checks.items()]
+    return pytest.mark.parametrize("check", arguments)

@@ -1,0 +1,339 @@
+"""Checks of explainers. Each docstring says what is demanded, and which failure in the field it is from."""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+import threading
+import weakref
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from camkit import plugins
+from camkit.api import Query, Sweep
+from camkit.errors import OptionError, TargetError
+from camkit.host import run
+from camkit.targets import given
+from camkit.testing.kit import (
+    CLASSES,
+    LAYER,
+    Subject,
+    equal,
+    hand_model,
+    lived_in,
+    raises,
+    reference_inputs,
+    reference_model,
+    untouched,
+)
+
+
+def maps_of(
+    subject: Subject, method: str, targets: Any, model: nn.Module, inputs: Tensor, layer: str = LAYER
+) -> Tensor:
+    """Through the host, as a user's call goes."""
+    result = run(
+        subject.make(), subject.name, model, inputs, [layer], [method], given(targets, len(inputs))
+    )
+    return result[method, layer][:, 0]
+
+
+def check_registration(subject: Subject) -> None:
+    """The entry point leads to this class, from the expected package, with a summary and methods."""
+    found = plugins.get(subject.kind, subject.name)
+    assert plugins.load(found) is subject.plugin, f"{subject.name} is another class: {found.value}"
+    if subject.dist:
+        assert found.dist == subject.dist, f"{subject.name} comes from {found.dist}, not {subject.dist}"
+    summary = subject.plugin.summary
+    assert "\n" not in summary and 0 < len(summary) <= 120, "summary must be one line of up to 120 signs"
+
+
+def check_declarations(subject: Subject) -> None:
+    """`methods` are different names; `dtypes` and `class_agnostic` name what exists."""
+    methods = subject.plugin.methods
+    assert methods and len(set(methods)) == len(methods), f"methods {methods} must be different names"
+    unknown = set(subject.plugin.class_agnostic) - set(methods)
+    assert not unknown, f"class_agnostic names {unknown}, which are no methods"
+    for name in subject.plugin.dtypes:
+        assert isinstance(getattr(torch, name, None), torch.dtype), f"{name} is no torch type"
+    assert "float32" in subject.plugin.dtypes, "float32 must be supported"
+
+
+def check_options(subject: Subject) -> None:
+    """`Options` is a frozen dataclass; every field has a default and a help text; others are refused."""
+    cls: Any = subject.plugin.Options
+    assert dataclasses.is_dataclass(cls), "Options must be a dataclass"
+    parameters: Any = getattr(cls, "__dataclass_params__")  # noqa: B009  unknown to type checkers
+    assert parameters.frozen, "Options must be frozen"
+    for item in dataclasses.fields(cls):
+        assert item.default is not dataclasses.MISSING, f"option {item.name} needs a default"
+        assert item.metadata.get("help"), f"option {item.name} needs a help text (camkit.option)"
+    subject.make()
+    for wrong in ({"no-such-option": "1"}, {"": "1"}):
+        with raises(OptionError, f"the option {wrong}"):
+            plugins.read_options(subject.plugin.Options, wrong, owner=subject.name)
+
+
+def check_output(subject: Subject) -> None:
+    """Maps are `[B, h, w]`, float32 at least, finite, on the inputs' device and without a graph."""
+    model, inputs = reference_model(), reference_inputs()
+    for method in subject.plugin.methods:
+        query = Query(model, inputs, torch.tensor([0, 1, 2]), LAYER, method)
+        maps = subject.make().maps(query)
+        assert isinstance(maps, Tensor), f"{method} returns {type(maps).__name__}"
+        assert maps.ndim == 3 and len(maps) == 3, f"{method} returns {list(maps.shape)}, not [B, h, w]"
+        assert maps.dtype in (torch.float32, torch.float64), f"{method} returns {maps.dtype}"
+        assert maps.device == inputs.device, f"{method} returns a map on {maps.device}"
+        assert torch.isfinite(maps).all(), f"{method} returns NaN or infinite values"
+        assert not maps.requires_grad, f"{method} returns a map with a graph: detach it"
+
+
+def check_by_hand(subject: Subject) -> None:
+    """`gradcam` is the raw, signed `sum_k a_k A_k`: several libraries return it rectified or scaled."""
+    _check_by_hand(subject, inplace=False)
+
+
+def check_by_hand_before_inplace_relu(subject: Subject) -> None:
+    """A ReLU that overwrites the layer's output (VGG, DenseNet) must not change `gradcam`.
+
+    pytorch-grad-cam and torchcam are wrong by up to 90 % of the peak there.
+    """
+    _check_by_hand(subject, inplace=True)
+
+
+def _check_by_hand(subject: Subject, *, inplace: bool) -> None:
+    if "gradcam" not in subject.plugin.methods:
+        return
+    image = torch.tensor([[[[4.0, 1.0], [2.0, 3.0]], [[1.0, 5.0], [-2.0, 3.0]]]])
+    red, green = image[0]
+    # Behind a ReLU the gradient of a position is zero where the position is negative: 3 of 4 for green.
+    share = 0.75 if inplace else 1.0
+    expected = [(2 * red - share * green) / 4, (-red + 0.5 * share * green) / 4]
+    for target in (0, 1):
+        maps = maps_of(subject, "gradcam", target, hand_model(inplace=inplace), image)
+        equal(maps[0], expected[target], f"gradcam of class {target} on a network solved by hand")
+
+
+def check_targets(subject: Subject) -> None:
+    """int, list, tensor and `None` (the predicted class) mean what they say; a wrong one is refused.
+
+    With one target for three images a peer silently leaves two maps blank.
+    """
+    model, inputs = reference_model(), reference_inputs()
+    method = subject.plugin.methods[0]
+    expected = maps_of(subject, method, [2, 2, 2], model, inputs)
+    equal(maps_of(subject, method, 2, model, inputs), expected, "an int target")
+    equal(maps_of(subject, method, torch.tensor([2, 2, 2]), model, inputs), expected, "a tensor of targets")
+    with torch.no_grad():
+        predicted = model(inputs).argmax(1)
+    equal(
+        maps_of(subject, method, None, model, inputs),
+        maps_of(subject, method, predicted, model, inputs),
+        "no target (the predicted class)",
+    )
+    for wrong in (CLASSES, -1, [0, 1], [0, 1, 99], 1.5, "a", True, torch.zeros(3)):
+        with raises(TargetError, f"the target {wrong!r}"):
+            maps_of(subject, method, wrong, model, inputs)
+
+
+def check_classes_differ(subject: Subject) -> None:
+    """Each image gets the map of its own target; methods that do not look at it say so.
+
+    A method whose maps are the same for all classes belongs into `class_agnostic`.
+    """
+    model, inputs = reference_model(), reference_inputs(2)
+    for method in subject.plugin.methods:
+        a = maps_of(subject, method, [0, 1], model, inputs)
+        b = maps_of(subject, method, [1, 0], model, inputs)
+        same = torch.equal(a, b)
+        declared = method in subject.plugin.class_agnostic
+        assert same == declared, (
+            f"{method} gives {'the same map' if same else 'different maps'} for different classes, "
+            f"but is {'' if declared else 'not '}declared class_agnostic"
+        )
+
+
+def check_determinism(subject: Subject) -> None:
+    """Two calls give the same map, and the global random generators are untouched."""
+    model, inputs = reference_model(), reference_inputs(2)
+    for method in subject.plugin.methods:
+        query = Query(model, inputs, torch.tensor([0, 3]), LAYER, method)
+        first = subject.make().maps(query)
+        with untouched(model, inputs, f"by {method}"):
+            torch.rand(3, generator=torch.Generator().manual_seed(1))
+            second = subject.make().maps(query)
+        assert torch.equal(first, second), f"{method} gives another map on the second call"
+
+
+def check_batch(subject: Subject) -> None:
+    """A batch gives what its images give one by one, also in another order."""
+    model, inputs, targets = reference_model(), reference_inputs(), [0, 3, 1]
+    for method in subject.plugin.methods:
+        together = maps_of(subject, method, targets, model, inputs)
+        for i, target in enumerate(targets):
+            alone = maps_of(subject, method, target, model, inputs[i : i + 1])
+            equal(together[i : i + 1], alone, f"{method}, image {i} of a batch and alone", 1e-4)
+        order = torch.tensor([2, 0, 1])
+        moved = maps_of(subject, method, torch.tensor(targets)[order], model, inputs[order])
+        equal(moved, together[order], f"{method}, the batch in another order", 1e-4)
+
+
+def check_class_maps(subject: Subject) -> None:
+    """The maps of all classes are the single maps of each class."""
+    model, inputs = reference_model(), reference_inputs(2)
+    for method in subject.plugin.methods:
+        sweep = Sweep(
+            model, inputs, (LAYER,), (method,), lambda s: torch.arange(CLASSES).expand(len(s), -1)
+        )
+        every = subject.make().many(sweep)[method, LAYER]
+        for c in range(CLASSES):
+            equal(every[:, c], maps_of(subject, method, c, model, inputs), f"{method}, class {c}", 1e-4)
+
+
+def check_no_trace(subject: Subject) -> None:
+    """Modes, `.grad`, `requires_grad`, buffers, hooks, inputs and random states are as before.
+
+    pytorch-grad-cam leaves the model in `eval()` and its hooks behind; torchcam wipes `.grad`.
+    """
+    inputs = reference_inputs(2)
+    for method in subject.plugin.methods:
+        model = lived_in()
+        with untouched(model, inputs, f"by {method}"):
+            subject.make().maps(Query(model, inputs, torch.tensor([0, 3]), LAYER, method))
+
+
+def check_no_trace_after_error(subject: Subject) -> None:
+    """The same after the forward raised, below or above the target layer; the error comes through."""
+    inputs = reference_inputs(2)
+    for method in subject.plugin.methods:
+        for where in (0, 4, 8):
+            model = lived_in()
+            model[where].register_forward_pre_hook(_explode)
+            with (
+                untouched(model, inputs, f"by {method} when the forward raises"),
+                raises(_Explosion, f"an error in the forward under {method}"),
+            ):
+                subject.make().maps(Query(model, inputs, torch.tensor([0, 3]), LAYER, method))
+
+
+def check_no_trace_after_wrong_target(subject: Subject) -> None:
+    """The same when the target turns out wrong in the middle of the work."""
+    inputs = reference_inputs(2)
+    for method in subject.plugin.methods:
+        model = lived_in()
+        with (
+            untouched(model, inputs, f"by {method} when the target is wrong"),
+            raises(TargetError, "a target out of range"),
+        ):
+            sweep = Sweep(model, inputs, (LAYER,), (method,), _refuse)
+            subject.make().many(sweep)
+
+
+class _Explosion(RuntimeError):
+    pass
+
+
+def _explode(*_: Any) -> None:
+    raise _Explosion("the forward failed")
+
+
+def _refuse(_: Tensor) -> Tensor:
+    raise TargetError("no such class")
+
+
+def check_gradient_modes(subject: Subject) -> None:
+    """It works when the caller is under `no_grad` or `inference_mode`: most libraries raise."""
+    model, inputs = reference_model(), reference_inputs(2)
+    for method in subject.plugin.methods:
+        expected = maps_of(subject, method, [0, 3], model, inputs)
+        for mode in (torch.no_grad, torch.inference_mode):
+            with mode():
+                maps = maps_of(subject, method, [0, 3], model, inputs * 1)
+            equal(maps, expected, f"{method} under {mode.__name__}")
+
+
+def check_frozen(subject: Subject) -> None:
+    """A model without trainable parameters has the same maps: pytorch-grad-cam raises."""
+    inputs = reference_inputs(2)
+    for method in subject.plugin.methods:
+        expected = maps_of(subject, method, [0, 3], reference_model(), inputs)
+        frozen = reference_model().requires_grad_(False)
+        equal(maps_of(subject, method, [0, 3], frozen, inputs), expected, f"{method} on a frozen model")
+
+
+def check_train_mode(subject: Subject) -> None:
+    """During a training the maps are those of eval mode, and the model goes on training."""
+    inputs = reference_inputs(2)
+    for method in subject.plugin.methods:
+        expected = maps_of(subject, method, [0, 3], reference_model(), inputs)
+        model = reference_model().train()
+        equal(
+            maps_of(subject, method, [0, 3], model, inputs), expected, f"{method} on a model in train mode"
+        )
+        assert all(m.training for m in model.modules()), f"{method} leaves the model in eval mode"
+
+
+def check_channels_last(subject: Subject) -> None:
+    """The memory format does not change the maps."""
+    inputs = reference_inputs(2)
+    for method in subject.plugin.methods:
+        expected = maps_of(subject, method, [0, 3], reference_model(), inputs)
+        last = reference_model().to(memory_format=torch.channels_last)
+        maps = maps_of(subject, method, [0, 3], last, inputs.to(memory_format=torch.channels_last))
+        equal(maps, expected, f"{method} in channels-last", 1e-4)
+
+
+def check_bfloat16(subject: Subject) -> None:
+    """If bfloat16 is declared, it works, and `gradcam` stays close to its float32 map."""
+    if "bfloat16" not in subject.plugin.dtypes:
+        return
+    inputs = reference_inputs(2)
+    for method in subject.plugin.methods:
+        maps = maps_of(subject, method, [0, 3], reference_model().bfloat16(), inputs.bfloat16())
+        assert maps.dtype == torch.float32, f"{method} returns {maps.dtype} in bfloat16"
+        assert torch.isfinite(maps).all(), f"{method} returns NaN or infinite values in bfloat16"
+        if method == "gradcam":
+            equal(maps, maps_of(subject, method, [0, 3], reference_model(), inputs), method, 0.1)
+
+
+def check_memory(subject: Subject) -> None:
+    """Nothing keeps the model alive: memory that grows is the most frequent complaint in the trackers."""
+    for method in subject.plugin.methods:
+        model = reference_model()
+        maps_of(subject, method, 0, model, reference_inputs(1))
+        gone = weakref.ref(model)
+        del model
+        gc.collect()
+        assert gone() is None, f"{method} keeps the model alive"
+
+
+def check_threads(subject: Subject) -> None:
+    """Two threads on two models; on one model too if the class declares `thread_safe`."""
+    shared = reference_model(seed=1)
+    pairs = [[reference_model(seed=1), reference_model(seed=2)]]
+    pairs += [[shared, shared]] if subject.plugin.thread_safe else []
+    method = subject.plugin.methods[0]
+    images = torch.split(reference_inputs(12), 1)
+    for models in pairs:
+        expected = [[maps_of(subject, method, 1, m, x) for x in images] for m in models]
+        results: list[list[Tensor | BaseException]] = [[], []]
+
+        def work(k: int, models: Sequence[nn.Module] = models, results: Any = results) -> None:
+            for x in images:
+                try:
+                    results[k].append(maps_of(subject, method, 1, models[k], x))
+                except Exception as error:
+                    results[k].append(error)
+
+        threads = [threading.Thread(target=work, args=(k,)) for k in (0, 1)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        for k in (0, 1):
+            for got, want in zip(results[k], expected[k], strict=True):
+                assert isinstance(got, Tensor), f"a thread raised {got!r}"
+                equal(got, want, f"{method} in two threads")

@@ -1,0 +1,77 @@
+"""Checks of model sources."""
+
+from __future__ import annotations
+
+import random
+import tempfile
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from camkit import plugins
+from camkit.api import LoadedModel, ModelSource
+from camkit.bundle import save_bundle
+from camkit.errors import ModelError
+from camkit.host import resolve_layers, run
+from camkit.models import load_model
+from camkit.targets import given
+from camkit.testing.kit import Subject, equal, raises, same
+
+
+def check_load(subject: Subject) -> None:
+    """`load` gives a model in eval mode on the device that was asked for, with names for its scores."""
+    loaded = _loaded(subject)
+    assert isinstance(loaded, LoadedModel), f"load returns {type(loaded).__name__}"
+    assert not any(m.training for m in loaded.module.modules()), "the module must be in eval mode"
+    assert loaded.device.type == "cpu", f"asked for the CPU, got {loaded.device}"
+    with torch.no_grad():
+        scores = loaded.module(_example(loaded))
+    assert scores.ndim == 2, f"the model returns {list(scores.shape)}, not scores [B, n_classes]"
+    assert scores.shape[1] == len(loaded.classes), f"{len(loaded.classes)} names, {scores.shape[1]} scores"
+
+
+def check_repeatable(subject: Subject) -> None:
+    """Loading twice gives the same weights, and the global random generators are untouched."""
+    before = torch.get_rng_state(), random.getstate()
+    first, second = _loaded(subject).sha256, _loaded(subject).sha256
+    assert first == second, "loading twice gives different weights"
+    assert same(before, (torch.get_rng_state(), random.getstate())), "loading changes the random state"
+
+
+def check_layer(subject: Subject) -> None:
+    """`default_layer` is a layer of the model that carries a map."""
+    loaded = _loaded(subject)
+    names = resolve_layers(loaded.module, loaded.default_layer, _example(loaded))
+    native = plugins.make("explainer", "native")
+    maps = run(native, "native", loaded.module, _example(loaded), names[:1], ["gradcam"], given(0, 1))
+    assert next(iter(maps.values())).ndim == 4
+
+
+def check_unknown_reference(subject: Subject) -> None:
+    """A reference that means nothing is a `ModelError`, never other weights."""
+    for wrong in ("no-such-model-7f3a", "../no/such/file.pth"):
+        with raises(ModelError, f"the reference {wrong!r}"):
+            subject.make().load(wrong, device=torch.device("cpu"), trust=False)
+
+
+def check_bundle(subject: Subject) -> None:
+    """A model that says how it is built comes back from a bundle with equal scores."""
+    loaded = _loaded(subject)
+    if loaded.architecture is None:
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        again = load_model(save_bundle(loaded, Path(folder) / "bundle"), device="cpu")
+    with torch.no_grad():
+        equal(again.module(_example(loaded)), loaded.module(_example(loaded)), "scores from the bundle")
+    assert again.classes == loaded.classes and again.preprocess == loaded.preprocess
+
+
+def _loaded(subject: Subject) -> LoadedModel:
+    source: ModelSource = subject.make()
+    return source.load(subject.reference, device=torch.device("cpu"), trust=False)
+
+
+def _example(loaded: LoadedModel) -> Tensor:
+    generator = torch.Generator().manual_seed(3)
+    return torch.randn(1, 3, *loaded.preprocess.size, generator=generator)

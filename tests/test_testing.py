@@ -1,0 +1,391 @@
+"""The conformance kit: camkit's own plugins pass, and every wrong plugin is caught by the right check."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from camkit.api import Explainer, Query, option
+from camkit.errors import TargetError
+from camkit.native import Native
+from camkit.testing import (
+    CHECKS,
+    Subject,
+    explainer_checks,
+    model_source_checks,
+    run_check,
+    run_checks,
+)
+
+
+@explainer_checks("native", dist="camkit")
+def test_native(check: Any) -> None:
+    check()
+
+
+@model_source_checks("timm", reference="test_resnet@none", dist="camkit")
+def test_timm(check: Any) -> None:
+    check()
+
+
+@model_source_checks("torchvision", reference="squeezenet1_1@none", dist="camkit")
+def test_torchvision(check: Any) -> None:
+    check()
+
+
+@model_source_checks("imagenet", reference="", dist="camkit")
+def test_imagenet(check: Any) -> None:
+    check()
+
+
+# --- mutants: each is native with one fault -------------------------------------------------------
+
+
+class Mutant(Native):
+    """Native under another class; the faults are below."""
+
+    many = Explainer.many  # one call of `maps` for each class, as most plugins do
+
+    def maps(self, query: Query) -> Tensor:
+        return Native.many(self, _sweep(query))[query.method, query.layer][:, 0]
+
+
+def _sweep(query: Query) -> Any:
+    from camkit.api import Sweep
+
+    targets = query.targets[:, None]
+    return Sweep(query.module, query.inputs, (query.layer,), (query.method,), lambda _: targets)
+
+
+class LeavesAHook(Mutant):
+    def maps(self, query: Query) -> Tensor:
+        query.layer_module.register_forward_hook(lambda *_: None)
+        return super().maps(query)
+
+
+class LeavesAHookAfterAnError(Mutant):
+    def maps(self, query: Query) -> Tensor:
+        handle = query.layer_module.register_forward_hook(lambda *_: None)
+        maps = super().maps(query)
+        handle.remove()
+        return maps
+
+
+class CallsEval(Mutant):
+    def maps(self, query: Query) -> Tensor:
+        query.module.eval()
+        return super().maps(query)
+
+
+class Rectifies(Mutant):
+    def maps(self, query: Query) -> Tensor:
+        return super().maps(query).clamp(min=0)
+
+
+class Scales(Mutant):
+    def maps(self, query: Query) -> Tensor:
+        maps = super().maps(query)
+        return maps / maps.abs().amax((1, 2), keepdim=True).clamp(min=1e-9)
+
+
+class IgnoresTargets(Mutant):
+    def maps(self, query: Query) -> Tensor:
+        zeros = torch.zeros_like(query.targets)
+        return super().maps(Query(query.module, query.inputs, zeros, query.layer, query.method))
+
+
+class UsesTheFirstTarget(Mutant):
+    def maps(self, query: Query) -> Tensor:
+        first = query.targets[:1].expand(len(query.targets))
+        return super().maps(Query(query.module, query.inputs, first, query.layer, query.method))
+
+
+class ChangesTheInputs(Mutant):
+    def maps(self, query: Query) -> Tensor:
+        query.inputs.add_(1)
+        return super().maps(query)
+
+
+class DrawsFromTorch(Mutant):
+    def maps(self, query: Query) -> Tensor:
+        return super().maps(query) * (1 + 0 * torch.rand(1))
+
+
+class DrawsFromNumpy(Mutant):
+    def maps(self, query: Query) -> Tensor:
+        np.random.rand()
+        return super().maps(query)
+
+
+class DrawsFromPython(Mutant):
+    def maps(self, query: Query) -> Tensor:
+        random.random()
+        return super().maps(query)
+
+
+class IsNoisy(Mutant):
+    def maps(self, query: Query) -> Tensor:
+        noise = torch.randn(
+            1, generator=torch.Generator().manual_seed(random.SystemRandom().getrandbits(32))
+        )
+        return super().maps(query) + noise * 1e-3
+
+
+class LeavesGradients(Mutant):
+    def maps(self, query: Query) -> Tensor:
+        with torch.enable_grad():
+            query.module(query.inputs).sum().backward()
+        return super().maps(query)
+
+
+class WipesGradients(Mutant):
+    def maps(self, query: Query) -> Tensor:
+        query.module.zero_grad()
+        return super().maps(query)
+
+
+class NeedsGradients(Mutant):
+    def maps(self, query: Query) -> Tensor:
+        with torch.enable_grad():
+            query.module(query.inputs).sum().backward(retain_graph=True)
+        for parameter in query.module.parameters():
+            parameter.grad = None
+        return super().maps(query)
+
+
+class Freezes(Mutant):
+    def maps(self, query: Query) -> Tensor:
+        query.module.requires_grad_(False)
+        return super().maps(query)
+
+
+class MixesTheBatch(Mutant):
+    def maps(self, query: Query) -> Tensor:
+        maps = super().maps(query)
+        return maps - maps.mean(0, keepdim=True) + 1
+
+
+class Upsamples(Mutant):
+    def maps(self, query: Query) -> Tensor:
+        return super().maps(query)[:, None]
+
+
+class KeepsAGraph(Mutant):
+    def maps(self, query: Query) -> Tensor:
+        return super().maps(query) * torch.ones(1, requires_grad=True)
+
+
+class ReturnsHalf(Mutant):
+    def maps(self, query: Query) -> Tensor:
+        return super().maps(query).half()
+
+
+class ReturnsNan(Mutant):
+    def maps(self, query: Query) -> Tensor:
+        return super().maps(query).log()
+
+
+class KeepsTheModel(Mutant):
+    kept: ClassVar[list[Any]] = []
+
+    def maps(self, query: Query) -> Tensor:
+        self.kept.append(query.module)
+        return super().maps(query)
+
+
+class SharesState(Mutant):
+    """Parks the model in a class attribute between two steps, as libraries with global hooks do."""
+
+    parked: ClassVar[Any] = None
+
+    def maps(self, query: Query) -> Tensor:
+        import time
+
+        SharesState.parked = query.module
+        time.sleep(0.002)
+        module = SharesState.parked
+        SharesState.parked = None
+        return super().maps(Query(module, query.inputs, query.targets, query.layer, query.method))
+
+
+class BreaksInHalf(Mutant):
+    def maps(self, query: Query) -> Tensor:
+        if query.inputs.dtype == torch.bfloat16:
+            raise TypeError("got unsupported ScalarType BFloat16")
+        return super().maps(query)
+
+
+class SwallowsErrors(Mutant):
+    def maps(self, query: Query) -> Tensor:
+        try:
+            return super().maps(query)
+        except RuntimeError:
+            return torch.zeros(len(query.inputs), 8, 8)
+
+
+class ForgetsTheClassMaps(Mutant):
+    def many(self, sweep: Any) -> Any:
+        return {key: maps.flip(1) for key, maps in super().many(sweep).items()}
+
+
+@dataclass
+class ThawedOptions:
+    size: int = option(1, help="a number")
+
+
+class HasThawedOptions(Mutant):
+    Options = ThawedOptions
+
+
+@dataclass(frozen=True)
+class SilentOptions:
+    size: int = 1
+
+
+class HasOptionsWithoutHelp(Mutant):
+    Options = SilentOptions
+
+
+class DeclaresTooMuch(Mutant):
+    class_agnostic = ("gradcam", "activations")
+
+
+class DeclaresNoFloat32(Mutant):
+    dtypes = ("float64",)
+
+
+MUTANTS: list[tuple[type[Explainer], str]] = [
+    (LeavesAHook, "check_no_trace"),
+    (LeavesAHookAfterAnError, "check_no_trace_after_error"),
+    (CallsEval, "check_no_trace"),
+    (Rectifies, "check_by_hand"),
+    (Scales, "check_by_hand"),
+    (IgnoresTargets, "check_classes_differ"),
+    (UsesTheFirstTarget, "check_batch"),
+    (ChangesTheInputs, "check_no_trace"),
+    (DrawsFromTorch, "check_determinism"),
+    (DrawsFromNumpy, "check_determinism"),
+    (DrawsFromPython, "check_determinism"),
+    (IsNoisy, "check_determinism"),
+    (LeavesGradients, "check_no_trace"),
+    (WipesGradients, "check_no_trace"),
+    (NeedsGradients, "check_frozen"),
+    (Freezes, "check_no_trace"),
+    (MixesTheBatch, "check_batch"),
+    (Upsamples, "check_output"),
+    (KeepsAGraph, "check_output"),
+    (ReturnsHalf, "check_output"),
+    (ReturnsNan, "check_output"),
+    (KeepsTheModel, "check_memory"),
+    (SharesState, "check_threads"),
+    (BreaksInHalf, "check_bfloat16"),
+    (SwallowsErrors, "check_no_trace_after_error"),
+    (ForgetsTheClassMaps, "check_class_maps"),
+    (HasThawedOptions, "check_options"),
+    (HasOptionsWithoutHelp, "check_options"),
+    (DeclaresTooMuch, "check_classes_differ"),
+    (DeclaresNoFloat32, "check_declarations"),
+    (Mutant, "check_registration"),  # not the class that the entry point `native` leads to
+]
+
+BY_NAME = {check.__name__: check for check in CHECKS["explainer"]}
+
+
+@pytest.mark.parametrize(("mutant", "check"), MUTANTS, ids=lambda x: getattr(x, "__name__", x))
+def test_mutant_is_caught(mutant: type[Explainer], check: str) -> None:
+    outcome = run_check(BY_NAME[check], Subject("explainer", "native", mutant))
+    assert outcome.status == "failed", f"{mutant.__name__} passes {check}"
+    assert outcome.reason
+
+
+def test_the_unchanged_mutant_passes_everything_but_its_registration() -> None:
+    outcomes = run_checks(Subject("explainer", "native", Mutant))
+    assert {o.check for o in outcomes if o.status != "passed"} == {"check_registration"}
+
+
+class ReadsOverwritten(Mutant):
+    """Keeps the very tensor that an in-place ReLU overwrites, as pytorch-grad-cam and torchcam do."""
+
+    def maps(self, query: Query) -> Tensor:
+        kept: list[Tensor] = []
+        handle = query.layer_module.register_forward_hook(lambda m, i, o: kept.append(o.detach()))
+        try:
+            maps = super().maps(query)
+            with torch.no_grad():
+                query.module(query.inputs)
+        finally:
+            handle.remove()
+        overwritten = (kept[-1] < 0).sum() == 0 and query.method == "gradcam"
+        return maps.clamp(min=0) if overwritten else maps
+
+
+class NeverChooses(Mutant):
+    def many(self, sweep: Any) -> Any:
+        zeros = torch.zeros(len(sweep.inputs), 1, dtype=torch.int64)
+        choose = lambda _: zeros  # noqa: E731
+        return Native.many(
+            self, type(sweep)(sweep.module, sweep.inputs, sweep.layers, sweep.methods, choose)
+        )
+
+
+class HooksBeforeChoosing(Mutant):
+    def many(self, sweep: Any) -> Any:
+        handle = sweep.module.get_submodule(sweep.layers[0]).register_forward_hook(lambda *_: None)
+        result = super().many(sweep)
+        handle.remove()
+        return result
+
+
+class DependsOnStrides(Mutant):
+    def maps(self, query: Query) -> Tensor:
+        return super().maps(query) * query.inputs.stride(1)
+
+
+SUBTLE: list[tuple[type[Explainer], str]] = [
+    (ReadsOverwritten, "check_by_hand_before_inplace_relu"),
+    (NeverChooses, "check_targets"),
+    (HooksBeforeChoosing, "check_no_trace_after_wrong_target"),
+    (DependsOnStrides, "check_channels_last"),
+]
+
+
+@pytest.mark.parametrize(("mutant", "check"), SUBTLE, ids=lambda x: getattr(x, "__name__", x))
+def test_subtle_mutant_is_caught(mutant: type[Explainer], check: str) -> None:
+    assert run_check(BY_NAME[check], Subject("explainer", "native", mutant)).status == "failed"
+
+
+# --- waivers --------------------------------------------------------------------------------------
+
+
+def test_waivers_are_strict() -> None:
+    wrong = Subject("explainer", "native", Rectifies)
+    right = Subject("explainer", "native", Mutant)
+    check = BY_NAME["check_by_hand"]
+    assert run_check(check, wrong, {"check_by_hand": "upstream"}).status == "waived"
+    unexpected = run_check(check, right, {"check_by_hand": "upstream"})
+    assert unexpected.status == "failed" and "expected to fail" in unexpected.reason
+    with pytest.raises(ValueError, match="check_nothing"):
+        explainer_checks("native", expected_failures={"check_nothing": "a slip"})
+    outcomes = run_checks(right, {"check_nothing": "a slip"})
+    assert outcomes[0].status == "failed" and "check_nothing" in outcomes[0].reason
+
+
+def test_every_check_of_what_a_plugin_can_do_wrong_has_a_mutant() -> None:
+    caught = {check for _, check in [*MUTANTS, *SUBTLE]}
+    by_the_host = {"check_gradient_modes", "check_train_mode"}  # a plugin would have to try hard
+    assert caught | by_the_host == set(BY_NAME)
+
+
+def test_a_check_that_meets_any_error_fails() -> None:
+    class Refuses(Mutant):
+        def maps(self, query: Query) -> Tensor:
+            raise TargetError("never")
+
+    outcome = run_check(BY_NAME["check_output"], Subject("explainer", "native", Refuses))
+    assert outcome.status == "failed" and "TargetError: never" in outcome.reason
