@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from camkit.models import load_model
     from camkit.preprocess import Preprocess
     from camkit.render import Style
+    from camkit.training import train
 
 __version__ = "0.1.0"
 
@@ -47,6 +48,7 @@ _HOMES = {
     "camkit.models": "load_model",
     "camkit.preprocess": "Preprocess",
     "camkit.render": "Style",
+    "camkit.training": "train",
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names.split()}
 
@@ -71,6 +73,7 @@ __all__ = [
     "maps",
     "option",
     "save_bundle",
+    "train",
 ]
 
 

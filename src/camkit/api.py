@@ -230,7 +230,7 @@ class ModelSource(ABC):
 
 @dataclass(frozen=True)
 class TrainRequest:
-    """What `camkit train` asks of a trainer.
+    """What `camkit.train` asks of a trainer.
 
     data: a folder of images, or the name of a data set that the trainer fetches.
     out: the folder that the bundle and everything else is written to, and nothing outside it.
@@ -243,7 +243,7 @@ class TrainRequest:
 
     data: str
     out: Path
-    recipe: str | Mapping[str, Any]
+    recipe: str | Mapping[str, Any] = "default"
     arch: str = "resnet34"
     weights: str = "default"
     seed: int = 0

@@ -13,14 +13,16 @@ import os
 import stat
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 from PIL import (
+    ExifTags,
     Image,
-    ImageOps,
+    ImageFile,
     TiffImagePlugin,  # noqa: F401  these two register themselves here; otherwise Pillow, asked for
     UnidentifiedImageError,
     WebPImagePlugin,  # noqa: F401  their formats, imports all its forty parsers
@@ -38,6 +40,22 @@ MAX_PIXELS = 89_478_485  # where Pillow begins to warn of decompression bombs
 MAX_BYTES = 512 * 2**20
 MAX_PROPORTION = 50  # a longer strip would be resized to something enormous, and show nothing
 BACKGROUND = (255, 255, 255)
+
+# By the raw mode of a PNG: from the transparent colour as the file holds it to the 8-bit pixels, which
+# Pillow scales without it.
+KEY_SCALES = {"L;2": 85, "L;4": 17, "RGB;16B": 1 / 256}
+# By the EXIF orientation: what makes the picture upright.
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+# Control characters would break the line of a message, or do worse to a terminal.
+ESCAPES = {code: ascii(chr(code))[1:-1] for code in (*range(0x20), *range(0x7F, 0xA0))}
 
 
 @dataclass(frozen=True)
@@ -72,8 +90,8 @@ def load(source: str | os.PathLike[str] | Image.Image) -> Photo:
     Raises `ImageError` for whatever cannot be decoded completely or is refused.
     """
     if isinstance(source, Image.Image):
-        notes: list[str] = []
-        rgb = _rgb(_upright(source, notes), "the image")
+        with _naming("the image"):
+            rgb, notes = _develop(source, "the image")
         return Photo(rgb, "image", hashlib.sha256(rgb.tobytes()).hexdigest(), tuple(notes))
     path = Path(source)
     name = display(path)
@@ -103,8 +121,8 @@ def expand(patterns: Sequence[str | os.PathLike[str]]) -> Iterator[Path]:
 
 
 def display(path: str | os.PathLike[str]) -> str:
-    """A path as text that is valid UTF-8 whatever the bytes of the name are."""
-    return os.fsencode(path).decode("utf-8", "backslashreplace")
+    """A path as one line of valid UTF-8, whatever the bytes of the name are."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace").translate(ESCAPES)
 
 
 def _expand_one(pattern: str) -> Iterable[Path]:
@@ -136,21 +154,35 @@ def _read(path: Path, name: str) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise ImageError(f"{name} cannot be read: {error.strerror or error}") from None
+    except ValueError as error:  # a NUL character
+        raise ImageError(f"{name} cannot be read: {error}") from None
 
 
 def _decode(data: bytes, name: str) -> tuple[Image.Image, list[str]]:
     if not data:
         raise ImageError(f"{name} is empty (0 bytes)")
+    with _naming(name), Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        _scale_key(image)
+        several = image.format != "MPO" and getattr(image, "is_animated", False)
+        rgb, notes = _develop(image, name)
+        return rgb, [*notes, *([f"{name} has several frames: the first is explained"] * several)]
+
+
+def _develop(image: Image.Image, name: str) -> tuple[Image.Image, list[str]]:
+    """Upright and RGB, with notes of what was odd."""
+    _check_size(image.size, name)
+    image.load()  # completely, so that a truncated file is found
     notes: list[str] = []
+    return _rgb(_upright(image, notes), name), notes
+
+
+@contextmanager
+def _naming(name: str) -> Iterator[None]:
+    """Turns whatever goes wrong with an image into one `ImageError` line that names it."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's; what matters is checked here
-            with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-                _check_size(image.size, name)
-                if image.format != "MPO" and getattr(image, "is_animated", False):
-                    notes.append(f"{name} is an animation: the first frame is explained")
-                image.load()  # completely, so that a truncated file is found
-                return _rgb(_upright(image, notes), name), notes
+            yield
     except UnidentifiedImageError:
         raise ImageError(f"{name} is not an image that camkit reads ({', '.join(FORMATS)})") from None
     except (Image.DecompressionBombError, MemoryError):
@@ -167,6 +199,8 @@ def _check_size(size: tuple[int, int], name: str) -> None:
     width, height = size
     if width * height > MAX_PIXELS:
         raise ImageError(f"{name} is too large: {width} x {height} is more than {MAX_PIXELS:,} pixels")
+    if min(size) == 0:
+        raise ImageError(f"{name} has no pixels: it is {width} x {height}")
     if max(size) > MAX_PROPORTION * min(size):
         raise ImageError(
             f"{name} is {width} x {height}: a strip of more than {MAX_PROPORTION}:1 is no photograph"
@@ -188,15 +222,29 @@ def _rgb(image: Image.Image, name: str) -> Image.Image:
 def _sixteen_bit(image: Image.Image, name: str) -> Image.Image:
     """16-bit grey to 8 bits; `convert` would clip everything above 255 to white."""
     values = np.asarray(image).astype(np.int64)
+    if "transparency" in image.info:  # the grey value that stands for nothing
+        values[values == image.info["transparency"]] = 65535
     if values.min() < 0 or values.max() > 65535:
         raise ImageError(f"{name} has grey values outside 0 to 65535, of which nobody knows the white")
     return Image.fromarray((values / 257).round().astype(np.uint8))
 
 
+def _scale_key(image: ImageFile.ImageFile) -> None:
+    """Brings the transparent colour of a PNG that is not decoded yet to the scale of its pixels."""
+    key = image.info.get("transparency")
+    scale = KEY_SCALES.get(str(image.tile[0].args)) if image.format == "PNG" and image.tile else None
+    if scale and key is not None:
+        many = isinstance(key, tuple)
+        image.info["transparency"] = tuple(int(k * scale) for k in key) if many else int(key * scale)
+
+
 def _upright(image: Image.Image, notes: list[str]) -> Image.Image:
+    # Not `ImageOps.exif_transpose`: it also writes the EXIF block anew, and gives up, unturned, if any
+    # other entry of it is odd.
     try:
-        return ImageOps.exif_transpose(image)
+        turn = TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
     # A damaged EXIF block is no reason to refuse the pixels.
     except Exception:
         notes.append("the EXIF data cannot be read, so the orientation is unknown")
         return image
+    return image if turn is None else image.transpose(turn)

@@ -10,7 +10,10 @@ import io
 import json
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +29,8 @@ from camkit.render import Panel, Style, sheet
 SCHEMA = 1
 MANIFEST = "manifest.jsonl"
 MAX_SHEET_ROWS = 8
-MAX_NAME_BYTES = 120
+MAX_NAME_BYTES = 120  # of one part of a file name
+MAX_STEM_BYTES = 240  # of all parts; file systems take 255 with the suffix
 
 FIELDS = (
     "schema image image_sha256 status error backend backend_dist backend_version method options layer "
@@ -58,14 +62,18 @@ class Output:
         """Write the files of one result; its manifest line."""
         line: dict[str, Any] = dict.fromkeys(FIELDS) | _facts(result)
         if isinstance(result, Explanation):
-            stem = ".".join([self._name(result), *self._parts(result)])
+            stem = shortened(".".join([self._name(result), *self._parts(result)]), MAX_STEM_BYTES)
             line |= {"map_file": f"{stem}.npy", "overlay_file": f"{stem}.png"}
             array = result.map.numpy()
             self._put(f"{stem}.npy", lambda file: np.save(file, array))
             picture = result.overlay(view=self._view, style=self._style)
             self._put(f"{stem}.png", lambda file: picture.save(file, "PNG"))
         text = json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n"
-        with (self.folder / MANIFEST).open("a", encoding="utf-8") as manifest:
+        # A lone surrogate, from a name that is not UTF-8, becomes the escape that JSON has for it.
+        with (
+            _writing(self.folder / MANIFEST) as path,
+            path.open("a", encoding="utf-8", errors="backslashreplace") as manifest,
+        ):
             manifest.write(text)
         return line
 
@@ -102,33 +110,54 @@ class Output:
         return self._names[result.position]
 
     def _parts(self, result: Explanation) -> list[str]:
-        shared = result.model.classes.count(result.class_name) > 1
-        name = f"{result.class_name}-{result.class_index}" if shared else result.class_name
-        parts = [result.backend, result.method, name]
-        return [slug(part) for part in ([*parts, result.layer] if self._several_layers else parts)]
+        name = class_slugs(tuple(result.model.classes))[result.class_index]
+        parts = [slug(result.backend), slug(result.method), name]
+        return [*parts, slug(result.layer)] if self._several_layers else parts
 
     def _put(self, name: str, write: Callable[[io.BytesIO], object]) -> None:
         buffer = io.BytesIO()
         write(buffer)
         draft = self.folder / f".{os.getpid()}.partial"
-        try:
-            draft.write_bytes(buffer.getvalue())
-            draft.replace(self.folder / name)
-        except OSError as error:
-            draft.unlink(missing_ok=True)
-            raise CamkitError(
-                f"cannot write {self.folder / name}: {error.strerror}; what was finished stays valid"
-            ) from None
+        with _writing(self.folder / name) as path:
+            try:
+                draft.write_bytes(buffer.getvalue())
+                draft.replace(path)
+            finally:
+                with suppress(OSError):  # it is gone, or there is something worse to tell
+                    draft.unlink()
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[Path]:
+    try:
+        yield path
+    except OSError as error:
+        raise CamkitError(f"cannot write {path}: {error.strerror}; what was finished stays valid") from None
+
+
+@lru_cache(maxsize=8)
+def class_slugs(classes: tuple[str, ...]) -> tuple[str, ...]:
+    """Each class as part of a file name; with its index where the name alone would be shared or empty."""
+    slugs = [slug(name) for name in classes]
+    count = Counter(slugs)
+    return tuple(
+        name if name and count[name] == 1 else f"{name or 'class'}-{index}"
+        for index, name in enumerate(slugs)
+    )
 
 
 def slug(text: str) -> str:
     """A text as part of a file name: no separators or blanks, and not too long."""
-    clean = re.sub(r"[^\w.+~-]+", "_", text).strip("_").lstrip(".")
-    raw = clean.encode()
-    if len(raw) <= MAX_NAME_BYTES:
-        return clean
+    return shortened(re.sub(r"[^\w.+~-]+", "_", text).strip("_").lstrip("."), MAX_NAME_BYTES)
+
+
+def shortened(text: str, limit: int) -> str:
+    """At most `limit` bytes of UTF-8; what is cut off is replaced by a digest, so names stay apart."""
+    raw = text.encode()
+    if len(raw) <= limit:
+        return text
     digest = hashlib.sha256(raw).hexdigest()[:8]
-    return f"{raw[: MAX_NAME_BYTES - 9].decode(errors='ignore')}-{digest}"
+    return f"{raw[: limit - 9].decode(errors='ignore')}-{digest}"
 
 
 def _facts(result: Explanation | Failure) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cache
+from pathlib import Path
 from typing import Any, Literal
 
 from camkit.errors import AmbiguousPlugin, BrokenPlugin, OptionError, PluginNotFound, closest
@@ -128,6 +129,35 @@ def make(kind: Kind, name: str, options: Mapping[str, Any] | None = None) -> Any
     if kind == "model":
         return plugin()
     return plugin(read_options(plugin.Options, options or {}, owner=name))
+
+
+def summary(found: Found) -> str:
+    """The plugin's own one-line summary, read from its source without running it; "" if it has none.
+
+    Importing every plugin for a list would run strangers' code and take as long as importing torch.
+    """
+    import ast
+    from importlib.machinery import PathFinder
+
+    module, _, cls = found.value.partition(":")
+    package, *rest = module.split(".")
+    spec = PathFinder.find_spec(package)
+    folders = [Path(folder) for folder in (spec and spec.submodule_search_locations) or ()]
+    files = [folder.joinpath(*rest, "__init__.py") for folder in folders]
+    files += [folder.joinpath(*rest).with_suffix(".py") for folder in folders if rest]
+    files += [Path(spec.origin)] if spec and spec.origin and not rest else []
+    source = next((file for file in files if file.is_file()), None)
+    try:
+        tree = ast.parse(source.read_bytes()) if source else None
+    except (OSError, SyntaxError, ValueError):
+        return ""
+    for node in tree.body if tree else ():
+        if isinstance(node, ast.ClassDef) and node.name == cls:
+            for line in node.body:
+                match line:
+                    case ast.Assign(targets=[ast.Name(id="summary")], value=ast.Constant(value=str(text))):
+                        return text
+    return ""
 
 
 # --- discovery ------------------------------------------------------------------------------------

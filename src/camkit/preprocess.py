@@ -8,6 +8,7 @@ evaluation transform.
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any, Literal, cast, get_args
@@ -32,7 +33,8 @@ class Preprocess:
     size: height and width in pixels of what the model sees.
     resize: length in pixels of the shorter side before the centre crop; `None` means no margin, the
         shorter side is resized just to cover `size`.
-    fit: `crop` keeps the proportions and cuts the margins; `squash` resizes to `size` exactly.
+    fit: `crop` keeps the proportions and cuts the margins; `squash` gives the whole photograph the
+        proportions of `size`.
     mean, std: per channel, of values in [0, 1].
     """
 
@@ -83,8 +85,7 @@ class Preprocess:
         """
         resized_w, resized_h = self._resized(width, height)
         crop_h, crop_w = self.size
-        # torchvision's center_crop rounds the offset to whole pixels of the resized image.
-        left, top = round((resized_w - crop_w) / 2), round((resized_h - crop_h) / 2)
+        left, top = _offset(resized_w, crop_w), _offset(resized_h, crop_h)
         x, y = width / resized_w, height / resized_h
         return left * x, top * y, (left + crop_w) * x, (top + crop_h) * y
 
@@ -92,7 +93,8 @@ class Preprocess:
         """Width and height after the resize, before the crop."""
         crop_h, crop_w = self.size
         if self.fit == "squash":
-            return crop_w, crop_h
+            scale = (self.resize or min(self.size)) / min(self.size)
+            return round(crop_w * scale), round(crop_h * scale)
         if self.resize is not None:
             short, long = min(width, height), max(width, height)
             other = int(self.resize * long / short)  # truncated, as torchvision does
@@ -112,13 +114,18 @@ class Preprocess:
             raise ModelError(f"preprocessing has unknown keys {unknown}; known are {sorted(known)}")
         try:
             values: dict[str, Any] = dict(data)
-            for key, kind in (("size", int), ("mean", float), ("std", float)):
+            for key, kind in (("size", operator.index), ("mean", float), ("std", float)):
                 if key in values:
                     values[key] = tuple(kind(v) for v in values[key])
             if len(values.get("size", (1, 1))) != 2:
                 raise ModelError(f"preprocessing size {data['size']!r} must be [height, width]")
             if values.get("resize") is not None:
-                values["resize"] = int(values["resize"])
+                values["resize"] = operator.index(values["resize"])
             return cls(**values)
         except (TypeError, ValueError, OverflowError) as error:
             raise ModelError(f"preprocessing cannot be read: {error}") from None
+
+
+def _offset(length: int, crop: int) -> int:
+    """Where a centre crop begins, in whole pixels, as torchvision's `center_crop` and its padding round."""
+    return round((length - crop) / 2) if length >= crop else -((crop - length) // 2)

@@ -62,7 +62,7 @@ def overlay(image: Image.Image, map: Tensor, style: Style, box: Box | None = Non
     Raises `MapError` if the map is not finite.
     """
     check_finite(map)
-    drawn = signed(map.float(), style)
+    drawn = signed(map.double(), style)  # in which no range of float32 values overflows
     photo = np.asarray(image.convert("RGB"), dtype=np.float32)
     left, top, right, bottom = box or (0, 0, *image.size)
     x0, x1 = max(0, round(left)), min(image.width, round(right))
@@ -102,14 +102,15 @@ def sheet(rows: Sequence[Sequence[Panel]], heading: str) -> Image.Image:
     columns = max(len(row) for row in rows)
     figure: Any = Figure(figsize=(2.9 * columns, 3.3 * len(rows) + 0.4), layout="constrained")
     canvas: Any = FigureCanvasAgg(figure)
-    figure.suptitle(heading, fontsize=10)
+    # Names may hold dollar signs, which are no formulas.
+    figure.suptitle(heading, fontsize=10, parse_math=False)
     axes = figure.subplots(len(rows), columns, squeeze=False)
     for row, line in zip(rows, axes, strict=True):
         for index, ax in enumerate(line):
             ax.axis("off")
             if index < len(row):
                 ax.imshow(np.asarray(row[index].image))
-                ax.set_title(row[index].title, fontsize=8)
+                ax.set_title(row[index].title, fontsize=8, parse_math=False)
     canvas.draw()
     return Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
 
@@ -121,8 +122,8 @@ def _sample(map: Tensor, box: Box, pixels: tuple[int, int, int, int]) -> Tensor:
     """
     left, top, right, bottom = box
     x0, y0, x1, y1 = pixels
-    x = (torch.arange(x0, x1) + 0.5 - left) / (right - left) * 2 - 1
-    y = (torch.arange(y0, y1) + 0.5 - top) / (bottom - top) * 2 - 1
+    x = (torch.arange(x0, x1, dtype=map.dtype) + 0.5 - left) / (right - left) * 2 - 1
+    y = (torch.arange(y0, y1, dtype=map.dtype) + 0.5 - top) / (bottom - top) * 2 - 1
     grid = torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1)[None]
     source = map.detach().cpu()[None, None]
     return F.grid_sample(source, grid, padding_mode="border", align_corners=False)[0, 0]

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from camkit.capture import usable
 from camkit.errors import ModelError, TargetError, closest
 
 Targets = int | Sequence[int] | Tensor | None
@@ -54,7 +55,7 @@ def checked(choose: Chooser, batch: int) -> Chooser:
         if not isinstance(scores, Tensor) or scores.ndim != 2 or len(scores) != batch:
             got = list(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
             raise ModelError(f"the model returns {got}; a classifier returns scores [B, n_classes]")
-        targets = choose(scores).to(scores.device, torch.int64)
+        targets = usable(choose(scores).to(scores.device, torch.int64))
         bad = targets[(targets < 0) | (targets >= scores.shape[1])]
         if len(bad):
             raise TargetError(

@@ -131,9 +131,9 @@ def explain(images: tuple[str, ...], **given: Any) -> None:
     if given["counterfactual"] and given["relu"]:
         raise UsageError("--counterfactual and --relu exclude each other: choose one")
     backends: tuple[str, ...] = given["backends"]
-    for backend in backends:  # before torch is imported: a misspelt name is told at once
-        plugins.get("explainer", backend)
     options = plugins.parse_assignments(given["options"])
+    for backend in backends:  # before the model is loaded: what is misspelt or broken is told at once
+        plugins.make("explainer", backend, options)
 
     from camkit import explanation
     from camkit.images import expand, sample

@@ -1,45 +1,182 @@
-"""`camkit plugin`: what is installed."""
+"""`camkit plugin`: what is installed, whether it works, and how to write one."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import typing
+from pathlib import Path
 from typing import Any
 
 import click
 
 from camkit import plugins
 from camkit.cli import tables
+from camkit.errors import BrokenPlugin, UsageError
+from camkit.plugins import Found, Kind
+
+KINDS = tuple(plugins.GROUPS)
 
 
 @click.group()
 def plugin() -> None:
-    """Explainers, trainers and model sources that are installed."""
+    """Explainers, trainers and model sources: what is installed, and how to write one."""
 
 
 @plugin.command("list")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on each line.")
 def list_(as_json: bool) -> None:
-    """Every plugin with its kind, package and status. Reads metadata only: nothing is imported."""
+    """Every plugin with its kind, package and status.
+
+    Nothing is imported: names come from package metadata, summaries from the source text.
+    """
     found = plugins.find()
     if as_json:
         for item in found:
             record: dict[str, Any] = {
-                "kind": item.kind,
                 "name": item.name,
+                "kind": item.kind,
                 "distribution": item.dist,
                 "version": item.version,
                 "status": item.status,
                 "problem": item.problem,
+                "summary": plugins.summary(item),
             }
             click.echo(json.dumps(record))
         return
-    rows = [(f.kind, f.name, f"{f.dist} {f.version}", f.status) for f in found]
-    tables.show(("KIND", "NAME", "PACKAGE", "STATUS"), rows)
+    rows = [(f.name, f.kind, f"{f.dist} {f.version}", f.status, plugins.summary(f)) for f in found]
+    tables.show(("NAME", "KIND", "PACKAGE", "STATUS", "SUMMARY"), rows)
     for item in found:
-        if item.problem:
-            click.echo(f"{item.kind} {item.name!r} of {item.dist} is left out: {item.problem}", err=True)
-        elif item.ambiguous:
-            click.echo(
-                f"{item.kind} {item.name!r} is offered more than once: write {item.full_name}",
-                err=True,
-            )
+        if trouble := _trouble(item):
+            click.echo(f"{item.kind} {item.name!r} of {item.dist}: {trouble}", err=True)
+
+
+@plugin.command()
+@click.argument("name")
+@click.option("--kind", type=click.Choice(KINDS), help="If several kinds have a plugin of that name.")
+def show(name: str, kind: Kind | None) -> None:
+    """Methods and options of the plugin NAME, and where it comes from."""
+    found = _named(name, kind)
+    cls: Any = plugins.load(found)
+    click.echo(f"{found.name}: {cls.summary}")
+    click.echo(f"{found.kind} from {found.dist} {found.version}, {found.value}")
+    if found.kind == "explainer":
+        click.echo(f"Types: {', '.join(cls.dtypes)}\n")
+        agnostic = "the same map for every class"
+        rows = []
+        for method in cls.methods:
+            notes = [agnostic] if method in cls.class_agnostic else []
+            rows.append((method, "; ".join([*notes, *filter(None, [cls.notes.get(method)])])))
+        tables.show(("METHOD", "NOTES"), rows)
+    if found.kind != "model":
+        click.echo()
+        _show_options(cls.Options)
+
+
+def _show_options(options: type[Any]) -> None:
+    hints = typing.get_type_hints(options)
+    rows = []
+    for item in dataclasses.fields(options):
+        kind = plugins.type_name(hints[item.name])
+        if choices := item.metadata.get("choices"):
+            kind = "|".join(map(str, choices))
+        rows.append((item.name, kind, str(item.default), item.metadata.get("help", "")))
+    if rows:
+        tables.show(("OPTION", "TYPE", "DEFAULT", "HELP"), rows)
+    else:
+        click.echo("It has no options.")
+
+
+@plugin.command()
+def doctor() -> None:
+    """Load every plugin; say what is wrong and how to mend it. Exit code 1 if anything is."""
+    wrong = 0
+    for item in plugins.find():
+        trouble = _trouble(item)
+        if not trouble:
+            try:
+                plugins.load(item)
+            except BrokenPlugin as error:
+                trouble = f"{error}\n  {_mend(item)}"
+        click.echo(f"{'FAIL' if trouble else 'ok  '}  {item.kind} {item.name} ({item.dist} {item.version})")
+        if trouble:
+            wrong += 1
+            click.echo(f"  {trouble}")
+    click.echo("Everything loads." if not wrong else f"{wrong} plugins cannot be used as they are.")
+    if wrong:
+        raise SystemExit(1)
+
+
+@plugin.command()
+@click.argument("name")
+@click.option("--kind", type=click.Choice(KINDS), help="If several kinds have a plugin of that name.")
+@click.option("--reference", default="", help="Of a model source: a model that loads offline.")
+@click.option(
+    "-o", "--option", "options", multiple=True, metavar="KEY=VALUE", help="An option of the plugin."
+)
+def check(name: str, kind: Kind | None, reference: str, options: tuple[str, ...]) -> None:
+    """Hold the plugin NAME against everything that camkit demands of its kind."""
+    found = _named(name, kind)
+    values = plugins.parse_assignments(options)
+
+    from camkit import testing
+
+    subject = testing.Subject(found.kind, name, plugins.load(found), values, reference)
+    failed = 0
+    for one in testing.CHECKS[found.kind]:
+        outcome = testing.run_check(one, subject)
+        good = outcome.status == "passed"
+        failed += not good
+        click.echo(
+            f"{'ok  ' if good else 'FAIL'}  {outcome.check.removeprefix('check_')}: {outcome.demand}"
+        )
+        if not good:
+            click.echo(f"      {outcome.reason}")
+    click.echo(f"{name}: {f'{failed} checks fail' if failed else 'all checks pass'}.")
+    if failed:
+        raise SystemExit(1)
+
+
+@plugin.command()
+@click.argument("name")
+@click.option("--kind", type=click.Choice(KINDS), default="explainer", show_default=True)
+@click.option(
+    "--into",
+    type=click.Path(path_type=Path, file_okay=False, exists=True),
+    default=".",
+    help="The folder in which camkit-NAME is made; here by default.",
+)
+def new(name: str, kind: Kind, into: Path) -> None:
+    """Write a package camkit-NAME with a working plugin, whose tests pass at once."""
+    from camkit.scaffold import new_plugin
+
+    folder = new_plugin(name, kind, into)
+    click.echo(f"Wrote {folder}. Next:\n")
+    click.echo(f"  cd {folder}\n  pip install -e '.[test]'\n  pytest")
+
+
+def _named(name: str, kind: Kind | None) -> Found:
+    """The plugin of that name, whichever kind it is."""
+    kinds = (
+        [kind]
+        if kind
+        else [k for k in KINDS if any(name in (f.name, f.full_name) for f in plugins.find(k))]
+    )
+    if len(kinds) > 1:
+        raise UsageError(
+            f"{name!r} is the name of several kinds of plugin: add --kind {' or '.join(kinds)}"
+        )
+    return plugins.get(kinds[0] if kinds else "explainer", name)
+
+
+def _trouble(item: Found) -> str | None:
+    """What the metadata alone tell."""
+    if item.ambiguous:
+        return (
+            f"the name is offered more than once: write {item.full_name}, or uninstall one of the packages"
+        )
+    return item.problem
+
+
+def _mend(item: Found) -> str:
+    return f"mend: pip install --upgrade --force-reinstall {item.dist}, or pip uninstall {item.dist}"

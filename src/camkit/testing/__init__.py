@@ -157,9 +157,14 @@ def trainer_checks(
     dist: str | None = None,
     expected_failures: Mapping[str, str] | None = None,
     options: Mapping[str, Any] | None = None,
+    request: Mapping[str, Any] | None = None,
 ) -> Callable[[Any], Any]:
-    """Decorator as `explainer_checks`, for a trainer; `options` should make a training take seconds."""
-    return _parametrised("trainer", name, expected_failures, dist=dist, options=options or {})
+    """Decorator as `explainer_checks`, for a trainer.
+
+    options, and fields of the `TrainRequest` such as `arch`, should make a training take seconds.
+    """
+    details = {"dist": dist, "options": options or {}, "request": request or {}}
+    return _parametrised("trainer", name, expected_failures, **details)
 
 
 def _parametrised(

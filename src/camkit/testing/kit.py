@@ -24,6 +24,7 @@ class Subject:
 
     options: for every instance, so that a slow method can be made quick.
     reference: of a model source, a model that loads offline.
+    request: of a trainer, fields of `TrainRequest` such as a small `arch`.
     dist: the package that must offer the name.
     """
 
@@ -32,6 +33,7 @@ class Subject:
     plugin: type[Any]
     options: Mapping[str, Any] = field(default_factory=dict)
     reference: str = ""
+    request: Mapping[str, Any] = field(default_factory=dict)
     dist: str | None = None
 
     def make(self) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -98,8 +98,8 @@ def check_bad_data(subject: Subject) -> None:
 
 def _train(subject: Subject, data: Path, out: Path) -> Any:
     trainer: Trainer = subject.make()
-    recipe: Mapping[str, Any] = {}
-    request = TrainRequest(data=str(data), out=out, recipe=recipe, weights="none", device="cpu")
+    asked: dict[str, Any] = {"weights": "none", "device": "cpu", **subject.request}
+    request = TrainRequest(data=str(data), out=out, **asked)
     return request, trainer.train(request)
 
 
