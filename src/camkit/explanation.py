@@ -54,17 +54,25 @@ class Explanation:
     position: int = 0
     warnings: tuple[str, ...] = ()
 
-    def overlay(self, *, view: View = "model", style: Style | None = None, **look: Any) -> Image.Image:
+    def overlay(
+        self,
+        *,
+        view: View = "model",
+        style: Style | None = None,
+        scale: tuple[float, float] | None = None,
+        **look: Any,
+    ) -> Image.Image:
         """The photograph with the map over it.
 
         view: `model` shows what the model saw, after resize and crop; `original` the whole photograph.
+        scale: values for the lowest and the highest colour; `None` takes them from this map.
         look: the fields of `Style`: relu, counterfactual, alpha, cmap.
         """
         style = style or Style(**look)
         preprocess, photo = self.model.preprocess, self.photo.image
         if view == "original":
-            return render.overlay(photo, self.map, style, preprocess.box(*photo.size))
-        return render.overlay(preprocess.view(photo), self.map, style)
+            return render.overlay(photo, self.map, style, preprocess.box(*photo.size), scale)
+        return render.overlay(preprocess.view(photo), self.map, style, scale=scale)
 
     def save(self, path: str | os.PathLike[str], **look: Any) -> None:
         """Write the overlay; the suffix says the format."""

@@ -24,7 +24,7 @@ import camkit
 from camkit import plugins
 from camkit.errors import CamkitError
 from camkit.explanation import Explanation, Failure, View
-from camkit.render import Panel, Style, sheet
+from camkit.render import Panel, Style, extent, is_flat, sheet, signed
 
 SCHEMA = 1
 MANIFEST = "manifest.jsonl"
@@ -64,6 +64,7 @@ class Output:
         if isinstance(result, Explanation):
             stem = shortened(".".join([self._name(result), *self._parts(result)]), MAX_STEM_BYTES)
             line |= {"map_file": f"{stem}.npy", "overlay_file": f"{stem}.png"}
+            line["warnings"] += self._notes(result)
             array = result.map.numpy()
             self._put(f"{stem}.npy", lambda file: np.save(file, array))
             picture = result.overlay(view=self._view, style=self._style)
@@ -80,22 +81,39 @@ class Output:
     def write_sheet(self, results: Sequence[Explanation]) -> Path | None:
         """The maps of one photograph side by side, a row for each class; nothing if there is only one.
 
-        Of many classes the first eight are shown.
+        Backends share the colour scale of a method, so that a difference can be seen. Of many classes the
+        first eight are shown.
         """
         columns = list(dict.fromkeys((r.backend, r.method, r.layer) for r in results))
         if len(columns) < 2:
             return None
         rows: dict[int, list[Panel]] = {}
+        scales = self._scales(results)
         for result in results:
             title = f"{result.backend} · {result.method} · {result.layer}\n"
             title += f"{result.class_name} {result.probability:.1%}"
             if result.class_index in rows or len(rows) < MAX_SHEET_ROWS:
-                picture = result.overlay(view=self._view, style=self._style)
+                scale = scales[result.method, result.layer, result.class_index]
+                picture = result.overlay(view=self._view, style=self._style, scale=scale)
                 rows.setdefault(result.class_index, []).append(Panel(title, picture))
         name = f"{self._name(results[0])}.sheet.png"
         picture = sheet(list(rows.values()), Path(results[0].photo.source).name)
         self._put(name, lambda file: picture.save(file, "PNG"))
         return self.folder / name
+
+    def _notes(self, result: Explanation) -> list[str]:
+        """What the picture cannot show, although the map has something to say."""
+        if is_flat(result.map) or not is_flat(signed(result.map, self._style)):
+            return []
+        side = "against" if self._style.counterfactual else "for"
+        name = f"{result.backend} {result.method}"
+        return [f"the picture is flat: {name} finds nothing that speaks {side} {result.class_name}"]
+
+    def _scales(self, results: Sequence[Explanation]) -> dict[tuple[str, str, int], tuple[float, float]]:
+        maps: dict[tuple[str, str, int], list[torch.Tensor]] = {}
+        for r in results:
+            maps.setdefault((r.method, r.layer, r.class_index), []).append(signed(r.map, self._style))
+        return {key: extent(group) for key, group in maps.items()}
 
     def _name(self, result: Explanation) -> str:
         """The file name of the photograph, made unique within this output."""

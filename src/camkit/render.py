@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -54,11 +55,18 @@ def is_flat(map: Tensor) -> bool:
     return bool(map.max() == map.min())
 
 
-def overlay(image: Image.Image, map: Tensor, style: Style, box: Box | None = None) -> Image.Image:
+def overlay(
+    image: Image.Image,
+    map: Tensor,
+    style: Style,
+    box: Box | None = None,
+    scale: tuple[float, float] | None = None,
+) -> Image.Image:
     """`image` with the map `[h, w]` over it.
 
     box: the part of `image` that the map covers (left, top, right, bottom in pixels); the rest, which
     the model did not see, is shown in grey. `None`: all of it.
+    scale: the values that get the lowest and the highest colour; `None`: minimum and maximum of the map.
     Raises `MapError` if the map is not finite.
     """
     check_finite(map)
@@ -69,11 +77,16 @@ def overlay(image: Image.Image, map: Tensor, style: Style, box: Box | None = Non
     y0, y1 = max(0, round(top)), min(image.height, round(bottom))
     result = photo if box is None else _unseen(image)
     values = _sample(drawn, (left, top, right, bottom), (x0, y0, x1, y1))
-    heat = _colours(_normalised(values, drawn), style.cmap)
+    heat = _colours(_normalised(values, *(scale or extent([drawn]))), style.cmap)
     result = result.copy()
     seen = photo[y0:y1, x0:x1]
     result[y0:y1, x0:x1] = (1 - style.alpha) * seen + style.alpha * heat
     return Image.fromarray(result.round().clip(0, 255).astype(np.uint8))
+
+
+def extent(maps: Sequence[Tensor]) -> tuple[float, float]:
+    """Minimum and maximum over raw maps, so that a scale does not depend on the size of a picture."""
+    return min(float(m.min()) for m in maps), max(float(m.max()) for m in maps)
 
 
 def check_finite(map: Tensor) -> None:
@@ -100,8 +113,11 @@ def sheet(rows: Sequence[Sequence[Panel]], heading: str) -> Image.Image:
     from matplotlib.figure import Figure
 
     columns = max(len(row) for row in rows)
-    figure: Any = Figure(figsize=(2.9 * columns, 3.3 * len(rows) + 0.4), layout="constrained")
-    canvas: Any = FigureCanvasAgg(figure)
+    tallest = max(panel.image.height / panel.image.width for row in rows for panel in row)
+    figure: Any = Figure(
+        figsize=(2.9 * columns, (2.9 * tallest + 0.5) * len(rows) + 0.4), layout="constrained"
+    )
+    FigureCanvasAgg(figure)
     # Names may hold dollar signs, which are no formulas.
     figure.suptitle(heading, fontsize=10, parse_math=False)
     axes = figure.subplots(len(rows), columns, squeeze=False)
@@ -111,8 +127,9 @@ def sheet(rows: Sequence[Sequence[Panel]], heading: str) -> Image.Image:
             if index < len(row):
                 ax.imshow(np.asarray(row[index].image))
                 ax.set_title(row[index].title, fontsize=8, parse_math=False)
-    canvas.draw()
-    return Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
+    buffer = io.BytesIO()
+    figure.savefig(buffer, bbox_inches="tight", pad_inches=0.1)
+    return Image.open(buffer).convert("RGB")
 
 
 def _sample(map: Tensor, box: Box, pixels: tuple[int, int, int, int]) -> Tensor:
@@ -129,12 +146,10 @@ def _sample(map: Tensor, box: Box, pixels: tuple[int, int, int, int]) -> Tensor:
     return F.grid_sample(source, grid, padding_mode="border", align_corners=False)[0, 0]
 
 
-def _normalised(values: Tensor, map: Tensor) -> Tensor:
-    """Min-max over the raw map, so that the scale does not depend on the size of the picture."""
-    low, high = map.min(), map.max()
+def _normalised(values: Tensor, low: float, high: float) -> Tensor:
     if low == high:
         return torch.zeros_like(values)
-    return ((values - low.cpu()) / (high - low).cpu()).clamp(0, 1)
+    return ((values - low) / (high - low)).clamp(0, 1)
 
 
 def _colours(values: Tensor, cmap: str) -> np.ndarray[Any, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -184,7 +184,7 @@ def _write(output: Output, report: Report, results: list[Explanation | Failure])
         report.result(result, output.write(result), output.folder)
     sheet = output.write_sheet(good) if good else None
     if sheet:
-        report.sheet(sheet)
+        report.sheet(sheet, good)
     return len(good), len(results) - len(good)
 
 
@@ -193,6 +193,7 @@ class Report:
 
     def __init__(self, work: Plan, *, as_json: bool) -> None:
         self._as_json = as_json
+        self._warned: set[str] = set()
         self._widths = (
             24,
             6,
@@ -206,8 +207,7 @@ class Report:
 
     def photo(self, first: Explanation) -> None:
         """The photograph and its most probable classes."""
-        for warning in first.warnings:
-            click.echo(f"Warning: {warning}", err=True)
+        self._warned.clear()
         if not self._as_json:
             top = ", ".join(f"{name} {p:.1%}" for name, p in first.top[:3])
             click.echo(f"{first.photo.source}: {top}")
@@ -218,6 +218,10 @@ class Report:
 
         if self._as_json:
             click.echo(json.dumps(line, ensure_ascii=False))
+        for warning in line["warnings"]:
+            if warning not in self._warned:
+                click.echo(f"Warning: {warning}", err=True)
+                self._warned.add(warning)
         if isinstance(result, Failure):
             click.echo(f"Error: {result.error}", err=True)
         elif not self._as_json:
@@ -233,10 +237,13 @@ class Report:
             )
             click.echo(self._line(*cells))
 
-    def sheet(self, path: Path) -> None:
-        """The side-by-side sheet."""
-        if not self._as_json:
-            click.echo(f"  side by side: {path}")
+    def sheet(self, path: Path, results: Sequence[Explanation]) -> None:
+        """The side-by-side sheet, and how far the backends agree."""
+        if self._as_json:
+            return
+        click.echo(f"  side by side: {path}")
+        for line in _agreement(results):
+            click.echo(f"  {line}")
 
     def end(self, folder: Path) -> None:
         """Where everything is."""
@@ -245,6 +252,24 @@ class Report:
     def _line(self, *cells: str) -> str:
         padded = [cell.ljust(width) for cell, width in zip(cells, self._widths, strict=False)]
         return "  " + "  ".join([*padded, cells[-1]])
+
+
+def _agreement(results: Sequence[Explanation]) -> Iterator[str]:
+    """A line for each pair of backends and each method: the worst over the classes."""
+    if len({result.backend for result in results}) < 2:
+        return
+    from camkit.agreement import compare
+
+    by_pair: dict[tuple[str, ...], list[Any]] = {}
+    for one in compare(results):
+        by_pair.setdefault((one.first, one.second, one.method, one.layer), []).append(one)
+    for (first, second, method, layer), group in by_pair.items():
+        rank = min(one.spearman for one in group)
+        difference = max(one.difference for one in group)
+        yield (
+            f"{method} at {layer}, {first} and {second}: rank correlation {rank:.3f}, "
+            f"largest difference {difference:.1e} of the peak"
+        )
 
 
 def _progress(results: Iterable[Explanation | Failure], count: int) -> Iterator[Explanation | Failure]:
