@@ -28,6 +28,33 @@ def pets() -> Path:
     return Path(folder)
 
 
+@pytest.fixture
+def other_backend(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """An installed package whose explainer `other` is native with a further method and other options."""
+    folder = tmp_path / "site"
+    info = folder / "camkit_other-1.0.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: camkit-other\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[camkit.explainers]\nother = camkit_other:Other\n")
+    (folder / "camkit_other.py").write_text(
+        "from dataclasses import dataclass\n"
+        "from camkit import Query, option\n"
+        "from camkit.native import Native, NativeOptions\n"
+        "@dataclass(frozen=True)\n"
+        "class Options(NativeOptions):\n"
+        "    size: int = option(1, help='of nothing')\n"
+        "class Other(Native):\n"
+        "    summary = 'for tests'\n"
+        "    methods = ('gradcam', 'extra')\n"
+        "    Options = Options\n"
+        "    def many(self, sweep):\n"
+        "        maps = Native(self.options).many(sweep)\n"
+        "        return {key: value + self.options.size - 1 for key, value in maps.items()}\n"
+    )
+    monkeypatch.syspath_prepend(str(folder))
+    return "other"
+
+
 class SmallNet(nn.Module):
     """Two convolutions, global mean, one linear layer: `[B, 3, H, W]` to `[B, classes]`."""
 

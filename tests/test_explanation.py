@@ -15,7 +15,7 @@ from torch import Tensor, nn
 import camkit
 from camkit.api import LoadedModel
 from camkit.errors import ImageError, MapError, ModelError, TargetError, UsageError
-from camkit.explanation import Failure, plan, stream
+from camkit.explanation import Explanation, Failure, make_backends, plan, stream
 from camkit.images import sample
 
 CLASSES = ("red", "green", "blue")
@@ -138,6 +138,41 @@ def test_several_classes_methods_and_layers_of_one_photograph(colours: LoadedMod
     names = [(r.method, r.class_name) for r in results if not isinstance(r, Failure)]
     assert names[0] == ("gradcam", "red")
     assert len(names) == len(set(names)) and ("activations", "blue") in names
+
+
+def test_methods_and_options_go_to_the_backends_that_have_them(other_backend: str) -> None:
+    methods = ["activations", "gradcam", "extra"]
+    options = {"reduction": "mean", "size": "3"}
+    native, other = make_backends(["native", other_backend, "native"], methods, options)
+    assert (native.name, native.methods) == ("native", ("activations", "gradcam"))
+    assert (other.name, other.methods) == ("other", ("gradcam", "extra"))
+    assert vars(native.explainer.options) == {"reduction": "mean"}
+    assert vars(other.explainer.options) == {"reduction": "mean", "size": 3}
+
+
+@pytest.mark.parametrize(
+    ("methods", "options", "message"),
+    [
+        (["gradcam", "nothing"], {}, "native and other has no method 'nothing'"),
+        (["extra"], {}, "native has no method 'extra'"),
+        (["gradcam"], {"nothing": "1"}, "has no option 'nothing'"),
+        (["gradcam"], {"size": "big"}, "size of other must be int, not 'big'"),
+    ],
+)
+def test_what_no_backend_has(
+    other_backend: str, methods: list[str], options: dict[str, str], message: str
+) -> None:
+    with pytest.raises(UsageError, match=message):
+        make_backends(["native", other_backend], methods, options)
+
+
+def test_two_backends_side_by_side(colours: LoadedModel, other_backend: str) -> None:
+    work = plan(colours, backends=["native", other_backend], options={"size": 2})
+    native, other = stream(work, [picture("red", "top left")])
+    assert isinstance(native, Explanation) and isinstance(other, Explanation)
+    assert (native.backend, other.backend) == ("native", "other")
+    torch.testing.assert_close(other.map, native.map + 1)
+    assert other.options == {"reduction": "sum", "size": 2}
 
 
 def test_wrong_requests(colours: LoadedModel) -> None:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from camkit import images, layers, plugins, render
 from camkit.api import Explainer, LoadedModel
 from camkit.errors import ImageError, MapError, ModelError, UsageError
-from camkit.host import Layer, resolve_layers, run
+from camkit.host import Layer, resolve_layers, run, unknown_method
 from camkit.images import Photo
 from camkit.render import Style
 from camkit.targets import Chooser, class_chooser
@@ -122,12 +122,20 @@ class Failure:
 
 
 @dataclass(frozen=True)
+class Backend:
+    """An explainer with its name, and those of the methods asked for that it has."""
+
+    name: str
+    explainer: Explainer
+    methods: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Plan:
     """What to compute for every photograph: checked against model and plugins before any work."""
 
     model: LoadedModel
-    explainers: tuple[tuple[str, Explainer], ...]
-    methods: tuple[str, ...]
+    backends: tuple[Backend, ...]
     layers: tuple[str, ...]
     choose: Chooser
 
@@ -141,14 +149,36 @@ def plan(
     layer: Layer | Sequence[Layer] = "auto",
     options: Mapping[str, Any] | None = None,
 ) -> Plan:
-    """Resolve names; raises `UsageError`s and `PluginError`s for whatever does not exist."""
-    explainers = tuple((b, plugins.make("explainer", b, options)) for b in dict.fromkeys(backends))
+    """Resolve names; raises `UsageError`s and `PluginError`s for whatever does not exist.
+
+    Every method and every option goes to those of the backends that have it; one must.
+    """
     specs = [layer] if isinstance(layer, str | nn.Module) else list(layer)
     specs = [model.default_layer if spec == "auto" else spec for spec in specs]
     like = next(p for p in model.module.parameters() if p.is_floating_point())
     names = resolve_layers(model.module, specs, layers.example_inputs(model.preprocess.size, like))
     chooser = class_chooser(classes, model.classes)
-    return Plan(model, explainers, tuple(dict.fromkeys(methods)), tuple(names), chooser)
+    return Plan(model, make_backends(backends, methods, options or {}), tuple(names), chooser)
+
+
+def make_backends(
+    names: Sequence[str], methods: Sequence[str], options: Mapping[str, Any]
+) -> tuple[Backend, ...]:
+    """The explainers `names`, each with what it has of `methods` and `options`."""
+    classes = {name: plugins.load(plugins.get("explainer", name)) for name in dict.fromkeys(names)}
+    owner = " and ".join(classes)
+    shared = plugins.share_options({n: c.Options for n, c in classes.items()}, options)
+    known = list(dict.fromkeys(m for cls in classes.values() for m in cls.methods))
+    for method in methods:
+        if method not in known:
+            raise unknown_method(method, owner, known)
+    made = []
+    for name, cls in classes.items():
+        own = tuple(m for m in dict.fromkeys(methods) if m in cls.methods)
+        if not own:
+            raise unknown_method(methods[0], name, cls.methods)
+        made.append(Backend(name, cls(shared[name]), own))
+    return tuple(made)
 
 
 def explain(
@@ -254,9 +284,11 @@ def _explain_photos(
         return chosen
 
     answers: dict[tuple[str, str, str], Tensor] = {}
-    for backend, explainer in work.explainers:
-        found = run(explainer, backend, model.module, inputs, work.layers, work.methods, choose)
-        answers |= {(backend, *key): value.float().cpu() for key, value in found.items()}
+    for backend in work.backends:
+        found = run(
+            backend.explainer, backend.name, model.module, inputs, work.layers, backend.methods, choose
+        )
+        answers |= {(backend.name, *key): value.float().cpu() for key, value in found.items()}
     scores, chosen = seen
     for row, (position, photo) in enumerate(photos):
         yield list(_results(work, answers, scores, chosen, row, position, photo))
@@ -279,7 +311,7 @@ def _results(
     probabilities = logits.softmax(0)
     top = probabilities.topk(min(5, len(logits)))
     best = [(model.classes[i], p) for i, p in zip(top.indices.tolist(), top.values.tolist(), strict=True)]
-    explainers = dict(work.explainers)
+    options = {backend.name: vars(backend.explainer.options) for backend in work.backends}
     columns = {index: column for column, index in reversed(list(enumerate(chosen[row].tolist())))}
     for (backend, method, layer), maps in answers.items():
         for index, column in sorted(columns.items(), key=lambda item: item[1]):
@@ -307,7 +339,7 @@ def _results(
                 predicted_name=model.classes[int(logits.argmax())],
                 photo=photo,
                 model=model,
-                options=vars(explainers[backend].options),
+                options=options[backend],
                 position=position,
                 warnings=(*photo.warnings, *flat),
             )

@@ -132,9 +132,7 @@ def run(
     """Let `explainer` answer, with everything around it as every explainer may expect it."""
     for method in methods:
         if method not in explainer.methods:
-            hint = closest(method, explainer.methods)
-            known = ", ".join(explainer.methods)
-            raise UsageError(f"{backend} has no method {method!r}{hint} (methods: {known})")
+            raise unknown_method(method, backend, explainer.methods)
     kind = str(inputs.dtype).removeprefix("torch.")
     if kind not in explainer.dtypes:
         raise UsageError(f"{backend} works in {', '.join(explainer.dtypes)}, not in {kind}")
@@ -143,6 +141,13 @@ def run(
     sweep = Sweep(module, inputs, tuple(names), tuple(methods), checked(choose, len(inputs)))
     with capture.as_it_was(module, inputs.device):
         return {key: value.detach() for key, value in explainer.many(sweep).items()}
+
+
+def unknown_method(method: str, owner: str, known: Sequence[str]) -> UsageError:
+    """The error for a method that does not exist."""
+    return UsageError(
+        f"{owner} has no method {method!r}{closest(method, known)} (methods: {', '.join(known)})"
+    )
 
 
 def _shaped(

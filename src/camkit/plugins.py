@@ -6,6 +6,7 @@ stranger's code and gives the same list every time; `load` imports the one plugi
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import importlib.metadata
 import os
@@ -17,6 +18,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cache
+from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any, Literal
 
@@ -32,6 +34,8 @@ GROUPS: dict[Kind, str] = {
 BASES: dict[Kind, str] = {"explainer": "Explainer", "trainer": "Trainer", "model": "ModelSource"}
 HOST = "camkit"
 NAME = re.compile(r"[a-z0-9-]+")
+# A line of Requires-Dist as far as it matters here: `camkit[extra] (>=1,<2); marker`.
+REQUIREMENT = re.compile(r"(?P<name>[\w.-]+)\s*(\[.*?\])?\s*\(?(?P<versions>[^;)]*?)\)?\s*(;.*)?")
 
 
 @dataclass(frozen=True)
@@ -136,9 +140,6 @@ def summary(found: Found) -> str:
 
     Importing every plugin for a list would run strangers' code and take as long as importing torch.
     """
-    import ast
-    from importlib.machinery import PathFinder
-
     module, _, cls = found.value.partition(":")
     package, *rest = module.split(".")
     spec = PathFinder.find_spec(package)
@@ -147,17 +148,21 @@ def summary(found: Found) -> str:
     files += [folder.joinpath(*rest).with_suffix(".py") for folder in folders if rest]
     files += [Path(spec.origin)] if spec and spec.origin and not rest else []
     source = next((file for file in files if file.is_file()), None)
-    try:
-        tree = ast.parse(source.read_bytes()) if source else None
-    except (OSError, SyntaxError, ValueError):
-        return ""
-    for node in tree.body if tree else ():
+    for node in _parsed(source) if source else ():
         if isinstance(node, ast.ClassDef) and node.name == cls:
             for line in node.body:
                 match line:
                     case ast.Assign(targets=[ast.Name(id="summary")], value=ast.Constant(value=str(text))):
                         return text
     return ""
+
+
+@cache
+def _parsed(source: Path) -> list[ast.stmt]:
+    try:
+        return ast.parse(source.read_bytes()).body
+    except (OSError, SyntaxError, ValueError):
+        return []
 
 
 # --- discovery ------------------------------------------------------------------------------------
@@ -208,21 +213,26 @@ def _problem(found: Found, dist: importlib.metadata.Distribution) -> str | None:
         return f"the entry point {found.value!r} is not of the form module:Class"
     if found.dist == HOST:
         return None
-    from packaging.requirements import InvalidRequirement, Requirement
-
-    host_version = importlib.metadata.version(HOST)
     for line in dist.requires or ():
-        try:
-            requirement = Requirement(line)
-        except InvalidRequirement:
-            continue
-        if _normalised(requirement.name) == HOST and not requirement.specifier.contains(
-            host_version, prereleases=True
-        ):
-            need = f"it needs camkit{requirement.specifier}, this is {host_version}"
-            older = any(spec.operator in ("<", "<=") for spec in requirement.specifier)
-            return f"{need}: upgrade {found.dist if older else 'camkit'}"
+        requirement = REQUIREMENT.fullmatch(line)
+        if requirement and _normalised(requirement["name"]) == HOST:
+            return _misfit(requirement["versions"] or "", found.dist)
     return None
+
+
+def _misfit(versions: str, dist: str) -> str | None:
+    """Whether this camkit is among the `versions` that a plugin asks for; if not, whom to upgrade."""
+    from packaging.specifiers import InvalidSpecifier, SpecifierSet
+
+    here = importlib.metadata.version(HOST)
+    try:
+        unmet = [one for one in SpecifierSet(versions) if not one.contains(here, prereleases=True)]
+    except InvalidSpecifier:
+        return f"its requirement camkit{versions} cannot be read"
+    if not unmet:
+        return None
+    side = HOST if any(one.operator in (">", ">=", "~=") for one in unmet) else dist
+    return f"it needs camkit{versions}, this is {here}: upgrade {side}"
 
 
 def _unshadowed(item: Found, found: list[Found]) -> Found:
@@ -258,6 +268,17 @@ def read_options(cls: type, values: Mapping[str, Any], *, owner: str) -> Any:
             raise OptionError(f"{owner} has no option {key!r}{hint}")
         parsed[name] = _value(value, hints[name], fields[name].metadata, f"option {key} of {owner}")
     return cls(**parsed)
+
+
+def share_options(owners: Mapping[str, type], values: Mapping[str, Any]) -> dict[str, Any]:
+    """For each owner its `Options`, with those of `values` that it has; one of the owners must."""
+    names = {owner: {field.name for field in dataclasses.fields(cls)} for owner, cls in owners.items()}
+    shared = {}
+    for owner, cls in owners.items():
+        others = set().union(*(known for other, known in names.items() if other != owner)) - names[owner]
+        own = {key: value for key, value in values.items() if key.replace("-", "_") not in others}
+        shared[owner] = read_options(cls, own, owner=owner)
+    return shared
 
 
 def parse_assignments(texts: tuple[str, ...]) -> dict[str, str]:

@@ -70,7 +70,7 @@ def overlay(
     Raises `MapError` if the map is not finite.
     """
     check_finite(map)
-    drawn = signed(map.double(), style)  # in which no range of float32 values overflows
+    drawn = signed(map.detach().double(), style)  # in which no range of float32 values overflows
     photo = np.asarray(image.convert("RGB"), dtype=np.float32)
     left, top, right, bottom = box or (0, 0, *image.size)
     x0, x1 = max(0, round(left)), min(image.width, round(right))

@@ -132,8 +132,8 @@ def explain(images: tuple[str, ...], **given: Any) -> None:
         raise UsageError("--counterfactual and --relu exclude each other: choose one")
     backends: tuple[str, ...] = given["backends"]
     options = plugins.parse_assignments(given["options"])
-    for backend in backends:  # before the model is loaded: what is misspelt or broken is told at once
-        plugins.make("explainer", backend, options)
+    for backend in backends:  # a misspelt name is told before torch is imported
+        plugins.get("explainer", backend)
 
     from camkit import explanation
     from camkit.images import expand, sample
@@ -141,6 +141,8 @@ def explain(images: tuple[str, ...], **given: Any) -> None:
     from camkit.output import Output
     from camkit.render import Style
 
+    # Before the model is loaded, so that what is misspelt or broken is told at once.
+    explanation.make_backends(backends, given["methods"], options)
     style = Style(given["relu"], given["counterfactual"], given["alpha"], given["cmap"])
     paths = list(expand(images)) if images else [sample()]
     model = load_model(
@@ -197,9 +199,9 @@ class Report:
         self._widths = (
             24,
             6,
-            max(7, *(len(name) for name, _ in work.explainers)),
-            max(6, *(len(name) for name in work.methods)),
-            max(5, *(len(name) for name in work.layers)),
+            max(7, *(len(backend.name) for backend in work.backends)),
+            max(6, *(len(method) for backend in work.backends for method in backend.methods)),
+            max(5, *(len(layer) for layer in work.layers)),
         )
         if not as_json:
             header = self._line("CLASS", "PROB.", "BACKEND", "METHOD", "LAYER", "PICTURE")

@@ -1,0 +1,90 @@
+"""The documentation says what the code does."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torchvision
+from PIL import Image
+
+from camkit import errors, plugins
+from camkit.cli.explain import explain
+from camkit.images import sample
+from camkit.output import FIELDS
+from camkit.testing import CHECKS
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def text(name: str) -> str:
+    return (ROOT / name).read_text(encoding="utf-8")
+
+
+def test_the_python_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    photo = Image.open(sample())
+    for name in ("cat.jpg", "a.jpg", "b.jpg"):
+        photo.save(name)
+    monkeypatch.setattr(Image.Image, "show", lambda self: None)
+    space: dict[str, Any] = {
+        "module": torchvision.models.resnet18(weights=None).eval(),
+        "inputs": torch.randn(2, 3, 64, 64),
+        "targets": [3, 5],
+    }
+    blocks = re.findall(r"```python\n(.*?)```", text("README.md"), re.DOTALL)
+    assert len(blocks) == 2
+    for block in blocks:
+        exec(block, space)
+    assert space["maps"].shape == (2, 1000, 2, 2)
+
+
+def test_quoted_files_are_the_files() -> None:
+    page = text("docs/plugins.md")
+    quotes = re.findall(r"<!-- quote: (\S+) -->\n```python\n(.*?)```", page, re.DOTALL)
+    assert quotes
+    for name, quoted in quotes:
+        assert quoted == text(name), f"docs/plugins.md quotes an older {name}"
+
+
+def test_every_check_is_explained() -> None:
+    page = text("docs/plugins.md")
+    assert [c.__name__ for c in CHECKS["explainer"] if f"`{c.__name__}`" not in page] == []
+
+
+def test_every_option_of_explain_is_in_the_reference() -> None:
+    page = text("docs/reference.md")
+    names = [opt for p in explain.params for opt in p.opts if opt.startswith("--")]
+    assert len(names) > 15
+    assert [name for name in names if f"`{name}" not in page and f"{name}`" not in page] == []
+
+
+def test_every_field_of_the_manifest_is_in_the_reference() -> None:
+    page = text("docs/reference.md")
+    assert [name for name in FIELDS if f"`{name}`" not in page] == []
+
+
+def test_every_error_is_in_the_tree() -> None:
+    tree = errors.__doc__ or ""
+    classes = [c for c in vars(errors).values() if isinstance(c, type) and c.__module__ == "camkit.errors"]
+    for cls in classes:
+        assert cls.__name__ in tree and cls.__doc__
+    for line in tree.splitlines():
+        if match := re.search(r"[├└]── (\w+)\s+(\d)", line):
+            assert getattr(errors, match[1]).exit_code == int(match[2]), match[1]
+
+
+def test_links_within_the_repository_lead_somewhere() -> None:
+    for page in PAGES:
+        for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
+            assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_built_in_names_are_as_the_docs_say() -> None:
+    built_in = {found.name for found in plugins.find() if found.dist == "camkit"}
+    page = text("docs/plugins.md")
+    assert built_in and all(f"`{name}`" in page for name in built_in)
