@@ -183,6 +183,8 @@ def test_wrong_requests(colours: LoadedModel) -> None:
         camkit.explain(colours, image, target=3)
     with pytest.raises(UsageError, match="alpha"):
         camkit.explain(colours, image).overlay(alpha=2)
+    with pytest.raises(UsageError, match="model or original, not 'side'"):
+        camkit.explain(colours, image).overlay(view="side")  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="at least 1"):
         list(stream(plan(colours), [image], batch_size=0))
 

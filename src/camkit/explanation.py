@@ -9,7 +9,7 @@ import math
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from PIL import Image
@@ -69,6 +69,8 @@ class Explanation:
         look: the fields of `Style`: relu, counterfactual, alpha, cmap.
         """
         style = style or Style(**look)
+        if view not in get_args(View):
+            raise UsageError(f"view must be model or original, not {view!r}")
         preprocess, photo = self.model.preprocess, self.photo.image
         if view == "original":
             return render.overlay(photo, self.map, style, preprocess.box(*photo.size), scale)

@@ -228,6 +228,10 @@ class TimmSource(ModelSource):
             if state is not None:
                 put_weights(module, state, wanted)
         config: dict[str, Any] = resolve_model_data_config(module)  # type: ignore[no-untyped-call]
+        if config["crop_mode"] not in ("center", "squash"):
+            raise ModelError(
+                f"timm:{name} wants crop mode {config['crop_mode']!r}, which camkit does not have"
+            )
         size = tuple(config["input_size"][1:])
         preprocess = Preprocess(
             size=size,

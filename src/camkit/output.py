@@ -11,7 +11,7 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
@@ -69,13 +69,8 @@ class Output:
             self._put(f"{stem}.npy", lambda file: np.save(file, array))
             picture = result.overlay(view=self._view, style=self._style)
             self._put(f"{stem}.png", lambda file: picture.save(file, "PNG"))
-        text = json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n"
-        # A lone surrogate, from a name that is not UTF-8, becomes the escape that JSON has for it.
-        with (
-            _writing(self.folder / MANIFEST) as path,
-            path.open("a", encoding="utf-8", errors="backslashreplace") as manifest,
-        ):
-            manifest.write(text)
+        with _writing(self.folder / MANIFEST) as path, path.open("a", encoding="utf-8") as manifest:
+            manifest.write(as_json(line) + "\n")
         return line
 
     def write_sheet(self, results: Sequence[Explanation]) -> Path | None:
@@ -143,6 +138,13 @@ class Output:
             finally:
                 with suppress(OSError):  # it is gone, or there is something worse to tell
                     draft.unlink()
+
+
+def as_json(line: Mapping[str, Any]) -> str:
+    """A manifest line as it is written: one line, valid UTF-8, no NaN."""
+    text = json.dumps(line, ensure_ascii=False, allow_nan=False)
+    # A lone surrogate, from a name that is not UTF-8, becomes the escape that JSON has for it.
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 @contextmanager

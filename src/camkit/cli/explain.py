@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
@@ -217,9 +216,10 @@ class Report:
     def result(self, result: Explanation | Failure, line: dict[str, Any], folder: Path) -> None:
         """One map, or why there is none."""
         from camkit.explanation import Failure
+        from camkit.output import as_json
 
         if self._as_json:
-            click.echo(json.dumps(line, ensure_ascii=False))
+            click.echo(as_json(line))
         for warning in line["warnings"]:
             if warning not in self._warned:
                 click.echo(f"Warning: {warning}", err=True)

@@ -1,0 +1,248 @@
+"""Preprocessing equals the libraries' own, and `box` says truly what the model sees."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+from timm.data import create_transform, resolve_data_config, resolve_model_data_config
+from torchvision import transforms
+from torchvision.models import ResNet34_Weights
+
+from camkit.errors import ModelError
+from camkit.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocess
+
+PLAIN = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
+
+# Width and height: landscape, portrait, smaller than the crop, square, exactly the crop, a strip.
+SIZES = [(301, 200), (213, 334), (97, 131), (130, 61), (259, 259), (224, 224), (12, 401)]
+
+
+def photo(width: int, height: int) -> Image.Image:
+    """Noise, in which every pixel of a shift or another filter shows."""
+    generator = np.random.default_rng(width * height)
+    return Image.fromarray(generator.integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+
+def of_timm(config: dict[str, Any]) -> Preprocess:
+    """The same preprocessing as a data configuration of timm."""
+    size = config["input_size"][1:]
+    return Preprocess(
+        size=tuple(size),
+        resize=math.floor(min(size) / config["crop_pct"]),
+        fit="squash" if config["crop_mode"] == "squash" else "crop",
+        interpolation=config["interpolation"],
+        mean=tuple(config["mean"]),
+        std=tuple(config["std"]),
+    )
+
+
+def assert_same(preprocess: Preprocess, transform: Any) -> None:
+    """Equal to float rounding on every size of photograph."""
+    for size in SIZES:
+        found, expected = preprocess(photo(*size)), transform(photo(*size))
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-6, msg=lambda m, s=size: f"{s}: {m}")
+
+
+# --- against the libraries ------------------------------------------------------------------------
+
+
+def test_the_default_with_a_margin_is_torchvisions_transform() -> None:
+    assert_same(Preprocess(resize=256), ResNet34_Weights.DEFAULT.transforms())
+
+
+@pytest.mark.parametrize("interpolation", ["nearest", "bilinear", "bicubic", "lanczos"])
+def test_every_interpolation_is_torchvisions(interpolation: Any) -> None:
+    chain = [
+        transforms.Resize(72, transforms.InterpolationMode(interpolation)),
+        transforms.CenterCrop((64, 51)),
+        transforms.ToTensor(),
+        transforms.Normalize(IMAGENET_MEAN, IMAGENET_STD),
+    ]
+    preprocess = Preprocess(size=(64, 51), resize=72, interpolation=interpolation)
+    assert_same(preprocess, transforms.Compose(chain))
+
+
+def test_a_model_of_timm_with_a_centre_crop() -> None:
+    config = resolve_model_data_config(timm.create_model("tf_efficientnet_lite0", pretrained=False))
+    assert config["crop_mode"] == "center"
+    assert_same(of_timm(config), create_transform(**config))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "convnext_tiny.in12k_ft_in1k_384",  # the whole photograph
+        "dm_nfnet_f0.dm_in1k",  # with a margin of a tenth
+        "vit_base_patch16_sapiens2.fb",  # not square
+    ],
+)
+def test_models_of_timm_that_squash(name: str) -> None:
+    pretrained = timm.get_pretrained_cfg(name)
+    assert pretrained is not None
+    config = resolve_data_config(pretrained_cfg=pretrained.to_dict())
+    assert config["crop_mode"] == "squash"
+    assert_same(of_timm(config), create_transform(**config))
+
+
+# --- by hand --------------------------------------------------------------------------------------
+
+
+def test_values_are_scaled_and_normalised() -> None:
+    preprocess = Preprocess(size=(2, 3), mean=(0.2, 0.0, 0.5), std=(1.0, 0.5, 0.25))
+    found = preprocess(Image.new("RGB", (6, 4), (51, 255, 0)))
+    assert (found.dtype, found.shape) == (torch.float32, (3, 2, 3))
+    expected = torch.tensor([0.0, 2.0, -2.0])[:, None, None].expand(3, 2, 3)
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("fit", ["crop", "squash"])
+@pytest.mark.parametrize("resize", [None, 70])
+def test_the_view_has_the_size_of_the_model(size: tuple[int, int], fit: Any, resize: int | None) -> None:
+    preprocess = Preprocess(size=(64, 48), resize=resize, fit=fit)
+    view = preprocess.view(photo(*size))
+    assert view.size == (48, 64)
+    assert torch.equal(preprocess.tensor(view), preprocess(photo(*size)))
+
+
+BOXES = {
+    "a crop from the middle": ({"size": (2, 2), "resize": 4}, (8, 4), (3, 1, 5, 3)),
+    "the same at half the scale": ({"size": (2, 2), "resize": 4}, (16, 8), (6, 2, 10, 6)),
+    "a portrait": ({"size": (2, 2), "resize": 4}, (4, 8), (1, 3, 3, 5)),
+    "no margin": ({"size": (4, 4)}, (12, 6), (3, 0, 9, 6)),
+    "no margin, another shape": ({"size": (4, 8)}, (8, 8), (0, 2, 8, 6)),
+    "squashed": ({"size": (4, 8), "fit": "squash"}, (100, 30), (0, 0, 100, 30)),
+    "squashed with a margin": (
+        {"size": (8, 8), "resize": 10, "fit": "squash"},
+        (20, 40),
+        (2, 4, 18, 36),
+    ),
+    "squashed with a margin, another shape": (
+        {"size": (8, 16), "resize": 10, "fit": "squash"},
+        (20, 10),
+        (2, 1, 18, 9),
+    ),
+    "half a pixel is rounded to an even one": ({"size": (3, 3), "resize": 4}, (4, 4), (0, 0, 3, 3)),
+    "one and a half as well": ({"size": (3, 3), "resize": 6}, (6, 6), (2, 2, 5, 5)),
+    "padded at both sides": ({"size": (4, 8), "resize": 4}, (5, 5), (-2.5, 0, 7.5, 5)),
+    "padded by an odd number": ({"size": (4, 7), "resize": 4}, (4, 4), (-1, 0, 6, 4)),
+    "smaller than the crop": ({"size": (4, 4), "resize": 8}, (2, 2), (0.5, 0.5, 1.5, 1.5)),
+}
+
+
+@pytest.mark.parametrize("case", BOXES)
+def test_the_box_by_hand(case: str) -> None:
+    config, size, expected = BOXES[case]
+    assert Preprocess(**config).box(*size) == pytest.approx(expected)
+
+
+def gradient(width: int, height: int) -> Image.Image:
+    """Red is the column plus ten, green the row plus ten; blue is full, so that padding shows."""
+    x, y = np.meshgrid(np.arange(width), np.arange(height))
+    return Image.fromarray(np.stack([x + 10, y + 10, np.full_like(x, 255)], axis=2).astype(np.uint8))
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_the_box_predicts_where_every_pixel_of_the_view_comes_from(seed: int) -> None:
+    draw = np.random.default_rng(seed)
+    height, width = draw.integers(9, 33, 2).tolist()
+    preprocess = Preprocess(
+        size=(height, width),
+        resize=None if seed % 4 == 0 else min(height, width) + int(draw.integers(0, 9)),
+        fit="squash" if seed % 4 == 1 else "crop",
+        **PLAIN,
+    )
+    image = gradient(*draw.integers(60, 240, 2).tolist())
+    left, top, right, bottom = preprocess.box(*image.size)
+    view = np.asarray(preprocess.view(image)).astype(float)
+    x = left + (np.arange(width) + 0.5) / width * (right - left)
+    y = top + (np.arange(height) + 0.5) / height * (bottom - top)
+
+    inside = ((x > 0) & (x < image.width))[None, :] & ((y > 0) & (y < image.height))[:, None]
+    assert np.array_equal(view[..., 2] > 0, inside)  # what lies beyond the photograph is black
+    # Near the border the filter of a downscale leans inwards, so only the rest is compared.
+    for found, place, length in (
+        (view[..., 0], x[None, :], image.width),
+        (view[..., 1], y[:, None], image.height),
+    ):
+        reach = 2 * max((right - left) / width, (bottom - top) / height)
+        sure = inside & (place > reach) & (place < length - reach)
+        assert sure.any()
+        assert np.abs(found - (place + 10 - 0.5))[sure].max() <= 0.75
+
+
+# --- as plain data --------------------------------------------------------------------------------
+
+CONFIGS = [
+    Preprocess(),
+    Preprocess(size=(352, 288), resize=400, interpolation="bicubic"),
+    Preprocess(fit="squash", mean=(0.5, 0.4, 0.3), std=(0.1, 1 / 3, 1e-3)),
+]
+
+
+@pytest.mark.parametrize("preprocess", CONFIGS)
+def test_it_survives_json(preprocess: Preprocess) -> None:
+    text = json.dumps(preprocess.to_dict())
+    again = Preprocess.from_dict(json.loads(text))
+    assert again == preprocess
+    assert hash(again) == hash(preprocess)  # tuples, not lists
+    assert json.dumps(again.to_dict()) == text
+
+
+def test_missing_keys_take_their_defaults() -> None:
+    assert Preprocess.from_dict({}) == Preprocess()
+    assert Preprocess.from_dict({"resize": 256}) == Preprocess(resize=256)
+
+
+BAD = {
+    "an unknown key": ({"sise": [224, 224]}, "unknown keys ['sise']; known are"),
+    "one number as size": ({"size": 224}, "cannot be read"),
+    "three numbers as size": ({"size": [3, 224, 224]}, "must be [height, width]"),
+    "no numbers as size": ({"size": []}, "must be [height, width]"),
+    "a fraction as size": ({"size": [224.5, 224]}, "cannot be read"),
+    "text as size": ({"size": "44"}, "cannot be read"),
+    "null as size": ({"size": None}, "cannot be read"),
+    "a size of zero": ({"size": [0, 224]}, "must lie between 1 and 8192"),
+    "a negative size": ({"size": [224, -1]}, "must lie between 1 and 8192"),
+    "an enormous size": ({"size": [224, 10**9]}, "must lie between 1 and 8192"),
+    "a resize below the crop": ({"size": [224, 224], "resize": 223}, "smaller than the crop"),
+    "an enormous resize": ({"resize": 10**9}, "absurd"),
+    "a fraction as resize": ({"resize": 256.5}, "cannot be read"),
+    "text as resize": ({"resize": "256"}, "cannot be read"),
+    "another fit": ({"fit": "pad"}, "unknown fit 'pad'"),
+    "null as fit": ({"fit": None}, "unknown fit None"),
+    "another interpolation": ({"interpolation": "cubic"}, "interpolation 'cubic'"),
+    "a list as interpolation": ({"interpolation": ["bilinear"]}, "interpolation ['bilinear']"),
+    "one mean": ({"mean": [0.5]}, "need three values"),
+    "four deviations": ({"std": [1, 1, 1, 1]}, "need three values"),
+    "a deviation of zero": ({"std": [1, 0, 1]}, "std positive"),
+    "a deviation that is no number": ({"std": [1, math.nan, 1]}, "std positive"),
+    "an infinite deviation": ({"std": [1, math.inf, 1]}, "must be finite"),
+    "a mean that is no number": ({"mean": [0, math.nan, 0]}, "must be finite"),
+    "text as mean": ({"mean": ["a", "b", "c"]}, "cannot be read"),
+    "a mean beyond all floats": ({"mean": [10**400, 0, 0]}, "cannot be read"),
+    "null as mean": ({"mean": None}, "cannot be read"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_odd_data_is_a_model_error_that_says_what(case: str) -> None:
+    data, expected = BAD[case]
+    with pytest.raises(ModelError) as caught:
+        Preprocess.from_dict(data)
+    assert expected in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_values_given_in_python_are_checked_as_well() -> None:
+    with pytest.raises(ModelError, match="smaller than the crop"):
+        Preprocess(size=(224, 224), resize=100)
+    with pytest.raises(ModelError, match="need three values"):
+        Preprocess(mean=(0.5,))
