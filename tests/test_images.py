@@ -16,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import PIL
 import pytest
 from PIL import Image, ImageFile
 
@@ -128,6 +129,8 @@ ODD_ENTRIES = {
 
 @pytest.mark.parametrize("odd", ODD_ENTRIES)
 def test_another_odd_exif_entry_does_not_hide_the_orientation(tmp_path: Path, odd: str) -> None:
+    if odd == "a value beyond the end" and int(PIL.__version__.split(".")[0]) < 13:
+        pytest.skip("before Pillow 13 such a value ends the reading of EXIF")
     block = exif(*sorted([ODD_ENTRIES[odd], orientation(6)]))
     file = tmp_path / "photo.jpg"
     Image.new("RGB", (8, 4)).save(file, exif=block)
