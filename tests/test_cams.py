@@ -1,10 +1,107 @@
-"""The formulas, by hand and against a slow transcription of the paper."""
+"""The formulas, by hand and against slow transcriptions of the papers."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import numpy as np
+import pytest
 import torch
+from torch import Tensor
 
 from camkit import cams
+
+# --- transcriptions: one class, one image, loops over channels and positions ----------------------
+
+
+def gradcam(a: Tensor, g: Tensor) -> Tensor:
+    return sum(g[k].mean() * a[k] for k in range(len(a)))
+
+
+def gradcam_plus_plus(a: Tensor, g: Tensor) -> Tensor:
+    total = torch.zeros_like(a[0])
+    for k in range(len(a)):
+        weight = torch.tensor(0.0)
+        for i in range(a.shape[1]):
+            for j in range(a.shape[2]):
+                alpha = g[k, i, j] ** 2 / (2 * g[k, i, j] ** 2 + a[k].sum() * g[k, i, j] ** 3)
+                weight += alpha * max(g[k, i, j], torch.tensor(0.0))
+        total += weight * a[k]
+    return total
+
+
+def xgradcam(a: Tensor, g: Tensor) -> Tensor:
+    return sum((a[k] / a[k].sum() * g[k]).sum() * a[k] for k in range(len(a)))
+
+
+def hirescam(a: Tensor, g: Tensor) -> Tensor:
+    return sum(g[k] * a[k] for k in range(len(a)))
+
+
+def gradcam_elementwise(a: Tensor, g: Tensor) -> Tensor:
+    return sum(torch.relu(g[k] * a[k]) for k in range(len(a)))
+
+
+def layercam(a: Tensor, g: Tensor) -> Tensor:
+    return sum(torch.relu(g[k]) * a[k] for k in range(len(a)))
+
+
+def component(values: Tensor) -> Tensor:
+    """By numpy's singular value decomposition, as pytorch-grad-cam; up to its sign."""
+    points = values.flatten(1).T.double().numpy()
+    points = points - points.mean(0)
+    _, _, axes = np.linalg.svd(points, full_matrices=False)
+    return torch.from_numpy(points @ axes[0]).reshape(values.shape[1:]).float()
+
+
+TRANSCRIPTIONS = {
+    cams.gradcam: gradcam,
+    cams.gradcam_plus_plus: gradcam_plus_plus,
+    cams.xgradcam: xgradcam,
+    cams.hirescam: hirescam,
+    cams.gradcam_elementwise: gradcam_elementwise,
+    cams.layercam: layercam,
+}
+Cam = Callable[[Tensor, Tensor], Tensor]
+
+
+@pytest.fixture
+def features() -> Tensor:
+    """Behind a ReLU, as the papers assume."""
+    return torch.randn(2, 3, 4, 5).clamp(min=0) + 0.01
+
+
+@pytest.fixture
+def gradients() -> Tensor:
+    return torch.randn(6, 2, 3, 4, 5)
+
+
+@pytest.mark.parametrize("cam", TRANSCRIPTIONS, ids=lambda f: f.__name__)
+def test_the_paper_written_out(cam: Cam, features: Tensor, gradients: Tensor) -> None:
+    maps = cam(features, gradients)
+    assert maps.shape == (2, 6, 4, 5)
+    for b in range(2):
+        for t in range(6):
+            expected = TRANSCRIPTIONS[cam](features[b], gradients[t, b])
+            torch.testing.assert_close(maps[b, t], expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [(4, 5), (2, 2)], ids=["more positions", "more channels"])
+def test_components_are_those_of_a_singular_value_decomposition(size: tuple[int, int]) -> None:
+    features, gradients = torch.randn(2, 8, *size), torch.randn(3, 2, 8, *size)
+    assert cams.eigencam(features).shape == (2, 1, *size)
+    for b in range(2):
+        expected = component(features[b])
+        found = cams.eigencam(features)[b, 0]
+        torch.testing.assert_close(found.abs(), expected.abs(), rtol=1e-4, atol=1e-5)
+        assert (found * (features[b].mean(0) - features[b].mean())).sum() >= 0  # the sign has a meaning
+        for t in range(3):
+            expected = component(gradients[t, b] * features[b])
+            found = cams.eigengradcam(features, gradients)[b, t]
+            torch.testing.assert_close(found.abs(), expected.abs(), rtol=1e-4, atol=1e-5)
+
+
+# --- by hand, and at the edges --------------------------------------------------------------------
 
 
 def test_gradcam_of_a_map_computed_by_hand() -> None:
@@ -13,20 +110,6 @@ def test_gradcam_of_a_map_computed_by_hand() -> None:
     gradients = torch.tensor([[[[[0.0, 1.0], [0.0, 1.0]], [[-2.0, -2.0], [-2.0, -2.0]]]]])
     expected = torch.tensor([[[[0.5 - 2.0, 1.0], [1.5, 2.0 - 2.0]]]])
     torch.testing.assert_close(cams.gradcam(features, gradients), expected)
-    torch.testing.assert_close(cams.gradcam(features, gradients, reduction="mean"), expected / 2)
-
-
-def test_gradcam_equals_the_papers_sums_written_out() -> None:
-    features, gradients = torch.randn(2, 3, 4, 5), torch.randn(6, 2, 3, 4, 5)
-    maps = cams.gradcam(features, gradients)
-    assert maps.shape == (2, 6, 4, 5)
-    for b in range(2):
-        for t in range(6):
-            total = torch.zeros(4, 5)
-            for k in range(3):
-                alpha = sum(gradients[t, b, k, i, j] for i in range(4) for j in range(5)) / 20
-                total += alpha * features[b, k]
-            torch.testing.assert_close(maps[b, t], total)
 
 
 def test_activations_are_the_mean_over_channels() -> None:
@@ -34,10 +117,37 @@ def test_activations_are_the_mean_over_channels() -> None:
     torch.testing.assert_close(cams.activations(features), torch.tensor([[[[2.0, -2.0]]]]))
 
 
-def test_half_precision_is_reduced_in_float32_and_double_stays_double() -> None:
+@pytest.mark.parametrize("cam", [*TRANSCRIPTIONS, cams.eigengradcam], ids=lambda f: f.__name__)
+def test_dead_channels_and_zero_gradients_give_zeros(cam: Cam) -> None:
+    """Denominators vanish here; a map of nothing is zero, not NaN."""
+    maps = cam(torch.zeros(1, 2, 3, 3), torch.zeros(1, 1, 2, 3, 3))
+    assert maps.eq(0).all()
+    maps = cam(torch.zeros(1, 2, 3, 3), torch.randn(1, 1, 2, 3, 3))
+    assert maps.eq(0).all()
+
+
+@pytest.mark.parametrize("cam", [*TRANSCRIPTIONS, cams.eigengradcam], ids=lambda f: f.__name__)
+def test_nan_stays_with_its_image(cam: Cam, features: Tensor, gradients: Tensor) -> None:
+    features[1, 0, 0, 0] = torch.nan
+    maps = cam(features, gradients)
+    assert maps[0].isfinite().all() and maps[1].isnan().any()
+
+
+def test_nan_in_a_component_is_nan_everywhere(features: Tensor) -> None:
+    features[1, 0, 0, 0] = torch.nan
+    maps = cams.eigencam(features)
+    assert maps[0].isfinite().all() and maps[1].isnan().all()
+
+
+@pytest.mark.parametrize("cam", [*TRANSCRIPTIONS, cams.eigengradcam], ids=lambda f: f.__name__)
+def test_half_precision_is_reduced_in_float32_and_double_stays_double(cam: Cam) -> None:
+    features = torch.rand(1, 64, 2, 2, dtype=torch.bfloat16)
+    gradients = torch.rand(1, 1, 64, 2, 2, dtype=torch.bfloat16)
+    assert cam(features, gradients).dtype == torch.float32
+    torch.testing.assert_close(cam(features, gradients), cam(features.float(), gradients.float()))
+    assert cam(features.double(), gradients.double()).dtype == torch.float64
+
+
+def test_long_sums_do_not_stick_in_half_precision() -> None:
     features = torch.full((1, 4096, 1, 2), 1.0, dtype=torch.bfloat16)
-    gradients = torch.ones_like(features)[None]
-    maps = cams.gradcam(features, gradients)
-    assert maps.dtype == torch.float32
-    assert maps.eq(4096).all()  # a sum in bfloat16 would stick at 256
-    assert cams.gradcam(features.double(), gradients.double()).dtype == torch.float64
+    assert cams.gradcam(features, torch.ones_like(features)[None]).eq(4096).all()  # bfloat16 sticks at 256

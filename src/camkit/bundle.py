@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import unicodedata
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from camkit import plugins
 from camkit.api import LoadedModel, ModelSource
-from camkit.errors import ModelError, PluginNotFound
+from camkit.errors import CamkitError, ModelError, PluginNotFound
 from camkit.preprocess import Preprocess
 from camkit.weights import first_line, put_weights, read_weights
 
@@ -40,10 +43,17 @@ class BundleSource(ModelSource):
             builder: ModelSource = plugins.make("model", source)
         except PluginNotFound as error:
             raise ModelError(f"{folder} needs the model source {source!r}: {error}") from None
-        classes = config.get("classes")
-        if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
-            raise ModelError(f"{folder / CONFIG} holds no list of class names")
-        module = builder.build(architecture)
+        classes = _classes(config, folder)
+        if architecture.get("num_classes", len(classes)) != len(classes):
+            raise ModelError(
+                f"{folder / CONFIG} names {len(classes)} classes, but its architecture has "
+                f"{architecture['num_classes']!r}"
+            )
+        preprocess = Preprocess.from_dict(_table(config, "preprocessing", folder))
+        layer = config.get("default_layer", "auto")
+        if not isinstance(layer, str):
+            raise ModelError(f"{folder / CONFIG} has default_layer {layer!r}, which is no name")
+        module = _built(builder, architecture, folder)
         weights = read_weights(_inside(folder, WEIGHTS))
         like = module.state_dict()
         # Half precision is for the disk; the module keeps the types it was built with.
@@ -51,10 +61,10 @@ class BundleSource(ModelSource):
         put_weights(module, cast, str(folder))
         return LoadedModel(
             module.to(device).eval(),
-            tuple(classes),
-            Preprocess.from_dict(_table(config, "preprocessing", folder)),
-            name=folder.name,
-            default_layer=str(config.get("default_layer", "auto")),
+            classes,
+            preprocess,
+            name=folder.resolve().name,
+            default_layer=layer,
             architecture=architecture,
         )
 
@@ -77,14 +87,27 @@ def save_bundle(model: LoadedModel, folder: str | os.PathLike[str], **facts: Any
         "classes": list(model.classes),
         "preprocessing": model.preprocess.to_dict(),
         "default_layer": model.default_layer,
-        **facts,
     }
-    draft = target.with_name(f".{target.name}.{os.getpid()}.partial")
-    draft.mkdir(parents=True)
-    state = {name: t.detach().cpu().contiguous() for name, t in model.module.state_dict().items()}
-    save_file(state, draft / WEIGHTS)
-    (draft / CONFIG).write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
-    draft.replace(target)
+    if taken := sorted(config.keys() & facts.keys()):
+        raise ModelError(f"the facts {taken} of a bundle are the model's own")
+    try:
+        text = json.dumps({**config, **facts}, indent=1) + "\n"
+    except (TypeError, ValueError) as error:
+        raise ModelError(f"the facts of a bundle are JSON values: {error}") from None
+    # Copies, because safetensors refuses tensors that share memory, as tied weights do.
+    state = {n: t.detach().to("cpu", copy=True).contiguous() for n, t in model.module.state_dict().items()}
+    try:
+        draft = target.with_name(f".{target.name}.{os.getpid()}.partial")
+        draft.mkdir(parents=True)
+        try:
+            save_file(state, draft / WEIGHTS)
+            (draft / CONFIG).write_text(text, encoding="utf-8")
+            draft.replace(target)
+        finally:
+            shutil.rmtree(draft, ignore_errors=True)
+    # Safetensors has an error of its own for a full disk.
+    except Exception as error:
+        raise ModelError(f"the bundle {target} cannot be written: {first_line(error)}") from None
     return target
 
 
@@ -94,12 +117,35 @@ def _read_config(folder: Path) -> dict[str, Any]:
         raise ModelError(f"{path} is larger than {MAX_CONFIG_BYTES >> 20} MiB: refused")
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ModelError(f"{path} is not valid JSON: {first_line(error)}") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise ModelError(f"{path} cannot be read as JSON: {first_line(error)}") from None
     version = config.get("format") if isinstance(config, dict) else None
     if version != FORMAT:
         raise ModelError(f"{path} has format {version!r}; this camkit reads {FORMAT}")
     return dict(config)
+
+
+def _classes(config: Mapping[str, Any], folder: Path) -> tuple[str, ...]:
+    """Class names, which end up in terminals and file names."""
+    classes = config.get("classes")
+    if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
+        raise ModelError(f"{folder / CONFIG} holds no list of class names")
+    for name in classes:
+        if any(unicodedata.category(sign) in ("Cc", "Cs") for sign in name):
+            raise ModelError(f"{folder / CONFIG} has a class {name!a} that cannot be printed")
+    return tuple(classes)
+
+
+def _built(builder: ModelSource, architecture: dict[str, Any], folder: Path) -> nn.Module:
+    try:
+        return builder.build(architecture)
+    except CamkitError:
+        raise
+    # The values are a stranger's, and not every source looks at each of them first.
+    except Exception as error:
+        raise ModelError(
+            f"the architecture in {folder / CONFIG} cannot be built: {first_line(error)}"
+        ) from None
 
 
 def _inside(folder: Path, name: str) -> Path:

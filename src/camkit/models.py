@@ -9,22 +9,32 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from camkit import plugins
 from camkit.api import LoadedModel, ModelSource
 from camkit.errors import ModelError, closest
 from camkit.preprocess import Preprocess
-from camkit.weights import download, first_line, head_size, put_weights, read_weights, seeded
+from camkit.weights import (
+    download,
+    first_line,
+    head_size,
+    is_file,
+    put_weights,
+    read_weights,
+    seeded,
+)
 
 DEFAULT = "imagenet"
 # torchvision's own weights for these two expect inputs normalised once more inside the module.
 INCEPTIONS = ("googlenet", "inception_v3")
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
 def load_model(
@@ -40,60 +50,82 @@ def load_model(
     device: `auto` (a CUDA device if there is one), `cpu`, `cuda`, `cuda:1`, ...
     Raises `ModelError` if it cannot be found, read or built.
     """
-    target = pick_device(device)
+    target, kind = pick_device(device), pick_dtype(dtype)
     scheme, reference = _split(os.fspath(spec))
     model: LoadedModel = plugins.make("model", scheme).load(reference, device=target, trust=trust_pickle)
     model.module.eval()
-    return model if pick_dtype(dtype) == model.dtype else model.to(dtype=pick_dtype(dtype))
+    return model if kind == model.dtype else model.to(dtype=kind)
 
 
 def pick_device(device: str | torch.device) -> torch.device:
-    """`auto` or a torch device; `ModelError` if this machine does not have it."""
+    """`auto` or a torch device; `ModelError` if this machine cannot compute on it."""
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         picked = torch.device(device)
-    except RuntimeError:
+    except (RuntimeError, TypeError):
         raise ModelError(f"there is no device {device!r}: use auto, cpu, cuda or cuda:N") from None
     if picked.type == "cuda" and (picked.index or 0) >= torch.cuda.device_count():
         count = torch.cuda.device_count()
         raise ModelError(f"device {device!r} is not there: torch sees {count} CUDA devices")
+    try:
+        torch.zeros(1, device=picked).item()
+    # Torch knows devices that it was not built for, or that hold no values; each fails in its own way.
+    except Exception as error:
+        raise ModelError(f"device {device!r} cannot be used: {first_line(error)}") from None
     return picked
 
 
 def pick_dtype(dtype: str | torch.dtype) -> torch.dtype:
     """A floating-point torch type by name."""
     picked = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
-    if not (isinstance(picked, torch.dtype) and picked.is_floating_point):
+    if picked not in DTYPES:
         raise ModelError(f"there is no type {dtype!r}: use float32, bfloat16, float16 or float64")
     return picked
 
 
 def _split(spec: str) -> tuple[str, str]:
     """Scheme and reference. A path is never taken for a name, nor the other way round."""
-    if Path(spec).is_dir():
-        return "bundle", spec
+    is_folder = os.path.isdir(spec)  # noqa: PTH112  Path.is_dir raises if the name is too long
     found = plugins.find("model")
     for name in (name for item in found for name in (item.full_name, item.name)):
-        if spec == name or spec.startswith(f"{name}:"):
+        # A folder may share its name with a source, as a data set called imagenet does.
+        if spec == name and not (is_folder and is_file(Path(spec, "camkit.json"))):
+            return name, ""
+        if spec.startswith(f"{name}:"):
             return name, spec[len(name) + 1 :]
-    names = sorted({item.name for item in found})
-    scheme, colon, _ = spec.partition(":")
-    path = Path(spec)
-    if path.is_file():
+    if is_folder:
+        return "bundle", spec
+    if is_file(spec):
         raise ModelError(
-            f"{spec} is a file, not a bundle folder; load weights with timm:NAME@{path.name} "
-            "or torchvision:NAME@FILE"
+            f"{spec} is a file, not a bundle folder; weights belong to an architecture: timm:NAME@{spec} "
+            f"or torchvision:NAME@{spec}"
         )
-    if os.sep in spec or path.suffix:
-        raise ModelError(f"there is no bundle folder {spec!r}")
+    scheme, colon, _ = spec.partition(":")
+    architecture = re.split("[@.]", spec)[0]
     for source in ("torchvision", "timm"):
-        if not colon and spec in plugins.make("model", source).names():
+        if not colon and architecture in plugins.make("model", source).names():
             raise ModelError(f"there is no model {spec!r}; did you mean {source}:{spec}?")
-    raise ModelError(
-        f"there is no model {spec!r}{closest(scheme, names)}; use a bundle folder or one of "
-        f"{', '.join(names)} (`camkit model list`)"
-    )
+    if os.sep in spec or Path(spec).suffix:
+        raise ModelError(f"there is no bundle folder {spec!r}")
+    names = sorted({item.name for item in found})
+    hint = closest(scheme, names) or f"; use a bundle folder or one of {', '.join(names)}"
+    raise ModelError(f"there is no model {spec!r}{hint} (`camkit model list`)")
+
+
+def _built(
+    source: ModelSource, architecture: dict[str, Any], state: Mapping[str, Tensor] | None, where: str
+) -> tuple[nn.Module, dict[str, Any]]:
+    """A module, with weights if there are any; they decide the number of classes."""
+    module = source.build(architecture)
+    if state is None:
+        return module, architecture
+    count = head_size(state, module)
+    if count != architecture["num_classes"]:
+        architecture = {**architecture, "num_classes": count}
+        module = source.build(architecture)
+    put_weights(module, state, where)
+    return module, architecture
 
 
 class ImageNetSource(ModelSource):
@@ -147,19 +179,17 @@ class TorchvisionSource(ModelSource):
             state = read_weights(download(chosen.url))
         elif wanted == "none":
             state = None
-        elif Path(wanted).is_file():
+        elif is_file(wanted):
             state = read_weights(Path(wanted))
         else:
             raise ModelError(
                 f"{wanted!r} is neither a file nor weights of {name}: {', '.join(by_name)} or none"
             )
-        count = len(chosen.meta["categories"]) if state is None else head_size(state)
-        architecture = {"source": "torchvision", "name": name, "num_classes": count}
+        count = len(chosen.meta["categories"])
+        architecture: dict[str, Any] = {"source": "torchvision", "name": name, "num_classes": count}
         if name in INCEPTIONS:
             architecture["transform_input"] = wanted in ("", "DEFAULT", *by_name)
-        module = self.build(architecture)
-        if state is not None:
-            put_weights(module, state, wanted or chosen.name)
+        module, architecture = _built(self, architecture, _current(state), wanted or chosen.name)
         transform = chosen.transforms()
         preprocess = Preprocess(
             size=(transform.crop_size[0], transform.crop_size[0]),
@@ -170,7 +200,7 @@ class TorchvisionSource(ModelSource):
         )
         return LoadedModel(
             module.to(device).eval(),
-            _class_names(count),
+            _class_names(architecture["num_classes"]),
             preprocess,
             name=f"torchvision:{reference}",
             architecture=architecture,
@@ -196,7 +226,8 @@ class TorchvisionSource(ModelSource):
 
     def _known(self, name: str) -> None:
         if name not in (names := self.names()):
-            raise ModelError(f"torchvision has no classifier {name!r}{closest(name, names)}")
+            hint = closest(name, names) or "; `camkit model list 'torchvision:*'` shows all"
+            raise ModelError(f"torchvision has no classifier {name!r}{hint}")
 
 
 class TimmSource(ModelSource):
@@ -211,22 +242,23 @@ class TimmSource(ModelSource):
 
         name, _, wanted = reference.partition("@")
         self._known(name)
+        architecture: dict[str, Any] = {"source": "timm", "name": name, "num_classes": 1000}
+        module: Any
         if wanted == "":
             try:
-                module: Any = timm.create_model(name, pretrained=True)
+                module = seeded(lambda: timm.create_model(name, pretrained=True))
             # Whatever the hub client raises without a network or without such weights.
             except Exception as error:
                 raise ModelError(
                     f"the weights of timm:{name} could not be fetched ({first_line(error)}); "
                     f"use timm:{name}@FILE, or timm:{name}@none for random weights"
                 ) from None
-            count = int(module.num_classes)
+            architecture["num_classes"] = int(module.num_classes)
+            if not module.num_classes:
+                raise ModelError(f"timm:{name} has no classes: its weights are for features only")
         else:
             state = None if wanted == "none" else read_weights(Path(wanted))
-            count = 1000 if state is None else head_size(state)
-            module = self.build({"name": name, "num_classes": count})
-            if state is not None:
-                put_weights(module, state, wanted)
+            module, architecture = _built(self, architecture, state, wanted)
         config: dict[str, Any] = resolve_model_data_config(module)  # type: ignore[no-untyped-call]
         if config["crop_mode"] not in ("center", "squash"):
             raise ModelError(
@@ -243,10 +275,10 @@ class TimmSource(ModelSource):
         )
         return LoadedModel(
             module.to(device).eval(),
-            _class_names(count),
+            _class_names(architecture["num_classes"]),
             preprocess,
             name=f"timm:{reference}",
-            architecture={"source": "timm", "name": name, "num_classes": count},
+            architecture=architecture,
         )
 
     def build(self, architecture: Mapping[str, Any]) -> nn.Module:
@@ -266,9 +298,11 @@ class TimmSource(ModelSource):
     def _known(self, name: str) -> None:
         import timm
 
-        # Strict: `timm.create_model` takes hub and file prefixes, and drops an unknown tag silently.
-        if not timm.is_model(name) or "/" in name or ":" in name:
-            raise ModelError(f"timm has no model {name!r}{closest(name, self.names())}")
+        # Strict: `timm.create_model` would take hub and file prefixes, too.
+        names = timm.list_pretrained() if "." in name else self.names()
+        if name not in names:
+            hint = closest(name, names) or "; `camkit model list 'timm:*'` shows all"
+            raise ModelError(f"timm has no model {name!r}{hint}")
 
 
 def _architecture(data: Mapping[str, Any]) -> tuple[str, int]:
@@ -276,6 +310,14 @@ def _architecture(data: Mapping[str, Any]) -> tuple[str, int]:
     if not isinstance(name, str) or not isinstance(count, int) or not 1 <= count <= 100_000:
         raise ModelError(f"architecture needs a name and 1 to 100000 num_classes, not {dict(data)}")
     return name, count
+
+
+def _current(state: Mapping[str, Tensor] | None) -> Mapping[str, Tensor] | None:
+    """Torchvision's DenseNet weights have names that torch no longer allows: `norm.1` is `norm1`."""
+    names = {name: re.sub(r"(denselayer\d+\.(?:norm|conv))\.", r"\1", name) for name in state or ()}
+    if state is None or all(old == new for old, new in names.items()):
+        return state
+    return {new: state[old] for old, new in names.items()}
 
 
 def imagenet_classes() -> tuple[str, ...]:

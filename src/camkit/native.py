@@ -22,25 +22,32 @@ class NativeOptions:
     """Options of the native explainer."""
 
     reduction: Literal["sum", "mean"] = option(
-        "sum", help="gradcam over channels: sum is the paper's, mean is the number of the lesson"
+        "sum", help="over channels, where a method has a sum: as in the papers, or the lesson's mean"
     )
 
 
 # Methods that need the features alone: [B, C, h, w] -> [B, 1, h, w], the same for every class.
-FEATURE_METHODS: dict[str, Callable[[Tensor], Tensor]] = {"activations": cams.activations}
-
-# Methods that need gradients too: features, gradients [T, B, C, h, w], options -> [B, T, h, w].
-GRADIENT_METHODS: dict[str, Callable[[Tensor, Tensor, NativeOptions], Tensor]] = {
-    "gradcam": lambda features, gradients, options: cams.gradcam(
-        features, gradients, reduction=options.reduction
-    ),
+FEATURE_METHODS: dict[str, Callable[[Tensor], Tensor]] = {
+    "activations": cams.activations,
+    "eigencam": cams.eigencam,
 }
+
+# Methods that need gradients too: features, gradients [T, B, C, h, w] -> [B, T, h, w].
+SUMS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "gradcam": cams.gradcam,
+    "gradcam++": cams.gradcam_plus_plus,
+    "xgradcam": cams.xgradcam,
+    "hirescam": cams.hirescam,
+    "gradcam-elementwise": cams.gradcam_elementwise,
+    "layercam": cams.layercam,
+}
+GRADIENT_METHODS = SUMS | {"eigengradcam": cams.eigengradcam}
 
 
 class Native(Explainer):
     """Hooks and `autograd.grad` from the target layer upwards; classes and layers share a forward."""
 
-    summary = "Hook-based Grad-CAM; one forward, nothing below the layer is differentiated"
+    summary = "Grad-CAM and its family from one forward; nothing below the layer is differentiated"
     methods = (*GRADIENT_METHODS, *FEATURE_METHODS)
     dtypes = ("float32", "float64", "bfloat16", "float16")
     class_agnostic = tuple(FEATURE_METHODS)
@@ -61,21 +68,24 @@ class Native(Explainer):
         pieces: dict[tuple[str, str], list[Tensor]] = {
             (m, layer): [] for m in sweep.methods for layer in sweep.layers
         }
-        if with_gradients:
-            outputs = [captured[layer].output for layer in sweep.layers]
-            for gradients in class_gradients(scores, targets, outputs):
-                for layer, gradient in zip(sweep.layers, gradients, strict=True):
-                    item = captured[layer]
-                    for m in with_gradients:
-                        part = GRADIENT_METHODS[m](
-                            item.features, item.layout.to_map(gradient), self.options
-                        )
-                        pieces[m, layer].append(part)
+        outputs = [captured[layer].output for layer in sweep.layers]
+        for gradients in class_gradients(scores, targets, outputs) if with_gradients else ():
+            for layer, gradient in zip(sweep.layers, gradients, strict=True):
+                features, by_feature = captured[layer].features, captured[layer].layout.to_map(gradient)
+                for m in with_gradients:
+                    pieces[m, layer].append(GRADIENT_METHODS[m](features, by_feature))
         for m in (m for m in sweep.methods if m in FEATURE_METHODS):
             for layer in sweep.layers:
                 shared = FEATURE_METHODS[m](captured[layer].features)
                 pieces[m, layer].append(shared.expand(-1, targets.shape[1], -1, -1))
-        return {key: torch.cat(parts, dim=1) for key, parts in pieces.items()}
+        return {
+            (m, layer): torch.cat(parts, dim=1) / self._divisor(m, captured[layer].features)
+            for (m, layer), parts in pieces.items()
+        }
+
+    def _divisor(self, method: str, features: Tensor) -> int:
+        """The mean over channels is the sum, divided at the end."""
+        return features.shape[1] if self.options.reduction == "mean" and method in SUMS else 1
 
 
 def class_gradients(

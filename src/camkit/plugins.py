@@ -14,6 +14,7 @@ import re
 import sys
 import types
 import typing
+import warnings
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -22,7 +23,15 @@ from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any, Literal
 
-from camkit.errors import AmbiguousPlugin, BrokenPlugin, OptionError, PluginNotFound, closest
+from camkit.errors import (
+    AmbiguousPlugin,
+    BrokenPlugin,
+    CamkitError,
+    CamkitWarning,
+    OptionError,
+    PluginNotFound,
+    closest,
+)
 
 Kind = Literal["explainer", "trainer", "model"]
 
@@ -32,10 +41,18 @@ GROUPS: dict[Kind, str] = {
     "model": "camkit.models",
 }
 BASES: dict[Kind, str] = {"explainer": "Explainer", "trainer": "Trainer", "model": "ModelSource"}
+# What a plugin says about itself.
+ATTRIBUTES: dict[Kind, dict[str, type]] = {
+    "explainer": {"summary": str, "methods": tuple},
+    "trainer": {"summary": str},
+    "model": {"summary": str},
+}
 HOST = "camkit"
 NAME = re.compile(r"[a-z0-9-]+")
-# A line of Requires-Dist as far as it matters here: `camkit[extra] (>=1,<2); marker`.
-REQUIREMENT = re.compile(r"(?P<name>[\w.-]+)\s*(\[.*?\])?\s*\(?(?P<versions>[^;)]*?)\)?\s*(;.*)?")
+# A line of Requires-Dist as far as it matters here: `camkit[extra] (>=1,<2); marker`, `camkit @ URL`.
+REQUIREMENT = re.compile(
+    r"(?P<name>[\w.-]+)\s*(\[.*?\])?\s*\(?(?P<versions>[^;)@]*?)\)?\s*(@[^;]*)?(;(?P<marker>.*))?"
+)
 
 
 @dataclass(frozen=True)
@@ -75,12 +92,11 @@ def get(kind: Kind, name: str) -> Found:
 
     Raises `PluginNotFound`, `AmbiguousPlugin` or `BrokenPlugin`.
     """
-    candidates = find(kind)
-    matches = [f for f in candidates if name in (f.name, f.full_name)]
-    if not matches:  # perhaps it was installed a moment ago, from a notebook
+    matches = _named(kind, name)
+    if all(f.problem for f in matches):  # perhaps it was installed or mended a moment ago, from a notebook
         _scan.cache_clear()
-        candidates = find(kind)
-        matches = [f for f in candidates if name in (f.name, f.full_name)]
+        importlib.invalidate_caches()
+        matches = _named(kind, name)
     usable = [f for f in matches if not f.problem]
     if len(usable) == 1:
         return usable[0]
@@ -90,9 +106,16 @@ def get(kind: Kind, name: str) -> Found:
     if matches:
         broken = matches[0]
         raise BrokenPlugin(f"{kind} {name!r} from {broken.dist} cannot be used: {broken.problem}")
-    known = [f.name for f in candidates if not f.problem]
+    known = [f.name for f in find(kind) if not f.problem]
     hint = closest(name, known) or f"; installed: {', '.join(known) or 'none'}"
-    raise PluginNotFound(f"there is no {kind} {name!r}{hint} (`camkit plugin list` shows all)")
+    shown = "`camkit plugin list` shows all"
+    if "CAMKIT_PLUGINS" in os.environ:
+        shown = "the variable CAMKIT_PLUGINS restricts what may be used"
+    raise PluginNotFound(f"there is no {kind} {name!r}{hint} ({shown})")
+
+
+def _named(kind: Kind, name: str) -> list[Found]:
+    return [f for f in find(kind) if name in (f.name, f.full_name)]
 
 
 @cache
@@ -108,8 +131,7 @@ def load(found: Found) -> type[Any]:
             plugin = getattr(plugin, part)
     # A plugin may raise anything on import, SystemExit included; it must not take the host down.
     except (Exception, SystemExit) as error:
-        reason = f"{type(error).__name__}: {error}".strip().splitlines()[0]
-        raise BrokenPlugin(f"{where} cannot be imported: {reason}") from error
+        raise BrokenPlugin(f"{where} cannot be imported: {_reason(error)}") from error
     base: type = getattr(api, BASES[found.kind])
     if not (isinstance(plugin, type) and issubclass(plugin, base)):
         raise BrokenPlugin(f"{where}: {found.value} is not a subclass of camkit.{base.__name__}")
@@ -117,13 +139,18 @@ def load(found: Found) -> type[Any]:
     if missing := sorted(getattr(plugin, "__abstractmethods__", ())):
         raise BrokenPlugin(f"{where}: {found.value} does not define {', '.join(missing)}")
     if kind.api_version != api.API_VERSION:
-        side = "camkit" if kind.api_version > api.API_VERSION else found.dist
+        newer = isinstance(kind.api_version, int) and kind.api_version > api.API_VERSION
         raise BrokenPlugin(
-            f"{where} speaks plugin API {kind.api_version}, this camkit {api.API_VERSION}: upgrade {side}"
+            f"{where} speaks plugin API {kind.api_version}, this camkit {api.API_VERSION}: "
+            f"upgrade {HOST if newer else found.dist}"
         )
-    for attribute in ("summary", "methods") if found.kind == "explainer" else ("summary",):
-        if not getattr(plugin, attribute, None):
+    for attribute, wanted in ATTRIBUTES[found.kind].items():
+        if not (value := getattr(plugin, attribute, None)):
             raise BrokenPlugin(f"{where}: {found.value} does not define {attribute}")
+        if not isinstance(value, wanted):  # ("gradcam") is no tuple
+            raise BrokenPlugin(f"{where}: {attribute} is {value!r}, not a {wanted.__name__}")
+    if not dataclasses.is_dataclass(getattr(plugin, "Options", api.NoOptions)):
+        raise BrokenPlugin(f"{where}: Options of {found.value} is no dataclass")
     return plugin
 
 
@@ -131,8 +158,18 @@ def make(kind: Kind, name: str, options: Mapping[str, Any] | None = None) -> Any
     """The plugin `name` with its options: an instance, ready to use."""
     plugin = load(get(kind, name))
     if kind == "model":
-        return plugin()
-    return plugin(read_options(plugin.Options, options or {}, owner=name))
+        return start(kind, name, plugin)
+    return start(kind, name, plugin, read_options(plugin.Options, options or {}, owner=name))
+
+
+def start(kind: Kind, name: str, plugin: type[Any], *arguments: Any) -> Any:
+    """An instance of a plugin's class; whatever its constructor raises is a `BrokenPlugin`."""
+    try:
+        return plugin(*arguments)
+    except CamkitError:
+        raise
+    except Exception as error:
+        raise BrokenPlugin(f"{kind} {name!r} does not start: {_reason(error)}") from error
 
 
 def summary(found: Found) -> str:
@@ -152,7 +189,10 @@ def summary(found: Found) -> str:
         if isinstance(node, ast.ClassDef) and node.name == cls:
             for line in node.body:
                 match line:
-                    case ast.Assign(targets=[ast.Name(id="summary")], value=ast.Constant(value=str(text))):
+                    case (
+                        ast.Assign(targets=[ast.Name(id="summary")], value=ast.Constant(value=str(text)))
+                        | ast.AnnAssign(target=ast.Name(id="summary"), value=ast.Constant(value=str(text)))
+                    ):
                         return text
     return ""
 
@@ -178,24 +218,35 @@ def _scan(restriction: str | None, path: tuple[str, ...]) -> list[Found]:
 
 
 def _announced(selected: set[str] | None) -> list[Found]:
-    groups = {group: kind for kind, group in GROUPS.items()}
     seen: set[str] = set()
     found: list[Found] = []
     for dist in importlib.metadata.distributions():
-        # Read this text first: parsing the metadata of every package would take most of the time.
-        if "camkit." not in (dist.read_text("entry_points.txt") or ""):
-            continue
-        name = _normalised(dist.name or "")
-        if not name or name in seen:  # the first on sys.path is the one that gets imported
-            continue
-        seen.add(name)
-        if name != HOST and selected is not None and name not in selected:
-            continue
-        for entry in dist.entry_points:
-            if kind := groups.get(entry.group):
-                item = Found(kind, entry.name, entry.value, name, dist.version)
-                found.append(replace(item, problem=_problem(item, dist)))
+        try:
+            # Read this text first: parsing the metadata of every package would take most of the time.
+            if "camkit." not in (dist.read_text("entry_points.txt") or ""):
+                continue
+            name = _normalised(dist.name or "")
+            if not name or name in seen:  # the first on sys.path is the one that gets imported
+                continue
+            seen.add(name)
+            if name == HOST or selected is None or name in selected:
+                found += _offers(name, dist)
+        # One damaged package must not take the others down.
+        except Exception as error:
+            where = getattr(dist, "_path", dist.locate_file(""))
+            text = f"the package metadata in {where} cannot be read ({_reason(error)}): reinstall it"
+            warnings.warn(CamkitWarning(text), stacklevel=2)
     return [_unshadowed(item, found) for item in found]
+
+
+def _offers(name: str, dist: importlib.metadata.Distribution) -> list[Found]:
+    kinds = {group: kind for kind, group in GROUPS.items()}
+    items = [
+        Found(kinds[entry.group], entry.name, entry.value, name, dist.version or "?")
+        for entry in dist.entry_points
+        if entry.group in kinds
+    ]
+    return [replace(item, problem=_problem(item, dist)) for item in items]
 
 
 def _selection(value: str | None) -> set[str] | None:
@@ -213,25 +264,34 @@ def _problem(found: Found, dist: importlib.metadata.Distribution) -> str | None:
         return f"the entry point {found.value!r} is not of the form module:Class"
     if found.dist == HOST:
         return None
-    for line in dist.requires or ():
-        requirement = REQUIREMENT.fullmatch(line)
-        if requirement and _normalised(requirement["name"]) == HOST:
-            return _misfit(requirement["versions"] or "", found.dist)
-    return None
+    requirements = filter(None, map(REQUIREMENT.fullmatch, dist.requires or ()))
+    ours = [r for r in requirements if _normalised(r["name"]) == HOST and _applies(r["marker"])]
+    return next(filter(None, (_misfit(r["versions"], found.dist) for r in ours)), None)
+
+
+def _applies(marker: str | None) -> bool:
+    """Whether a requirement with this marker counts here; that of an extra does not."""
+    if not marker:
+        return True
+    from packaging.markers import Marker
+
+    return Marker(marker).evaluate({"extra": ""})
 
 
 def _misfit(versions: str, dist: str) -> str | None:
     """Whether this camkit is among the `versions` that a plugin asks for; if not, whom to upgrade."""
-    from packaging.specifiers import InvalidSpecifier, SpecifierSet
+    from packaging.specifiers import SpecifierSet
+    from packaging.version import Version
 
     here = importlib.metadata.version(HOST)
     try:
         unmet = [one for one in SpecifierSet(versions) if not one.contains(here, prereleases=True)]
-    except InvalidSpecifier:
+        newer = [Version(one.version.removesuffix(".*")) > Version(here) for one in unmet]
+    except ValueError:
         return f"its requirement camkit{versions} cannot be read"
     if not unmet:
         return None
-    side = HOST if any(one.operator in (">", ">=", "~=") for one in unmet) else dist
+    side = HOST if any(newer) or any(one.operator == ">" for one in unmet) else dist
     return f"it needs camkit{versions}, this is {here}: upgrade {side}"
 
 
@@ -242,6 +302,10 @@ def _unshadowed(item: Found, found: list[Found]) -> Found:
     if any(f.dist == HOST and (f.kind, f.name) == (item.kind, item.name) for f in found):
         return replace(item, problem=f"the name {item.name!r} is built into camkit; choose another")
     return item
+
+
+def _reason(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}".strip().splitlines()[0]
 
 
 def _normalised(name: str) -> str:
@@ -325,7 +389,7 @@ _BOOLEANS |= dict.fromkeys(("false", "no", "off", "0"), False)
 def _convert(value: Any, hint: Any) -> Any:
     """`value` as the type `hint`; texts are parsed, other values must already fit."""
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
-        for part in typing.get_args(hint):
+        for part in sorted(typing.get_args(hint), key=lambda part: part is not type(None)):
             try:
                 return _convert(value, part)
             except (TypeError, ValueError):

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import pickle
+import re
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +13,7 @@ from urllib.parse import urlparse
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.utils import consume_prefix_in_state_dict_if_present
 
 from camkit.errors import ModelError
 
@@ -19,7 +23,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
     Checkpoints that wrap it (`{"state_dict": ...}`, `{"model": ...}`) are unwrapped.
     """
-    if not path.is_file():
+    if not is_file(path):
         raise ModelError(f"there is no weights file {str(path)!r}")
     try:
         if path.suffix == ".safetensors":
@@ -29,20 +33,24 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        first = str(error).strip().splitlines()[0]
-        raise ModelError(
-            f"{path} holds more than tensors, and loading that could run code: refused. "
-            f"Save `model.state_dict()` instead ({first[:120]})"
-        ) from None
+        thing = re.search(r"GLOBAL ([\w.]+)", str(error))
+        what = (
+            f"holds {thing[1]}, which could run code" if thing else "is damaged, or holds no plain tensors"
+        )
+        raise ModelError(f"{path} {what}: refused; save `model.state_dict()` instead") from None
     # Torch and safetensors raise almost anything on a damaged file.
     except Exception as error:
         raise ModelError(f"{path} cannot be read as weights: {first_line(error)}") from None
     for key in ("state_dict", "model", "model_state_dict"):
         if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
             state = state[key]
-    if not isinstance(state, Mapping) or not all(isinstance(t, Tensor) for t in state.values()):
+    if not isinstance(state, dict) or not all(
+        isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in state.items()
+    ):
         raise ModelError(f"{path} does not hold a state dict (names and tensors)")
-    return {str(name).removeprefix("module."): tensor for name, tensor in state.items()}
+    for prefix in ("module.", "_orig_mod."):  # of DataParallel and torch.compile
+        consume_prefix_in_state_dict_if_present(state, prefix)
+    return state
 
 
 def put_weights(module: nn.Module, state: Mapping[str, Tensor], where: str) -> None:
@@ -53,8 +61,21 @@ def put_weights(module: nn.Module, state: Mapping[str, Tensor], where: str) -> N
         for name in own
         if name in state and state[name].shape != own[name].shape
     ]
-    missing = [name for name in own if name not in state]
-    unexpected = [name for name in state if name not in own]
+    missing: list[str] = []
+    unexpected: list[str] = []
+    if not shapes:
+        # By the versions that a `.pth` file carries modules read the names of their past; other files
+        # have none, and the names of today.
+        versioned: Any = OrderedDict(state)
+        versioned._metadata = getattr(state, "_metadata", getattr(own, "_metadata", {}))
+        try:
+            missing, unexpected = module.load_state_dict(versioned, strict=False)
+        except (RuntimeError, ValueError) as error:
+            raise ModelError(
+                f"the weights of {where} do not fit: {' '.join(str(error).split())[:300]}"
+            ) from None
+    # Weights from before torch 0.4 do not have the counter, which only a training needs.
+    missing = [name for name in missing if not name.endswith("num_batches_tracked")]
     problems = [
         f"{len(names)} {what} ({', '.join(names[:2])}{', ...' if len(names) > 2 else ''})"
         for what, names in (
@@ -67,25 +88,33 @@ def put_weights(module: nn.Module, state: Mapping[str, Tensor], where: str) -> N
     if problems:
         kind = type(module).__name__
         raise ModelError(f"the weights of {where} do not fit {kind}: {'; '.join(problems)}")
-    module.load_state_dict(dict(state))
+
+
+def is_file(path: str | os.PathLike[str]) -> bool:
+    """Whether it is a regular file; a name that no file can have is none."""
+    return os.path.isfile(path)  # noqa: PTH113  Path.is_file raises if the name is too long
 
 
 def first_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}".strip().splitlines()[0][:200]
 
 
-def head_size(state: Mapping[str, Tensor]) -> int:
-    """Number of classes of a state dict: the rows of its last matrix."""
-    matrices = [t for name, t in state.items() if t.ndim >= 2 and "aux" not in name.lower()]
-    if not matrices:
-        raise ModelError("the weights hold no matrix, so the number of classes is unknown")
-    return int(matrices[-1].shape[0])
+def head_size(state: Mapping[str, Tensor], module: nn.Module) -> int:
+    """How many classes the weights `state` are for: the rows of the matrix that is last in `module`.
+
+    module: the same architecture with any number of classes. Files do not keep the order of a module.
+    If the weights are for something else, it is the number that `module` has.
+    """
+    own = module.state_dict()
+    last = [name for name, t in own.items() if t.ndim >= 2 and "aux" not in name.lower()][-1]
+    head = state.get(last, own[last])
+    return int((head if head.ndim else own[last]).shape[0])
 
 
 def seeded(build: Callable[[], nn.Module]) -> nn.Module:
     """Build a module whose random weights are the same every time, without touching the global RNG."""
     with torch.random.fork_rng([]):
-        torch.manual_seed(0)
+        torch.default_generator.manual_seed(0)  # `torch.manual_seed` would seed CUDA's generators too
         return build()
 
 
@@ -99,7 +128,8 @@ def download(url: str) -> Path:
     match = torch.hub.HASH_REGEX.search(path.name)
     try:
         torch.hub.download_url_to_file(url, str(path), match.group(1) if match else None)
-    except (OSError, RuntimeError) as error:
+    # Whatever the network does, and a wrong hash.
+    except Exception as error:
         raise ModelError(
             f"{url} could not be fetched ({first_line(error)}); put the file into {cache}, "
             "or use NAME@FILE, or NAME@none for random weights"

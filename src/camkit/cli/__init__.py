@@ -17,17 +17,30 @@ from camkit.errors import CamkitError, CamkitWarning
 
 
 class Commands(click.Group):
-    """A group that turns camkit's errors into one line and the documented exit code."""
+    """A group that turns errors into one line and the documented exit code."""
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command."""
         try:
             return super().invoke(ctx)
-        except CamkitError as error:
+        # Click's own, and a reader of our pipe that has gone away.
+        except (click.exceptions.Exit, click.Abort, click.ClickException, BrokenPipeError):
+            raise
+        except Exception as error:
             if ctx.params.get("debug"):
                 raise
-            click.echo(f"Error: {error}", err=True)
-            ctx.exit(error.exit_code)
+            click.echo(f"Error: {_told(error)}", err=True)
+            ctx.exit(error.exit_code if isinstance(error, CamkitError) else 1)
+
+
+def _told(error: Exception) -> str:
+    """What a user should read about an error."""
+    if isinstance(error, CamkitError):
+        return str(error)
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's
+        return "out of memory: try a smaller --batch-size, or --device cpu"
+    name, text = type(error).__name__, str(error).strip().partition("\n")[0]
+    return f"unexpected {name}: {text[:300]} (--debug shows where)"
 
 
 @click.group(
@@ -52,6 +65,29 @@ def cli(debug: bool) -> None:
 cli.add_command(explain)
 cli.add_command(model)
 cli.add_command(plugin)
+
+
+def _debug(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
+    ctx.find_root().params["debug"] |= wanted
+
+
+def _debug_too(group: click.Group) -> None:
+    """Let every command take --debug, which one remembers when the command has failed."""
+    for command in group.commands.values():
+        command.params.append(
+            click.Option(
+                ["--debug"],
+                is_flag=True,
+                expose_value=False,
+                callback=_debug,
+                help="Show a traceback with an error.",
+            )
+        )
+        if isinstance(command, click.Group):
+            _debug_too(command)
+
+
+_debug_too(cli)
 
 
 def main(args: Sequence[str] | None = None) -> None:

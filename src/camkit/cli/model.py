@@ -9,7 +9,7 @@ import click
 
 from camkit import plugins
 from camkit.cli import tables
-from camkit.errors import UsageError
+from camkit.errors import LayerError, UsageError, closest
 
 if TYPE_CHECKING:
     from camkit.api import LoadedModel
@@ -26,18 +26,19 @@ def model() -> None:
 def list_(pattern: str | None) -> None:
     """Model sources; with a PATTERN such as 'torchvision:res*' or 'timm:vit_tiny*' their models."""
     if pattern is None:
-        rows = []
-        for found in plugins.find("model"):
-            summary = found.problem or plugins.load(found).summary
-            rows.append((found.name, found.dist, summary))
+        found = plugins.find("model")
+        rows = [(f.name, f.dist, f.problem or plugins.summary(f)) for f in found]
         tables.show(("SOURCE", "PACKAGE", "WHAT IT LOADS"), rows)
         click.echo("\nA model is SOURCE:NAME, or a bundle folder; without a source's name: imagenet.")
         return
-    scheme, _, names = pattern.partition(":")
-    known = plugins.make("model", scheme).names()
+    scheme, colon, names = pattern.partition(":")
+    if not colon and not any(pattern in (f.name, f.full_name) for f in plugins.find("model")):
+        raise UsageError(f"a pattern is SOURCE:NAME, such as 'torchvision:{pattern}' or 'timm:{pattern}'")
+    known = list(plugins.make("model", scheme).names())
     matches = [name for name in known if fnmatch.fnmatchcase(name, names or "*")]
     if not matches:
-        raise UsageError(f"no model matches {pattern!r}")
+        reason = closest(names, known) if known else f": {scheme} does not list its models"
+        raise UsageError(f"no model matches {pattern!r}{reason}")
     for name in matches:
         click.echo(f"{scheme}:{name}")
 
@@ -50,7 +51,11 @@ def layers(spec: str, everything: bool) -> None:
     loaded, records = _traced(spec)
     from camkit.layers import resolve
 
-    auto = resolve(loaded.module, [loaded.default_layer], _example(loaded))[0]
+    try:
+        auto = resolve(loaded.module, [loaded.default_layer], _example(loaded))[0]
+    except LayerError as error:  # the list shows what else there is
+        click.echo(f"Warning: {error}", err=True)
+        auto = ""
     rows = [
         ("*" if r.name == auto else "", r.name, r.type, _shapes(r), _grid(r))
         for r in records
