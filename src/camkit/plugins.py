@@ -185,24 +185,25 @@ def summary(found: Found) -> str:
     files += [folder.joinpath(*rest).with_suffix(".py") for folder in folders if rest]
     files += [Path(spec.origin)] if spec and spec.origin and not rest else []
     source = next((file for file in files if file.is_file()), None)
-    for node in _parsed(source) if source else ():
-        if isinstance(node, ast.ClassDef) and node.name == cls:
-            for line in node.body:
-                match line:
-                    case (
-                        ast.Assign(targets=[ast.Name(id="summary")], value=ast.Constant(value=str(text)))
-                        | ast.AnnAssign(target=ast.Name(id="summary"), value=ast.Constant(value=str(text)))
-                    ):
-                        return text
+    for line in _class_body(source, cls) if source else ():
+        match line:
+            case (
+                ast.Assign(targets=[ast.Name(id="summary")], value=ast.Constant(value=str(text)))
+                | ast.AnnAssign(target=ast.Name(id="summary"), value=ast.Constant(value=str(text)))
+            ):
+                return text
     return ""
 
 
-@cache
-def _parsed(source: Path) -> list[ast.stmt]:
+def _class_body(source: Path, cls: str) -> list[ast.stmt]:
+    """The statements of a class; its lines are cut out first, since a whole module takes long to parse."""
+    block = rf"^class {re.escape(cls)}\b.*?(?=^[^\s)#]|\Z)"
     try:
-        return ast.parse(source.read_bytes()).body
+        text = re.search(block, source.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+        node = ast.parse(text[0]).body[0] if text else None
     except (OSError, SyntaxError, ValueError):
         return []
+    return node.body if isinstance(node, ast.ClassDef) else []
 
 
 # --- discovery ------------------------------------------------------------------------------------
@@ -280,10 +281,15 @@ def _applies(marker: str | None) -> bool:
 
 def _misfit(versions: str, dist: str) -> str | None:
     """Whether this camkit is among the `versions` that a plugin asks for; if not, whom to upgrade."""
-    from packaging.specifiers import SpecifierSet
     from packaging.version import Version
 
     here = importlib.metadata.version(HOST)
+    lower = re.fullmatch(r">=\s*([\d.]*\d)", versions)
+    if lower and Version(here) >= Version(lower[1]):
+        return None  # what nearly everyone writes; the next import takes longer than all the rest of a list
+
+    from packaging.specifiers import SpecifierSet
+
     try:
         unmet = [one for one in SpecifierSet(versions) if not one.contains(here, prereleases=True)]
         newer = [Version(one.version.removesuffix(".*")) > Version(here) for one in unmet]
