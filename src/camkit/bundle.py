@@ -6,18 +6,18 @@ import json
 import os
 import shutil
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from camkit import plugins
 from camkit.api import LoadedModel, ModelSource
-from camkit.errors import CamkitError, ModelError, PluginNotFound
+from camkit.errors import CamkitError, ModelError, PluginError
 from camkit.preprocess import Preprocess
-from camkit.weights import first_line, put_weights, read_weights
+from camkit.weights import first_line, is_file, put_weights, read_weights
 
 FORMAT = 1
 CONFIG, WEIGHTS = "camkit.json", "model.safetensors"
@@ -32,28 +32,16 @@ class BundleSource(ModelSource):
     def load(self, reference: str, *, device: torch.device, trust: bool) -> LoadedModel:
         """The bundle in the folder `reference`; it may come from a stranger."""
         folder = Path(reference)
-        config = _read_config(folder)
-        architecture = config.get("architecture")
-        if not isinstance(architecture, dict) or not isinstance(architecture.get("source"), str):
-            raise ModelError(f"{folder / CONFIG} names no architecture with a source")
-        source = architecture["source"]
-        if source == "bundle":
-            raise ModelError(f"{folder / CONFIG} names itself as its source")
-        try:
-            builder: ModelSource = plugins.make("model", source)
-        except PluginNotFound as error:
-            raise ModelError(f"{folder} needs the model source {source!r}: {error}") from None
-        classes = _classes(config, folder)
-        if architecture.get("num_classes", len(classes)) != len(classes):
-            raise ModelError(
-                f"{folder / CONFIG} names {len(classes)} classes, but its architecture has "
-                f"{architecture['num_classes']!r}"
-            )
-        preprocess = Preprocess.from_dict(_table(config, "preprocessing", folder))
-        layer = config.get("default_layer", "auto")
-        if not isinstance(layer, str):
-            raise ModelError(f"{folder / CONFIG} has default_layer {layer!r}, which is no name")
-        module = _built(builder, architecture, folder)
+        path = _inside(folder, CONFIG)
+        with _naming(path):
+            architecture, classes, preprocess, layer = _contents(_read_config(path))
+            try:
+                source: ModelSource = plugins.make("model", architecture["source"])
+            except PluginError as error:
+                raise ModelError(
+                    f"it needs the model source {architecture['source']!r}: {error}"
+                ) from error
+            module = source.build(architecture)
         weights = read_weights(_inside(folder, WEIGHTS))
         like = module.state_dict()
         # Half precision is for the disk; the module keeps the types it was built with.
@@ -69,8 +57,12 @@ class BundleSource(ModelSource):
         )
 
 
-def save_bundle(model: LoadedModel, folder: str | os.PathLike[str], **facts: Any) -> Path:
+def save_bundle(
+    model: LoadedModel, folder: str | os.PathLike[str], *, half: bool = False, **facts: Any
+) -> Path:
     """Write `model` as a bundle; `facts` (metrics, recipe, licence, ...) go into `camkit.json`.
+
+    half: float32 weights as float16, for half the size; they come back as float32.
 
     The folder must not exist or be empty; it appears under its name only when it is complete.
     """
@@ -79,7 +71,8 @@ def save_bundle(model: LoadedModel, folder: str | os.PathLike[str], **facts: Any
     target = Path(folder)
     if model.architecture is None:
         raise ModelError(f"model {model.name!r} does not say how it is built, so no bundle holds it")
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+    # Unlike `Path.exists` it takes any length of name, and sees a link that leads nowhere.
+    if os.path.lexists(target) and (not target.is_dir() or any(target.iterdir())):
         raise ModelError(f"{target} exists and is not an empty folder")
     config = {
         "format": FORMAT,
@@ -92,10 +85,16 @@ def save_bundle(model: LoadedModel, folder: str | os.PathLike[str], **facts: Any
         raise ModelError(f"the facts {taken} of a bundle are the model's own")
     try:
         text = json.dumps({**config, **facts}, indent=1) + "\n"
-    except (TypeError, ValueError) as error:
-        raise ModelError(f"the facts of a bundle are JSON values: {error}") from None
+        written = json.loads(text)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ModelError(f"architecture and facts of a bundle are JSON values: {error}") from None
+    _contents(written)  # what could not be loaded is not written
+    if len(text) > MAX_CONFIG_BYTES:
+        raise ModelError(f"the facts of a bundle are larger than {MAX_CONFIG_BYTES >> 20} MiB")
     # Copies, because safetensors refuses tensors that share memory, as tied weights do.
     state = {n: t.detach().to("cpu", copy=True).contiguous() for n, t in model.module.state_dict().items()}
+    if half:
+        state = {n: t.half() if t.dtype == torch.float32 else t for n, t in state.items()}
     try:
         draft = target.with_name(f".{target.name}.{os.getpid()}.partial")
         draft.mkdir(parents=True)
@@ -111,54 +110,58 @@ def save_bundle(model: LoadedModel, folder: str | os.PathLike[str], **facts: Any
     return target
 
 
-def _read_config(folder: Path) -> dict[str, Any]:
-    path = _inside(folder, CONFIG)
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Whatever is wrong with the contents of `path` becomes one line that names it."""
+    try:
+        yield
+    # The values are a stranger's, and not every source looks at each of them before it uses it.
+    except Exception as error:
+        text = str(error) if isinstance(error, CamkitError) else first_line(error)
+        raise ModelError(f"{path}: {' '.join(text.split())[:300]}") from error
+
+
+def _read_config(path: Path) -> dict[str, Any]:
     if path.stat().st_size > MAX_CONFIG_BYTES:
-        raise ModelError(f"{path} is larger than {MAX_CONFIG_BYTES >> 20} MiB: refused")
+        raise ModelError(f"larger than {MAX_CONFIG_BYTES >> 20} MiB: refused")
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise ModelError(f"{path} cannot be read as JSON: {first_line(error)}") from None
+        raise ModelError(f"it cannot be read as JSON: {first_line(error)}") from None
     version = config.get("format") if isinstance(config, dict) else None
     if version != FORMAT:
-        raise ModelError(f"{path} has format {version!r}; this camkit reads {FORMAT}")
+        raise ModelError(f"it has format {version!r}; this camkit reads {FORMAT}")
     return dict(config)
 
 
-def _classes(config: Mapping[str, Any], folder: Path) -> tuple[str, ...]:
-    """Class names, which end up in terminals and file names."""
+def _contents(config: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[str, ...], Preprocess, str]:
+    """Architecture, class names, preprocessing and default layer, each checked."""
+    architecture = config.get("architecture")
+    if not isinstance(architecture, dict) or not isinstance(architecture.get("source"), str):
+        raise ModelError("there is no architecture with a source")
     classes = config.get("classes")
     if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
-        raise ModelError(f"{folder / CONFIG} holds no list of class names")
-    for name in classes:
+        raise ModelError("there is no list of class names")
+    for name in classes:  # which end up in terminals and file names
         if any(unicodedata.category(sign) in ("Cc", "Cs") for sign in name):
-            raise ModelError(f"{folder / CONFIG} has a class {name!a} that cannot be printed")
-    return tuple(classes)
-
-
-def _built(builder: ModelSource, architecture: dict[str, Any], folder: Path) -> nn.Module:
-    try:
-        return builder.build(architecture)
-    except CamkitError:
-        raise
-    # The values are a stranger's, and not every source looks at each of them first.
-    except Exception as error:
-        raise ModelError(
-            f"the architecture in {folder / CONFIG} cannot be built: {first_line(error)}"
-        ) from None
+            raise ModelError(f"the class {name!a} cannot be printed")
+    count = architecture.get("num_classes", len(classes))
+    if count != len(classes):
+        raise ModelError(f"{len(classes)} classes are named, but the architecture has {count!r}")
+    preprocessing = config.get("preprocessing")
+    if not isinstance(preprocessing, dict):
+        raise ModelError("there is no table 'preprocessing'")
+    layer = config.get("default_layer", "auto")
+    if not isinstance(layer, str):
+        raise ModelError(f"default_layer {layer!r} is no name")
+    return architecture, tuple(classes), Preprocess.from_dict(preprocessing), layer
 
 
 def _inside(folder: Path, name: str) -> Path:
     """A regular file of the bundle; links that lead out of the folder are refused."""
     path = folder / name
-    if not path.is_file():
+    if not is_file(path):
         raise ModelError(f"{folder} is not a bundle: {name} is missing")
     if not path.resolve().is_relative_to(folder.resolve()):
         raise ModelError(f"{path} is a link that leads out of the bundle: refused")
     return path
-
-
-def _table(config: Mapping[str, Any], key: str, folder: Path) -> dict[str, Any]:
-    if not isinstance(value := config.get(key), dict):
-        raise ModelError(f"{folder / CONFIG} holds no table {key!r}")
-    return value

@@ -91,7 +91,7 @@ class Explanation:
         except ImportError:
             in_notebook = False
         if in_notebook:
-            display(picture)
+            display(picture)  # type: ignore[no-untyped-call,unused-ignore]
         else:
             picture.show()
 
@@ -320,7 +320,8 @@ def _results(
             map = maps[row, column].clone()
             try:
                 render.check_finite(map)
-                if not math.isfinite(float(logits[index])):
+                # One NaN among the scores leaves no class a probability.
+                if not math.isfinite(float(logits[index] + probabilities[index])):
                     raise MapError("the model's score is NaN or infinite (try --dtype float32)")
             except MapError as error:
                 text = f"{photo.source}: {backend} {method}, class {model.classes[index]}: {error}"

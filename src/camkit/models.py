@@ -102,9 +102,8 @@ def _split(spec: str) -> tuple[str, str]:
             f"or torchvision:NAME@{spec}"
         )
     scheme, colon, _ = spec.partition(":")
-    architecture = re.split("[@.]", spec)[0]
-    for source in ("torchvision", "timm"):
-        if not colon and architecture in plugins.make("model", source).names():
+    for source, end in (("torchvision", "@"), ("timm", "[@.]")):  # behind a dot stand weights of timm
+        if not colon and re.split(end, spec)[0] in plugins.make("model", source).names():
             raise ModelError(f"there is no model {spec!r}; did you mean {source}:{spec}?")
     if os.sep in spec or Path(spec).suffix:
         raise ModelError(f"there is no bundle folder {spec!r}")
@@ -189,8 +188,10 @@ class TorchvisionSource(ModelSource):
         architecture: dict[str, Any] = {"source": "torchvision", "name": name, "num_classes": count}
         if name in INCEPTIONS:
             architecture["transform_input"] = wanted in ("", "DEFAULT", *by_name)
-        module, architecture = _built(self, architecture, _current(state), wanted or chosen.name)
         transform = chosen.transforms()
+        if name.startswith("vit_"):  # their position embeddings are for one size
+            architecture["image_size"] = transform.crop_size[0]
+        module, architecture = _built(self, architecture, _current(state), wanted or chosen.name)
         preprocess = Preprocess(
             size=(transform.crop_size[0], transform.crop_size[0]),
             resize=transform.resize_size[0],
@@ -207,15 +208,20 @@ class TorchvisionSource(ModelSource):
         )
 
     def build(self, architecture: Mapping[str, Any]) -> nn.Module:
-        """`{"name": ..., "num_classes": ...}`."""
+        """`{"name": ..., "num_classes": ...}`, for some with `transform_input` or `image_size`."""
         from torchvision.models import get_model
 
         name, count = _architecture(architecture)
         self._known(name)
-        extra = {}
+        extra: dict[str, Any] = {}
         if name in INCEPTIONS:
             scaled = bool(architecture.get("transform_input", False))
             extra = {"init_weights": False, "transform_input": scaled}
+        if name.startswith("vit_"):
+            size = architecture.get("image_size", 224)
+            if not isinstance(size, int) or not 1 <= size <= 8192:
+                raise ModelError(f"image_size {size!r} of {name} must be 1 to 8192 pixels")
+            extra = {"image_size": size}
         return seeded(lambda: get_model(name, weights=None, num_classes=count, **extra))
 
     def names(self) -> list[str]:

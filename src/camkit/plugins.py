@@ -149,8 +149,14 @@ def load(found: Found) -> type[Any]:
             raise BrokenPlugin(f"{where}: {found.value} does not define {attribute}")
         if not isinstance(value, wanted):  # ("gradcam") is no tuple
             raise BrokenPlugin(f"{where}: {attribute} is {value!r}, not a {wanted.__name__}")
-    if not dataclasses.is_dataclass(getattr(plugin, "Options", api.NoOptions)):
+    options: Any = getattr(plugin, "Options", api.NoOptions)
+    if not (isinstance(options, type) and dataclasses.is_dataclass(options)):
         raise BrokenPlugin(f"{where}: Options of {found.value} is no dataclass")
+    try:
+        read_options(options, {}, owner=found.name)
+    except Exception as error:  # a field without a default, an annotation that names nothing
+        reason = _reason(error)
+        raise BrokenPlugin(f"{where}: Options of {found.value} has no usable defaults: {reason}") from error
     return plugin
 
 
@@ -185,7 +191,7 @@ def summary(found: Found) -> str:
     files += [folder.joinpath(*rest).with_suffix(".py") for folder in folders if rest]
     files += [Path(spec.origin)] if spec and spec.origin and not rest else []
     source = next((file for file in files if file.is_file()), None)
-    for line in _class_body(source, cls) if source else ():
+    for line in _class_body(source, cls) if source and cls else ():
         match line:
             case (
                 ast.Assign(targets=[ast.Name(id="summary")], value=ast.Constant(value=str(text)))
@@ -226,8 +232,10 @@ def _announced(selected: set[str] | None) -> list[Found]:
             # Read this text first: parsing the metadata of every package would take most of the time.
             if "camkit." not in (dist.read_text("entry_points.txt") or ""):
                 continue
-            name = _normalised(dist.name or "")
-            if not name or name in seen:  # the first on sys.path is the one that gets imported
+            if not dist.name:
+                raise ValueError("it names no package")
+            name = _normalised(dist.name)
+            if name in seen:  # the first on sys.path is the one that gets imported
                 continue
             seen.add(name)
             if name == HOST or selected is None or name in selected:
@@ -325,7 +333,7 @@ def read_options(cls: type, values: Mapping[str, Any], *, owner: str) -> Any:
     """An instance of the `Options` dataclass `cls` from texts (command line) or values (Python).
 
     Raises `OptionError` for an unknown key (with the closest known), a wrong type, a value out of
-    range or not among the choices.
+    range or not among the choices, and for values that the class itself refuses with a `ValueError`.
     """
     fields = {field.name: field for field in dataclasses.fields(cls)}
     hints = typing.get_type_hints(cls)
@@ -337,7 +345,10 @@ def read_options(cls: type, values: Mapping[str, Any], *, owner: str) -> Any:
             hint = closest(name, fields) or f" (options: {known})"
             raise OptionError(f"{owner} has no option {key!r}{hint}")
         parsed[name] = _value(value, hints[name], fields[name].metadata, f"option {key} of {owner}")
-    return cls(**parsed)
+    try:
+        return cls(**parsed)
+    except ValueError as error:  # from the plugin's own `__post_init__`
+        raise OptionError(f"options of {owner}: {error}") from error
 
 
 def share_options(owners: Mapping[str, type], values: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -109,15 +109,9 @@ class Panel:
 
 def sheet(rows: Sequence[Sequence[Panel]], heading: str) -> Image.Image:
     """Panels in rows under one heading, for looking at maps side by side."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     columns = max(len(row) for row in rows)
     tallest = max(panel.image.height / panel.image.width for row in rows for panel in row)
-    figure: Any = Figure(
-        figsize=(2.9 * columns, (2.9 * tallest + 0.5) * len(rows) + 0.4), layout="constrained"
-    )
-    FigureCanvasAgg(figure)
+    figure = _figure(2.9 * columns, (2.9 * tallest + 0.5) * len(rows) + 0.4)
     # Names may hold dollar signs, which are no formulas.
     figure.suptitle(heading, fontsize=10, parse_math=False)
     axes = figure.subplots(len(rows), columns, squeeze=False)
@@ -127,6 +121,58 @@ def sheet(rows: Sequence[Sequence[Panel]], heading: str) -> Image.Image:
             if index < len(row):
                 ax.imshow(np.asarray(row[index].image))
                 ax.set_title(row[index].title, fontsize=8, parse_math=False)
+    return _drawn(figure)
+
+
+def curves(
+    history: Sequence[Mapping[str, float]], steps: Sequence[Mapping[str, float]] = ()
+) -> Image.Image:
+    """Loss and error over the epochs, and loss and learning rate over the steps where they are known."""
+    figure = _figure(9, 3 if not steps else 6)
+    axes = figure.subplots(2 if steps else 1, 2, squeeze=False)
+    for ax, keys in zip(axes[0], (("train_loss", "valid_loss"), ("error_rate",)), strict=True):
+        for key in keys:
+            values = [(n + 1, epoch[key]) for n, epoch in enumerate(history) if key in epoch]
+            if values:
+                ax.plot(*zip(*values, strict=True), marker=".", label=key.replace("_", " "))
+                ax.legend()
+        ax.set_xlabel("epoch")
+        ax.set_ylim(bottom=0)
+    for ax, key in zip(axes[1] if steps else (), ("loss", "lr"), strict=False):
+        ax.plot([step[key] for step in steps])
+        ax.set_xlabel("step")
+        ax.set_ylabel("training loss" if key == "loss" else "learning rate")
+        ax.set_ylim(bottom=0)
+    return _drawn(figure)
+
+
+def confusion(counts: np.ndarray[Any, Any], names: Sequence[str]) -> Image.Image:
+    """A confusion matrix, actual class in rows, with the counts written in."""
+    side = max(4.0, 0.28 * len(names) + 2)
+    figure = _figure(side, side)
+    ax = figure.subplots()
+    ax.imshow(counts, cmap="Blues")
+    ax.set_xticks(range(len(names)), names, rotation=90, fontsize=7, parse_math=False)
+    ax.set_yticks(range(len(names)), names, fontsize=7, parse_math=False)
+    ax.set_xlabel("predicted")
+    ax.set_ylabel("actual")
+    for row, column in zip(*counts.nonzero(), strict=True):
+        colour = "white" if counts[row, column] > counts.max() / 2 else "black"
+        ax.text(column, row, str(counts[row, column]), ha="center", va="center", fontsize=7, color=colour)
+    return _drawn(figure)
+
+
+def _figure(width: float, height: float) -> Any:
+    """A matplotlib figure in inches that no window knows of."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure: Any = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _drawn(figure: Any) -> Image.Image:
     buffer = io.BytesIO()
     figure.savefig(buffer, bbox_inches="tight", pad_inches=0.1)
     return Image.open(buffer).convert("RGB")

@@ -41,10 +41,12 @@ def given(targets: Targets, batch: int) -> Chooser:
 
 
 def predicted(scores: Tensor) -> Tensor:
+    """The chooser of the class with the highest score."""
     return scores.argmax(1, keepdim=True)
 
 
 def every(scores: Tensor) -> Tensor:
+    """The chooser of all classes."""
     return torch.arange(scores.shape[1]).expand(len(scores), -1)
 
 

@@ -1,14 +1,17 @@
-"""Training through a plugin."""
+"""Training through a plugin: recipes, the run, and the report on it."""
 
 from __future__ import annotations
 
 import os
+import tomllib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from camkit import plugins
+from camkit import dataset, images, plugins, report
 from camkit.api import Trainer, TrainRequest, TrainResult
+from camkit.errors import UsageError, closest
+from camkit.render import Panel, sheet
 
 
 def train(
@@ -16,28 +19,93 @@ def train(
     *,
     trainer: str,
     out: str | os.PathLike[str],
-    recipe: str | Mapping[str, Any] = "default",
+    recipe: str | os.PathLike[str] | Mapping[str, Any] | None = None,
     arch: str = "resnet34",
     weights: str = "default",
     seed: int = 0,
     device: str = "auto",
+    resume: bool = False,
     progress: Callable[[float, str], None] | None = None,
     **options: Any,
 ) -> TrainResult:
-    """Train a classifier on a folder of images and write a bundle into `out`.
+    """Train a classifier on a folder of photographs and write a bundle into `out`.
 
-    trainer: the name of a trainer plugin; options: its own (`camkit plugin show TRAINER`). The other
-    arguments are those of `TrainRequest`. Raises a `CamkitError` on bad data, before any training.
+    trainer: the name of a trainer plugin; options: its own (`camkit plugin show TRAINER`).
+    recipe: the name of one that the trainer brings, a TOML file, or a table; `None`: its default.
+    The other arguments are those of `TrainRequest`. Raises a `CamkitError` on bad data, before any
+    training.
     """
-    plugin: Trainer = plugins.make("trainer", trainer, options)
-    request = TrainRequest(
-        data=os.fspath(data),
+    plugin, request = _prepared(
+        data,
+        trainer,
+        options,
         out=Path(out),
         recipe=recipe,
         arch=arch,
         weights=weights,
         seed=seed,
         device=device,
+        resume=resume,
         progress=progress,
     )
     return plugin.train(request)
+
+
+def preview(
+    data: str | os.PathLike[str],
+    *,
+    trainer: str,
+    out: str | os.PathLike[str],
+    recipe: str | os.PathLike[str] | Mapping[str, Any] | None = None,
+    arch: str = "resnet34",
+    weights: str = "default",
+    seed: int = 0,
+    **options: Any,
+) -> Path:
+    """Draw what the trainer's augmentation makes of the first photograph of `data`: `out/preview.png`.
+
+    Arguments are as for `train`.
+    """
+    plugin, request = _prepared(
+        data, trainer, options, out=Path(out), recipe=recipe, arch=arch, weights=weights, seed=seed
+    )
+    photo = images.load(dataset.read(request.data).paths[0])
+    ways = plugin.preview(request, photo.image)
+    rows = [[Panel(name, picture) for picture in pictures] for name, pictures in ways.items()]
+    lines = [row[start : start + 3] for row in rows for start in range(0, len(row), 3)]
+    return report.picture(request.out / "preview.png", sheet(lines, photo.source))
+
+
+def _prepared(
+    data: str | os.PathLike[str], trainer: str, options: Mapping[str, Any], *, recipe: Any, **fields: Any
+) -> tuple[Trainer, TrainRequest]:
+    plugin: Trainer = plugins.make("trainer", trainer, options)
+    return plugin, TrainRequest(data=os.fspath(data), recipe=read_recipe(plugin, recipe), **fields)
+
+
+def recipe_text(trainer: Trainer | type[Trainer], name: str | os.PathLike[str]) -> str:
+    """A recipe as TOML: one of the trainer's by its name, or a file."""
+    path = trainer.recipes.get(os.fspath(name), Path(name))
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, ValueError):
+        known = ", ".join(trainer.recipes) or "none"
+        hint = closest(os.fspath(name), trainer.recipes)
+        raise UsageError(
+            f"there is no recipe {os.fspath(name)!r}{hint} (a TOML file, or: {known})"
+        ) from None
+
+
+def read_recipe(
+    trainer: Trainer, recipe: str | os.PathLike[str] | Mapping[str, Any] | None
+) -> dict[str, Any]:
+    """A recipe as a table; `None` is the trainer's default, which is empty if it brings none."""
+    if isinstance(recipe, Mapping):
+        return dict(recipe)
+    name = next(iter(trainer.recipes), None) if recipe is None else recipe
+    if name is None:
+        return {}
+    try:
+        return tomllib.loads(recipe_text(trainer, name))
+    except tomllib.TOMLDecodeError as error:
+        raise UsageError(f"recipe {os.fspath(name)!r} is no TOML: {error}") from None

@@ -48,7 +48,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in state.items()
     ):
         raise ModelError(f"{path} does not hold a state dict (names and tensors)")
-    for prefix in ("module.", "_orig_mod."):  # of DataParallel and torch.compile
+    for prefix in ("module.", "_orig_mod.", "module."):  # of DataParallel and torch.compile, either way
         consume_prefix_in_state_dict_if_present(state, prefix)
     return state
 
@@ -96,6 +96,7 @@ def is_file(path: str | os.PathLike[str]) -> bool:
 
 
 def first_line(error: BaseException) -> str:
+    """What an error says, short enough for a message of ours."""
     return f"{type(error).__name__}: {error}".strip().splitlines()[0][:200]
 
 
@@ -124,11 +125,11 @@ def download(url: str) -> Path:
     path = cache / Path(urlparse(url).path).name
     if path.exists():
         return path
-    cache.mkdir(parents=True, exist_ok=True)
     match = torch.hub.HASH_REGEX.search(path.name)
     try:
+        cache.mkdir(parents=True, exist_ok=True)
         torch.hub.download_url_to_file(url, str(path), match.group(1) if match else None)
-    # Whatever the network does, and a wrong hash.
+    # Whatever the network and the disk do, and a wrong hash.
     except Exception as error:
         raise ModelError(
             f"{url} could not be fetched ({first_line(error)}); put the file into {cache}, "

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import click
@@ -13,16 +14,23 @@ import camkit
 from camkit.cli.explain import explain
 from camkit.cli.model import model
 from camkit.cli.plugin import plugin
+from camkit.cli.train import train
 from camkit.errors import CamkitError, CamkitWarning
 
 
 class Commands(click.Group):
     """A group that turns errors into one line and the documented exit code."""
 
+    def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
+        """Read the options that stand before the command."""
+        with _short_usage_errors():
+            return super().make_context(*args, **kwargs)
+
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command."""
         try:
-            return super().invoke(ctx)
+            with _short_usage_errors():
+                return super().invoke(ctx)
         # Click's own, and a reader of our pipe that has gone away.
         except (click.exceptions.Exit, click.Abort, click.ClickException, BrokenPipeError):
             raise
@@ -31,6 +39,18 @@ class Commands(click.Group):
                 raise
             click.echo(f"Error: {_told(error)}", err=True)
             ctx.exit(error.exit_code if isinstance(error, CamkitError) else 1)
+
+
+@contextmanager
+def _short_usage_errors() -> Iterator[None]:
+    """Two lines for what click finds wrong, which it would put below the usage."""
+    try:
+        yield
+    except click.UsageError as error:
+        if error.ctx is None or error.message == error.ctx.get_help():  # `camkit model` shows its help
+            raise
+        hint = f"Try '{error.ctx.command_path} --help' for help."
+        raise click.UsageError(f"{error.format_message()}\n{hint}") from error
 
 
 def _told(error: Exception) -> str:
@@ -56,6 +76,7 @@ def cli(debug: bool) -> None:
     \b
     camkit explain                     the bundled photograph, the default model
     camkit explain cat.jpg --class tabby --class top:3
+    camkit train photos/               a classifier of your own, with a report
     camkit model layers imagenet       which layers can carry a map
     camkit plugin list                 which explainers are installed
     """
@@ -63,6 +84,7 @@ def cli(debug: bool) -> None:
 
 
 cli.add_command(explain)
+cli.add_command(train)
 cli.add_command(model)
 cli.add_command(plugin)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import groupby
+from itertools import chain, groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -160,11 +160,14 @@ def explain(images: tuple[str, ...], **given: Any) -> None:
     )
     view: Literal["model", "original"] = given["view"]
     several = len(work.layers) > 1
+    stream = explanation.stream(work, paths, batch_size=given["batch_size"])
+    results = _progress(stream, len(paths))
+    # What is wrong with a layer or with the model shows in the first batch, before anything is written.
+    results = chain([next(results)], results)
     output = Output(given["out"], style=style, view=view, several_layers=several)
-    results = explanation.stream(work, paths, batch_size=given["batch_size"])
     report = Report(work, as_json=given["as_json"])
     failed = done = 0
-    for _, group in groupby(_progress(results, len(paths)), key=lambda result: result.position):
+    for _, group in groupby(results, key=lambda result: result.position):
         good, bad = _write(output, report, list(group))
         failed, done = failed + bad, done + good
         if bad and given["on_error"] == "fail":
@@ -287,4 +290,6 @@ def _progress(results: Iterable[Explanation | Failure], count: int) -> Iterator[
         task = bar.add_task("explaining", total=count)
         for result in results:
             bar.update(task, completed=result.position + 1)
+            bar.stop()  # it is erased while results are printed, so that no line runs into it
             yield result
+            bar.start()

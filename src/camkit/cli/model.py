@@ -31,9 +31,11 @@ def list_(pattern: str | None) -> None:
         tables.show(("SOURCE", "PACKAGE", "WHAT IT LOADS"), rows)
         click.echo("\nA model is SOURCE:NAME, or a bundle folder; without a source's name: imagenet.")
         return
-    scheme, colon, names = pattern.partition(":")
-    if not colon and not any(pattern in (f.name, f.full_name) for f in plugins.find("model")):
+    sources = [name for f in plugins.find("model") for name in (f.full_name, f.name)]
+    scheme = next((s for s in sources if f"{pattern}:".startswith(f"{s}:")), pattern.partition(":")[0])
+    if ":" not in pattern and scheme not in sources:
         raise UsageError(f"a pattern is SOURCE:NAME, such as 'torchvision:{pattern}' or 'timm:{pattern}'")
+    names = pattern[len(scheme) + 1 :]
     known = list(plugins.make("model", scheme).names())
     matches = [name for name in known if fnmatch.fnmatchcase(name, names or "*")]
     if not matches:

@@ -139,7 +139,9 @@ def check(name: str, kind: Kind | None, reference: str, options: tuple[str, ...]
 
 @plugin.command()
 @click.argument("name")
-@click.option("--kind", type=click.Choice(KINDS), default="explainer", show_default=True)
+@click.option(
+    "--kind", type=click.Choice(KINDS), default="explainer", show_default=True, help="What NAME will be."
+)
 @click.option(
     "--into",
     type=click.Path(path_type=Path, file_okay=False, exists=True),

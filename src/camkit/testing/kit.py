@@ -85,6 +85,7 @@ def hand_model(*, inplace: bool = False) -> nn.Sequential:
 
 
 def equal(actual: Tensor, expected: Tensor, what: str, relative: float = 1e-5) -> None:
+    """Assert that maps are equal but for an error relative to the peak."""
     assert actual.shape == expected.shape, f"{what}: shape {list(actual.shape)}, not {list(expected.shape)}"
     peak = float(expected.abs().max())
     error = float((actual.double() - expected.double()).abs().max())
@@ -93,6 +94,7 @@ def equal(actual: Tensor, expected: Tensor, what: str, relative: float = 1e-5) -
 
 @contextmanager
 def raises(kind: type[BaseException], what: str) -> Iterator[None]:
+    """Assert that the block raises `kind`; the test kit does without pytest."""
     try:
         yield
     except kind:
@@ -129,6 +131,7 @@ def _snapshot(model: nn.Module, inputs: Tensor) -> dict[str, Any]:
 
 
 def same(a: Any, b: Any) -> bool:
+    """Whether two nested structures of tensors and values are equal to the bit."""
     if isinstance(a, dict):
         return list(a) == list(b) and all(same(a[key], b[key]) for key in a)
     if isinstance(a, list | tuple):
@@ -140,6 +143,7 @@ def same(a: Any, b: Any) -> bool:
 
 @contextmanager
 def untouched(model: nn.Module, inputs: Tensor, when: str) -> Iterator[None]:
+    """Assert that the block leaves no trace on the model, the inputs and the random states."""
     before = _snapshot(model, inputs)
     yield
     after = _snapshot(model, inputs)

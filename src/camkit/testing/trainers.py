@@ -15,6 +15,7 @@ from camkit.errors import CamkitError
 from camkit.explanation import explain
 from camkit.models import load_model
 from camkit.testing.kit import Subject, raises
+from camkit.training import read_recipe
 
 TOY_CLASSES = ("blue", "green", "red")
 
@@ -99,6 +100,7 @@ def check_bad_data(subject: Subject) -> None:
 def _train(subject: Subject, data: Path, out: Path) -> Any:
     trainer: Trainer = subject.make()
     asked: dict[str, Any] = {"weights": "none", "device": "cpu", **subject.request}
+    asked["recipe"] = read_recipe(trainer, asked.get("recipe"))
     request = TrainRequest(data=str(data), out=out, **asked)
     return request, trainer.train(request)
 

@@ -1,0 +1,115 @@
+"""`camkit train`: a classifier from a folder of photographs."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+
+from camkit import plugins
+from camkit.errors import UsageError
+
+
+@click.command()
+@click.argument("data", required=False)
+@click.option(
+    "--trainer", default="torch", show_default=True, metavar="NAME", help="`camkit plugin list` shows all."
+)
+@click.option("--recipe", metavar="NAME|FILE", help="One of the trainer's, or a TOML file.")
+@click.option("--show-recipe", is_flag=True, help="Print the recipe, for a copy of your own, and stop.")
+@click.option(
+    "--arch", default="resnet34", show_default=True, help="A name of torchvision or timm, or imagenet."
+)
+@click.option(
+    "--weights",
+    default="default",
+    show_default=True,
+    metavar="default|none|FILE",
+    help="What it starts from: trained on ImageNet, random, or a file.",
+)
+@click.option(
+    "-o", "--option", "options", multiple=True, metavar="KEY=VALUE", help="An option of the trainer."
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    default="camkit-run",
+    show_default=True,
+    help="Folder for the bundle and the report.",
+)
+@click.option(
+    "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of everything random."
+)
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+@click.option("--resume", is_flag=True, help="Go on from the last finished epoch in --out.")
+@click.option("--preview", is_flag=True, help="Only draw what augmentation makes of a photograph.")
+def train(data: str | None, **given: Any) -> None:
+    """Train a classifier on DATA, a folder of photographs, and report on it.
+
+    DATA holds one sub-folder for each class, or files named after it (great_pyrenees_12.jpg), or is the
+    Oxford-IIIT Pet data (images/ and annotations/). Into --out it writes the trained model as a folder
+    `bundle`, tables and curves of the training, the confusion matrix, and the photographs judged worst,
+    each with its Grad-CAM.
+
+    \b
+    camkit train photos/ --arch resnet34 --out run
+    camkit explain cat.jpg --model run/bundle
+    camkit train photos/ --show-recipe > mine.toml
+    camkit train photos/ --recipe mine.toml --out run2
+    """
+    name: str = given["trainer"]
+    options = plugins.parse_assignments(given["options"])
+    plugins.get("trainer", name)  # a misspelt name is told before torch is imported
+
+    from camkit import training
+
+    if given["show_recipe"]:
+        kind = plugins.load(plugins.get("trainer", name))
+        recipe = given["recipe"] or next(iter(kind.recipes), None)
+        if recipe is None:
+            raise UsageError(f"{name} brings no recipes")
+        click.echo(training.recipe_text(kind, recipe), nl=False)
+        return
+    if data is None:
+        raise UsageError("DATA is missing: a folder of photographs (`camkit train --help`)")
+    asked: dict[str, Any] = {key: given[key] for key in ("out", "recipe", "arch", "weights", "seed")}
+    asked |= options
+    if given["preview"]:
+        click.echo(training.preview(data, trainer=name, **asked))
+        return
+
+    from camkit import report
+
+    with _progress() as progress:
+        result = training.train(
+            data,
+            trainer=name,
+            device=given["device"],
+            resume=given["resume"],
+            progress=progress,
+            **asked,
+        )
+    verdicts, written = report.write(result, given["out"], device=given["device"])
+    for line in report.lines(verdicts) if verdicts else ():
+        click.echo(line)
+    click.echo(f"bundle: {result.bundle}")
+    click.echo(f"report: {', '.join(str(path) for path in written)}", err=True)
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[float, str], None]]:
+    """A bar with the time left on a terminal, else a line for each epoch; both on stderr."""
+    if not sys.stderr.isatty():
+        yield lambda _, text: click.echo(text, err=True)
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task("training", total=1.0)
+        yield lambda fraction, text: bar.update(task, completed=fraction, description=text)

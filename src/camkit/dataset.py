@@ -1,0 +1,117 @@
+"""Folders of labelled photographs: which there are, what is on them, and whether they can be read.
+
+Three layouts: one sub-folder for each class; file names with a label (`great_pyrenees_12.jpg`), as
+fast.ai reads them; and that of the Oxford-IIIT Pet data, `images/` with such names, and `annotations/`.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from camkit import images
+from camkit.errors import CamkitError, ImageError, UsageError
+
+NAME = re.compile(r"(?P<label>.+)_\d+\.\w+")
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Labelled photographs, sorted by path, so that a split means the same on every machine.
+
+    root: what the names in a stored split are relative to.
+    classes: sorted; labels: for each path its index in `classes`.
+    """
+
+    root: Path
+    paths: tuple[Path, ...]
+    labels: tuple[int, ...]
+    classes: tuple[str, ...]
+
+    def name(self, index: int) -> str:
+        """A photograph as a stored split names it, with slashes on every system."""
+        return self.paths[index].relative_to(self.root).as_posix()
+
+    def split(self, valid: float = 0.2, seed: int = 2, fold: int = 0) -> tuple[list[int], list[int]]:
+        """Indices for training and for validation; fold 0 is the split of fast.ai's lesson 6.
+
+        The lesson's is `np.random.RandomState(2).permutation(n)[: int(0.2 * n)]`; a further fold takes
+        the next slice of the same permutation.
+        """
+        order = np.random.RandomState(seed).permutation(len(self.paths)).tolist()
+        size = int(valid * len(order))
+        start = fold * size
+        if not 0 < size < len(order) or start + size > len(order):
+            raise UsageError(f"no fold {fold} of {valid:.0%} in {len(order)} photographs")
+        return order[:start] + order[start + size :], order[start : start + size]
+
+
+def read(folder: str | os.PathLike[str]) -> Dataset:
+    """The labelled photographs of a folder, with every file decoded once.
+
+    Raises `UsageError` if there are none, a label cannot be told or there is only one class, and
+    `ImageError` if files cannot be decoded; both name files.
+    """
+    root = Path(folder)
+    if not root.is_dir():
+        raise UsageError(f"there is no folder of photographs {str(folder)!r}")
+    if (root / "images").is_dir() and (root / "annotations").is_dir():
+        root = root / "images"
+    paths = sorted(images.expand([root])) if any(root.iterdir()) else []
+    if not paths:
+        raise UsageError(f"there are no photographs in {root}")
+    names = _labels(root, paths)
+    classes = tuple(sorted(set(names)))
+    if len(classes) < 2:
+        raise UsageError(f"all {len(paths)} photographs in {root} are of one class, {classes[0]!r}")
+    _check_readable(paths)
+    index = {name: number for number, name in enumerate(classes)}
+    return Dataset(root, tuple(paths), tuple(index[name] for name in names), classes)
+
+
+def _labels(root: Path, paths: Sequence[Path]) -> list[str]:
+    if all(path.parent != root for path in paths):
+        return [path.relative_to(root).parts[0] for path in paths]
+    matches = [NAME.fullmatch(path.name) if path.parent == root else None for path in paths]
+    if unlabelled := [path.name for path, match in zip(paths, matches, strict=True) if not match]:
+        raise UsageError(
+            f"{len(unlabelled)} of {len(paths)} photographs in {root} have no label ({_some(unlabelled)}): "
+            "one sub-folder for each class, or names such as great_pyrenees_12.jpg"
+        )
+    return [match["label"] for match in matches if match]
+
+
+def _check_readable(paths: Sequence[Path]) -> None:
+    def trouble(path: Path) -> str | None:
+        try:
+            images.load(path)
+        except ImageError as error:
+            return str(error)
+        return None
+
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:  # decoders do not hold the lock
+        found = list(filter(None, pool.map(trouble, paths)))
+    if found:
+        count = f"{len(found)} of {len(paths)} photographs"
+        raise ImageError(f"{count} are unusable: {_some(found, '; ')}")
+
+
+def _some(names: Sequence[str], separator: str = ", ", count: int = 3) -> str:
+    return separator.join([*names[:count], "..."] if len(names) > count else names)
+
+
+def check_classes(dataset: Dataset, indices: Iterable[int]) -> None:
+    """Raise `CamkitError` if a class has no photograph among `indices`: it could not be learnt."""
+    count = Counter(dataset.labels[i] for i in indices)
+    if missing := [name for number, name in enumerate(dataset.classes) if not count[number]]:
+        raise CamkitError(
+            f"{len(missing)} classes have no photograph to train on ({_some(missing)}): add some, or "
+            "change `valid` or `split_seed` in the recipe"
+        )

@@ -1,0 +1,68 @@
+"""A trained classifier with a new head, as training starts from it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import nn
+
+from camkit import plugins
+from camkit.api import LoadedModel, ModelSource
+from camkit.errors import ModelError
+from camkit.models import TimmSource, TorchvisionSource, load_model
+
+
+def pretrained(arch: str, weights: str, device: torch.device) -> LoadedModel:
+    """The classifier that `arch` means: a name of torchvision or timm, or a model specification.
+
+    weights: `default` (those that belong to it), `none` (random) or a file.
+    """
+    known = [found.name for found in plugins.find("model")]
+    spec = arch
+    if arch not in known and ":" not in arch:
+        in_torchvision = arch in TorchvisionSource().names()
+        if not in_torchvision and arch.partition(".")[0] not in TimmSource().names():
+            load_model(arch)  # raises, with the closest names
+        spec = f"{'torchvision' if in_torchvision else 'timm'}:{arch}"
+    if weights != "default":
+        if arch in known:
+            raise ModelError(f"{arch} brings its own weights; --weights goes with a name such as resnet34")
+        spec = f"{spec}@{weights}"
+    return load_model(spec, device=device)
+
+
+def with_new_head(
+    model: LoadedModel, classes: tuple[str, ...], *, seed: int
+) -> tuple[LoadedModel, frozenset[str]]:
+    """`model` for other classes, and the names of the parameters that are new.
+
+    Everything keeps its weights but what depends on the number of classes.
+    """
+    architecture = dict(model.architecture or {})
+    if "num_classes" not in architecture:
+        raise ModelError(f"model {model.name!r} cannot be given a new head")
+    builder: ModelSource = plugins.make("model", str(architecture["source"]))
+    architecture["num_classes"] = len(classes)
+    module = builder.build(architecture).to(model.device)
+    other = builder.build({**architecture, "num_classes": len(classes) + 1}).state_dict()
+    own, old = module.state_dict(), model.module.state_dict()
+    head = {name for name in own if own[name].shape != other[name].shape}
+    for name in own:
+        if name not in head:
+            own[name].copy_(old[name])
+    _initialise(module, head, seed)
+    fresh = replace(model, module=module, classes=classes, architecture=architecture)
+    return fresh, frozenset(head)
+
+
+def _initialise(module: nn.Module, head: set[str], seed: int) -> None:
+    """Small random weights and no bias, from `seed` and nothing else."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in module.named_parameters():
+            if name in head and parameter.ndim > 1:
+                values = 0.01 * torch.randn(parameter.shape, generator=generator)
+                parameter.copy_(values.to(parameter))
+            elif name in head:
+                parameter.zero_()

@@ -1,0 +1,122 @@
+"""The folder of a training: a checkpoint while it lasts, a bundle at the end, each whole or not there."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torchvision
+
+import camkit
+from camkit.api import LoadedModel, TrainRequest, TrainResult
+from camkit.bundle import save_bundle
+from camkit.dataset import Dataset
+from camkit.errors import CamkitError, UsageError
+from camkit.weights import first_line
+
+CHECKPOINT, BUNDLE = "checkpoint.pt", "bundle"
+
+
+class Run:
+    """One training in `request.out`.
+
+    Raises `UsageError` if the folder holds another training than the one that is asked for.
+    """
+
+    def __init__(self, trainer: str, request: TrainRequest) -> None:
+        self.out = request.out
+        self._request, self._trainer = request, trainer
+        if (self.out / BUNDLE).exists():
+            raise UsageError(f"{self.out} holds a trained model already: choose another --out")
+        if self._checkpoint.exists() and not request.resume:
+            raise UsageError(
+                f"{self.out} holds an unfinished training: go on with --resume, or choose another --out"
+            )
+        try:
+            self.out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise CamkitError(f"cannot write into {self.out}: {error.strerror}") from None
+
+    @property
+    def _checkpoint(self) -> Path:
+        return self.out / CHECKPOINT
+
+    def load(self, data: Dataset) -> dict[str, Any] | None:
+        """The state after the last finished epoch on `data`, if there is one to go on from."""
+        self._data, self._identity = data, _identity(self._trainer, self._request, data)
+        if not self._checkpoint.exists():
+            return None
+        try:
+            # Tensors, numbers and texts only: a checkpoint from a stranger runs no code.
+            state: dict[str, Any] = torch.load(self._checkpoint, map_location="cpu", weights_only=True)
+            identity = state.pop("identity")
+        except Exception as error:
+            raise CamkitError(f"{self._checkpoint} cannot be read: {first_line(error)}") from None
+        if identity != self._identity:
+            raise UsageError(
+                f"{self.out} holds a training with another recipe, architecture, seed or data: "
+                "choose another --out"
+            )
+        return state
+
+    def save(self, **state: Any) -> None:
+        """Keep `state` (tensors, numbers, texts, lists and dicts of them) in place of the last one."""
+        draft = self.out / f".{CHECKPOINT}.partial"
+        try:
+            torch.save({"identity": self._identity, **state}, draft)
+            draft.replace(self._checkpoint)
+        except (OSError, RuntimeError) as error:
+            draft.unlink(missing_ok=True)
+            raise CamkitError(f"cannot write {self._checkpoint}: {first_line(error)}") from None
+
+    def finish(
+        self,
+        model: LoadedModel,
+        valid: Sequence[int],
+        metrics: Mapping[str, float],
+        history: Sequence[Mapping[str, float]],
+        steps: Sequence[Mapping[str, float]],
+        *,
+        half: bool = False,
+    ) -> TrainResult:
+        """Write the bundle, with what an auditor would ask, and drop the checkpoint."""
+        request, data = self._request, self._data
+        chosen = set(valid)
+        names = [data.name(i) for i in range(len(data.paths))]
+        bundle = save_bundle(
+            model,
+            self.out / BUNDLE,
+            half=half,
+            metrics=dict(metrics),
+            trainer=self._trainer,
+            recipe=dict(request.recipe),
+            arch=request.arch,
+            weights=request.weights if request.weights in ("default", "none") else "file",
+            seed=request.seed,
+            history=[dict(epoch) for epoch in history],
+            split={
+                "train": [name for i, name in enumerate(names) if i not in chosen],
+                "valid": [name for i, name in enumerate(names) if i in chosen],
+            },
+            versions={
+                "camkit": camkit.__version__,
+                "torch": str(torch.__version__),
+                "torchvision": str(torchvision.__version__),
+                "python": platform.python_version(),
+            },
+        )
+        self._checkpoint.unlink(missing_ok=True)
+        photos = tuple((data.paths[i], data.classes[data.labels[i]]) for i in valid)
+        return TrainResult(bundle, metrics, tuple(history), tuple(steps), photos)
+
+
+def _identity(trainer: str, request: TrainRequest, data: Dataset) -> str:
+    """Two trainings with the same identity go the same way."""
+    names = [[data.name(i), label] for i, label in enumerate(data.labels)]
+    facts = [trainer, request.recipe, request.arch, request.weights, request.seed, names]
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,368 @@
+"""The shape of the package: which way imports point, what is quick, what is public and said."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+import camkit
+from camkit import plugins
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "src" / "camkit"
+
+# From top to bottom, as one reads. A module imports only from lines above its own.
+ORDER = [
+    "errors",
+    "preprocess",
+    "api",
+    "plugins",
+    "layers",
+    "weights",
+    "models",
+    "bundle",
+    "images",
+    "capture",
+    "cams",
+    "native",
+    "render",
+    "targets",
+    "host",
+    "explanation",
+    "output",
+    "agreement",
+    "dataset",
+    "finetune",
+    "run",
+    "torch_trainer",
+    "report",
+    "training",
+    "scaffold",
+    "testing.kit",
+    "testing.explainers",
+    "testing.sources",
+    "testing.trainers",
+    "testing",
+    "cli.tables",
+    "cli.explain",
+    "cli.model",
+    "cli.plugin",
+    "cli.train",
+    "cli",
+    "__main__",
+]
+# The package itself names everything, but imports nothing before it is asked.
+FREE = {"__init__"}
+
+# Who may import what is heavy or belongs to one place.
+OWNERS = {
+    "click": {"cli", "cli.tables", "cli.explain", "cli.model", "cli.plugin", "cli.train"},
+    "rich": {"cli.explain", "cli.train"},
+    "matplotlib": {"render"},
+    # `explanation` hands pictures out and takes them in; the check of trainers writes toy photographs.
+    "PIL": {"images", "render", "explanation", "testing.trainers"},
+    "skimage": set(),  # the bundled photograph is located, not imported
+    "timm": {"models"},
+    "torchvision": {"models", "preprocess", "torch_trainer", "run"},
+    "safetensors": {"weights", "bundle"},
+    "scipy": {"images", "agreement", "render"},
+    "pytest": {"testing"},
+}
+# Wherever a plugin list or a help text comes from.
+WITHOUT_TORCH = ["errors", "preprocess", "api", "plugins", "scaffold", *OWNERS["click"]]
+
+
+def source_files() -> dict[str, Path]:
+    """Every module by its name below `camkit`."""
+    files = {}
+    for path in sorted(PACKAGE.rglob("*.py")):
+        name = ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
+        files[name.removesuffix(".__init__")] = path
+    return files
+
+
+FILES = source_files()
+MODULES = sorted(set(FILES) - FREE)
+
+
+@cache
+def tree(name: str) -> ast.Module:
+    return ast.parse(FILES[name].read_text(encoding="utf-8"))
+
+
+def type_checking(node: ast.AST) -> bool:
+    return isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+
+
+def imports(body: list[ast.stmt], *, late: bool = True, types: bool = True) -> Iterator[str]:
+    """Dotted names that are imported; `late`: in functions too, `types`: under TYPE_CHECKING too."""
+    stack: list[ast.AST] = list(reversed(body))
+    while stack:
+        node = stack.pop()
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, "imports are absolute"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+        elif (type_checking(node) and not types) or (isinstance(node, ast.FunctionDef) and not late):
+            continue
+        else:
+            stack.extend(ast.iter_child_nodes(node))
+
+
+def own_module(dotted: str) -> str | None:
+    """The module below `camkit` that an imported name belongs to."""
+    package, *parts = dotted.split(".")
+    if package != "camkit":
+        return None
+    while parts and ".".join(parts) not in FILES:
+        parts.pop()
+    return ".".join(parts) or None
+
+
+def needs(name: str) -> set[str]:
+    return {module for module in map(own_module, imports(tree(name).body)) if module}
+
+
+def outside(name: str, *, types: bool = True) -> set[str]:
+    return {dotted.partition(".")[0] for dotted in imports(tree(name).body, types=types)}
+
+
+# --- which way imports point ----------------------------------------------------------------------
+
+
+def test_the_order_names_every_module_once() -> None:
+    assert sorted(ORDER) == MODULES
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_imports_point_upwards(name: str) -> None:
+    allowed = set(ORDER[: ORDER.index(name)])
+    assert needs(name) - allowed == set()
+
+
+def test_the_imports_are_seen_at_all() -> None:
+    """Late ones, those of submodules, and `from camkit import ...`."""
+    assert {"api", "errors"} <= needs("plugins")
+    assert "testing" in needs("cli.plugin") and "cli.explain" in needs("cli")
+    assert {"capture", "cams"} <= needs("native")
+    assert "timm" in outside("models")
+    assert "torch" in outside("api") and "PIL" not in outside("preprocess", types=False)
+
+
+def test_the_table_in_the_reference_has_the_same_order() -> None:
+    page = (ROOT / "docs" / "reference.md").read_text(encoding="utf-8")
+    section = page.partition("## How the code is laid out")[2].partition("\n## ")[0]
+    rows = [row for row in section.splitlines() if row.startswith("| `")]
+    told = [name.rstrip("/") for row in rows for name in re.findall(r"`([\w/]+)`", row.split("|")[1])]
+    assert told == [name for name in ORDER if "." not in name and not name.startswith("__")]
+
+
+@pytest.mark.parametrize("package", OWNERS)
+def test_a_library_has_its_place(package: str) -> None:
+    users = {name for name in MODULES if package in outside(name, types=False)}
+    assert users <= OWNERS[package]
+    assert package == "skimage" or users, f"nobody imports {package}: strike it out"
+
+
+@pytest.mark.parametrize("private", ["cli", "testing"])
+def test_nobody_imports_from_the_edge(private: str) -> None:
+    """The command line may run the test kit; nothing else looks at either."""
+    for name in set(MODULES) - {"__main__"}:
+        if name.partition(".")[0] in (private, "cli"):
+            continue
+        assert not [module for module in needs(name) if module.partition(".")[0] == private], name
+
+
+@pytest.mark.parametrize("name", WITHOUT_TORCH)
+def test_no_torch_on_the_way_to_a_list(name: str) -> None:
+    heavy = {"torch", "torchvision", "timm", "matplotlib", "scipy", "numpy", "PIL"}
+    at_once = set(imports(tree(name).body, late=False, types=False))
+    assert {dotted.partition(".")[0] for dotted in at_once} & heavy == set()
+
+
+# --- what is quick --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import camkit; dir(camkit)",
+        "import camkit; camkit.CamkitError, camkit.Explainer, camkit.Preprocess, camkit.option",
+        "from camkit.cli import main; main(['--help'])",
+        "from camkit.cli import main; main(['--version'])",
+        "from camkit.cli import main; main(['explain', '--help'])",
+        "from camkit.cli import main; main(['plugin', 'list'])",
+        "from camkit.cli import main; main(['plugin', 'list', '--json'])",
+        "from camkit.cli import main; main(['plugin', 'new', 'quick'])",
+    ],
+)
+def test_what_does_not_wait_for_torch(tmp_path: Path, code: str) -> None:
+    script = f"""
+import sys
+try:
+    {code}
+except SystemExit as stop:
+    assert not stop.code, stop.code
+for name in ("torch", "numpy", "PIL", "matplotlib"):
+    assert name not in sys.modules, f"{{name}} was imported"
+print("quick")
+"""
+    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.endswith("quick\n")
+
+
+def test_listing_imports_no_plugin() -> None:
+    """Not even camkit's own."""
+    modules = sorted({found.value.partition(":")[0] for found in plugins.find()})
+    script = (
+        "import sys; from camkit.cli import main\ntry: main(['plugin', 'list'])\nexcept SystemExit: pass\n"
+    )
+    script += f"assert not set({modules}) & set(sys.modules)"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=os.environ)
+    assert done.returncode == 0, done.stderr
+    assert "camkit.native" in modules
+
+
+# --- what is public -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", camkit.__all__)
+def test_a_public_name_exists_and_is_explained(name: str) -> None:
+    thing = getattr(camkit, name)
+    assert inspect.getdoc(thing) and thing.__doc__, "its own docstring, not an inherited one"
+    page = (ROOT / "docs" / "reference.md").read_text(encoding="utf-8")
+    assert re.search(rf"`(camkit\.)?{name}\b", page), "docs/reference.md does not name it"
+
+
+def test_public_names_are_in_order_and_complete() -> None:
+    assert list(camkit.__all__) == sorted(camkit.__all__)
+    assert set(camkit.__all__) <= set(dir(camkit))
+    told = {
+        alias.name
+        for node in tree("__init__").body
+        if type_checking(node)
+        for child in ast.walk(node)
+        if isinstance(child, ast.ImportFrom)
+        for alias in child.names
+    }
+    assert told == set(camkit.__all__)  # what type checkers see
+    with pytest.raises(AttributeError, match="module 'camkit' has no attribute 'explian'"):
+        getattr(camkit, "explian")  # noqa: B009
+
+
+def test_the_version_is_that_of_the_package() -> None:
+    import tomllib
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert camkit.__version__ == project["version"]
+
+
+def public(node: ast.AST, prefix: str = "") -> Iterator[tuple[str, ast.AST]]:
+    """Public functions, classes and methods, with those of public classes."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.FunctionDef | ast.ClassDef) and not child.name.startswith("_"):
+            if "overload" in map(ast.unparse, child.decorator_list):
+                continue
+            yield f"{prefix}{child.name}", child
+            if isinstance(child, ast.ClassDef):
+                yield from public(child, f"{child.name}.")
+
+
+@pytest.mark.parametrize("name", sorted(FILES))
+def test_everything_public_has_a_docstring(name: str) -> None:
+    """Methods of plugins that are those of the contract are explained there."""
+    contract = {
+        f"{cls}.{method}"
+        for cls, node in public(tree("api"))
+        if isinstance(node, ast.ClassDef)
+        for method in (child.name for child in node.body if isinstance(child, ast.FunctionDef))
+    }
+    inherited = {name.partition(".")[2] for name in contract}
+    bare = [
+        what
+        for what, node in public(tree(name))
+        if not ast.get_docstring(node) and what.partition(".")[2] not in inherited
+    ]
+    assert ast.get_docstring(tree(name)) and bare == []
+
+
+# --- what is safe ---------------------------------------------------------------------------------
+
+# Calls that run what they are given, and the argument that would make them safe.
+DANGEROUS: dict[str, str | None] = {
+    "eval": None,
+    "exec": None,
+    "compile": None,
+    "__import__": None,
+    "os.system": None,
+    "os.popen": None,
+    "pickle.load": None,
+    "pickle.loads": None,
+    "pickle.Unpickler": None,
+    "marshal.loads": None,
+    "joblib.load": None,
+    "torch.load": "weights_only=True",
+    "load_state_dict_from_url": "weights_only=True",
+    "np.load": "allow_pickle=False",
+    "numpy.load": "allow_pickle=False",
+    "subprocess.run": "shell=False",
+}
+
+
+def dangers(code: str) -> list[str]:
+    """Calls of `DANGEROUS` without what makes them safe."""
+    bad = []
+    for node in ast.walk(ast.parse(code)):
+        if isinstance(node, ast.Call):
+            called = ast.unparse(node.func)
+            wanted = DANGEROUS.get(called, "")
+            given = [f"{keyword.arg}={ast.unparse(keyword.value)}" for keyword in node.keywords]
+            if wanted is None or (wanted and wanted not in given):
+                bad.append(ast.unparse(node))
+        elif isinstance(node, ast.ImportFrom) and node.module in ("pickle", "marshal"):
+            bad.append(ast.unparse(node))
+    return bad
+
+
+@pytest.mark.parametrize(
+    ("code", "count"),
+    [
+        ("eval('1')", 1),
+        ("model.eval()", 0),
+        ("re.compile('a')", 0),
+        ("torch.load(p)", 1),
+        ("torch.load(p, weights_only=False)", 1),
+        ("torch.load(p, weights_only=True)", 0),
+        ("with open(p) as f: pickle.load(f)", 1),
+        ("from pickle import load", 1),
+        ("np.load(p)", 1),
+    ],
+)
+def test_the_search_for_dangers_finds_them(code: str, count: int) -> None:
+    assert len(dangers(code)) == count
+
+
+def shipped() -> list[Path]:
+    """The source of everything that is installed: camkit, its templates, its plugins."""
+    folders = [PACKAGE, *sorted(ROOT.glob("plugins/*/src"))]
+    return [path for folder in folders for path in sorted(folder.rglob("*.py"))]
+
+
+def test_nothing_runs_what_a_file_holds() -> None:
+    found = {
+        str(path.relative_to(ROOT)): bad
+        for path in shipped()
+        if (bad := dangers(path.read_text(encoding="utf-8")))
+    }
+    assert found == {}

@@ -1,0 +1,856 @@
+"""The command line as people and scripts see it: exit codes, streams, messages and files."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import os
+import re
+import subprocess
+import sys
+import traceback
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner, Result
+from PIL import Image
+
+import camkit
+from camkit import render
+from camkit.cli import cli
+from camkit.images import sample
+from camkit.preprocess import Preprocess
+from camkit.render import Style
+
+ROOT = Path(__file__).parent.parent
+CLASSES = ("tabby", "Egyptian cat", "golden retriever", "red fox")
+
+# A package that loads models: small ones, broken ones, and that of the lesson.
+SOURCE = f"""
+import warnings
+from camkit import LoadedModel, ModelSource, Preprocess
+from camkit.errors import ModelError
+
+CLASSES = {CLASSES!r}
+
+class Tiny(ModelSource):
+    summary = "small models for tests"
+
+    def load(self, reference, *, device, trust):
+        import torch
+        from torch import nn
+
+        if reference == "raises":
+            raise RuntimeError("the disk is on fire\\nand the rest of it")
+        if reference == "memory":
+            raise MemoryError
+        if reference == "pickled" and not trust:
+            raise ModelError("the weights are a pickle: allow it with --trust-pickle")
+        if reference == "noisy":
+            warnings.warn("a library is deprecated")
+        if reference == "lesson":
+            from benchmarks.lesson import lesson_model
+
+            names = tuple(f"breed {{i}}" for i in range(37))
+            return LoadedModel(lesson_model(), names, Preprocess(size=(64, 64)), name="tiny:lesson")
+        with torch.random.fork_rng([]):
+            torch.manual_seed(0)
+            net = nn.Sequential()
+            net.stem = nn.Sequential(nn.Conv2d(3, 6, 3, stride=2, padding=1), nn.ReLU())
+            net.body = nn.Sequential(nn.Conv2d(6, 8, 3, stride=2, padding=1), nn.Tanh())
+            net.pool = nn.AdaptiveAvgPool2d(1)
+            net.flat = nn.Flatten()
+            net.fc = nn.Linear(8, 4)
+        if reference == "flat":  # no feature matters
+            net.fc.weight.data.zero_()
+        if reference in ("nan", "-inf"):
+            net.fc.bias.data[3] = float(reference)
+        names = CLASSES[:3] if reference == "miscounted" else CLASSES
+        return LoadedModel(net.eval(), names, Preprocess(size=(32, 32)), name=f"tiny:{{reference}}")
+
+    def names(self):
+        return [f"net{{i}}" for i in range(50_000)]  # more than a pipe holds
+"""
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of installed packages with the model source `tiny`."""
+    folder = tmp_path_factory.mktemp("site")
+    info = folder / "camkit_tiny-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: camkit-tiny\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[camkit.models]\ntiny = camkit_tiny:Tiny\n")
+    (folder / "camkit_tiny.py").write_text(SOURCE)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _here(site: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In an empty folder, with these plugins only, and one thread: the models are small."""
+    torch.set_num_threads(1)
+    monkeypatch.syspath_prepend(str(site))
+    monkeypatch.setenv("CAMKIT_PLUGINS", "camkit-tiny,camkit-other")
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+
+
+def camkit_(*arguments: object, debug: bool = False) -> Result:
+    """`camkit ARGUMENTS` in this process. Without `debug` nothing may escape as an exception."""
+    # Until click 8.2 the streams were mixed unless told otherwise.
+    apart = {"mix_stderr": False} if "mix_stderr" in inspect.signature(CliRunner).parameters else {}
+    result = CliRunner(**apart).invoke(cli, [str(a) for a in arguments], prog_name="camkit")  # type: ignore[arg-type]
+    if result.exc_info and not debug and not isinstance(result.exception, SystemExit | None):
+        pytest.fail("".join(traceback.format_exception(*result.exc_info)))
+    return result
+
+
+def explain(*arguments: object, model: str = "tiny:net", debug: bool = False) -> Result:
+    """`camkit explain ARGUMENTS` with a small model, into the folder `out`."""
+    return camkit_("explain", "--model", model, "--out", "out", *arguments, debug=debug)
+
+
+def process(*arguments: str, path: Sequence[Path] = (), **keywords: Any) -> subprocess.Popen[bytes]:
+    """`camkit ARGUMENTS` as a process of its own, which also finds the packages in `path`."""
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, path)), "OMP_NUM_THREADS": "2"}
+    env.pop("PYTHONWARNINGS", None)
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.Popen([sys.executable, "-m", "camkit", *arguments], env=env, **(pipes | keywords))
+
+
+def photo(name: str = "cat.png", seed: int = 0, size: tuple[int, int] = (60, 40)) -> Path:
+    """A picture of coarse noise, which the small model sees something in."""
+    path = Path(name)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    noise = np.random.default_rng(seed).integers(0, 256, (5, 7, 3), dtype=np.uint8)
+    Image.fromarray(noise).resize(size).save(path, format=None if path.suffix else "PNG")
+    return path
+
+
+def lines(folder: str = "out") -> list[dict[str, Any]]:
+    """The manifest."""
+    return [json.loads(line) for line in Path(folder, "manifest.jsonl").read_text("utf-8").splitlines()]
+
+
+def maps(folder: str = "out") -> dict[str, np.ndarray]:
+    """The raw maps by file name."""
+    return {path.name: np.load(path) for path in sorted(Path(folder).glob("*.npy"))}
+
+
+def pictures(folder: str = "out") -> dict[str, np.ndarray]:
+    """The pixels of the pictures by file name."""
+    return {path.name: np.asarray(Image.open(path)) for path in sorted(Path(folder).glob("*.png"))}
+
+
+# --- what comes out -------------------------------------------------------------------------------
+
+
+def test_without_images_the_bundled_photograph_is_explained_by_the_default_model() -> None:
+    result = camkit_("explain")
+    assert result.exit_code == 0, result.stderr
+    header, seen, row = result.stdout.splitlines()
+    assert header.split() == ["CLASS", "PROB.", "BACKEND", "METHOD", "LAYER", "PICTURE"]
+    assert re.fullmatch(
+        rf"{re.escape(str(sample()))}: tiger cat \d+\.\d%, Egyptian cat \d+\.\d%, tabby \d+\.\d%", seen
+    )
+    shown = re.match(r"  tiger cat +\d+\.\d%  +native +gradcam +blocks\.6 +(\S+)$", row)
+    assert shown and Path(shown[1]) == Path("camkit-out/chelsea.png.native.gradcam.tiger_cat.png")
+    assert Image.open(shown[1]).size == (224, 224)
+    saved = np.load(Path(shown[1]).with_suffix(".npy"))
+    assert saved.shape == (7, 7) and saved.dtype == np.float32
+    assert [line["predicted_name"] for line in lines("camkit-out")] == ["tiger cat"]
+    assert result.stderr == "Raw maps and manifest.jsonl are in camkit-out\n"
+
+
+def test_json_is_the_manifest_and_nothing_else() -> None:
+    Path("bad.png").write_bytes(b"no picture")
+    result = explain(photo("a.png"), "bad.png", photo("b.png", 1), "--class", "top:2", "--json")
+    assert result.exit_code == 3
+    assert result.stdout == Path("out/manifest.jsonl").read_text("utf-8")
+    assert [json.loads(line)["status"] for line in result.stdout.splitlines()] == [
+        *["ok"] * 2,
+        "error",
+        *["ok"] * 2,
+    ]
+    assert result.stderr.splitlines() == [
+        "Error: bad.png is not an image that camkit reads (JPEG, PNG, WEBP, GIF, BMP, TIFF, PPM)",
+        "Raw maps and manifest.jsonl are in out",
+    ]
+
+
+def test_the_table_has_a_row_for_each_map_below_its_photograph() -> None:
+    result = explain(photo("a.png"), photo("b.png", 1), "--class", "tabby", "--class", "red fox")
+    rows = [line.split()[0] for line in result.stdout.splitlines()]
+    assert rows == ["CLASS", "a.png:", "tabby", "red", "b.png:", "tabby", "red"]
+    named = re.findall(r"\S+\.png$", result.stdout, re.MULTILINE)
+    assert sorted(named) == sorted(str(Path("out", name)) for name in pictures())
+    assert len(named) == 4
+
+
+def test_results_of_several_photographs_do_not_run_into_the_progress_bar(site: Path) -> None:
+    pty = pytest.importorskip("pty", reason="there are no pseudo-terminals here")
+    for name in ("a.png", "b.png", "c.png"):
+        photo(name)
+    reader, terminal = pty.openpty()
+    arguments = ("explain", "a.png", "b.png", "c.png", "--model", "tiny:net", "--batch-size", "1")
+    child = process(*arguments, path=[site], stdout=terminal, stderr=terminal)
+    os.close(terminal)
+    told = b"".join(read_all(reader)).decode()
+    assert child.wait() == 0, told
+    assert "3/3" in told and "1/3" in told
+    for name in ("a.png", "b.png", "c.png"):  # at the start of an empty line
+        assert re.search(rf"(\n|\x1b\[2K){name}: ", told), told
+
+
+def read_all(reader: int) -> Iterator[bytes]:
+    """What a pseudo-terminal shows until the last program has left it."""
+    while True:
+        try:
+            data = os.read(reader, 4096)
+        except OSError:  # how Linux says that nobody writes any more
+            break
+        if not data:
+            break
+        yield data
+    os.close(reader)
+
+
+# --- exit codes -----------------------------------------------------------------------------------
+
+
+def test_a_bad_file_costs_only_itself() -> None:
+    Path("empty.jpg").touch()
+    result = explain(photo("a.png"), "empty.jpg", "missing.png", photo("b.png", 1))
+    assert result.exit_code == 3
+    assert "Error: empty.jpg is empty (0 bytes)\n" in result.stderr
+    assert "Error: missing.png cannot be read: No such file or directory\n" in result.stderr
+    by_image = {line["image"]: line for line in lines()}
+    assert [line["status"] for line in by_image.values()] == ["ok", "error", "error", "ok"]
+    assert by_image["empty.jpg"]["error"] == "empty.jpg is empty (0 bytes)"
+    for name in ("a.png", "b.png"):
+        assert Path("out", by_image[name]["map_file"]).is_file()
+        assert Path("out", by_image[name]["overlay_file"]).is_file()
+
+
+def test_nothing_done_is_exit_code_1() -> None:
+    Path("bad.png").write_bytes(b"no picture")
+    result = explain("bad.png", "missing.png")
+    assert result.exit_code == 1
+    assert [line["status"] for line in lines()] == ["error", "error"]
+    assert not maps() and not pictures()
+
+
+@pytest.mark.parametrize("size", [1, 16])
+def test_on_error_fail_stops_at_the_first_bad_file(size: int) -> None:
+    Path("bad.png").write_bytes(b"no picture")
+    arguments = (photo("a.png"), "bad.png", photo("b.png"), "--batch-size", size)
+    result = explain(*arguments, "--on-error", "fail")
+    assert result.exit_code == 1
+    assert [(line["image"], line["status"]) for line in lines()] == [("a.png", "ok"), ("bad.png", "error")]
+    assert "b.png" not in result.stdout
+    assert explain(*arguments, "--on-error", "skip").exit_code == 3
+
+
+@pytest.mark.parametrize(("score", "code", "good"), [("-inf", 3, ["tabby"]), ("nan", 1, [])])
+def test_a_class_without_a_score_is_an_error(score: str, code: int, good: list[str]) -> None:
+    """One that is minus infinity costs only itself; NaN leaves no class a probability."""
+    result = explain(photo(), "--class", "tabby", "--class", "red fox", model=f"tiny:{score}")
+    assert result.exit_code == code, result.stderr
+    assert [line["class_name"] for line in lines() if line["status"] == "ok"] == good
+    bad = [line["error"] for line in lines() if line["status"] == "error"]
+    assert len(bad) == 2 - len(good) and "class red fox: the model's score is NaN" in bad[-1]
+    assert bad[-1] in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--model", "tiny:raises"], "unexpected RuntimeError: the disk is on fire (--debug shows where)"),
+        (["--model", "tiny:memory"], "out of memory: try a smaller --batch-size, or --device cpu"),
+        (["--model", "tiny:miscounted"], "model 'tiny:miscounted' names 3 classes but returns 4"),
+        (["--model", "tini:net"], "there is no model 'tini:net'; did you mean 'tiny'"),
+        (["--model", "timm:test_resnt@none"], "timm has no model 'test_resnt'; did you mean 'test_resnet'"),
+        (["--model", "folder/of/nothing"], "there is no bundle folder 'folder/of/nothing'"),
+        (["--device", "cuda:99"], "device 'cuda:99' is not there"),
+        (["--device", "tape"], "there is no device 'tape': use auto, cpu, cuda or cuda:N"),
+        (["--out", "cat.png/maps"], "cannot write into cat.png/maps: Not a directory"),
+    ],
+)
+def test_what_cannot_be_done_is_one_line_and_exit_code_1(arguments: list[str], message: str) -> None:
+    result = explain(photo(), *arguments)
+    assert result.exit_code == 1
+    assert result.stderr.startswith(f"Error: {message}")
+    assert len(result.stderr.splitlines()) == 1
+    assert not maps() and not pictures()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--modle", "x"], r"No such option:? '?--modle'?.*'?--model"),
+        (["--alpha", "much"], "'much' is not a valid float"),
+        (["--alpha", "1.01"], "alpha must lie between 0 and 1, not 1.01"),
+        (["--alpha", "-0.1"], "alpha must lie between 0 and 1, not -0.1"),
+        (["--alpha", "nan"], "alpha must lie between 0 and 1, not nan"),
+        (["--cmap", "magna"], "no colour map 'magna'; did you mean 'magma'"),
+        (["--batch-size", "0"], "0 is not in the range"),
+        (["--dtype", "float23"], "'float23' is not one of 'float32', 'bfloat16'"),
+        (["--view", "side"], "'side' is not one of 'model', 'original'"),
+        (["--on-error", "weep"], "'weep' is not one of 'skip', 'fail'"),
+        (["--relu", "--counterfactual"], "--counterfactual and --relu exclude each other"),
+        (["--backend", "nativ"], "no explainer 'nativ'; did you mean 'native'"),
+        (["--method", "gradcan"], "native has no method 'gradcan'; did you mean 'gradcam'"),
+        (["-o", "reducton=mean"], "native has no option 'reducton'; did you mean 'reduction'"),
+        (["-o", "reduction=men"], r"option reduction of native must be sum\|mean, not 'men'"),
+        (["--option", "reduction"], "option 'reduction' is not of the form KEY=VALUE"),
+        (["--class", "taby"], "no class 'taby'; did you mean 'tabby'"),
+        (["--class", "4"], "there is no class 4: the model has 0 to 3"),
+        (["--class", "-1"], "the model has no class '-1'"),
+        (["--class", "top:0"], "K in top:K is a positive number"),
+        (["--layer", "bodi"], "no layer 'bodi'; did you mean 'body'"),
+        (["--layer", "fc"], r"output \[1, 4\] of layer 'fc' is not a feature map"),
+        (["--out", "cat.png"], "'cat.png' is a file"),
+        (["emptyfolder"], "no image found in 'emptyfolder'"),
+        (["nothing*.png"], r"no image found in 'nothing\*.png'"),
+    ],
+)
+def test_wrong_usage_is_told_in_two_lines_before_anything_is_written(
+    arguments: list[str], message: str
+) -> None:
+    Path("emptyfolder").mkdir()
+    result = explain(photo(), *arguments)
+    assert result.exit_code == 2
+    assert result.stdout == ""
+    assert re.search(message, result.stderr.splitlines()[0]), result.stderr
+    assert result.stderr.startswith("Error: ") and len(result.stderr.splitlines()) <= 2
+    assert sorted(path.name for path in Path().iterdir()) == ["cat.png", "emptyfolder"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--verbos"], r"No such option:? '?--verbos"),
+        (["explian"], "No such command 'explian'"),
+        (["plugin", "lits"], "No such command 'lits'"),
+        (["plugin", "show"], "Missing argument 'NAME'"),
+        (["plugin", "show", "native", "--kind", "sort"], "'sort' is not one of 'explainer'"),
+        (["plugin", "show", "nativ"], "no explainer 'nativ'; did you mean 'native'"),
+        (["plugin", "show", "timm", "--kind", "explainer"], "there is no explainer 'timm'"),
+        (["plugin", "check", "nativ"], "no explainer 'nativ'; did you mean 'native'"),
+        (["plugin", "check", "native", "-o", "x"], "'x' is not of the form KEY=VALUE"),
+        (["plugin", "new", "Native"], "is no name for a plugin"),
+        (["model", "list", "resnet*"], r"a pattern is SOURCE:NAME, such as 'torchvision:resnet\*'"),
+        (["model", "list", "torchvision:resnet19"], "no model matches .*; did you mean 'resnet1"),
+        (["model", "list", "imagenet"], "imagenet does not list its models"),
+        (["model", "list", "tiy:x"], "there is no model 'tiy'; did you mean 'tiny'"),
+    ],
+)
+def test_wrong_usage_of_the_other_commands(arguments: list[str], message: str) -> None:
+    result = camkit_(*arguments)
+    assert result.exit_code == 2
+    assert result.stdout == ""
+    assert re.search(message, result.stderr.splitlines()[0]), result.stderr
+    assert len(result.stderr.splitlines()) <= 2
+    assert not list(Path().iterdir())
+
+
+def test_a_wrong_option_says_where_the_right_ones_are() -> None:
+    result = camkit_("model", "layers", "--al")
+    assert result.stderr.splitlines()[1:] == ["Try 'camkit model layers --help' for help."]
+
+
+def test_an_output_folder_that_may_not_be_written_to() -> None:
+    Path("out").mkdir()
+    Path("out/manifest.jsonl").mkdir()  # which also stops root
+    result = explain(photo())
+    assert result.exit_code == 1
+    assert "Error: cannot write out/manifest.jsonl: Is a directory" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+# --- debugging ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--debug", "explain", "--model", "tiny:raises"],
+        ["explain", "--debug", "--model", "tiny:raises"],
+        ["explain", "--model", "tiny:raises", "--debug"],
+        ["--debug", "model", "layers", "tiny:raises"],
+        ["model", "--debug", "summary", "tiny:raises"],
+        ["model", "summary", "tiny:raises", "--debug"],
+    ],
+)
+def test_debug_lets_an_error_through_wherever_it_stands(arguments: list[str]) -> None:
+    result = camkit_(*arguments, debug=True)
+    assert isinstance(result.exception, RuntimeError) and result.exit_code == 1
+    quiet = camkit_(*(a for a in arguments if a != "--debug"))
+    assert quiet.exit_code == 1
+    assert quiet.stderr == "Error: unexpected RuntimeError: the disk is on fire (--debug shows where)\n"
+
+
+def test_debug_shows_a_traceback() -> None:
+    child = process("plugin", "show", "nativ", "--debug")
+    out, err = child.communicate()
+    assert out == b"" and child.returncode == 1
+    assert b"Traceback (most recent call last)" in err and b"PluginNotFound" in err
+    child = process("plugin", "show", "nativ")
+    out, err = child.communicate()
+    assert out == b"" and child.returncode == 2
+    assert b"Traceback" not in err and err.count(b"\n") == 1
+
+
+# --- which photographs ----------------------------------------------------------------------------
+
+
+def test_files_folders_and_globs_each_file_once() -> None:
+    for name in ("one.png", "folder/two.png", "folder/deep/three.jpg", "globbed/four.webp"):
+        photo(name)
+    Path("folder/notes.txt").write_text("no picture")
+    Path("globbed/notes.txt").write_text("no picture")
+    result = explain("one.png", "folder", "globbed/*", "./one.png", "folder/two.png")
+    assert result.exit_code == 0, result.stderr
+    assert [line["image"] for line in lines()] == [
+        "one.png",
+        "folder/two.png",
+        "folder/deep/three.jpg",
+        "globbed/four.webp",
+    ]
+
+
+def test_one_file_name_from_two_folders() -> None:
+    result = explain(photo("a/cat.png", 1), photo("b/cat.png", 2), "--class", "tabby")
+    assert result.exit_code == 0
+    assert [(line["image"], line["map_file"]) for line in lines()] == [
+        ("a/cat.png", "cat.png.native.gradcam.tabby.npy"),
+        ("b/cat.png", "cat.png~2.native.gradcam.tabby.npy"),
+    ]
+    first, second = maps().values()
+    assert not np.allclose(first, second)
+    assert "cat.png~2.native.gradcam.tabby.png" in result.stdout
+
+
+@pytest.mark.parametrize(
+    "name", ["my cat.png", "Кошка 猫.png", "-o.png", "cat[1].png", "100%.png", "$(x);'\".png", "noending"]
+)
+def test_odd_file_names(name: str) -> None:
+    photo(name)
+    result = explain("--", name)
+    assert result.exit_code == 0, result.stderr
+    assert f"\n{name}: " in result.stdout
+    (line,) = lines()
+    assert line["image"] == name
+    assert Path("out", line["map_file"]).is_file() and Path("out", line["overlay_file"]).is_file()
+
+
+def test_a_name_that_is_not_utf_8() -> None:
+    name = os.fsdecode(b"c\xe4t.png")
+    try:
+        photo(name)
+    except OSError:
+        pytest.skip("this file system takes only UTF-8")
+    result = explain(name, "--json")
+    assert result.exit_code == 0, result.stderr
+    assert json.loads(result.stdout)["image"] == "c\\xe4t.png"
+
+
+# --- what is explained ----------------------------------------------------------------------------
+
+
+def test_classes_by_rank_name_and_index_each_once() -> None:
+    photo()
+    explain("cat.png", "--class", "all")
+    logits = [line["logit"] for line in lines()]
+    order = sorted(range(4), key=lambda index: -logits[index])
+    assert [line["class_index"] for line in lines()] == [0, 1, 2, 3]
+    assert [line["class_name"] for line in lines()] == list(CLASSES)
+    assert sum(line["probability"] for line in lines()) == pytest.approx(1)
+    for asked, meant in [
+        ([], order[:1]),
+        (["pred"], order[:1]),
+        (["top:2"], order[:2]),
+        (["top:99"], order),
+        (["egyptian_CAT"], [1]),
+        (["3"], [3]),
+        (["3", "red fox", "tabby", "RedFox"], [3, 0]),
+        ([str(order[1]), "top:3", "pred"], [order[1], order[0], order[2]]),
+    ]:
+        wanted = [part for name in asked for part in ("--class", name)]
+        result = explain("cat.png", "--json", *wanted)
+        found = [json.loads(line) for line in result.stdout.splitlines()]
+        assert [line["class_index"] for line in found] == meant, asked
+        assert {line["predicted_index"] for line in found} == {order[0]}
+
+
+def test_several_layers_by_name_index_and_glob() -> None:
+    result = explain(photo(), "--class", "0", "--layer", "auto", "--layer", "s*.0", "--layer", "body[-1]")
+    assert result.exit_code == 0, result.stderr
+    # `auto` is `body`: its output is that of `body.1`, and it finishes later.
+    shapes = {line["layer"]: line["map_shape"] for line in lines()}
+    assert shapes == {"body": [8, 8], "stem.0": [16, 16], "body.1": [8, 8]}
+    assert list(maps()) == sorted(f"cat.png.native.gradcam.tabby.{layer}.npy" for layer in shapes)
+    assert f"  side by side: {Path('out/cat.png.sheet.png')}\n" in result.stdout
+
+
+def test_an_option_reaches_the_backend() -> None:
+    photo()
+    explain("cat.png", "--class", "0")
+    assert camkit_(
+        *("explain", "cat.png", "--model", "tiny:net", "--class", "0", "--out", "mean"),
+        *("-o", "reduction=mean"),
+    ).exit_code == 0  # fmt: skip
+    name = "cat.png.native.gradcam.tabby.npy"
+    assert np.allclose(maps("mean")[name] * 8, maps()[name])  # of the layer's 8 channels
+    assert [line["options"] for line in lines() + lines("mean")] == [
+        {"reduction": "sum"},
+        {"reduction": "mean"},
+    ]
+
+
+def test_methods_of_one_backend_stand_side_by_side_without_agreement() -> None:
+    result = explain(photo(), "--method", "gradcam", "--method", "activations")
+    assert [line["method"] for line in lines()] == ["gradcam", "activations"]
+    assert Image.open("out/cat.png.sheet.png").width > 300
+    assert "side by side" in result.stdout and "rank correlation" not in result.stdout
+
+
+@pytest.mark.parametrize(("size", "difference"), [("1", 0.0), ("3", 2.0)])
+def test_backends_are_compared(other_backend: str, size: str, difference: float) -> None:
+    """The other backend adds `size - 1` to every value."""
+    photo()
+    arguments = ("cat.png", "--class", "0", "--backend", "native", "--backend", other_backend)
+    arguments += ("--method", "gradcam", "--method", "activations", "-o", f"size={size}")
+    result = explain(*arguments)
+    assert result.exit_code == 0, result.stderr
+    columns = [(line["backend"], line["method"]) for line in lines()]
+    assert columns == [("native", "gradcam"), ("native", "activations"), ("other", "gradcam")]
+    assert [line["backend_dist"] for line in lines()] == ["camkit", "camkit", "camkit-other"]
+    assert Path("out/cat.png.sheet.png").is_file()
+    peak = np.abs(maps()["cat.png.native.gradcam.tabby.npy"]).max()
+    line = (
+        r"^  (\w+) at body, native and other: rank correlation (\S+), largest difference (\S+) of the peak$"
+    )
+    told = re.findall(line, result.stdout, re.MULTILINE)
+    assert [(method, rank) for method, rank, _ in told] == [("gradcam", "1.000")]
+    assert float(told[0][2]) == pytest.approx(difference / peak, rel=0.05, abs=1e-3)
+    assert "side by side" not in explain(*arguments, "--json").stdout
+
+
+# --- how it is drawn ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "style"),
+    [
+        ([], Style()),
+        (["--relu"], Style(relu=True)),
+        (["--counterfactual"], Style(counterfactual=True)),
+        (["--cmap", "viridis", "--alpha", "1"], Style(cmap="viridis", alpha=1)),
+        (["--alpha", "0"], Style(alpha=0)),
+    ],
+)
+def test_the_look_changes_the_picture_and_not_the_map(arguments: list[str], style: Style) -> None:
+    photo()
+    explain("cat.png", "--class", "1")
+    ((name, plain),) = maps().items()
+    assert plain.min() < 0 < plain.max()  # else nothing would be rectified
+    explain("cat.png", "--class", "1", *arguments)
+    assert np.array_equal(maps()[name], plain)
+    seen = Preprocess(size=(32, 32)).view(Image.open("cat.png"))
+    expected = np.asarray(render.overlay(seen, torch.from_numpy(plain), style))
+    assert np.array_equal(pictures()[name.replace("npy", "png")], expected)
+
+
+@pytest.mark.parametrize(("view", "size"), [("model", (32, 32)), ("original", (60, 40))])
+def test_a_picture_has_the_size_of_what_it_is_drawn_on(view: str, size: tuple[int, int]) -> None:
+    assert explain(photo(), "--view", view).exit_code == 0
+    (picture,) = Path("out").glob("*.png")
+    assert Image.open(picture).size == size
+
+
+def test_bfloat16_gives_nearly_the_same_map_and_says_so() -> None:
+    explain(photo(), "--class", "0")
+    result = camkit_(*"explain cat.png --model tiny:net --class 0 --dtype bfloat16 --out half".split())
+    assert result.exit_code == 0, result.stderr
+    (full,), (half,) = maps().values(), maps("half").values()
+    assert half.dtype == np.float32
+    assert 0 < np.abs(full - half).max() < 0.05 * np.abs(full).max()
+    (before,), (after,) = lines(), lines("half")
+    assert (before["dtype"], after["dtype"]) == ("float32", "bfloat16")
+    assert before["model_sha256"] == after["model_sha256"]
+
+
+def test_the_batch_size_does_not_change_the_maps() -> None:
+    for seed in range(3):
+        photo(f"photos/{seed}.png", seed, size=(60 + seed, 40))
+    for size in ("1", "2", "16"):
+        arguments = ("explain", "photos", "--model", "tiny:net", "--class", "all", "--batch-size", size)
+        assert camkit_(*arguments, "--out", size).exit_code == 0
+    assert len(maps("1")) == 12
+    for other in ("2", "16"):
+        assert list(maps(other)) == list(maps("1"))
+        for name, one in maps("1").items():
+            assert np.allclose(maps(other)[name], one, rtol=1e-4, atol=1e-6)
+
+
+def test_pickles_are_trusted_only_when_told_to() -> None:
+    refused = explain(photo(), model="tiny:pickled")
+    assert refused.exit_code == 1 and "the weights are a pickle" in refused.stderr
+    assert explain("cat.png", "--trust-pickle", model="tiny:pickled").exit_code == 0
+
+
+# --- warnings -------------------------------------------------------------------------------------
+
+
+def test_what_is_odd_about_a_photograph_is_told_once_and_recorded_with_each_map() -> None:
+    frames = [Image.open(photo()), Image.open(photo("other.png", 1))]
+    frames[0].save("moving.gif", save_all=True, append_images=frames[1:])
+    result = explain("moving.gif", "cat.png", "--class", "all")
+    assert result.exit_code == 0
+    warning = "moving.gif has several frames: the first is explained"
+    assert result.stderr.splitlines()[:-1] == [f"Warning: {warning}"]
+    noted = [(line["image"], line["warnings"]) for line in lines()]
+    assert noted == [("moving.gif", [warning])] * 4 + [("cat.png", [])] * 4
+
+
+def test_the_same_warning_is_told_again_of_the_next_photograph() -> None:
+    result = explain(photo("a.png"), photo("b.png", 1), "--class", "all", model="tiny:flat")
+    assert result.exit_code == 0
+    assert result.stderr.splitlines()[:-1] == ["Warning: the map is constant: it says nothing"] * 2
+
+
+def test_camkits_warnings_are_one_line_and_others_are_not_shown(site: Path, tmp_path: Path) -> None:
+    damaged = tmp_path / "damaged" / "camkit_broken-1.0.dist-info"
+    damaged.mkdir(parents=True)
+    (damaged / "entry_points.txt").write_text("[camkit.models]\nbroken = camkit_broken:Broken\n")
+    (damaged / "METADATA").write_bytes(b"Name: \xff\xfe\n")
+    photo()
+    arguments = ("explain", "cat.png", "--model", "tiny:noisy", "--json")
+    child = process(*arguments, path=[site, damaged.parent])
+    out, err = child.communicate()
+    assert child.returncode == 0, err
+    told = err.decode().splitlines()
+    assert re.match(r"Warning: the package metadata in .*camkit_broken.* cannot be read", told[0])
+    assert told[1:] == ["Raw maps and manifest.jsonl are in camkit-out"]
+    assert [json.loads(line)["status"] for line in out.splitlines()] == ["ok"]
+    with warnings.catch_warnings():  # the same source, so that the silence above means something
+        warnings.simplefilter("error")
+        with pytest.raises(UserWarning, match="a library is deprecated"):
+            camkit.load_model("tiny:noisy")
+
+
+# --- help -----------------------------------------------------------------------------------------
+
+
+def commands(command: click.Command = cli, *path: str) -> Iterator[tuple[str, ...]]:
+    """The paths of all commands, groups included."""
+    yield path
+    for name, child in getattr(command, "commands", {}).items():
+        yield from commands(child, *path, name)
+
+
+def test_the_version() -> None:
+    result = camkit_("--version")
+    assert (result.exit_code, result.stdout) == (0, f"camkit {camkit.__version__}\n")
+
+
+@pytest.mark.parametrize("path", list(commands()), ids=" ".join)
+def test_every_command_has_help(path: tuple[str, ...]) -> None:
+    result = camkit_(*path, "-h")
+    assert result.exit_code == 0 and result.stderr == ""
+    assert result.stdout.startswith(" ".join(("Usage: camkit", *path, "[OPTIONS]")))
+    assert result.stdout == camkit_(*path, "--help").stdout
+    command: Any = cli
+    for name in path:
+        command = command.commands[name]
+    assert command.help
+    for option in command.params:
+        if isinstance(option, click.Option):
+            assert option.help and option.opts[-1] in result.stdout
+
+
+def test_the_help_of_explain_has_every_option_of_the_reference() -> None:
+    page = (ROOT / "docs" / "reference.md").read_text("utf-8")
+    section = page.partition("## `camkit explain")[2].partition("### ")[0]
+    documented = set(re.findall(r"`(--?[a-z-]+)", section))
+    told = camkit_("explain", "--help").stdout
+    assert len(documented) > 15
+    assert [name for name in documented if not re.search(rf"{name}\b", told)] == []
+
+
+def test_help_and_the_plugin_list_do_not_import_torch() -> None:
+    code = """
+        import sys
+        from click.testing import CliRunner
+        from camkit.cli import cli
+        def run(command, *path):
+            assert CliRunner().invoke(cli, [*path, "--help"]).exit_code == 0, path
+            for name, child in getattr(command, "commands", {}).items():
+                run(child, *path, name)
+        run(cli)
+        for arguments in (["plugin", "list"], ["model", "list"], ["explain", "--backend", "nativ"]):
+            CliRunner().invoke(cli, arguments)
+        print([name for name in ("torch", "numpy", "PIL", "matplotlib") if name in sys.modules])
+    """
+    done = subprocess.run([sys.executable, "-c", inspect.cleandoc(code)], capture_output=True, text=True)
+    assert done.stdout == "[]\n", done.stderr
+
+
+# --- camkit model ---------------------------------------------------------------------------------
+
+
+def test_a_reader_who_leaves_gets_no_traceback(site: Path) -> None:
+    child = process("model", "list", "tiny:*", path=[site])
+    assert child.stdout and child.stderr
+    assert child.stdout.readline() == b"tiny:net0\n"
+    child.stdout.close()
+    assert child.stderr.read() == b""
+    child.stderr.close()
+    child.wait()
+
+
+def test_model_list_shows_the_sources() -> None:
+    result = camkit_("model", "list")
+    assert result.exit_code == 0
+    rows = [line.split() for line in result.stdout.splitlines()]
+    assert [row[:2] for row in rows[1:6]] == [
+        *([name, "camkit"] for name in ("bundle", "imagenet", "timm")),
+        ["tiny", "camkit-tiny"],
+        ["torchvision", "camkit"],
+    ]
+    assert "small models for tests" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("pattern", "names"),
+    [
+        ("torchvision:resnet?4", ["torchvision:resnet34"]),
+        ("torchvision:vgg1[36]", ["torchvision:vgg13", "torchvision:vgg16"]),
+        ("camkit-tiny:tiny:net777", ["camkit-tiny:tiny:net777"]),
+        ("tiny:net4999?", [f"tiny:net{i}" for i in range(49990, 50_000)]),
+    ],
+)
+def test_model_list_with_a_pattern(pattern: str, names: list[str]) -> None:
+    result = camkit_("model", "list", pattern)
+    assert (result.exit_code, result.stdout.splitlines(), result.stderr) == (0, names, "")
+
+
+def layer_rows(*arguments: str) -> list[list[str]]:
+    """The table of `camkit model layers` without its header: mark, layer, type, output, map."""
+    result = camkit_("model", "layers", *arguments)
+    assert result.exit_code == 0 and result.stderr == "", result.stderr
+    header, *rows = result.stdout.splitlines()
+    assert header.split() == ["LAYER", "TYPE", "OUTPUT", "MAP"]
+    return [[row[0].strip(), *re.split(r"  +", row[1:].strip())] for row in rows]
+
+
+def test_model_layers_marks_the_automatic_choice() -> None:
+    rows = layer_rows("imagenet")
+    assert [row[1:] for row in rows if row[0] == "*"] == [
+        ["blocks.6", "Sequential", "[1, 320, 7, 7]", "7 x 7"]
+    ]
+    assert all(" x " in row[4] for row in rows)
+    assert not any(row[1] == "classifier" for row in rows)
+
+
+def test_model_layers_shows_all_on_request() -> None:
+    assert [row[1] for row in layer_rows("tiny:net")] == [
+        *("stem.0", "stem.1", "stem", "body.0", "body.1", "body"),
+    ]
+    everything = {row[1]: row[2:] for row in layer_rows("tiny:net", "--all")}
+    assert list(everything)[6:] == ["pool", "flat", "fc"]
+    assert everything["fc"] == ["Linear", "[1, 4]", "-"]
+    assert everything["body"] == ["Sequential", "[1, 8, 8, 8]", "8 x 8"]
+
+
+def test_the_model_of_the_lesson_has_its_parameters_and_its_body_is_the_layer() -> None:
+    result = camkit_("model", "summary", "tiny:lesson")
+    assert result.exit_code == 0, result.stderr
+    header, *rows = result.stdout.partition("\n\n")[0].splitlines()
+    assert header.split() == ["TYPE", "OUTPUT", "PARAMETERS", "TRAINABLE"]
+    assert re.fullmatch(r"Conv2d +\[1, 64, 32, 32\] +9,408 +yes", rows[0])
+    assert re.fullmatch(r"BatchNorm1d +\[1, 37\] +74 +yes", rows[-1])
+    counted = [int(re.split(r"  +", row)[2].replace(",", "")) for row in rows]
+    assert sum(counted) == 21_831_050
+    assert (
+        "\nTotal parameters: 21,831,050\nTrainable: 21,831,050   frozen: 0\nClasses: 37 " in result.stdout
+    )
+    assert [row[1] for row in layer_rows("tiny:lesson") if row[0] == "*"] == ["0"]
+
+
+# --- camkit plugin --------------------------------------------------------------------------------
+
+
+def test_plugin_list(other_backend: str) -> None:
+    result = camkit_("plugin", "list")
+    assert result.exit_code == 0 and result.stderr == ""
+    rows = {tuple(re.split(r"  +", row)) for row in result.stdout.splitlines()}
+    assert ("other", "explainer", "camkit-other 1.0", "ok", "for tests") in rows
+    assert ("tiny", "model", "camkit-tiny 1.0", "ok", "small models for tests") in rows
+    records = [json.loads(line) for line in camkit_("plugin", "list", "--json").stdout.splitlines()]
+    assert {
+        (r["name"], r["kind"], f"{r['distribution']} {r['version']}", r["status"], r["summary"])
+        for r in records
+    } == {row for row in rows if row[0] != "NAME"}
+    assert all(r["problem"] is None for r in records)
+
+
+def test_plugin_list_says_what_is_wrong_on_stderr(site: Path, other_backend: str) -> None:
+    info = next(Path(p, "camkit_other-1.0.dist-info") for p in sys.path if p.endswith("/site"))
+    (info / "METADATA").write_text(
+        "Metadata-Version: 2.1\nName: camkit-other\nVersion: 1.0\nRequires-Dist: camkit>=99\n"
+    )
+    result = camkit_("plugin", "list")
+    assert result.exit_code == 0
+    assert re.search(r"^other .* broken ", result.stdout, re.MULTILINE)
+    assert re.fullmatch(r"explainer 'other' of camkit-other: it needs camkit>=99, .*\n", result.stderr)
+
+
+def test_plugin_show_tells_methods_and_options() -> None:
+    result = camkit_("plugin", "show", "native")
+    assert result.exit_code == 0
+    assert f"explainer from camkit {camkit.__version__}, camkit.native:Native\n" in result.stdout
+    rows = [re.split(r"  +", row) for row in result.stdout.splitlines()]
+    assert ["gradcam"] in rows and ["eigencam", "the same map for every class"] in rows
+    (option,) = (row for row in rows if row[0] == "reduction")
+    assert option[1:3] == ["sum|mean", "sum"] and "over channels" in option[3]
+
+
+def test_plugin_show_of_other_kinds(other_backend: str) -> None:
+    assert re.search(r"^size +int +1 +of nothing$", camkit_("plugin", "show", "other").stdout, re.MULTILINE)
+    shown = camkit_("plugin", "show", "tiny").stdout
+    assert shown.splitlines() == [
+        "tiny: small models for tests",
+        "model from camkit-tiny 1.0, camkit_tiny:Tiny",
+    ]
+
+
+def test_plugin_check_holds_the_native_explainer_against_its_contract() -> None:
+    result = camkit_("plugin", "check", "native", "-o", "reduction=sum")
+    assert result.exit_code == 0, result.stdout
+    *checks, last = result.stdout.splitlines()
+    assert last == "native: all checks pass."
+    assert len(checks) > 15 and all(re.match(r"ok    \w+: .", line) for line in checks)
+
+
+def test_plugin_check_tells_what_fails(other_backend: str) -> None:
+    result = camkit_("plugin", "check", "other", "-o", "size=3")  # whose maps are wrong by 2
+    assert result.exit_code == 1
+    assert re.search(r"^FAIL  by_hand: .*\n      \S", result.stdout, re.MULTILINE)
+    failed = result.stdout.count("\nFAIL")
+    assert result.stdout.endswith(f"other: {failed} checks fail.\n")
+
+
+def test_plugin_doctor_finds_nothing_wrong() -> None:
+    result = camkit_("plugin", "doctor")
+    assert result.exit_code == 0 and result.stderr == ""
+    *rows, last = result.stdout.splitlines()
+    assert last == "Everything loads."
+    assert "ok    explainer native (camkit 0.1.0)" in rows and "ok    model tiny (camkit-tiny 1.0)" in rows
