@@ -92,6 +92,7 @@ def test_the_built_in_plugins_are_announced(wheel: Path, tmp_path: Path) -> None
     assert Path(where) == wheel / "camkit" / "__init__.py"
     assert found == [
         "explainer native ok True",
+        "trainer torch ok True",
         "model bundle ok True",
         "model imagenet ok True",
         "model timm ok True",

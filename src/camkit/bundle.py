@@ -66,7 +66,7 @@ def save_bundle(
 
     The folder must not exist or be empty; it appears under its name only when it is complete.
     """
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     target = Path(folder)
     if model.architecture is None:
@@ -99,7 +99,7 @@ def save_bundle(
         draft = target.with_name(f".{target.name}.{os.getpid()}.partial")
         draft.mkdir(parents=True)
         try:
-            save_file(state, draft / WEIGHTS)
+            (draft / WEIGHTS).write_bytes(save(state))  # `save_file` makes a file for its owner alone
             (draft / CONFIG).write_text(text, encoding="utf-8")
             draft.replace(target)
         finally:
