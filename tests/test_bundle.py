@@ -22,10 +22,14 @@ from torch import Tensor, nn
 
 import camkit
 from camkit.api import LoadedModel
+from camkit.bundle import PETS
 from camkit.cli import cli
 from camkit.errors import LayerError, ModelError
 from camkit.images import sample
 from camkit.preprocess import Preprocess
+from camkit.report import judge
+from camkit.torch_trainer import TorchTrainer
+from camkit.training import read_recipe
 
 CLASSES = ("Maine Coon", "Mäuschen 猫", 'the "best" / dog\'s', "", "Maine Coon")
 PREPROCESS = Preprocess(
@@ -117,7 +121,7 @@ def test_a_bundle_of_a_bundle_is_the_same(original: Path, tmp_path: Path) -> Non
         assert (again / name).read_bytes() == (original / name).read_bytes()
 
 
-def test_the_folder_holds_two_files_and_no_pickle(original: Path) -> None:
+def test_the_folder_holds_two_files_and_no_pickle(model: LoadedModel, original: Path) -> None:
     assert files(original) == ["camkit.json", "model.safetensors"]
     assert config(original) == {
         "format": 1,
@@ -126,10 +130,7 @@ def test_the_folder_holds_two_files_and_no_pickle(original: Path) -> None:
         "preprocessing": json.loads(json.dumps(PREPROCESS.to_dict())),
         "default_layer": "layer3",
     }
-    assert (
-        load_file(original / "model.safetensors").keys()
-        == dict(_network(ARCHITECTURE).module.state_dict()).keys()
-    )
+    assert set(load_file(original / "model.safetensors")) == set(model.module.state_dict())
 
 
 def test_facts_are_kept_and_do_not_matter_to_loading(model: LoadedModel, tmp_path: Path) -> None:
@@ -139,15 +140,11 @@ def test_facts_are_kept_and_do_not_matter_to_loading(model: LoadedModel, tmp_pat
     assert camkit.load_model(folder, device="cpu").sha256 == model.sha256
 
 
-@pytest.mark.parametrize("name", ["squeezenet1_1", "googlenet"])
-def test_models_of_torchvision_come_back(name: str, tmp_path: Path) -> None:
-    architecture = {"source": "torchvision", "name": name, "num_classes": 5}
-    if name == "googlenet":
-        architecture["transform_input"] = True
-    model = _network(architecture)
+def test_models_of_torchvision_come_back(tmp_path: Path) -> None:
+    model = _network({"source": "torchvision", "name": "squeezenet1_1", "num_classes": len(CLASSES)})
     again = camkit.load_model(camkit.save_bundle(model, tmp_path / "net"), device="cpu")
     assert torch.equal(scores(again.module), scores(model.module))
-    assert again.architecture == architecture
+    assert again.architecture == model.architecture
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
@@ -167,6 +164,21 @@ def test_a_model_in_half_precision_is_written_as_it_is(model: LoadedModel, tmp_p
     size = (folder / "model.safetensors").stat().st_size
     assert size < 0.6 * 4 * sum(p.numel() for p in model.module.parameters())
     assert camkit.load_model(folder, device="cpu").dtype == torch.float32
+
+
+def test_half_as_large_on_the_disk_and_float32_again(
+    model: LoadedModel, original: Path, tmp_path: Path
+) -> None:
+    folder = camkit.save_bundle(model, tmp_path / "net", half=True)
+    small, large = ((f / "model.safetensors").stat().st_size for f in (folder, original))
+    assert small < 0.6 * large
+    again = camkit.load_model(folder, device="cpu")
+    assert again.dtype == torch.float32
+    own = again.module.state_dict()
+    for name, tensor in model.module.state_dict().items():
+        expected = tensor.half().float() if tensor.is_floating_point() else tensor
+        assert torch.equal(own[name], expected)
+    assert model.dtype == torch.float32  # the model at hand is left as it is
 
 
 def test_tied_weights(model: LoadedModel, tmp_path: Path) -> None:
@@ -217,12 +229,15 @@ def test_a_default_layer_may_be_left_out(bundle: Path) -> None:
 # --- writing --------------------------------------------------------------------------------------
 
 
-def test_an_empty_folder_is_filled_and_those_above_are_made(model: LoadedModel, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["empty", "new", "a/b"])
+def test_an_empty_folder_is_filled_and_those_above_are_made(
+    model: LoadedModel, tmp_path: Path, name: str
+) -> None:
     (tmp_path / "empty").mkdir()
-    for target in (tmp_path / "empty", tmp_path / "a" / "b"):
-        assert camkit.save_bundle(model, str(target)) == target
-        assert files(target) == ["camkit.json", "model.safetensors"]
-        assert len(files(target.parent)) == 1 + (target.parent == tmp_path and target.name != "empty")
+    target = tmp_path / name
+    assert camkit.save_bundle(model, str(target)) == target
+    assert files(target) == ["camkit.json", "model.safetensors"]
+    assert len(files(target.parent)) == (2 if name == "new" else 1)  # no draft is left
 
 
 def _a_file(target: Path) -> None:
@@ -590,3 +605,34 @@ def test_links_within_the_folder_and_to_it_are_followed(bundle: Path, model: Loa
     link.symlink_to(bundle)
     again = camkit.load_model(link, device="cpu")
     assert (again.sha256, again.name) == (model.sha256, "net")
+
+
+# --- the bundled model ----------------------------------------------------------------------------
+
+
+def test_the_bundled_model_knows_37_breeds() -> None:
+    model = camkit.load_model(device="cpu")
+    assert model.name == "pets" and len(model.classes) == 37
+    result = camkit.explain(model, sample())
+    assert result.predicted_name in ("Abyssinian", "Bengal") and result.map.shape == (7, 7)
+
+
+def test_the_bundled_model_is_small_and_has_a_card_that_agrees() -> None:
+    facts = config(PETS)
+    assert sum(path.stat().st_size for path in PETS.iterdir()) < 12e6
+    card = (PETS / "README.md").read_text(encoding="utf-8")
+    assert f"| {facts['metrics']['error_rate']:.1%} |".replace("%", " %") in card
+    assert facts["recipe"] == read_recipe(TorchTrainer(None), "pets-small")
+    assert facts["data"]["licence"] == "CC BY-SA 4.0"
+
+
+def test_the_bundled_model_errs_as_often_as_its_card_says(pets: Path) -> None:
+    names = config(PETS)["split"]["valid"]
+    photos = [(pets / "images" / name, name.rpartition("_")[0]) for name in names]
+    verdicts = judge(camkit.load_model("pets", device="cpu"), photos)
+    assert len(photos) == 74 and int((verdicts.predicted != verdicts.labels).sum()) == 7
+
+
+def test_the_bundled_model_takes_no_reference() -> None:
+    with pytest.raises(ModelError, match="pets takes no reference"):
+        camkit.load_model("pets:other")

@@ -157,14 +157,15 @@ def test_without_images_the_bundled_photograph_is_explained_by_the_default_model
     header, seen, row = result.stdout.splitlines()
     assert header.split() == ["CLASS", "PROB.", "BACKEND", "METHOD", "LAYER", "PICTURE"]
     assert re.fullmatch(
-        rf"{re.escape(str(sample()))}: tiger cat \d+\.\d%, Egyptian cat \d+\.\d%, tabby \d+\.\d%", seen
+        rf"{re.escape(str(sample()))}: Abyssinian \d+\.\d%, Bengal \d+\.\d%, British_Shorthair \d+\.\d%",
+        seen,
     )
-    shown = re.match(r"  tiger cat +\d+\.\d%  +native +gradcam +blocks\.6 +(\S+)$", row)
-    assert shown and Path(shown[1]) == Path("camkit-out/chelsea.png.native.gradcam.tiger_cat.png")
+    shown = re.match(r"  Abyssinian +\d+\.\d%  +native +gradcam +blocks\.6 +(\S+)$", row)
+    assert shown and Path(shown[1]) == Path("camkit-out/chelsea.png.native.gradcam.Abyssinian.png")
     assert Image.open(shown[1]).size == (224, 224)
     saved = np.load(Path(shown[1]).with_suffix(".npy"))
     assert saved.shape == (7, 7) and saved.dtype == np.float32
-    assert [line["predicted_name"] for line in lines("camkit-out")] == ["tiger cat"]
+    assert [line["predicted_name"] for line in lines("camkit-out")] == ["Abyssinian"]
     assert result.stderr == "Raw maps and manifest.jsonl are in camkit-out\n"
 
 
@@ -720,8 +721,8 @@ def test_model_list_shows_the_sources() -> None:
     result = camkit_("model", "list")
     assert result.exit_code == 0
     rows = [line.split() for line in result.stdout.splitlines()]
-    assert [row[:2] for row in rows[1:6]] == [
-        *([name, "camkit"] for name in ("bundle", "imagenet", "timm")),
+    assert [row[:2] for row in rows[1:7]] == [
+        *([name, "camkit"] for name in ("bundle", "imagenet", "pets", "timm")),
         ["tiny", "camkit-tiny"],
         ["torchvision", "camkit"],
     ]

@@ -2,7 +2,7 @@
 
     import camkit
 
-    model = camkit.load_model("imagenet")
+    model = camkit.load_model("pets")
     result = camkit.explain(model, "cat.jpg")
     result.show()
 

@@ -21,6 +21,7 @@ from camkit.weights import first_line, is_file, put_weights, read_weights
 
 FORMAT = 1
 CONFIG, WEIGHTS = "camkit.json", "model.safetensors"
+PETS = Path(__file__).parent / "pets"
 MAX_CONFIG_BYTES = 16 * 2**20
 
 
@@ -55,6 +56,18 @@ class BundleSource(ModelSource):
             default_layer=layer,
             architecture=architecture,
         )
+
+
+class PetsSource(ModelSource):
+    """The bundle `pets` that camkit carries: 37 breeds of cats and dogs; see its model card."""
+
+    summary = "37 breeds of cats and dogs, bundled: works without a network"
+
+    def load(self, reference: str, *, device: torch.device, trust: bool) -> LoadedModel:
+        """The one model there is; `reference` must be empty."""
+        if reference:
+            raise ModelError(f"pets takes no reference, but was given {reference!r}")
+        return BundleSource().load(str(PETS), device=device, trust=False)
 
 
 def save_bundle(

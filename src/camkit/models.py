@@ -1,4 +1,4 @@
-"""Models by specification: `imagenet`, `torchvision:resnet34`, `timm:vit_tiny_patch16_224@FILE`, a bundle.
+"""Models by specification: `pets`, `torchvision:resnet34`, `timm:vit_tiny_patch16_224@FILE`, a bundle.
 
 `SCHEME:REFERENCE` goes to the model source registered as SCHEME; a bare name is a scheme without a
 reference; a folder is a bundle. No pickle is ever loaded: weights come from safetensors, or from `.pth`
@@ -31,7 +31,7 @@ from camkit.weights import (
     seeded,
 )
 
-DEFAULT = "imagenet"
+DEFAULT = "pets"
 # torchvision's own weights for these two expect inputs normalised once more inside the module.
 INCEPTIONS = ("googlenet", "inception_v3")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -46,7 +46,7 @@ def load_model(
 ) -> LoadedModel:
     """The model that `spec` means, in eval mode.
 
-    spec: `imagenet`, `torchvision:NAME[@WEIGHTS]`, `timm:NAME[@FILE]`, or a bundle folder.
+    spec: `pets`, `imagenet`, `torchvision:NAME[@WEIGHTS]`, `timm:NAME[@FILE]`, or a bundle folder.
     device: `auto` (a CUDA device if there is one), `cpu`, `cuda`, `cuda:1`, ...
     Raises `ModelError` if it cannot be found, read or built.
     """

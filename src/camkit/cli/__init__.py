@@ -75,7 +75,7 @@ def cli(debug: bool) -> None:
 
     \b
     camkit explain                     the bundled photograph, the default model
-    camkit explain cat.jpg --class tabby --class top:3
+    camkit explain cat.jpg --class Bengal --class top:3
     camkit train photos/               a classifier of your own, with a report
     camkit model layers imagenet       which layers can carry a map
     camkit plugin list                 which explainers are installed

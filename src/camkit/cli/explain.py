@@ -23,10 +23,10 @@ if TYPE_CHECKING:
 @click.option(
     "--model",
     "spec",
-    default="imagenet",
+    default="pets",
     show_default=True,
     metavar="SPEC",
-    help="imagenet, torchvision:NAME[@WEIGHTS], timm:NAME[@FILE] or a bundle folder.",
+    help="pets, imagenet, torchvision:NAME[@WEIGHTS], timm:NAME[@FILE] or a bundle folder.",
 )
 @click.option(
     "--backend",
@@ -124,7 +124,7 @@ def explain(images: tuple[str, ...], **given: Any) -> None:
     \b
     camkit explain cat.jpg
     camkit explain photos/ --class top:3 --out maps
-    camkit explain cat.jpg --class tabby --class "golden retriever" --view original
+    camkit explain cat.jpg --model imagenet --class tabby --view original
     camkit explain cat.jpg --method gradcam --method activations -o reduction=mean
     """
     if given["counterfactual"] and given["relu"]:

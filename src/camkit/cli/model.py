@@ -29,7 +29,7 @@ def list_(pattern: str | None) -> None:
         found = plugins.find("model")
         rows = [(f.name, f.dist, f.problem or plugins.summary(f)) for f in found]
         tables.show(("SOURCE", "PACKAGE", "WHAT IT LOADS"), rows)
-        click.echo("\nA model is SOURCE:NAME, or a bundle folder; without a source's name: imagenet.")
+        click.echo("\nA model is SOURCE:NAME, or a bundle folder; the default is pets.")
         return
     sources = [name for f in plugins.find("model") for name in (f.full_name, f.name)]
     scheme = next((s for s in sources if f"{pattern}:".startswith(f"{s}:")), pattern.partition(":")[0])
@@ -46,7 +46,7 @@ def list_(pattern: str | None) -> None:
 
 
 @model.command()
-@click.argument("spec", default="imagenet")
+@click.argument("spec", default="pets")
 @click.option("--all", "everything", is_flag=True, help="Also layers that cannot carry a map.")
 def layers(spec: str, everything: bool) -> None:
     """The layers of a model with their output shapes; '*' marks the one that 'auto' means."""
@@ -67,7 +67,7 @@ def layers(spec: str, everything: bool) -> None:
 
 
 @model.command()
-@click.argument("spec", default="imagenet")
+@click.argument("spec", default="pets")
 def summary(spec: str) -> None:
     """Layer types, output shapes and parameters of a model, with the totals."""
     from camkit.layers import parameter_totals
