@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from click.testing import CliRunner
 from torch import Tensor, nn
 
 
@@ -53,6 +55,12 @@ def other_backend(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     )
     monkeypatch.syspath_prepend(str(folder))
     return "other"
+
+
+def runner() -> CliRunner:
+    """Runs commands in this process and keeps stdout and stderr apart, which click 8.1 must be told."""
+    apart = {"mix_stderr": False} if "mix_stderr" in inspect.signature(CliRunner).parameters else {}
+    return CliRunner(**apart)  # type: ignore[arg-type]
 
 
 class SmallNet(nn.Module):

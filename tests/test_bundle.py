@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from click.testing import CliRunner
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from tests.conftest import runner
 from torch import Tensor, nn
 
 import camkit
@@ -150,7 +150,8 @@ def test_models_of_torchvision_come_back(tmp_path: Path) -> None:
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_other_types_on_the_disk_become_float32(bundle: Path, dtype: torch.dtype) -> None:
     path = bundle / "model.safetensors"
-    state = {n: t.to(dtype) if t.is_floating_point() else t for n, t in load_file(path).items()}
+    # Copies: what was loaded may be mapped from the file that is written over.
+    state = {n: t.to(dtype) if t.is_floating_point() else t.clone() for n, t in load_file(path).items()}
     save_file(state, path)
     again = camkit.load_model(bundle, device="cpu")
     assert {p.dtype for p in again.module.parameters()} == {torch.float32}
@@ -196,7 +197,7 @@ def test_tied_weights(model: LoadedModel, tmp_path: Path) -> None:
 
 def test_a_bundle_is_explained_on_the_command_line(original: Path, tmp_path: Path) -> None:
     command = ["explain", str(sample()), "--model", str(original), "--device", "cpu"]
-    result = CliRunner().invoke(cli, [*command, "--out", str(tmp_path), "--json"])
+    result = runner().invoke(cli, [*command, "--out", str(tmp_path), "--json"])
     assert result.exit_code == 0
     line = json.loads(result.stdout)
     assert (line["model"], line["layer"]) == ("net", "layer3")
@@ -207,7 +208,7 @@ def test_a_bundle_is_explained_on_the_command_line(original: Path, tmp_path: Pat
 
 def test_a_damaged_bundle_on_the_command_line(bundle: Path) -> None:
     (bundle / "model.safetensors").unlink()
-    result = CliRunner().invoke(cli, ["explain", str(sample()), "--model", str(bundle)])
+    result = runner().invoke(cli, ["explain", str(sample()), "--model", str(bundle)])
     assert result.exit_code == 1
     assert result.stderr == f"Error: {bundle} is not a bundle: model.safetensors is missing\n"
 

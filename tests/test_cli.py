@@ -18,8 +18,9 @@ import click
 import numpy as np
 import pytest
 import torch
-from click.testing import CliRunner, Result
+from click.testing import Result
 from PIL import Image
+from tests.conftest import runner
 
 import camkit
 from camkit import render
@@ -103,9 +104,7 @@ def _here(site: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def camkit_(*arguments: object, debug: bool = False) -> Result:
     """`camkit ARGUMENTS` in this process. Without `debug` nothing may escape as an exception."""
-    # Until click 8.2 the streams were mixed unless told otherwise.
-    apart = {"mix_stderr": False} if "mix_stderr" in inspect.signature(CliRunner).parameters else {}
-    result = CliRunner(**apart).invoke(cli, [str(a) for a in arguments], prog_name="camkit")  # type: ignore[arg-type]
+    result = runner().invoke(cli, [str(a) for a in arguments], prog_name="camkit")
     if result.exc_info and not debug and not isinstance(result.exception, SystemExit | None):
         pytest.fail("".join(traceback.format_exception(*result.exc_info)))
     return result

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from click.testing import CliRunner
 from PIL import Image
+from tests.conftest import runner
 
 import camkit
 from camkit import dataset, finetune, report, training
@@ -319,7 +319,7 @@ def test_verdicts_by_hand(tmp_path: Path) -> None:
 
 
 def run(*arguments: Any) -> Any:
-    return CliRunner().invoke(cli, [*map(str, arguments)])
+    return runner().invoke(cli, [*map(str, arguments)])
 
 
 @pytest.fixture
