@@ -180,6 +180,7 @@ def test_json_is_the_manifest_and_nothing_else() -> None:
     ]
     assert result.stderr.splitlines() == [
         "Error: bad.png is not an image that camkit reads (JPEG, PNG, WEBP, GIF, BMP, TIFF, PPM)",
+        "4 maps done, 1 failed",
         "Raw maps and manifest.jsonl are in out",
     ]
 
@@ -726,6 +727,25 @@ def test_model_list_shows_the_sources() -> None:
         ["torchvision", "camkit"],
     ]
     assert "small models for tests" in result.stdout
+
+
+def test_model_classes_lists_indices_and_names() -> None:
+    rows = camkit_("model", "classes", "imagenet").stdout.splitlines()
+    assert len(rows) == 1000 and rows[281].split() == ["281", "tabby"]
+
+
+def test_a_word_of_a_class_name_finds_it() -> None:
+    result = camkit_("explain", "--model", "imagenet", "--class", "cat")
+    assert result.exit_code == 2
+    assert "did you mean 'tiger cat' or 'Persian cat' or 'Siamese cat'? (1000 classes" in result.stderr
+
+
+@pytest.mark.usefixtures("other_backend")
+def test_methods_that_a_backend_lacks_are_told() -> None:
+    result = explain(
+        photo(), "--backend", "native", "--backend", "other", "--method", "gradcam", "--method", "layercam"
+    )
+    assert result.exit_code == 0 and "Note: other has no layercam" in result.stderr
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ the category of every warning camkit gives.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 
 
@@ -87,5 +88,8 @@ def closest(word: str, known: Iterable[str], count: int = 3) -> str:
     import difflib  # only for messages
 
     folded = {name.casefold(): name for name in known}
-    near = difflib.get_close_matches(word.casefold(), folded, n=count, cutoff=0.5)
+    word = word.casefold()
+    # A name that holds the word as one of its own, as `tiger cat` does `cat`, is what was meant.
+    near = [name for name in folded if len(word) > 2 and word in re.split(r"[\W_]+", name)][:count]
+    near = near or difflib.get_close_matches(word, folded, n=count, cutoff=0.5)
     return f"; did you mean {' or '.join(repr(folded[key]) for key in near)}?" if near else ""

@@ -40,8 +40,10 @@ def find(module: nn.Module, spec: str) -> list[str]:
     names = [name for name, _ in matches if name]
     if not names:
         known = [name for name, _ in module.named_modules() if name]
-        hint = closest(text, known) or "; `camkit model layers` lists them"
-        raise LayerError(f"{type(module).__name__} has no layer {spec!r}{hint}")
+        hint = closest(text, known)
+        raise LayerError(
+            f"{type(module).__name__} has no layer {spec!r}{hint} (`camkit model layers` lists them)"
+        )
     return names
 
 

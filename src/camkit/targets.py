@@ -107,7 +107,9 @@ def class_index(name: str, classes: Sequence[str]) -> int:
             return int(name)
         raise TargetError(f"there is no class {name}: the model has 0 to {len(classes) - 1}")
     hint = closest(name.replace("_", " "), [c.replace("_", " ") for c in classes])
-    raise TargetError(f"the model has no class {name!r}{hint} ({len(classes)} classes)")
+    raise TargetError(
+        f"the model has no class {name!r}{hint} ({len(classes)} classes: `camkit model classes`)"
+    )
 
 
 def _folded(name: str) -> str:

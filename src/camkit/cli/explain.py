@@ -141,7 +141,9 @@ def explain(images: tuple[str, ...], **given: Any) -> None:
     from camkit.render import Style
 
     # Before the model is loaded, so that what is misspelt or broken is told at once.
-    explanation.make_backends(backends, given["methods"], options)
+    for made in explanation.make_backends(backends, given["methods"], options):
+        if lacking := [m for m in dict.fromkeys(given["methods"]) if m not in made.methods]:
+            click.echo(f"Note: {made.name} has no {', '.join(lacking)}", err=True)
     style = Style(given["relu"], given["counterfactual"], given["alpha"], given["cmap"])
     paths = list(expand(images)) if images else [sample()]
     model = load_model(
@@ -172,7 +174,7 @@ def explain(images: tuple[str, ...], **given: Any) -> None:
         failed, done = failed + bad, done + good
         if bad and given["on_error"] == "fail":
             break
-    report.end(output.folder)
+    report.end(output.folder, done, failed)
     if failed:
         raise SystemExit(3 if done and given["on_error"] == "skip" else 1)
 
@@ -250,9 +252,12 @@ class Report:
         for line in _agreement(results):
             click.echo(f"  {line}")
 
-    def end(self, folder: Path) -> None:
-        """Where everything is."""
-        click.echo(f"Raw maps and manifest.jsonl are in {folder}", err=True)
+    def end(self, folder: Path, done: int, failed: int) -> None:
+        """How much was done, and where everything is."""
+        if failed:
+            click.echo(f"{done} maps done, {failed} failed", err=True)
+        if done:
+            click.echo(f"Raw maps and manifest.jsonl are in {folder}", err=True)
 
     def _line(self, *cells: str) -> str:
         padded = [cell.ljust(width) for cell, width in zip(cells, self._widths, strict=False)]
@@ -269,11 +274,12 @@ def _agreement(results: Sequence[Explanation]) -> Iterator[str]:
     for one in compare(results):
         by_pair.setdefault((one.first, one.second, one.method, one.layer), []).append(one)
     for (first, second, method, layer), group in by_pair.items():
+        worst = f" (the worst of {len(group)})" if len(group) > 1 else ""
         rank = min(one.spearman for one in group)
         difference = max(one.difference for one in group)
         yield (
             f"{method} at {layer}, {first} and {second}: rank correlation {rank:.3f}, "
-            f"largest difference {difference:.1e} of the peak"
+            f"largest difference {difference:.1e} of the peak{worst}"
         )
 
 

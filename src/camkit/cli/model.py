@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @click.group()
 def model() -> None:
-    """Models: which there are, their layers, their summary."""
+    """Models: which there are, their classes, their layers, their summary."""
 
 
 @model.command("list")
@@ -64,6 +64,16 @@ def layers(spec: str, everything: bool) -> None:
         if r.name and (everything or r.grid)
     ]
     tables.show(("", "LAYER", "TYPE", "OUTPUT", "MAP"), rows)
+
+
+@model.command()
+@click.argument("spec", default="pets")
+def classes(spec: str) -> None:
+    """The classes of a model with their indices, in the order of its outputs."""
+    from camkit.models import load_model
+
+    for index, name in enumerate(load_model(spec, device="cpu").classes):
+        click.echo(f"{index:5}  {name}")
 
 
 @model.command()

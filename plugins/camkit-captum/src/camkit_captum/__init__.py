@@ -203,7 +203,7 @@ METHODS: dict[str, Method] = {
 class Captum(Explainer):
     """captum works on a twin of the model, which is thrown away afterwards."""
 
-    summary = "captum: integrated gradients, DeepLIFT, occlusion, SmoothGrad and more"
+    summary = "Integrated gradients, DeepLIFT, occlusion, SmoothGrad and more by captum"
     methods = tuple(METHODS)
     dtypes = ("float32", "float64", "bfloat16", "float16")
     class_agnostic = ("layer-activation",)

@@ -27,7 +27,7 @@ VIEWS = [(axes, contrast) for axes in ([], [-1]) for contrast in (0.9, 1.0, 1.1)
 class PytorchGradCam(Explainer):
     """Features and gradients come from a stand-in for the model, maps from the library's classes."""
 
-    summary = "pytorch-grad-cam: every class activation method it ships, as raw maps"
+    summary = "Every class activation method of pytorch-grad-cam, as raw maps"
     methods = tuple(METHODS)
     dtypes = ("float32", "float64", "bfloat16", "float16")
     class_agnostic = tuple(name for name, method in METHODS.items() if method.agnostic)

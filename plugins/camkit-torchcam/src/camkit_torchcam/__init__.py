@@ -23,7 +23,7 @@ METHODS = {
 class TorchCam(Explainer):
     """torchcam between two hooks: before it the graph is cut, behind it the model goes on with a copy."""
 
-    summary = "torchcam: Grad-CAM, Grad-CAM++, LayerCAM, XGradCAM, ScoreCAM"
+    summary = "Grad-CAM, Grad-CAM++, LayerCAM, XGradCAM and ScoreCAM by torchcam"
     methods = tuple(METHODS)
     dtypes = ("float32", "float64", "bfloat16", "float16")
     notes: ClassVar = {
