@@ -102,7 +102,8 @@ def doctor() -> None:
         if trouble:
             wrong += 1
             click.echo(f"  {trouble}")
-    click.echo("Everything loads." if not wrong else f"{wrong} plugins cannot be used as they are.")
+    plural = "" if wrong == 1 else "s"
+    click.echo(f"{wrong} plugin{plural} cannot be used." if wrong else "Everything loads.")
     if wrong:
         raise SystemExit(1)
 
