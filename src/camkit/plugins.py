@@ -202,8 +202,8 @@ def summary(found: Found) -> str:
 
 
 def _class_body(source: Path, cls: str) -> list[ast.stmt]:
-    """The statements of a class; its lines are cut out first, since a whole module takes long to parse."""
-    block = rf"^class {re.escape(cls)}\b.*?(?=^[^\s)#]|\Z)"
+    """The statements of a class before its methods; only they are parsed, for a module takes long."""
+    block = rf"^class {re.escape(cls)}\b.*?(?=^[^\s)#]|^    (?:def|async|@)|\Z)"
     try:
         text = re.search(block, source.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
         node = ast.parse(text[0]).body[0] if text else None
