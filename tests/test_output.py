@@ -29,7 +29,7 @@ from camkit.render import Style
 FIELDS = """
     schema image image_sha256 status error backend backend_dist backend_version method options layer
     class_index class_name probability logit predicted_index predicted_name map_file map_shape
-    overlay_file model model_sha256 preprocessing camkit_version torch_version device dtype warnings
+    overlay_file picture model model_sha256 preprocessing camkit_version torch_version device dtype warnings
 """.split()
 
 
@@ -100,6 +100,8 @@ def test_files_are_named_by_image_backend_method_and_class(tmp_path: Path) -> No
     assert written(tmp_path) == ["cat.jpg.native.gradcam.dog.npy", "cat.jpg.native.gradcam.dog.png"]
     assert line["map_file"] == "cat.jpg.native.gradcam.dog.npy"
     assert line["overlay_file"] == "cat.jpg.native.gradcam.dog.png"
+    look = {"view": "model", "relu": False, "counterfactual": False, "alpha": 0.6, "cmap": "magma"}
+    assert line["picture"] == look
 
 
 def test_several_layers_are_part_of_the_name(tmp_path: Path) -> None:
@@ -249,6 +251,7 @@ def test_a_manifest_line_has_exactly_the_documented_fields(tmp_path: Path) -> No
         "map_file": "cat.jpg.native.gradcam.cat.npy",
         "map_shape": [2, 2],
         "overlay_file": "cat.jpg.native.gradcam.cat.png",
+        "picture": {"view": "model", "relu": False, "counterfactual": False, "alpha": 0.6, "cmap": "magma"},
         "model": "tiny",
         "model_sha256": MODEL.sha256,
         "preprocessing": {

@@ -13,6 +13,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,7 @@ MAX_STEM_BYTES = 240  # of all parts; file systems take 255 with the suffix
 FIELDS = (
     "schema image image_sha256 status error backend backend_dist backend_version method options layer "
     "class_index class_name probability logit predicted_index predicted_name map_file map_shape "
-    "overlay_file model model_sha256 preprocessing camkit_version torch_version device dtype warnings"
+    "overlay_file picture model model_sha256 preprocessing camkit_version torch_version device dtype warnings"
 ).split()
 
 
@@ -64,6 +65,7 @@ class Output:
         if isinstance(result, Explanation):
             stem = shortened(".".join([self._name(result), *self._parts(result)]), MAX_STEM_BYTES)
             line |= {"map_file": f"{stem}.npy", "overlay_file": f"{stem}.png"}
+            line["picture"] = {"view": self._view, **asdict(self._style)}
             line["warnings"] += self._notes(result)
             array = result.map.numpy()
             self._put(f"{stem}.npy", lambda file: np.save(file, array))
