@@ -36,7 +36,8 @@ MAX_STEM_BYTES = 240  # of all parts; file systems take 255 with the suffix
 FIELDS = (
     "schema image image_sha256 status error backend backend_dist backend_version method options layer "
     "class_index class_name probability logit predicted_index predicted_name map_file map_shape "
-    "overlay_file picture model model_sha256 preprocessing camkit_version torch_version device dtype warnings"
+    "overlay_file picture model model_sha256 preprocessing camkit_version torch_version device dtype "
+    "warnings"
 ).split()
 
 
