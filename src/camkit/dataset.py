@@ -64,9 +64,7 @@ def read(folder: str | os.PathLike[str]) -> Dataset:
         raise UsageError(f"there is no folder of photographs {str(folder)!r}")
     if (root / "images").is_dir() and (root / "annotations").is_dir():
         root = root / "images"
-    paths = sorted(images.expand([root])) if any(root.iterdir()) else []
-    if not paths:
-        raise UsageError(f"there are no photographs in {root}")
+    paths = sorted(images.expand([root]))
     names = _labels(root, paths)
     classes = tuple(sorted(set(names)))
     if len(classes) < 2:
