@@ -21,6 +21,7 @@ from tests.conftest import runner
 from torch import Tensor, nn
 
 import camkit
+from camkit import recipe as recipes
 from camkit.api import LoadedModel
 from camkit.bundle import PETS
 from camkit.cli import cli
@@ -29,7 +30,6 @@ from camkit.images import sample
 from camkit.preprocess import Preprocess
 from camkit.report import judge
 from camkit.torch_trainer import TorchTrainer
-from camkit.training import read_recipe
 
 CLASSES = ("Maine Coon", "Mäuschen 猫", 'the "best" / dog\'s', "", "Maine Coon")
 PREPROCESS = Preprocess(
@@ -623,7 +623,7 @@ def test_the_bundled_model_is_small_and_has_a_card_that_agrees() -> None:
     assert sum(path.stat().st_size for path in PETS.iterdir()) < 12e6
     card = (PETS / "README.md").read_text(encoding="utf-8")
     assert f"| {facts['metrics']['error_rate']:.1%} |".replace("%", " %") in card
-    assert facts["recipe"] == read_recipe(TorchTrainer(None), "pets-small")
+    assert facts["recipe"] == recipes.table(TorchTrainer(None), "pets-small")
     assert facts["data"]["licence"] == "CC BY-SA 4.0"
 
 

@@ -593,7 +593,10 @@ def test_a_cache_that_cannot_be_made(no_network: Path, tmp_path: Path) -> None:
         ("resnet34@none", r"did you mean torchvision:resnet34@none\?"),
         ("resnet18.a1_in1k", r"did you mean timm:resnet18\.a1_in1k\?"),
         ("vit_tiny_patch16_224", r"did you mean timm:vit_tiny_patch16_224\?"),
-        ("", "no model ''; use a bundle folder or one of bundle, imagenet, pets, timm, torchvision"),
+        (
+            "",
+            "no model ''; use a bundle folder or one of bundle, fastai, imagenet, pets, timm, torchvision",
+        ),
         ("nonsense:resnet18", "use a bundle folder or one of"),
         ("x" * 5000, "no model 'xxx"),
         ("a\0b", "no model"),

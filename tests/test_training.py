@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,13 +17,14 @@ from PIL import Image
 from tests.conftest import runner
 
 import camkit
-from camkit import dataset, finetune, report, training
+from camkit import dataset, finetune, report
+from camkit import recipe as recipes
 from camkit.cli import cli
 from camkit.errors import CamkitError, ImageError, ModelError, UsageError
 from camkit.run import Run
 from camkit.testing import trainer_checks
 from camkit.testing.trainers import TOY_CLASSES, toy_photos
-from camkit.torch_trainer import TorchTrainer
+from camkit.torch_trainer import Recipe, Stage, TorchTrainer
 
 RECIPE: dict[str, Any] = {
     "batch_size": 8,
@@ -161,11 +164,9 @@ def test_starting_points_that_do_not_exist(arch: str, weights: str, message: str
 
 @pytest.mark.parametrize("name", list(TorchTrainer.recipes))
 def test_the_recipes_hold_what_the_trainer_knows(name: str) -> None:
-    table = training.read_recipe(TorchTrainer(None), name)
-    from camkit.torch_trainer import read
-
-    recipe, stages = read(table)
-    assert stages and recipe.fold == 0
+    table = recipes.table(TorchTrainer(None), name)
+    plan, stages = recipes.read(table, Recipe, Stage)
+    assert stages and plan.fold == 0
 
 
 @pytest.mark.parametrize(
@@ -187,11 +188,11 @@ def test_recipes_that_are_refused(toys: Path, tmp_path: Path, recipe: Any, messa
 
 def test_a_recipe_file(tmp_path: Path) -> None:
     (tmp_path / "mine.toml").write_text("batch_size = 4\n[[stages]]\nepochs = 1\n")
-    table = training.read_recipe(TorchTrainer(None), tmp_path / "mine.toml")
+    table = recipes.table(TorchTrainer(None), tmp_path / "mine.toml")
     assert table == {"batch_size": 4, "stages": [{"epochs": 1}]}
     (tmp_path / "mine.toml").write_text("batch_size = = 4")
     with pytest.raises(UsageError, match="is no TOML"):
-        training.read_recipe(TorchTrainer(None), tmp_path / "mine.toml")
+        recipes.table(TorchTrainer(None), tmp_path / "mine.toml")
 
 
 # --- runs -----------------------------------------------------------------------------------------
@@ -237,7 +238,7 @@ def test_folders_that_are_taken(toys: Path, tmp_path: Path, whole: camkit.TrainR
         train(toys, tmp_path, progress=killed_after(1))
     with pytest.raises(UsageError, match=r"unfinished training.*--resume"):
         train(toys, tmp_path)
-    with pytest.raises(UsageError, match="another recipe, architecture, seed or data"):
+    with pytest.raises(UsageError, match="another recipe, architecture, seed, precision or data"):
         train(toys, tmp_path, resume=True, seed=1)
     with pytest.raises(UsageError, match="holds a trained model already"):
         train(toys, whole.bundle.parent, resume=True)
@@ -284,6 +285,38 @@ def test_the_bundle_says_what_an_auditor_asks(whole: camkit.TrainResult) -> None
     assert [step["lr"] > 0 for step in result.steps] == [True] * len(result.steps)
 
 
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_mixed_precision_keeps_the_weights_in_float32(toys: Path, tmp_path: Path, precision: Any) -> None:
+    recipe = {"batch_size": 8, "stages": [{"epochs": 2, "lr": 0.02, "body_lr": 0.02}]}
+    result = train(toys, tmp_path / "out", precision=precision, recipe=recipe)
+    assert camkit.load_model(result.bundle, device="cpu").dtype == torch.float32
+    assert json.loads((result.bundle / "camkit.json").read_text())["precision"] == precision
+    assert result.history[-1]["train_loss"] < result.history[0]["train_loss"]
+
+
+def test_one_process_of_several_writes(toys: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "1")
+    result = train(toys, tmp_path / "out")
+    assert len(result.history) == 3 and not list((tmp_path / "out").iterdir())
+
+
+def test_a_process_that_is_killed_leaves_nothing_half_written(toys: Path, tmp_path: Path) -> None:
+    """SIGKILL in the middle of an epoch, which nothing in the process can see coming."""
+    out = tmp_path / "run"
+    recipe = tmp_path / "long.toml"
+    recipe.write_text("batch_size = 8\n[[stages]]\nepochs = 40\nlr = 0.01\nbody_lr = 0.01\n")
+    command = [sys.executable, "-m", "camkit", "train", toys, *QUICK, "--recipe", recipe, "--out", out]
+    with subprocess.Popen(list(map(str, command)), stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        for line in process.stderr:
+            if line.startswith("epoch 2/"):
+                break
+        process.kill()
+    assert [p.name for p in out.iterdir() if not p.name.startswith(".")] == ["checkpoint.pt"]
+    state = torch.load(out / "checkpoint.pt", weights_only=True)
+    assert 2 <= state["epoch"] < 40 and len(state["history"]) == state["epoch"]
+
+
 # --- the report -----------------------------------------------------------------------------------
 
 
@@ -317,6 +350,9 @@ def test_verdicts_by_hand(tmp_path: Path) -> None:
 # --- the command ----------------------------------------------------------------------------------
 
 
+QUICK = ("--trainer", "torch", "--arch", "test_resnet", "--weights", "none")
+
+
 def run(*arguments: Any) -> Any:
     return runner().invoke(cli, [*map(str, arguments)])
 
@@ -330,9 +366,7 @@ def recipe_file(tmp_path: Path) -> Path:
 
 def test_train_then_explain(toys: Path, tmp_path: Path, recipe_file: Path) -> None:
     out = tmp_path / "run"
-    done = run(
-        "train", toys, "--arch", "test_resnet", "--weights", "none", "--recipe", recipe_file, "--out", out
-    )
+    done = run("train", toys, *QUICK, "--recipe", recipe_file, "--out", out)
     assert done.exit_code == 0, done.output
     assert "held-out photographs" in done.stdout and f"bundle: {out / 'bundle'}" in done.stdout
     assert "epoch 2/2" in done.stderr
@@ -343,13 +377,13 @@ def test_train_then_explain(toys: Path, tmp_path: Path, recipe_file: Path) -> No
 
 
 def test_show_recipe_prints_a_recipe_that_can_be_used(tmp_path: Path) -> None:
-    shown = run("train", "--show-recipe")
+    shown = run("train", "--trainer", "torch", "--show-recipe")
     assert shown.exit_code == 0
     assert shown.stdout == TorchTrainer.recipes["default"].read_text()
 
 
 def test_preview_writes_one_picture(toys: Path, tmp_path: Path) -> None:
-    done = run("train", toys, "--arch", "test_resnet", "--weights", "none", "--preview", "--out", tmp_path)
+    done = run("train", toys, *QUICK, "--preview", "--out", tmp_path)
     assert done.exit_code == 0, done.output
     assert [p.name for p in tmp_path.iterdir()] == ["preview.png"]
     assert Image.open(tmp_path / "preview.png").width > 500
@@ -358,7 +392,7 @@ def test_preview_writes_one_picture(toys: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((), "DATA is missing"),
+        (("pets",), "no folder of photographs 'pets'; the trainer fastai can fetch it"),
         (("nowhere",), "no folder of photographs"),
         (("nowhere", "--trainer", "troch"), "did you mean 'torch'"),
         (("nowhere", "--recipe", "nothing"), "there is no recipe"),
@@ -366,7 +400,7 @@ def test_preview_writes_one_picture(toys: Path, tmp_path: Path) -> None:
     ],
 )
 def test_wrong_usage(arguments: tuple[str, ...], message: str, tmp_path: Path) -> None:
-    done = run("train", *arguments, "--out", tmp_path / "out")
+    done = run("train", "--trainer", "torch", *arguments, "--out", tmp_path / "out")
     assert done.exit_code == 2 and message in done.stderr and not (tmp_path / "out" / "bundle").exists()
     assert "Traceback" not in done.output
 

@@ -1,7 +1,7 @@
 """The contracts: what a plugin implements and what the host hands to it.
 
-`Explainer`, `Trainer` and `ModelSource` are the three kinds of plugin; the frozen dataclasses are what
-travels between host and plugin, so fields can be added without breaking anybody. This module does not
+`Explainer`, `Metric`, `Trainer` and `ModelSource` are the four kinds of plugin; the frozen dataclasses are
+what travels between host and plugin, so fields can be added without breaking anybody. This module does not
 import torch at run time: `camkit plugin list` reads it.
 
 A minimal explainer:
@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from camkit.errors import ModelError, UsageError
 from camkit.preprocess import Preprocess
@@ -60,11 +60,13 @@ class NoOptions:
 class Query:
     """One request to an explainer.
 
-    module: in eval mode; the host restores the mode of every submodule afterwards.
-    inputs: float `[B, C, H, W]` on the device of the module.
+    module: from inputs to scores `[B, n_classes]`, in eval mode; the host restores the mode of every
+        submodule afterwards. What a user's `output` and target function make of a model is part of it.
+    inputs: float `[B, C, H, W]` on the device of the module; see `Explainer.dimensions`.
     targets: int64 `[B]`, the class index to explain for each input; already checked against the model.
     layer: dotted name of the target layer in `module` ("" is `module` itself).
     method: one of the explainer's `methods`.
+    extras: further inputs, `[B, ...]` each: `module(inputs, *extras)`; see `Explainer.several_inputs`.
     """
 
     module: nn.Module
@@ -72,6 +74,7 @@ class Query:
     targets: Tensor
     layer: str
     method: str
+    extras: tuple[Tensor, ...] = ()
 
     @property
     def layer_module(self) -> nn.Module:
@@ -93,6 +96,7 @@ class Sweep:
     layers: tuple[str, ...]
     methods: tuple[str, ...]
     choose: Callable[[Tensor], Tensor]
+    extras: tuple[Tensor, ...] = ()
 
 
 class Explainer(ABC):
@@ -104,6 +108,8 @@ class Explainer(ABC):
 
     dtypes: of inputs and model that it works in. class_agnostic: methods whose map is the same for every
     class. notes: what a user should know about a method. thread_safe: several threads may use one model.
+    dimensions: of the positions of inputs and maps that it takes: 1 for signals `[B, C, L]`, 2 for images,
+    3 for volumes. several_inputs: it passes `extras` on. The host refuses what is not declared.
     """
 
     api_version: ClassVar[int] = API_VERSION
@@ -113,6 +119,8 @@ class Explainer(ABC):
     class_agnostic: ClassVar[tuple[str, ...]] = ()
     notes: ClassVar[Mapping[str, str]] = {}
     thread_safe: ClassVar[bool] = False
+    dimensions: ClassVar[tuple[int, ...]] = (2,)
+    several_inputs: ClassVar[bool] = False
     Options: ClassVar[type] = NoOptions
 
     def __init__(self, options: Any) -> None:
@@ -127,16 +135,83 @@ class Explainer(ABC):
         import torch
 
         with torch.no_grad():
-            targets = sweep.choose(sweep.module(sweep.inputs))
+            targets = sweep.choose(sweep.module(sweep.inputs, *sweep.extras))
 
         def one(method: str, layer: str) -> Tensor:
             columns = (
-                self.maps(Query(sweep.module, sweep.inputs, column.contiguous(), layer, method))
+                Query(sweep.module, sweep.inputs, column.contiguous(), layer, method, sweep.extras)
                 for column in targets.unbind(1)
             )
-            return torch.stack(list(columns), dim=1)
+            return torch.stack([self.maps(query) for query in columns], dim=1)
 
         return {(m, layer): one(m, layer) for m in sweep.methods for layer in sweep.layers}
+
+
+# --- metrics --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class MapBatch:
+    """Maps of one explainer and what they explain: everything that a metric may look at.
+
+    maps: raw, float `[B, h, w]`, float32 at least.
+    module: from inputs to scores `[B, n_classes]`; the host sees to eval mode and to the random state.
+    inputs: float `[B, C, H, W]`; targets: int64 `[B]`, as in `Query`; all on one device.
+    truth: bool `[B, H, W]`, where the evidence is; nowhere true if it is not known for an image.
+    reference: maps `[B, h, w]` of another explainer, to compare with.
+    explain: from other inputs and targets to the maps of the same explainer for the same module.
+    seed: of everything random.
+    """
+
+    maps: Tensor
+    module: nn.Module
+    inputs: Tensor
+    targets: Tensor
+    truth: Tensor | None = None
+    reference: Tensor | None = None
+    explain: Callable[[Tensor, Tensor], Tensor] | None = None
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What a metric says of a batch.
+
+    values: float `[B]`; NaN where the metric is not defined: never a zero, never a hit.
+    curves: `[B, S]`, if the values sum up a curve, and `steps`, the names of its S points.
+    """
+
+    values: Tensor
+    curves: Tensor | None = None
+    steps: tuple[str, ...] = ()
+
+
+class Metric(ABC):
+    """Scores maps. Registered under `camkit.metrics`.
+
+    An image's score depends on that image, the seed and the options, not on the rest of its batch.
+
+    direction: whether a higher or a lower value is better. range: lowest and highest possible value.
+    needs: the optional fields of `MapBatch` without which there is no score.
+    limit: of a test that is passed or failed: passed if the mean over the images is better than this.
+    paper: where the definition is from.
+    """
+
+    api_version: ClassVar[int] = API_VERSION
+    summary: ClassVar[str]
+    direction: ClassVar[Literal["higher", "lower"]]
+    range: ClassVar[tuple[float, float]]
+    needs: ClassVar[tuple[str, ...]] = ()
+    limit: ClassVar[float | None] = None
+    paper: ClassVar[str] = ""
+    Options: ClassVar[type] = NoOptions
+
+    def __init__(self, options: Any) -> None:
+        self.options = options
+
+    @abstractmethod
+    def score(self, batch: MapBatch) -> Scores:
+        """The scores of a batch, on the device of the maps."""
 
 
 # --- models ---------------------------------------------------------------------------------------
@@ -228,6 +303,8 @@ class ModelSource(ABC):
 
 # --- trainers -------------------------------------------------------------------------------------
 
+Precision = Literal["float32", "bfloat16", "float16"]
+
 
 @dataclass(frozen=True)
 class TrainRequest:
@@ -238,6 +315,7 @@ class TrainRequest:
     recipe: the parsed table (TOML), one of the trainer's `recipes` or the user's own.
     arch: what to train, such as `resnet34`; weights: what it starts from: `default` (pretrained), `none`
         or a file.
+    precision: of the arithmetic; weights stay float32.
     resume: go on from the last finished epoch in `out`.
     progress: called with a fraction in [0, 1] and a line of text.
     """
@@ -249,6 +327,7 @@ class TrainRequest:
     weights: str = "default"
     seed: int = 0
     device: str = "auto"
+    precision: Precision = "float32"
     resume: bool = False
     progress: Callable[[float, str], None] | None = None
 

@@ -9,15 +9,21 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 import numpy as np
 
 from camkit import images
 from camkit.errors import CamkitError, ImageError, UsageError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+T = TypeVar("T")
 
 NAME = re.compile(r"(?P<label>.+)_\d+\.\w+")
 
@@ -61,7 +67,8 @@ def read(folder: str | os.PathLike[str]) -> Dataset:
     """
     root = Path(folder)
     if not root.is_dir():
-        raise UsageError(f"there is no folder of photographs {str(folder)!r}")
+        known = "; the trainer fastai can fetch it" if str(folder) == "pets" else ""
+        raise UsageError(f"there is no folder of photographs {str(folder)!r}{known}")
     if (root / "images").is_dir() and (root / "annotations").is_dir():
         root = root / "images"
     paths = sorted(images.expand([root]))
@@ -72,6 +79,22 @@ def read(folder: str | os.PathLike[str]) -> Dataset:
     _check_readable(paths)
     index = {name: number for number, name in enumerate(classes)}
     return Dataset(root, tuple(paths), tuple(index[name] for name in names), classes)
+
+
+class Photos(Generic[T]):
+    """Photographs `part` of `data` as `prepare` makes them, with their labels: for a data loader."""
+
+    n_inp = 1  # how many of the two are inputs: fastai asks, or finds out by taking one
+
+    def __init__(self, data: Dataset, part: Sequence[int], prepare: Callable[[Image], T]) -> None:
+        self.data, self.part, self.prepare = data, part, prepare
+
+    def __len__(self) -> int:
+        return len(self.part)
+
+    def __getitem__(self, index: int) -> tuple[T, int]:
+        number = self.part[index]
+        return self.prepare(images.load(self.data.paths[number]).image), self.data.labels[number]
 
 
 def _labels(root: Path, paths: Sequence[Path]) -> list[str]:

@@ -10,7 +10,7 @@ from torch import nn
 from camkit import plugins
 from camkit.api import LoadedModel, ModelSource
 from camkit.errors import ModelError
-from camkit.models import TimmSource, TorchvisionSource, load_model
+from camkit.models import load_model, qualified
 
 
 def pretrained(arch: str, weights: str, device: torch.device) -> LoadedModel:
@@ -18,13 +18,8 @@ def pretrained(arch: str, weights: str, device: torch.device) -> LoadedModel:
 
     weights: `default` (those that belong to it), `none` (random) or a file.
     """
-    known = [found.name for found in plugins.find("model")]
-    spec = arch
-    if arch not in known and ":" not in arch:
-        in_torchvision = arch in TorchvisionSource().names()
-        if not in_torchvision and arch.partition(".")[0] not in TimmSource().names():
-            load_model(arch)  # raises, with the closest names
-        spec = f"{'torchvision' if in_torchvision else 'timm'}:{arch}"
+    known = {found.name for found in plugins.find("model")}
+    spec = arch if arch in known or ":" in arch else qualified(arch)
     if weights != "default":
         if arch in known:
             raise ModelError(f"{arch} brings its own weights; --weights goes with a name such as resnet34")

@@ -112,6 +112,17 @@ def _split(spec: str) -> tuple[str, str]:
     raise ModelError(f"there is no model {spec!r}{hint} (`camkit model list`)")
 
 
+def qualified(name: str) -> str:
+    """`torchvision:NAME` or `timm:NAME`, whichever has a classifier NAME; torchvision comes first."""
+    if name in TorchvisionSource().names():
+        return f"torchvision:{name}"
+    names = list(TimmSource().names())
+    if name.partition(".")[0] not in names:  # behind a dot stand weights of timm
+        hint = closest(name, [*TorchvisionSource().names(), *names]) or " (`camkit model list 'timm:*'`)"
+        raise ModelError(f"neither torchvision nor timm has a model {name!r}{hint}")
+    return f"timm:{name}"
+
+
 def _built(
     source: ModelSource, architecture: dict[str, Any], state: Mapping[str, Tensor] | None, where: str
 ) -> tuple[nn.Module, dict[str, Any]]:

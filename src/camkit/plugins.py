@@ -33,17 +33,32 @@ from camkit.errors import (
     closest,
 )
 
-Kind = Literal["explainer", "trainer", "model"]
+Kind = Literal["explainer", "metric", "trainer", "model"]
+
+# Plugins of our own that come as separate packages: an error can say which one.
+OURS = {
+    ("trainer", "fastai"),
+    ("explainer", "captum"),
+    ("explainer", "pytorch-grad-cam"),
+    ("explainer", "torchcam"),
+}
 
 GROUPS: dict[Kind, str] = {
     "explainer": "camkit.explainers",
+    "metric": "camkit.metrics",
     "trainer": "camkit.trainers",
     "model": "camkit.models",
 }
-BASES: dict[Kind, str] = {"explainer": "Explainer", "trainer": "Trainer", "model": "ModelSource"}
+BASES: dict[Kind, str] = {
+    "explainer": "Explainer",
+    "metric": "Metric",
+    "trainer": "Trainer",
+    "model": "ModelSource",
+}
 # What a plugin says about itself.
 ATTRIBUTES: dict[Kind, dict[str, type]] = {
     "explainer": {"summary": str, "methods": tuple},
+    "metric": {"summary": str, "direction": str, "range": tuple},
     "trainer": {"summary": str},
     "model": {"summary": str},
 }
@@ -111,6 +126,8 @@ def get(kind: Kind, name: str) -> Found:
     shown = "`camkit plugin list` shows all"
     if "CAMKIT_PLUGINS" in os.environ:
         shown = "the variable CAMKIT_PLUGINS restricts what may be used"
+    package = f"pip install camkit-{name}" if (kind, name) in OURS else ""
+    shown = package or shown
     raise PluginNotFound(f"there is no {kind} {name!r}{hint} ({shown})")
 
 
@@ -336,7 +353,7 @@ def read_options(cls: type, values: Mapping[str, Any], *, owner: str) -> Any:
     range or not among the choices, and for values that the class itself refuses with a `ValueError`.
     """
     fields = {field.name: field for field in dataclasses.fields(cls)}
-    hints = typing.get_type_hints(cls)
+    hints = _hints(cls)
     parsed: dict[str, Any] = {}
     for key, value in values.items():
         name = key.replace("-", "_")
@@ -349,6 +366,12 @@ def read_options(cls: type, values: Mapping[str, Any], *, owner: str) -> Any:
         return cls(**parsed)
     except ValueError as error:  # from the plugin's own `__post_init__`
         raise OptionError(f"options of {owner}: {error}") from error
+
+
+@cache
+def _hints(cls: type) -> dict[str, Any]:
+    """Kept, because it takes as long as everything else around a small model."""
+    return typing.get_type_hints(cls)
 
 
 def share_options(owners: Mapping[str, type], values: Mapping[str, Any]) -> dict[str, Any]:

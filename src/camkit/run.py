@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import platform
 from collections.abc import Mapping, Sequence
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +24,13 @@ from camkit.weights import first_line
 CHECKPOINT, BUNDLE = "checkpoint.pt", "bundle"
 
 
+def is_main() -> bool:
+    """Whether this process writes: it is the only one, or the first of several under a launcher."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 class Run:
-    """One training in `request.out`.
+    """One training in `request.out`; of several processes that train together the first one writes.
 
     Raises `UsageError` if the folder holds another training than the one that is asked for.
     """
@@ -59,13 +66,15 @@ class Run:
             raise CamkitError(f"{self._checkpoint} cannot be read: {first_line(error)}") from None
         if identity != self._identity:
             raise UsageError(
-                f"{self.out} holds a training with another recipe, architecture, seed or data: "
+                f"{self.out} holds a training with another recipe, architecture, seed, precision or data: "
                 "choose another --out"
             )
         return state
 
     def save(self, **state: Any) -> None:
         """Keep `state` (tensors, numbers, texts, lists and dicts of them) in place of the last one."""
+        if not is_main():
+            return
         draft = self.out / f".{CHECKPOINT}.partial"
         try:
             torch.save({"identity": self._identity, **state}, draft)
@@ -83,14 +92,23 @@ class Run:
         steps: Sequence[Mapping[str, float]],
         *,
         half: bool = False,
+        packages: Sequence[str] = (),
     ) -> TrainResult:
-        """Write the bundle, with what an auditor would ask, and drop the checkpoint."""
+        """Write the bundle, with what an auditor would ask, and drop the checkpoint.
+
+        half: weights as float16. packages: those whose versions matter besides camkit and torch.
+        """
         request, data = self._request, self._data
         chosen = set(valid)
         names = [data.name(i) for i in range(len(data.paths))]
-        bundle = save_bundle(
+        photos = tuple((data.paths[i], data.classes[data.labels[i]]) for i in valid)
+        bundle = self.out / BUNDLE
+        result = TrainResult(bundle, metrics, tuple(history), tuple(steps), photos)
+        if not is_main():
+            return result
+        save_bundle(
             model,
-            self.out / BUNDLE,
+            bundle,
             half=half,
             metrics=dict(metrics),
             trainer=self._trainer,
@@ -98,6 +116,7 @@ class Run:
             arch=request.arch,
             weights=request.weights if request.weights in ("default", "none") else "file",
             seed=request.seed,
+            precision=request.precision,
             history=[dict(epoch) for epoch in history],
             split={
                 "train": [name for i, name in enumerate(names) if i not in chosen],
@@ -108,15 +127,15 @@ class Run:
                 "torch": str(torch.__version__),
                 "torchvision": str(torchvision.__version__),
                 "python": platform.python_version(),
+                **{package: metadata.version(package) for package in packages},
             },
         )
         self._checkpoint.unlink(missing_ok=True)
-        photos = tuple((data.paths[i], data.classes[data.labels[i]]) for i in valid)
-        return TrainResult(bundle, metrics, tuple(history), tuple(steps), photos)
+        return result
 
 
 def _identity(trainer: str, request: TrainRequest, data: Dataset) -> str:
     """Two trainings with the same identity go the same way."""
     names = [[data.name(i), label] for i, label in enumerate(data.labels)]
-    facts = [trainer, request.recipe, request.arch, request.weights, request.seed, names]
+    facts = [trainer, request.recipe, request.arch, request.weights, request.seed, request.precision, names]
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()

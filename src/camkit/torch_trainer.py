@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 from torchvision import transforms
 
-from camkit import dataset, finetune, images
+from camkit import dataset, finetune, recipe
 from camkit.api import Trainer, TrainRequest, TrainResult, option
 from camkit.errors import UsageError
-from camkit.models import pick_device
-from camkit.plugins import read_options
+from camkit.models import pick_device, pick_dtype
 from camkit.preprocess import Preprocess
 from camkit.run import Run
 
@@ -25,7 +24,6 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 RECIPES = Path(__file__).parent / "recipes"
-Prepare = Callable[[Any], Tensor]  # from a Pillow image
 
 
 @dataclass(frozen=True)
@@ -38,13 +36,9 @@ class Stage:
 
 
 @dataclass(frozen=True)
-class Recipe:
+class Recipe(recipe.Recipe):
     """What a recipe holds besides its `[[stages]]`."""
 
-    batch_size: int = option(32, min=2, help="photographs in a step")
-    valid: float = option(0.2, min=0.0, max=1.0, help="share kept for validation")
-    split_seed: int = option(2, min=0, help="of the split")
-    fold: int = option(0, min=0, help="which slice of the split validates")
     crop: float = option(0.5, min=0.01, max=1.0, help="smallest part a random crop takes")
     colour: float = option(0.2, min=0.0, max=1.0, help="strength of brightness, contrast and saturation")
     label_smoothing: float = option(0.1, min=0.0, max=1.0, help="of the loss")
@@ -68,43 +62,40 @@ class TorchTrainer(Trainer):
 
     def train(self, request: TrainRequest) -> TrainResult:
         """Train, validate after every epoch, and write a bundle into `request.out`."""
-        recipe, stages = read(request.recipe)
+        plan, stages = read(request)
         run = Run("torch", request)
         data = dataset.read(request.data)
-        train, valid = data.split(recipe.valid, recipe.split_seed, recipe.fold)
+        train, valid = data.split(plan.valid, plan.split_seed, plan.fold)
         dataset.check_classes(data, train)
         state = run.load(data) or {"epoch": 0, "history": [], "steps": []}
 
         base = finetune.pretrained(request.arch, request.weights, pick_device(request.device))
         model, head = finetune.with_new_head(base, data.classes, seed=request.seed)
-        augment = augmentation(model.preprocess, recipe)
-        prepare = transforms.Compose([augment, model.preprocess.tensor])
-        batches = self._batches(data, train, prepare, recipe, shuffle=True)
-        held_out = self._batches(data, valid, model.preprocess, recipe, shuffle=False)
+        prepare = transforms.Compose([augmentation(model.preprocess, plan), model.preprocess.tensor])
+        batches = DataLoader[Any](
+            dataset.Photos(data, train, prepare),  # type: ignore[arg-type]
+            plan.batch_size,
+            shuffle=True,
+            drop_last=len(train) % plan.batch_size == 1,  # BatchNorm cannot learn from one
+            num_workers=self.options.workers,
+        )
+        held_out = dataset.Photos(data, valid, model.preprocess)
+        held_out_batches = DataLoader[Any](held_out, plan.batch_size, num_workers=self.options.workers)  # type: ignore[arg-type]
         history, steps, end = state["history"], state["steps"], 0
         total = sum(stage.epochs for stage in stages)
         with torch.random.fork_rng([model.device] if model.device.type == "cuda" else []):
             for stage in stages:
                 begin, end = end, end + stage.epochs
-                optimiser, schedule = _schedule(model.module, head, stage, recipe, len(batches))
-                parts: dict[str, Any] = {
-                    "module": model.module,
-                    "optimiser": optimiser,
-                    "schedule": schedule,
-                }
+                loop = Loop(model.module, head, stage, plan, len(batches), pick_dtype(request.precision))
                 if begin < state["epoch"] <= end:  # the stage that was interrupted
-                    for name, part in parts.items():
-                        part.load_state_dict(state[name])
+                    loop.load_state_dict(state["loop"])
                 for epoch in range(max(begin, state["epoch"]), end):
                     torch.manual_seed(request.seed * 1_000_003 + epoch)
-                    done = list(_train_epoch(model.module, batches, optimiser, schedule, recipe))
+                    done = list(loop.epoch(batches))
                     loss = sum(step["loss"] for step in done) / len(done)
-                    history.append(
-                        {"epoch": epoch, "train_loss": loss, **_validate(model.module, held_out)}
-                    )
+                    history.append({"epoch": epoch, "train_loss": loss, **loop.validate(held_out_batches)})
                     steps += done
-                    states = {name: part.state_dict() for name, part in parts.items()}
-                    run.save(epoch=epoch + 1, history=history, steps=steps, **states)
+                    run.save(epoch=epoch + 1, history=history, steps=steps, loop=loop.state_dict())
                     if request.progress:
                         error = history[-1]["error_rate"]
                         request.progress(
@@ -116,109 +107,98 @@ class TorchTrainer(Trainer):
 
     def preview(self, request: TrainRequest, photo: Image) -> dict[str, list[Image]]:
         """What random crops, mirroring and colours make of a photograph."""
-        recipe, _ = read(request.recipe)
+        plan, _ = read(request)
         preprocess = finetune.pretrained(request.arch, request.weights, torch.device("cpu")).preprocess
-        augment = augmentation(preprocess, recipe)
+        augment = augmentation(preprocess, plan)
         with torch.random.fork_rng([]):
             torch.manual_seed(request.seed)
             return {"random crops, mirrored, in other colours": [augment(photo) for _ in range(9)]}
 
-    def _batches(
-        self, data: dataset.Dataset, part: list[int], prepare: Prepare, recipe: Recipe, *, shuffle: bool
-    ) -> DataLoader[Any]:
-        single = shuffle and len(part) % recipe.batch_size == 1  # BatchNorm cannot learn from one
-        return DataLoader(
-            Photos(data, part, prepare),
-            recipe.batch_size,
-            shuffle,
-            drop_last=single,
-            num_workers=self.options.workers,
-        )
 
-
-def read(table: Mapping[str, Any]) -> tuple[Recipe, list[Stage]]:
-    """A recipe from its table; `UsageError` for what it does not know or cannot be."""
-    values = dict(table)
-    parts = values.pop("stages", [{}])
-    if not isinstance(parts, list) or not parts or not all(isinstance(part, dict) for part in parts):
-        raise UsageError("the recipe has no stages: write a table [[stages]] for each")
-    stages = [read_options(Stage, part, owner="a stage of the recipe") for part in parts]
+def read(request: TrainRequest) -> tuple[Recipe, list[Stage]]:
+    """The recipe of a request; `UsageError` for what it does not know or cannot be."""
+    plan, stages = recipe.read(request.recipe, Recipe, Stage)
     if not all(stage.lr > 0 for stage in stages):
         raise UsageError("a stage of the recipe with lr = 0 trains nothing")
-    return read_options(Recipe, values, owner="the recipe"), stages
+    return plan, stages
 
 
-class Photos(Dataset[tuple[Tensor, int]]):
-    """Photographs `part` of `data` as what `prepare` makes of them, with their labels."""
-
-    def __init__(self, data: dataset.Dataset, part: Sequence[int], prepare: Prepare) -> None:
-        self.data, self.part, self.prepare = data, part, prepare
-
-    def __len__(self) -> int:
-        return len(self.part)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        number = self.part[index]
-        return self.prepare(images.load(self.data.paths[number]).image), self.data.labels[number]
-
-
-def augmentation(preprocess: Preprocess, recipe: Recipe) -> Callable[[Image], Image]:
+def augmentation(preprocess: Preprocess, plan: Recipe) -> transforms.Compose:
     """Random crops, mirroring and colours, at the size and with the interpolation of the model."""
     mode = transforms.InterpolationMode(preprocess.interpolation)
-    size, crop = list(preprocess.size), (recipe.crop, 1.0)
     steps = [
-        transforms.RandomResizedCrop(size, crop, interpolation=mode),
+        transforms.RandomResizedCrop(list(preprocess.size), (plan.crop, 1.0), interpolation=mode),
         transforms.RandomHorizontalFlip(),
-        transforms.ColorJitter(recipe.colour, recipe.colour, recipe.colour),
+        transforms.ColorJitter(plan.colour, plan.colour, plan.colour),
     ]
-    return cast("Callable[[Image], Image]", transforms.Compose(steps))
+    return transforms.Compose(steps)
 
 
-def _schedule(
-    module: nn.Module, head: frozenset[str], stage: Stage, recipe: Recipe, steps: int
-) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.OneCycleLR]:
-    """One rate for the head and, unless it is zero, one for the body, which else stays as it is."""
-    parameters = dict(module.named_parameters())
-    for name, parameter in parameters.items():
-        parameter.requires_grad_(name in head or stage.body_lr > 0)
-    parts = {True: stage.lr, False: stage.body_lr}
-    groups = [
-        {"params": [p for name, p in parameters.items() if (name in head) is is_head], "lr": lr}
-        for is_head, lr in parts.items()
-        if lr > 0
-    ]
-    optimiser = torch.optim.AdamW(groups, weight_decay=recipe.weight_decay)
-    rates = [group["lr"] for group in optimiser.param_groups]
-    return optimiser, torch.optim.lr_scheduler.OneCycleLR(
-        optimiser, rates, epochs=stage.epochs, steps_per_epoch=steps
-    )
+class Loop:
+    """One stage: optimiser, schedule and the passes over the photographs."""
 
+    def __init__(
+        self,
+        module: nn.Module,
+        head: frozenset[str],
+        stage: Stage,
+        plan: Recipe,
+        steps: int,
+        precision: torch.dtype,
+    ) -> None:
+        self.module, self.smoothing, self.dtype = module, plan.label_smoothing, precision
+        self.device = next(module.parameters()).device
+        rates = {True: stage.lr, False: stage.body_lr}
+        groups: dict[bool, list[nn.Parameter]] = {True: [], False: []}
+        for name, parameter in module.named_parameters():
+            parameter.requires_grad_(rates[name in head] > 0)
+            groups[name in head].append(parameter)
+        trained = [{"params": groups[part], "lr": rates[part]} for part in groups if rates[part] > 0]
+        self.whole = len(trained) == len(groups)
+        self.optimiser = torch.optim.AdamW(trained, weight_decay=plan.weight_decay)
+        highest = [group["lr"] for group in self.optimiser.param_groups]
+        self.schedule = torch.optim.lr_scheduler.OneCycleLR(
+            self.optimiser, highest, epochs=stage.epochs, steps_per_epoch=steps
+        )
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=precision == torch.float16)
+        self.parts: dict[str, Any] = {
+            "module": module,
+            "optimiser": self.optimiser,
+            "schedule": self.schedule,
+            "scaler": self.scaler,
+        }
 
-def _train_epoch(
-    module: nn.Module,
-    batches: DataLoader[Any],
-    optimiser: torch.optim.Optimizer,
-    schedule: torch.optim.lr_scheduler.OneCycleLR,
-    recipe: Recipe,
-) -> Iterator[dict[str, float]]:
-    """One pass; loss and learning rate of each step. A body at rest keeps its BatchNorm statistics, too."""
-    module.train(all(parameter.requires_grad for parameter in module.parameters()))
-    device = next(module.parameters()).device
-    for inputs, labels in batches:
-        scores = module(inputs.to(device))
-        loss = F.cross_entropy(scores, labels.to(device), label_smoothing=recipe.label_smoothing)
-        optimiser.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        optimiser.step()
-        yield {"loss": float(loss.detach()), "lr": float(schedule.get_last_lr()[0])}
-        schedule.step()
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that a later epoch depends on."""
+        return {name: part.state_dict() for name, part in self.parts.items()}
 
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The inverse of `state_dict`."""
+        for name, part in self.parts.items():
+            part.load_state_dict(state[name])
 
-@torch.inference_mode()
-def _validate(module: nn.Module, batches: DataLoader[Any]) -> dict[str, float]:
-    module.eval()
-    device = next(module.parameters()).device
-    pairs = [(module(inputs.to(device)).cpu(), labels) for inputs, labels in batches]
-    scores, labels = (torch.cat(part) for part in zip(*pairs, strict=True))
-    error = (scores.argmax(1) != labels).float().mean()
-    return {"valid_loss": float(F.cross_entropy(scores, labels)), "error_rate": float(error)}
+    def epoch(self, batches: DataLoader[Any]) -> Iterator[dict[str, float]]:
+        """One pass; loss and learning rate of each step."""
+        self.module.train(self.whole)  # a body at rest keeps its BatchNorm statistics, too
+        for inputs, labels in batches:
+            scores = self._scores(inputs)
+            loss = F.cross_entropy(scores, labels.to(self.device), label_smoothing=self.smoothing)
+            self.optimiser.zero_grad()
+            self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+            self.scaler.step(self.optimiser)
+            self.scaler.update()
+            yield {"loss": float(loss.detach()), "lr": float(self.schedule.get_last_lr()[0])}
+            self.schedule.step()
+
+    @torch.inference_mode()
+    def validate(self, batches: DataLoader[Any]) -> dict[str, float]:
+        """Loss and error on photographs that are held out."""
+        self.module.eval()
+        pairs = [(self._scores(inputs).cpu(), labels) for inputs, labels in batches]
+        scores, labels = (torch.cat(part) for part in zip(*pairs, strict=True))
+        error = (scores.argmax(1) != labels).float().mean()
+        return {"valid_loss": float(F.cross_entropy(scores, labels)), "error_rate": float(error)}
+
+    def _scores(self, inputs: Tensor) -> Tensor:
+        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
+            return self.module(inputs.to(self.device)).float()  # type: ignore[no-any-return]

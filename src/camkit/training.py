@@ -1,16 +1,15 @@
-"""Training through a plugin: recipes, the run, and the report on it."""
+"""Training through a plugin, and a look at its augmentation."""
 
 from __future__ import annotations
 
 import os
-import tomllib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from camkit import dataset, images, plugins, report
-from camkit.api import Trainer, TrainRequest, TrainResult
-from camkit.errors import UsageError, closest
+from camkit import recipe as recipes
+from camkit.api import Precision, Trainer, TrainRequest, TrainResult
 from camkit.render import Panel, sheet
 
 
@@ -24,6 +23,7 @@ def train(
     weights: str = "default",
     seed: int = 0,
     device: str = "auto",
+    precision: Precision = "float32",
     resume: bool = False,
     progress: Callable[[float, str], None] | None = None,
     **options: Any,
@@ -45,6 +45,7 @@ def train(
         weights=weights,
         seed=seed,
         device=device,
+        precision=precision,
         resume=resume,
         progress=progress,
     )
@@ -80,32 +81,4 @@ def _prepared(
     data: str | os.PathLike[str], trainer: str, options: Mapping[str, Any], *, recipe: Any, **fields: Any
 ) -> tuple[Trainer, TrainRequest]:
     plugin: Trainer = plugins.make("trainer", trainer, options)
-    return plugin, TrainRequest(data=os.fspath(data), recipe=read_recipe(plugin, recipe), **fields)
-
-
-def recipe_text(trainer: Trainer | type[Trainer], name: str | os.PathLike[str]) -> str:
-    """A recipe as TOML: one of the trainer's by its name, or a file."""
-    path = trainer.recipes.get(os.fspath(name), Path(name))
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, ValueError):
-        known = ", ".join(trainer.recipes) or "none"
-        hint = closest(os.fspath(name), trainer.recipes)
-        raise UsageError(
-            f"there is no recipe {os.fspath(name)!r}{hint} (a TOML file, or: {known})"
-        ) from None
-
-
-def read_recipe(
-    trainer: Trainer, recipe: str | os.PathLike[str] | Mapping[str, Any] | None
-) -> dict[str, Any]:
-    """A recipe as a table; `None` is the trainer's default, which is empty if it brings none."""
-    if isinstance(recipe, Mapping):
-        return dict(recipe)
-    name = next(iter(trainer.recipes), None) if recipe is None else recipe
-    if name is None:
-        return {}
-    try:
-        return tomllib.loads(recipe_text(trainer, name))
-    except tomllib.TOMLDecodeError as error:
-        raise UsageError(f"recipe {os.fspath(name)!r} is no TOML: {error}") from None
+    return plugin, TrainRequest(data=os.fspath(data), recipe=recipes.table(plugin, recipe), **fields)

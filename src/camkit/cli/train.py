@@ -15,9 +15,9 @@ from camkit.errors import UsageError
 
 
 @click.command()
-@click.argument("data", required=False)
+@click.argument("data", default="pets")
 @click.option(
-    "--trainer", default="torch", show_default=True, metavar="NAME", help="`camkit plugin list` shows all."
+    "--trainer", default="fastai", show_default=True, metavar="NAME", help="`camkit plugin list` shows all."
 )
 @click.option("--recipe", metavar="NAME|FILE", help="One of the trainer's, or a TOML file.")
 @click.option("--show-recipe", is_flag=True, help="Print the recipe, for a copy of your own, and stop.")
@@ -45,17 +45,26 @@ from camkit.errors import UsageError
     "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of everything random."
 )
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+@click.option(
+    "--precision",
+    type=click.Choice(["float32", "bfloat16", "float16"]),
+    default="float32",
+    show_default=True,
+    help="Of the arithmetic; weights stay float32.",
+)
 @click.option("--resume", is_flag=True, help="Go on from the last finished epoch in --out.")
 @click.option("--preview", is_flag=True, help="Only draw what augmentation makes of a photograph.")
-def train(data: str | None, **given: Any) -> None:
+def train(data: str, **given: Any) -> None:
     """Train a classifier on DATA, a folder of photographs, and report on it.
 
     DATA holds one sub-folder for each class, or files named after it (great_pyrenees_12.jpg), or is the
-    Oxford-IIIT Pet data (images/ and annotations/). Into --out it writes the trained model as a folder
+    Oxford-IIIT Pet data (images/ and annotations/); `pets`, the default, fetches those. With nothing else
+    said, this is fast.ai's lesson 6. Into --out it writes the trained model as a folder
     `bundle`, tables and curves of the training, the confusion matrix, and the photographs judged worst,
     each with its Grad-CAM.
 
     \b
+    camkit train
     camkit train photos/ --arch resnet34 --out run
     camkit explain cat.jpg --model run/bundle
     camkit train photos/ --show-recipe > mine.toml
@@ -65,6 +74,7 @@ def train(data: str | None, **given: Any) -> None:
     options = plugins.parse_assignments(given["options"])
     plugins.get("trainer", name)  # a misspelt name is told before torch is imported
 
+    from camkit import recipe as recipes
     from camkit import training
 
     if given["show_recipe"]:
@@ -72,10 +82,8 @@ def train(data: str | None, **given: Any) -> None:
         recipe = given["recipe"] or next(iter(kind.recipes), None)
         if recipe is None:
             raise UsageError(f"{name} brings no recipes")
-        click.echo(training.recipe_text(kind, recipe), nl=False)
+        click.echo(recipes.text(kind, recipe), nl=False)
         return
-    if data is None:
-        raise UsageError("DATA is missing: a folder of photographs (`camkit train --help`)")
     asked: dict[str, Any] = {key: given[key] for key in ("out", "recipe", "arch", "weights", "seed")}
     asked |= options
     if given["preview"]:
@@ -83,16 +91,20 @@ def train(data: str | None, **given: Any) -> None:
         return
 
     from camkit import report
+    from camkit.run import is_main
 
     with _progress() as progress:
         result = training.train(
             data,
             trainer=name,
             device=given["device"],
+            precision=given["precision"],
             resume=given["resume"],
             progress=progress,
             **asked,
         )
+    if not is_main():  # of several processes that trained together one reports
+        return
     verdicts, written = report.write(result, given["out"], device=given["device"])
     for line in report.lines(verdicts) if verdicts else ():
         click.echo(line)
@@ -104,7 +116,14 @@ def train(data: str | None, **given: Any) -> None:
 def _progress() -> Iterator[Callable[[float, str], None]]:
     """A bar with the time left on a terminal, else a line for each epoch; both on stderr."""
     if not sys.stderr.isatty():
-        yield lambda _, text: click.echo(text, err=True)
+        said: set[str] = set()
+
+        def say(_: float, text: str) -> None:
+            if text not in said:
+                click.echo(text, err=True)
+            said.add(text)
+
+        yield say
         return
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn

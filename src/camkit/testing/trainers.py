@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,8 @@ from camkit.api import Trainer, TrainRequest
 from camkit.errors import CamkitError
 from camkit.explanation import explain
 from camkit.models import load_model
+from camkit.recipe import table
 from camkit.testing.kit import Subject, raises
-from camkit.training import read_recipe
 
 TOY_CLASSES = ("blue", "green", "red")
 
@@ -97,10 +97,51 @@ def check_bad_data(subject: Subject) -> None:
             assert not list(out.rglob("camkit.json")), f"a bundle is left although {data.name!r} is refused"
 
 
-def _train(subject: Subject, data: Path, out: Path) -> Any:
+class _Interrupted(BaseException):
+    """As Ctrl-C: no trainer may take it for an error of its own."""
+
+
+def check_interrupt(subject: Subject) -> None:
+    """Interrupted at its first, middle or last report of progress, it leaves a loadable bundle or none.
+
+    `resume` then ends with the same weights as a training that nobody interrupted, on the CPU.
+    """
+    with tempfile.TemporaryDirectory() as name:
+        home = Path(name)
+        data = toy_photos(home / "data")
+        calls: list[float] = []
+        _, whole = _train(
+            subject, data, home / "whole", progress=lambda fraction, _: calls.append(fraction)
+        )
+        assert calls, "progress is never called, so nobody sees how far a training is"
+        expected = load_model(whole.bundle, device="cpu").sha256
+        for stop in sorted({1, (len(calls) + 1) // 2, len(calls)}):
+            out, when = home / f"out-{stop}", f"after an interrupt at report {stop} of {len(calls)}"
+            with raises(_Interrupted, f"an interrupt at report {stop}"):
+                _train(subject, data, out, progress=_interrupting(stop))
+            bundles = [config.parent for config in out.rglob("camkit.json")]
+            for bundle in bundles:
+                load_model(bundle, device="cpu")
+            if not bundles:
+                _, resumed = _train(subject, data, out, resume=True)
+                found = load_model(resumed.bundle, device="cpu").sha256
+                assert found == expected, f"resuming {when} gives other weights"
+
+
+def _interrupting(call: int) -> Callable[[float, str], None]:
+    count = iter(range(1, 1_000_000))
+
+    def progress(_: float, __: str) -> None:
+        if next(count) == call:
+            raise _Interrupted
+
+    return progress
+
+
+def _train(subject: Subject, data: Path, out: Path, **fields: Any) -> Any:
     trainer: Trainer = subject.make()
-    asked: dict[str, Any] = {"weights": "none", "device": "cpu", **subject.request}
-    asked["recipe"] = read_recipe(trainer, asked.get("recipe"))
+    asked: dict[str, Any] = {"weights": "none", "device": "cpu", **subject.request, **fields}
+    asked["recipe"] = table(trainer, asked.get("recipe"))
     request = TrainRequest(data=str(data), out=out, **asked)
     return request, trainer.train(request)
 

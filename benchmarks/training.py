@@ -1,0 +1,120 @@
+"""Whether camkit's way of feeding a training costs time: seconds per epoch against a bare fastai Learner.
+
+The same photographs, split, size, batch, augmentation and network, in alternation; an epoch is
+training and validation, for camkit with its checkpoint. Needs the plugin camkit-fastai.
+
+    python -m benchmarks.training FOLDER [--arch timm:test_resnet] [--rounds N] [--out FILE.json]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import random
+import tempfile
+import time
+import warnings
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+
+import camkit
+from camkit import dataset
+
+SIZE, BATCH, PRESIZE = 224, 64, 460
+AUGMENTATION = {
+    "max_rotate": 20.0,
+    "max_zoom": 1.3,
+    "max_lighting": 0.4,
+    "max_warp": 0.4,
+    "p_affine": 1.0,
+    "p_lighting": 1.0,
+    "pad_mode": "reflection",
+}
+
+
+def bare(folder: Path, arch: str, device: str, workers: int | None) -> float:
+    """Seconds of one epoch as fastai's own documentation would write it."""
+    from fastai.vision import all as fastai
+
+    data = dataset.read(folder)
+    _, valid = data.split()
+    block = fastai.DataBlock(
+        blocks=(fastai.ImageBlock, fastai.CategoryBlock(vocab=data.classes)),
+        get_items=lambda _: list(range(len(data.paths))),
+        get_x=lambda i: data.paths[i],
+        get_y=lambda i: data.classes[data.labels[i]],
+        splitter=fastai.IndexSplitter(valid),
+        item_tfms=fastai.Resize(PRESIZE),
+        batch_tfms=fastai.aug_transforms(size=SIZE, **AUGMENTATION),
+    )
+    loaders = block.dataloaders(folder, bs=BATCH, device=torch.device(device), num_workers=workers)
+    source, name = arch.split(":")
+    learner = fastai.vision_learner(
+        loaders,
+        name if source == "timm" else getattr(fastai.models, name),
+        pretrained=False,
+        metrics=fastai.error_rate,
+        bn_final=True,
+    )
+    with learner.no_bar(), learner.no_logging():
+        start = time.perf_counter()
+        learner.fit_one_cycle(1, 1e-3)
+        return time.perf_counter() - start
+
+
+def ours(folder: Path, arch: str, device: str, workers: int | None) -> float:
+    """Seconds of one epoch of `camkit train`, from the report that it begins to the one that it is done."""
+    stages = [{"size": SIZE, "epochs": 1, "lr_max": 1e-3}]
+    recipe = {"batch_size": BATCH, "presize": PRESIZE, "bn_final": True, "stages": stages, **AUGMENTATION}
+    times: list[float] = []
+    with tempfile.TemporaryDirectory() as out:
+        camkit.train(
+            folder,
+            trainer="fastai",
+            out=out,
+            recipe=recipe,
+            arch=arch,
+            weights="none",
+            device=device,
+            workers=workers,
+            progress=lambda *_: times.append(time.perf_counter()),
+        )
+    return times[-1] - times[0]
+
+
+def main() -> None:
+    """Measure, print, write."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--arch", default="timm:test_resnet", help="tiny, so that reading is what counts")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--workers", type=int, default=None)
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/training.json"))
+    given = parser.parse_args()
+    warnings.simplefilter("ignore")
+    samples: dict[str, list[float]] = {"bare": [], "camkit": []}
+    calls = {"bare": bare, "camkit": ours}
+    shuffle = random.Random(0)
+    for number in range(given.rounds + 1):  # the first round warms up
+        for name in shuffle.sample(list(calls), 2):
+            seconds = calls[name](given.folder, given.arch, given.device, given.workers)
+            if number:
+                samples[name].append(seconds)
+    pairs = [c / b for c, b in zip(samples["camkit"], samples["bare"], strict=True)]
+    middles = " | ".join(f"{median(samples[name]):.2f} s" for name in calls)
+    print("| network | bare Learner | camkit | ratio, median | lowest to highest |\n|---|---|---|---|---|")
+    print(f"| {given.arch} | {middles} | {median(pairs):.3f} | {min(pairs):.3f} to {max(pairs):.3f} |")
+    facts: dict[str, Any] = {"arch": given.arch, "device": given.device, "workers": given.workers}
+    facts |= {"torch": str(torch.__version__), "python": platform.python_version(), "seconds": samples}
+    known = json.loads(given.out.read_text()) if given.out.exists() else []
+    given.out.parent.mkdir(parents=True, exist_ok=True)
+    given.out.write_text(json.dumps([*(r for r in known if r["arch"] != given.arch), facts]) + "\n")
+
+
+if __name__ == "__main__":
+    main()
