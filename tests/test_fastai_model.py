@@ -1,4 +1,4 @@
-"""Models of fastai in plain torch: what their files tell, and what is refused. The plugin tests the rest."""
+"""Models of fastai in plain torch: what their files tell, and what is refused."""
 
 from __future__ import annotations
 

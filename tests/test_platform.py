@@ -101,7 +101,8 @@ GOOD = """
 
 
 @pytest.mark.parametrize(
-    ("name", "kind"), [("my-cam", "explainer"), ("my-zoo", "model"), ("my-coach", "trainer")]
+    ("name", "kind"),
+    [("my-cam", "explainer"), ("my-score", "metric"), ("my-zoo", "model"), ("my-coach", "trainer")],
 )
 def test_a_new_package_works_at_once(environment: Environment, name: str, kind: str) -> None:
     """Written, installed, tested, listed, used on a photograph, broken, and diagnosed."""

@@ -62,7 +62,7 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
 
 
 def test_every_template_is_in_the_wheel(wheel: Path) -> None:
-    for kind in ("explainer", "trainer", "model"):
+    for kind in ("explainer", "metric", "trainer", "model"):
         for template in TARGETS:
             assert (wheel / "camkit" / "templates" / f"{template.format(kind=kind)}.in").is_file()
 
@@ -92,8 +92,10 @@ def test_the_built_in_plugins_are_announced(wheel: Path, tmp_path: Path) -> None
     assert Path(where) == wheel / "camkit" / "__init__.py"
     assert found == [
         "explainer native ok True",
+        *(f"metric {name} ok True" for name in sorted(PROJECT["entry-points"]["camkit.metrics"])),
         "trainer torch ok True",
         "model bundle ok True",
+        "model fastai ok True",
         "model imagenet ok True",
         "model pets ok True",
         "model timm ok True",

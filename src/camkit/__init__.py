@@ -18,8 +18,11 @@ if TYPE_CHECKING:
     from camkit.api import (
         Explainer,
         LoadedModel,
+        MapBatch,
+        Metric,
         ModelSource,
         Query,
+        Scores,
         Sweep,
         Trainer,
         TrainRequest,
@@ -39,7 +42,10 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
-    "camkit.api": ("Explainer LoadedModel ModelSource Query Sweep Trainer TrainRequest TrainResult option"),
+    "camkit.api": (
+        "Explainer LoadedModel MapBatch Metric ModelSource Query Scores Sweep "
+        "Trainer TrainRequest TrainResult option"
+    ),
     "camkit.errors": "CamkitError",
     "camkit.bundle": "save_bundle",
     "camkit.explanation": "Explanation explain explain_many",
@@ -57,10 +63,13 @@ __all__ = [
     "Explainer",
     "Explanation",
     "LoadedModel",
+    "MapBatch",
+    "Metric",
     "ModelSource",
     "Photo",
     "Preprocess",
     "Query",
+    "Scores",
     "Style",
     "Sweep",
     "TrainRequest",

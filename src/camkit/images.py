@@ -33,6 +33,7 @@ from camkit.errors import ImageError, UsageError
 # Pillow registers some forty parsers; these are what photographs come in. The JPEG parser also reads
 # MPO, which is what many phones write: a JPEG with further pictures behind it.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
+MASK_FORMATS = ("PNG", "GIF", "BMP", "TIFF", "PPM")  # without loss
 SUFFIXES = frozenset(
     ".jpg .jpeg .jpe .jfif .mpo .png .webp .bmp .gif .tif .tiff .ppm .pgm .pbm .pnm".split()
 )
@@ -98,6 +99,22 @@ def load(source: str | os.PathLike[str] | Image.Image) -> Photo:
     data = _read(path, name)
     image, notes = _decode(data, name)
     return Photo(image, name, hashlib.sha256(data).hexdigest(), tuple(notes))
+
+
+def load_mask(path: str | os.PathLike[str]) -> np.ndarray[tuple[int, int], np.dtype[np.int64]]:
+    """The values of a picture of one channel, a mask or a palette's indices: int64 `[height, width]`.
+
+    Nothing is scaled, turned or converted. Raises `ImageError` for what `load` refuses, and for colours,
+    transparency and formats with loss, whose values would not be those that were meant.
+    """
+    name = display(path)
+    data = _read(Path(path), name)
+    with _naming(name, MASK_FORMATS), Image.open(io.BytesIO(data), formats=MASK_FORMATS) as image:
+        if image.mode not in ("1", "L", "P") and not image.mode.startswith("I"):
+            raise ImageError(f"{name} has mode {image.mode}: a mask has one channel, not colours")
+        _check_size(image.size, name)
+        image.load()
+        return np.asarray(image).astype(np.int64)
 
 
 def expand(patterns: Sequence[str | os.PathLike[str]]) -> Iterator[Path]:
@@ -177,14 +194,14 @@ def _develop(image: Image.Image, name: str) -> tuple[Image.Image, list[str]]:
 
 
 @contextmanager
-def _naming(name: str) -> Iterator[None]:
+def _naming(name: str, formats: Sequence[str] = FORMATS) -> Iterator[None]:
     """Turns whatever goes wrong with an image into one `ImageError` line that names it."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's; what matters is checked here
             yield
     except UnidentifiedImageError:
-        raise ImageError(f"{name} is not an image that camkit reads ({', '.join(FORMATS)})") from None
+        raise ImageError(f"{name} is not an image that camkit reads ({', '.join(formats)})") from None
     except (Image.DecompressionBombError, MemoryError):
         raise ImageError(f"{name} is too large: more than {MAX_PIXELS:,} pixels") from None
     except ImageError:

@@ -21,6 +21,7 @@ TARGETS = {
 }
 SUMMARIES: dict[Kind, str] = {
     "explainer": "The explainer $name: HiResCAM as a start",
+    "metric": "The metric $name: mass on the object as a start",
     "model": "The model source $name: one tiny model as a start",
     "trainer": "The trainer $name: a tiny network as a start",
 }

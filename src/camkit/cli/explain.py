@@ -268,7 +268,7 @@ def _agreement(results: Sequence[Explanation]) -> Iterator[str]:
     """A line for each pair of backends and each method: the worst over the classes."""
     if len({result.backend for result in results}) < 2:
         return
-    from camkit.agreement import compare
+    from camkit.metrics.agreement import compare
 
     by_pair: dict[tuple[str, ...], list[Any]] = {}
     for one in compare(results):

@@ -20,7 +20,7 @@ KINDS = tuple(plugins.GROUPS)
 
 @click.group()
 def plugin() -> None:
-    """Explainers, trainers and model sources: what is installed, and how to write one."""
+    """Explainers, metrics, trainers and model sources: what is installed, and how to write one."""
 
 
 @plugin.command("list")
@@ -68,6 +68,12 @@ def show(name: str, kind: Kind | None) -> None:
             notes = [agnostic] if method in cls.class_agnostic else []
             rows.append((method, "; ".join([*notes, *filter(None, [cls.notes.get(method)])])))
         tables.show(("METHOD", "NOTES"), rows)
+    if found.kind == "metric":
+        low, high = cls.range
+        needs = f", needs {' and '.join(cls.needs)}" if cls.needs else ""
+        click.echo(f"{cls.direction.capitalize()} is better, {low:g} to {high:g}{needs}.")
+        if cls.paper:
+            click.echo(f"Defined in {cls.paper}.")
     if found.kind != "model":
         click.echo()
         _show_options(cls.Options)

@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 from camkit import plugins
 from camkit.plugins import Kind
-from camkit.testing import explainers, sources, trainers
+from camkit.testing import explainers, metrics, sources, trainers
 from camkit.testing.kit import Subject, reference_inputs, reference_model
 
 __all__ = [
@@ -27,6 +27,7 @@ __all__ = [
     "Outcome",
     "Subject",
     "explainer_checks",
+    "metric_checks",
     "model_source_checks",
     "reference_inputs",
     "reference_model",
@@ -62,6 +63,18 @@ CHECKS: dict[Kind, tuple[Check, ...]] = {
         explainers.check_memory,
         explainers.check_threads,
     ),
+    "metric": (
+        explainers.check_registration,
+        metrics.check_declarations,
+        explainers.check_options,
+        metrics.check_output,
+        metrics.check_direction,
+        metrics.check_batch,
+        metrics.check_seed,
+        metrics.check_no_trace,
+        metrics.check_no_trace_after_error,
+        metrics.check_undefined,
+    ),
     "model": (
         explainers.check_registration,
         sources.check_load,
@@ -78,6 +91,7 @@ CHECKS: dict[Kind, tuple[Check, ...]] = {
         trainers.check_seed,
         trainers.check_nothing_outside,
         trainers.check_bad_data,
+        trainers.check_interrupt,
     ),
 }
 
@@ -138,6 +152,17 @@ def explainer_checks(
     options: for every instance, for example to make a slow method quick.
     """
     return _parametrised("explainer", name, expected_failures, dist=dist, options=options or {})
+
+
+def metric_checks(
+    name: str,
+    *,
+    dist: str | None = None,
+    expected_failures: Mapping[str, str] | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> Callable[[Any], Any]:
+    """Decorator as `explainer_checks`, for a metric."""
+    return _parametrised("metric", name, expected_failures, dist=dist, options=options or {})
 
 
 def model_source_checks(

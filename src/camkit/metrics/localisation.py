@@ -1,0 +1,159 @@
+"""Whether maps point at the evidence: against boolean masks `[B, H, W]`, and on mosaics of several images.
+
+Maps are brought to the size of the truth as they are drawn. An empty truth, a map that is not finite and
+one without what the score counts (a maximum, positive mass) give NaN, which is no hit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from camkit.errors import UsageError
+from camkit.metrics.basics import only, resized, telling, usable
+
+
+def pointing_game(maps: Tensor, truth: Tensor, tolerance: int = 15) -> Tensor:
+    """Whether the maximum lies within `tolerance` pixels of the truth: `[B]`, 0 or 1, higher is better.
+
+    If several pixels share the maximum, the share of them that do. Zhang et al. 2016, arXiv:1608.00507.
+    """
+    full = resized(maps, truth.shape[-2:])
+    top = full == full.amax((-2, -1), keepdim=True)
+    hits = (top & _grown(truth, tolerance)).sum((-2, -1)) / top.sum((-2, -1))
+    return only(telling(maps) & _any(truth), hits.to(maps.dtype))
+
+
+def energy_pointing_game(maps: Tensor, truth: Tensor) -> Tensor:
+    """Share of the positive mass inside the truth: `[B]`, 0 to 1, higher is better.
+
+    Chance is the share of the truth in the image. Wang et al. 2020 (Score-CAM), arXiv:1910.01279.
+    """
+    mass = resized(maps, truth.shape[-2:]).clamp(min=0).double()
+    total = mass.sum((-2, -1))
+    inside = (mass * truth).sum((-2, -1)) / total
+    return only(usable(maps) & (total > 0) & _any(truth), inside.to(maps.dtype))
+
+
+def relevance_rank(maps: Tensor, truth: Tensor) -> Tensor:
+    """Of the |truth| highest pixels the share inside the truth: `[B]`, 0 to 1, higher is better.
+
+    Equal pixels of which only some are among the highest count in proportion. Arras et al. 2022,
+    arXiv:2003.07258.
+    """
+    full, inside = resized(maps, truth.shape[-2:]).flatten(1), truth.flatten(1)
+    count = inside.sum(1)
+    ordered = full.sort(dim=1, descending=True).values
+    cut = ordered.gather(1, (count - 1).clamp(min=0)[:, None])
+    above, tied = full > cut, full == cut
+    left = (count - above.sum(1)) / tied.sum(1).clamp(min=1)
+    share = ((above & inside).sum(1) + left * (tied & inside).sum(1)) / count
+    return only(telling(maps) & _any(truth), share.to(maps.dtype))
+
+
+def iou(maps: Tensor, truth: Tensor, threshold: float = 0.2) -> Tensor:
+    """Intersection over union of the truth and the pixels of at least `threshold` times the maximum.
+
+    `[B]`, 0 to 1, higher is better; NaN too if nothing in the map is positive. The threshold is that of
+    Zhou et al. 2016, arXiv:1512.04150.
+    """
+    full = resized(maps, truth.shape[-2:])
+    peak = full.amax((-2, -1), keepdim=True)
+    found = full >= threshold * peak
+    share = (found & truth).sum((-2, -1)) / (found | truth).sum((-2, -1))
+    return only(telling(maps) & _any(truth) & (peak[:, 0, 0] > 0), share.to(maps.dtype))
+
+
+def _any(truth: Tensor) -> Tensor:
+    return truth.flatten(1).any(1)
+
+
+def _grown(truth: Tensor, radius: int) -> Tensor:
+    """Every pixel within `radius` of the truth."""
+    along = torch.arange(-radius, radius + 1, device=truth.device)
+    disc = (along[:, None] ** 2 + along**2 <= radius**2).float()
+    return F.conv2d(truth[:, None].float(), disc[None, None], padding=radius)[:, 0] > 0.5
+
+
+# --- mosaics --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Mosaics:
+    """Mosaics of `n * n` images of different classes, each once for every class that is in it.
+
+    inputs `[M, C, n H, n W]`; targets int64 `[M]`, the class to explain; truth bool `[M, n H, n W]`, its
+    cell. The score is `energy_pointing_game`, and chance is `1 / n ** 2`.
+    """
+
+    inputs: Tensor
+    targets: Tensor
+    truth: Tensor
+
+
+def mosaics(
+    f: Callable[[Tensor], Tensor],
+    inputs: Tensor,
+    *,
+    n: int = 2,
+    confidence: float = 0.99,
+    count: int = 8,
+    seed: int = 0,
+) -> Mosaics:
+    """The grid pointing game: up to `count` mosaics of images that the model is sure of.
+
+    f: from inputs `[B, C, H, W]` to scores `[B, n_classes]`; it must take images `n` times as large.
+    The class is the predicted one, at `confidence` or more. Boehle et al. 2021, arXiv:2104.00032.
+    Raises `UsageError` if fewer than `n * n` classes are recognised so surely.
+    """
+    with torch.no_grad():
+        sure, classes = f(inputs).float().softmax(1).max(1)
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.randperm(len(inputs), generator=generator).tolist()
+    queues: dict[int, list[int]] = {}
+    for i in order:
+        if float(sure[i]) >= confidence:
+            queues.setdefault(int(classes[i]), []).append(i)
+    if len(queues) < n * n:
+        raise UsageError(
+            f"a mosaic of {n} x {n} needs images of {n * n} classes that the model recognises with "
+            f"{confidence:.0%} or more; there are {len(queues)}"
+        )
+    chosen: list[list[int]] = []
+    while len(queues) >= n * n and len(chosen) < count:
+        fullest = sorted(queues, key=lambda c: -len(queues[c]))[: n * n]
+        fullest = [fullest[i] for i in torch.randperm(n * n, generator=generator).tolist()]
+        chosen.append([queues[c].pop() for c in fullest])
+        queues = {c: queue for c, queue in queues.items() if queue}
+    tiles = torch.tensor(chosen, device=inputs.device)  # [G, n * n]
+    pictures = torch.stack([mosaic(inputs[row], n) for row in tiles])
+    return Mosaics(
+        inputs=pictures.repeat_interleave(n * n, dim=0),
+        targets=classes[tiles].flatten(),
+        truth=cells(n, inputs.shape[-2:]).to(inputs.device).repeat(len(tiles), 1, 1),
+    )
+
+
+def mosaic(tiles: Tensor, n: int) -> Tensor:
+    """`[n * n, C, H, W]` in reading order as one image `[C, n H, n W]`."""
+    _, c, h, w = tiles.shape
+    return tiles.view(n, n, c, h, w).permute(2, 0, 3, 1, 4).reshape(c, n * h, n * w)
+
+
+def cells(n: int, size: tuple[int, int] | torch.Size) -> Tensor:
+    """bool `[n * n, n H, n W]`: the cell of each tile, in reading order."""
+    height, width = size
+    eye = torch.eye(n * n, dtype=torch.bool).view(n * n, n, n)
+    return eye.repeat_interleave(height, dim=1).repeat_interleave(width, dim=2)
+
+
+def place(scores: Tensor, targets: Tensor) -> Tensor:
+    """int64 `[B]`: how many classes score higher than the target; 0 is the model's first choice.
+
+    A mosaic on which the model no longer sees the class says little about the explainer.
+    """
+    return (scores > scores.gather(1, targets[:, None])).sum(1)

@@ -1,0 +1,214 @@
+"""Ground truth from files: pets, folders of masks, COCO; and what strangers may put into them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from camkit import Preprocess, images
+from camkit.errors import CamkitError, ImageError, UsageError
+from camkit.metrics import truth
+
+SIZE = (6, 4)  # width, height
+VOC = """<annotation><size><width>6</width><height>4</height></size>
+<object><name>cat</name><bndbox><xmin>2</xmin><ymin>1</ymin><xmax>4</xmax><ymax>2</ymax></bndbox></object>
+</annotation>"""
+
+
+def picture(path: Path, values: Any, mode: str | None = None) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = Image.fromarray(np.array(values, dtype=np.uint8))
+    (image.convert(mode) if mode else image).save(path)
+    return path
+
+
+def write(path: Path, text: str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def places(mask: torch.Tensor | None) -> list[list[int]]:
+    assert mask is not None and mask.dtype == torch.bool and mask.shape == SIZE[::-1]
+    return mask.nonzero().tolist()
+
+
+# --- pets -----------------------------------------------------------------------------------------
+
+
+def test_the_foreground_of_a_trimap_and_otherwise_the_box(tmp_path: Path) -> None:
+    trimap = np.full((4, 6), 2)
+    trimap[1, 2], trimap[1, 3] = 1, 3  # foreground, border
+    picture(tmp_path / "trimaps" / "cat_1.png", trimap)
+    write(tmp_path / "xmls" / "cat_1.xml", VOC)
+    write(tmp_path / "xmls" / "cat_2.xml", VOC)
+    read = truth.read(tmp_path)
+    assert places(read(Path("anywhere/cat_1.jpg"), SIZE)) == [[1, 2]]
+    assert places(read(Path("cat_2.jpg"), SIZE)) == [[y, x] for y in (0, 1) for x in (1, 2, 3)]
+    assert read(Path("cat_3.jpg"), SIZE) is None
+
+
+def test_the_sample_of_the_pets(pets: Path) -> None:
+    read = truth.read(pets / "annotations")
+    photo = images.expand([pets / "images"])
+    sizes = {path: images.load(path).image.size for path in list(photo)[:5]}
+    for path, size in sizes.items():
+        mask = read(path, size)
+        assert mask is not None and 0.02 < float(mask.float().mean()) < 0.95
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('<!DOCTYPE a [<!ENTITY b "bbb">]><annotation>&b;</annotation>', "declares a document type"),
+        ('<!DOCTYPE a SYSTEM "file:///etc/passwd"><annotation/>', "declares a document type"),
+        ("<annotation>", "is no VOC annotation"),
+        ("", "is no VOC annotation"),
+        (VOC.replace(">4<", ">four<"), "is no VOC annotation: could not convert"),
+        (VOC.replace(">4<", ">nan<"), "nan is no coordinate"),
+        (VOC.replace("<xmin>2</xmin>", ""), "no xmin"),
+        ("<annotation>" + " " * 2**20 + "</annotation>", "larger than an annotation can be"),
+    ],
+)
+def test_xml_from_strangers(tmp_path: Path, text: str, message: str) -> None:
+    path = write(tmp_path / "xmls" / "cat_1.xml", text)
+    with pytest.raises(UsageError, match=message) as raised:
+        truth.read(tmp_path)(Path("cat_1.jpg"), SIZE)
+    assert str(path) in str(raised.value) and "\n" not in str(raised.value)
+
+
+def test_an_entity_bomb_in_another_encoding_is_no_way_round(tmp_path: Path) -> None:
+    bomb = '<?xml version="1.0" encoding="utf-16"?><!DOCTYPE a [<!ENTITY b "bbb">]><a>&b;</a>'
+    (tmp_path / "xmls").mkdir()
+    (tmp_path / "xmls" / "cat_1.xml").write_bytes(bomb.encode("utf-16"))
+    with pytest.raises(UsageError, match="declares a document type"):
+        truth.read(tmp_path)(Path("cat_1.jpg"), SIZE)
+
+
+# --- masks ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("suffix", "mode"), [("png", None), ("png", "P"), ("png", "1"), ("bmp", None)])
+def test_whatever_is_not_zero_belongs_to_the_object(tmp_path: Path, suffix: str, mode: str | None) -> None:
+    values = np.zeros((4, 6))
+    values[2, 5] = 255
+    picture(tmp_path / f"cat_1.{suffix}", values, mode)
+    read = truth.read(tmp_path)
+    assert places(read(Path("cat_1.jpg"), SIZE)) == [[2, 5]]
+    assert read(Path("dog.jpg"), SIZE) is None
+
+
+def test_sixteen_bits_and_indices_are_not_scaled_away(tmp_path: Path) -> None:
+    Image.fromarray(np.array([[0, 1, 300]], dtype=np.uint16)).save(tmp_path / "a.png")
+    assert images.load_mask(tmp_path / "a.png").tolist() == [[0, 1, 300]]
+    indexed = Image.new("P", (2, 1))
+    indexed.putpalette([255, 255, 255, 0, 0, 0])  # index 0 is white
+    indexed.putpixel((1, 0), 1)
+    indexed.save(tmp_path / "b.png")
+    assert images.load_mask(tmp_path / "b.png").tolist() == [[0, 1]]
+
+
+@pytest.mark.parametrize(
+    ("mode", "message"), [("RGB", "has mode RGB: a mask has one channel"), ("RGBA", "has mode RGBA")]
+)
+def test_a_picture_in_colours_is_no_mask(tmp_path: Path, mode: str, message: str) -> None:
+    picture(tmp_path / "cat_1.png", np.zeros((4, 6)), mode)
+    with pytest.raises(ImageError, match=message):
+        truth.read(tmp_path)(Path("cat_1.jpg"), SIZE)
+
+
+def test_what_is_no_mask_or_not_of_this_photograph(tmp_path: Path) -> None:
+    picture(tmp_path / "cat_1.png", np.zeros((3, 3)))
+    with pytest.raises(UsageError, match="is 3 x 3, its photograph 6 x 4 pixels"):
+        truth.read(tmp_path)(Path("cat_1.jpg"), SIZE)
+    (tmp_path / "cat_2.png").write_bytes(b"no picture")
+    with pytest.raises(ImageError, match=r"not an image that camkit reads \(PNG, GIF"):
+        truth.read(tmp_path)(Path("cat_2.jpg"), SIZE)
+    jpeg = picture(tmp_path / "mask.jpg", np.zeros((4, 6)))
+    with pytest.raises(ImageError, match="not an image that camkit reads"):
+        images.load_mask(jpeg)  # its values would not be those that were meant
+
+
+# --- COCO -----------------------------------------------------------------------------------------
+
+
+def coco(path: Path, *annotations: dict[str, Any]) -> Path:
+    data = {
+        "images": [{"id": 7, "file_name": "train/a.jpg"}, {"id": 8, "file_name": "b.jpg"}],
+        "annotations": [{"image_id": 7, **one} for one in annotations],
+    }
+    return write(path / "instances.json", json.dumps(data))
+
+
+def test_boxes_and_polygons_of_one_photograph_together(tmp_path: Path) -> None:
+    box = {"bbox": [0, 0, 1, 2], "segmentation": []}
+    polygon = {"bbox": [0, 0, 6, 4], "segmentation": [[3, 1, 5, 1, 5, 2, 3, 2]]}
+    read = truth.read(coco(tmp_path, box, polygon))
+    expected = [[0, 0], [1, 0]] + [[y, x] for y in (1, 2) for x in (3, 4, 5)]
+    assert places(read(Path("elsewhere/a.jpg"), SIZE)) == sorted(expected)
+    assert places(read(Path("b.jpg"), SIZE)) == []  # nothing is there, and that is known
+    assert read(Path("c.jpg"), SIZE) is None
+    outside = truth.read(coco(tmp_path, {"bbox": [-3, -3, 99, 4]}))
+    assert places(outside(Path("a.jpg"), SIZE)) == [[0, x] for x in range(6)]
+
+
+@pytest.mark.parametrize(
+    ("annotation", "message"),
+    [
+        ({"segmentation": {"counts": "abc", "size": [4, 6]}}, "run-length masks are not supported"),
+        ({"segmentation": [[1, 2, 3, 4]]}, "a polygon of 4 numbers"),
+        ({"segmentation": [[1, 2, 3, 4, "x", 6]]}, "could not convert"),
+        ({"bbox": [1, 2, 3]}, "not enough values"),
+        ({"bbox": [1, 2, 3, float("nan")]}, "nan is no coordinate"),
+        ({}, "'bbox'"),
+    ],
+)
+def test_annotations_that_cannot_be_read(tmp_path: Path, annotation: dict[str, Any], message: str) -> None:
+    read = truth.read(coco(tmp_path, annotation))
+    with pytest.raises(UsageError, match=message) as raised:
+        read(Path("a.jpg"), SIZE)
+    assert "an annotation of a.jpg" in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[1]",
+        "{",
+        '{"images": []}',
+        '{"images": [{"id": 1}], "annotations": []}',
+        '{"images": [], "annotations": [{"image_id": 3}]}',
+        '{"images": [{"id": 1, "file_name": "a/x"}, {"id": 2, "file_name": "b/x"}], "annotations": []}',
+        "[" * 100_000,
+    ],
+)
+def test_a_json_of_another_kind(tmp_path: Path, text: str) -> None:
+    with pytest.raises(UsageError, match="is no COCO json"):
+        truth.read(write(tmp_path / "x.json", text))
+
+
+def test_no_truth_at_all(tmp_path: Path) -> None:
+    for what in (tmp_path, tmp_path / "nowhere"):
+        with pytest.raises(CamkitError, match=r"there (are no masks|is no truth)"):
+            truth.read(what)
+
+
+# --- as the model sees it ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("fit", ["crop", "squash"])
+def test_the_mask_goes_the_way_of_the_photograph(fit: str) -> None:
+    preprocess = Preprocess(size=(32, 32), resize=40, fit=fit, interpolation="bicubic")  # type: ignore[arg-type]
+    mask = torch.zeros(60, 90, dtype=torch.bool)
+    mask[20:40, 30:50] = True
+    photo = Image.fromarray(np.where(mask.numpy()[..., None], 255, 0).astype(np.uint8).repeat(3, axis=2))
+    seen = truth.as_seen(mask, preprocess)
+    expected = torch.from_numpy(np.asarray(preprocess.view(photo))[..., 0] > 127)
+    assert seen.dtype == torch.bool and seen.shape == (32, 32)
+    assert torch.equal(seen, expected) and expected.any() and not expected.all()
