@@ -54,7 +54,18 @@ def component(values: Tensor) -> Tensor:
     return torch.from_numpy(points @ axes[0]).reshape(values.shape[1:]).float()
 
 
+def ablationcam_affine(a: Tensor, g: Tensor) -> Tensor:
+    """The score is affine with slopes `g`: what it loses when a channel becomes zero."""
+    total = torch.zeros_like(a[0])
+    for k in range(len(a)):
+        without = a.clone()
+        without[k] = 0
+        total += ((g * a).sum() - (g * without).sum()) * a[k]
+    return total
+
+
 TRANSCRIPTIONS = {
+    cams.ablationcam_affine: ablationcam_affine,
     cams.gradcam: gradcam,
     cams.gradcam_plus_plus: gradcam_plus_plus,
     cams.xgradcam: xgradcam,
@@ -99,6 +110,76 @@ def test_components_are_those_of_a_singular_value_decomposition(size: tuple[int,
             expected = component(gradients[t, b] * features[b])
             found = cams.eigengradcam(features, gradients)[b, t]
             torch.testing.assert_close(found.abs(), expected.abs(), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("cam", [*TRANSCRIPTIONS, cams.eigengradcam], ids=lambda f: f.__name__)
+def test_signals_and_volumes_are_images_of_other_proportions(
+    cam: Cam, features: Tensor, gradients: Tensor
+) -> None:
+    expected = cam(features, gradients)
+    signals = cam(features.flatten(2), gradients.flatten(3))
+    torch.testing.assert_close(signals, expected.flatten(2))
+    volumes = cam(features.unflatten(2, (2, 2)), gradients.unflatten(3, (2, 2)))
+    torch.testing.assert_close(volumes, expected.unflatten(2, (2, 2)))
+
+
+# --- other scores, and scores after a perturbation ------------------------------------------------
+
+
+def test_finercam_takes_off_the_mean_of_the_nearest_scores() -> None:
+    scores = torch.tensor([[5.0, 1.0, 4.0, 2.0], [0.0, 9.0, 8.0, 3.0]])
+    targets = torch.tensor([[0, 3], [1, 1]])
+    found = cams.contrast(scores, targets, alpha=0.5, comparisons=2)
+    for b in range(2):
+        for t in range(2):
+            target = int(targets[b, t])
+            others = [c for c in range(4) if c != target]
+            others.sort(key=lambda c: abs(float(scores[b, c] - scores[b, target])))
+            similar = sum(float(scores[b, c]) for c in others[:2]) / 2
+            assert found[b, t] == scores[b, target] - 0.5 * similar
+    assert torch.equal(cams.contrast(scores, targets, 0.0, 2), scores.gather(1, targets))
+    rest = cams.contrast(scores, targets, 1.0, 99)  # as many as there are
+    assert rest[0, 0] == pytest.approx(5 - (1 + 4 + 2) / 3)
+
+
+def test_finercam_never_compares_a_class_with_itself() -> None:
+    scores = torch.tensor([[1.0, 1.0, 1.0]], requires_grad=True)  # all as near as can be
+    contrast = cams.contrast(scores, torch.tensor([[1]]), alpha=1.0, comparisons=2)
+    (gradient,) = torch.autograd.grad(contrast.sum(), scores)
+    assert gradient.tolist() == [[-0.5, 1.0, -0.5]]
+
+
+def test_ablationcam_weighs_with_the_drop_of_the_score(features: Tensor) -> None:
+    scores, ablated = torch.randn(2, 4), torch.randn(4, 2, 3)
+    maps = cams.ablationcam(features, scores, ablated)
+    for b in range(2):
+        for t in range(4):
+            drops = [scores[b, t] - ablated[t, b, k] for k in range(3)]
+            expected = sum(drop * channel for drop, channel in zip(drops, features[b], strict=True))
+            torch.testing.assert_close(maps[b, t], expected)
+
+
+def test_scorecam_weighs_with_the_softmax_over_channels(features: Tensor) -> None:
+    masked = torch.randn(4, 2, 3)
+    maps = cams.scorecam(features, masked)
+    for b in range(2):
+        for t in range(4):
+            powers = [masked[t, b, k].exp() for k in range(3)]
+            expected = sum(
+                power / sum(powers) * channel for power, channel in zip(powers, features[b], strict=True)
+            )
+            torch.testing.assert_close(maps[b, t], expected)
+    baseline = torch.randn(4, 2, 1)  # of algorithm 1: it makes no difference
+    torch.testing.assert_close(cams.scorecam(features, masked - baseline), maps)
+
+
+def test_masks_reach_from_zero_to_one() -> None:
+    channels = torch.tensor([[[1.0, 3.0]], [[-2.0, -4.0]], [[5.0, 5.0]]])
+    masks = cams.masks(channels, (1, 4))
+    expected = [[0.0, 0.25, 0.75, 1.0], [1.0, 0.75, 0.25, 0.0], [0.0] * 4]  # the last lets nothing through
+    torch.testing.assert_close(masks[:, 0, 0], torch.tensor(expected))
+    assert cams.masks(torch.rand(2, 3), (6,)).shape == (2, 1, 6)
+    assert cams.masks(torch.rand(2, 3, 2, 2), (6, 4, 4)).shape == (2, 1, 6, 4, 4)
 
 
 # --- by hand, and at the edges --------------------------------------------------------------------

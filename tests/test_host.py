@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
+import timm
 import torch
 from torch import Tensor, nn
 
 import camkit
 from camkit.api import Explainer, Query
-from camkit.errors import LayerError, ModelError, OptionError, PluginNotFound, TargetError, UsageError
+from camkit.errors import (
+    CamkitWarning,
+    LayerError,
+    ModelError,
+    OptionError,
+    PluginNotFound,
+    TargetError,
+    UsageError,
+)
 from camkit.host import run
+from camkit.native import Native
 from camkit.targets import class_chooser, class_index, given
 
 
@@ -92,6 +102,246 @@ def test_lists_give_a_dict_keyed_by_method_and_full_name(small_net: nn.Module, b
     assert list(many) == [("gradcam", "body.1"), ("gradcam", "stem")]
     every = camkit.class_maps(small_net, batch, layer=["body"])
     assert isinstance(every, dict) and every["gradcam", "body"].shape == (3, 5, 8, 6)
+
+
+# --- other targets --------------------------------------------------------------------------------
+
+METHODS = [m for m in Native.methods if m != "finercam"]  # which has nothing to compare with
+
+
+class Returns(nn.Module):
+    """What `wrap` makes of the scores of a model."""
+
+    def __init__(self, model: nn.Module, wrap: Any) -> None:
+        super().__init__()
+        self.model, self.wrap = model, wrap
+
+    def forward(self, x: Tensor) -> Any:
+        return self.wrap(self.model(x))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_function_that_picks_a_score_is_that_target(
+    method: str, small_net: nn.Module, batch: Tensor
+) -> None:
+    expected = camkit.maps(small_net, batch, 3, layer="body", method=method)
+    maps = camkit.maps(small_net, batch, lambda scores: scores[:, 3], layer="body", method=method)
+    torch.testing.assert_close(maps, expected)
+
+
+REFERENCE = torch.tensor([[1.0, -2.0, 0.5, 0.0, 3.0]])
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        lambda scores: scores[:, 1] - scores[:, 4],  # a difference of two classes
+        lambda scores: scores[:, [0, 2]].sum(1),  # several labels at once
+        lambda scores: torch.cosine_similarity(scores, REFERENCE),  # likeness to an embedding
+        lambda scores: -((scores[:, 0] - 2.0) ** 2),  # a regression: near to a value
+    ],
+)
+def test_target_functions_are_differentiated(target: Any, small_net: nn.Module, batch: Tensor) -> None:
+    maps = camkit.maps(small_net, batch, target, layer="body")
+    features = small_net.body(small_net.stem(batch)).detach().requires_grad_()
+    scores = small_net.fc(small_net.pool(small_net.act(features)).flatten(1))
+    (gradient,) = torch.autograd.grad(target(scores).sum(), features)
+    expected = (gradient.mean((2, 3), keepdim=True) * features).sum(1).detach()
+    torch.testing.assert_close(maps, expected)
+
+
+@pytest.mark.parametrize("backend", ["captum", "pytorch-grad-cam", "torchcam"])
+def test_target_functions_and_output_work_with_every_backend(
+    backend: str, small_net: nn.Module, batch: Tensor
+) -> None:
+    pytest.importorskip(f"camkit_{backend.replace('-', '_')}")
+    model = Returns(small_net, lambda scores: {"scores": scores}).eval()
+    options: dict[str, Any] = {"layer": "model.body", "output": "scores"}
+    expected = camkit.maps(model, batch, lambda s: s[:, 1] - s[:, 4], **options)
+    maps = camkit.maps(model, batch, lambda s: s[:, 1] - s[:, 4], backend=backend, **options)
+    torch.testing.assert_close(maps, expected)
+
+
+def test_a_target_function_of_a_list_of_layers(small_net: nn.Module, batch: Tensor) -> None:
+    many = camkit.maps(small_net, batch, lambda s: s[:, 1], layer=["stem", "body"], method=["gradcam"])
+    assert isinstance(many, dict) and list(many) == [("gradcam", "stem"), ("gradcam", "body")]
+    assert not small_net.training and all(not m._forward_hooks for m in small_net.modules())
+
+
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        (lambda scores: scores, r"returns \[3, 5\] for \[3, 5\]"),
+        (lambda scores: scores.sum(), r"returns \[\] for \[3, 5\]"),
+        (lambda scores: scores[0], r"returns \[5\] for \[3, 5\]"),
+        (lambda scores: 1.0, r"returns float for .*one score for each row, \[B\]"),
+    ],
+)
+def test_wrong_target_functions(small_net: nn.Module, batch: Tensor, target: Any, message: str) -> None:
+    with pytest.raises(TargetError, match=message):
+        camkit.maps(small_net, batch, target, layer="body")
+
+
+def test_a_target_function_without_a_gradient(small_net: nn.Module, batch: Tensor) -> None:
+    with pytest.raises(LayerError, match="do not depend on the target layer"):
+        camkit.maps(small_net, batch, lambda scores: scores.argmax(1).float(), layer="body")
+
+
+# --- other outputs and inputs ---------------------------------------------------------------------
+
+
+class Pair(NamedTuple):
+    scores: Tensor
+    extra: str
+
+
+@pytest.mark.parametrize(
+    ("wrap", "output"),
+    [
+        (lambda s: (None, s), 1),
+        (lambda s: [s], 0),
+        (lambda s: (None, s), -1),
+        (lambda s: {"logits": s, "loss": None}, "logits"),
+        (lambda s: Pair(s, ""), "scores"),
+        (lambda s: {"deep": [s]}, lambda returned: returned["deep"][0]),
+    ],
+)
+def test_output_takes_the_scores_out(wrap: Any, output: Any, small_net: nn.Module, batch: Tensor) -> None:
+    model = Returns(small_net, wrap).eval()
+    expected = camkit.class_maps(small_net, batch, layer="body", method=["gradcam", "scorecam"])
+    every = camkit.class_maps(
+        model, batch, layer="model.body", method=["gradcam", "scorecam"], output=output
+    )
+    assert isinstance(every, dict) and isinstance(expected, dict)
+    for method in ("gradcam", "scorecam"):
+        torch.testing.assert_close(every[method, "model.body"], expected[method, "body"])
+    predicted = camkit.maps(model, batch, layer=small_net.body, output=output)
+    torch.testing.assert_close(predicted, camkit.maps(small_net, batch, layer="body"))
+
+
+@pytest.mark.parametrize(
+    ("wrap", "output", "message"),
+    [
+        (lambda s: (s, s), None, r"a tuple of 2; .*choose them with output="),
+        (lambda s: {"a": s, "b": s}, None, r"a dict with 'a', 'b'; .*choose them with output="),
+        (lambda s: (s, s), 2, r"output=2 is not in what the model returns: a tuple of 2"),
+        (lambda s: {"a": s}, "b", r"output='b' is not in what the model returns: a dict with 'a'"),
+        (lambda s: s, 0, r"output=0 is not in what the model returns: \[3, 5\]"),
+        (lambda s: (s, s), "scores", r"output='scores' is not in"),
+    ],
+)
+def test_wrong_outputs(wrap: Any, output: Any, message: str, small_net: nn.Module, batch: Tensor) -> None:
+    with pytest.raises(ModelError, match=message):
+        camkit.maps(Returns(small_net, wrap).eval(), batch, 0, layer="model.body", output=output)
+
+
+class Two(nn.Module):
+    """An image and a few numbers about it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(3, 6, 3, padding=1), nn.Tanh())
+        self.fc = nn.Linear(6 + 2, 4)
+
+    def forward(self, image: Tensor, numbers: Tensor) -> Tensor:
+        return self.fc(torch.cat([self.body(image).mean((2, 3)) ** 2, numbers.float()], 1)) ** 2
+
+
+@pytest.mark.parametrize("method", Native.methods)
+def test_several_inputs(method: str, batch: Tensor) -> None:
+    """Each image goes with its numbers: as if they were a part of the model."""
+    model, numbers = Two().eval(), torch.tensor([[0, 1], [2, 3], [4, 5]])
+
+    class Fixed(nn.Module):
+        def __init__(self, row: Tensor) -> None:
+            super().__init__()
+            self.model, self.row = model, row
+
+        def forward(self, image: Tensor) -> Tensor:
+            return self.model(image, self.row.expand(len(image), -1))
+
+    maps = camkit.maps(model, (batch, numbers), [0, 1, 2], method=method)
+    for i in range(3):
+        alone = camkit.maps(
+            Fixed(numbers[i]).eval(), batch[i : i + 1], i, layer="model.body", method=method
+        )
+        torch.testing.assert_close(maps[i : i + 1], alone, rtol=1e-4, atol=1e-5)
+
+
+def test_several_inputs_in_another_type(batch: Tensor) -> None:
+    model, numbers = Two().eval(), torch.tensor([[0, 1], [2, 3], [4, 5]])
+    model.fc.register_forward_pre_hook(lambda m, inputs: inputs[0].to(m.weight.dtype))
+    expected = camkit.maps(model, [batch, numbers], 1, layer="body")
+    maps = camkit.maps(model, [batch, numbers], 1, layer="body", dtype="float64")
+    assert maps.dtype == torch.float64
+    torch.testing.assert_close(maps.float(), expected)
+
+
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [(torch.zeros(2, 2), r"tensors \[3, ...\] like the first, not \[2, 2\]"), (1.0, "not float")],
+)
+def test_wrong_further_inputs(extra: Any, message: str, batch: Tensor) -> None:
+    with pytest.raises(UsageError, match=message):
+        camkit.maps(Two().eval(), (batch, extra), 0, layer="body")
+
+
+def network(dimensions: int) -> nn.Module:
+    convolution = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[dimensions - 1]
+    pool = (nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d)[dimensions - 1]
+    body = nn.Sequential(convolution(2, 4, 3, stride=2, padding=1), nn.ReLU())
+    return nn.Sequential(
+        body, convolution(4, 6, 3, padding=1), nn.Tanh(), pool(1), nn.Flatten(), nn.Linear(6, 3)
+    )
+
+
+@pytest.mark.parametrize("size", [(16,), (8, 12), (8, 8, 12)], ids=["signals", "images", "volumes"])
+def test_signals_and_volumes(size: tuple[int, ...]) -> None:
+    model, x = network(len(size)).eval(), torch.randn(2, 2, *size)
+    many = camkit.class_maps(model, x, layer=["0", "auto"], method=list(Native.methods))
+    assert isinstance(many, dict) and {layer for _, layer in many} == {"0", "2"}
+    assert {maps.shape for maps in many.values()} == {(2, 3, *(side // 2 for side in size))}
+    assert all(maps.isfinite().all() for maps in many.values())
+    features = model[0](x).detach().requires_grad_()
+    (gradient,) = torch.autograd.grad(model[1:](features)[:, 1].sum(), features)
+    space = tuple(range(2, 2 + len(size)))
+    expected = (gradient.mean(space, keepdim=True) * features).sum(1).detach()
+    torch.testing.assert_close(many["gradcam", "0"][:, 1], expected)
+
+
+def test_explainers_are_not_given_what_they_do_not_take(small_net: nn.Module, batch: Tensor) -> None:
+    def plain(inputs: Tensor, **more: Any) -> Any:
+        return run(Plain({}), "plain", small_net, inputs, ["body"], ["plain"], given(0, 3), **more)
+
+    with pytest.raises(UsageError, match=r"plain explains inputs \[B, C, H, W\], not \[3, 3, 16\]"):
+        plain(batch[..., 0])
+    with pytest.raises(UsageError, match="plain explains models of one input, not of 2"):
+        plain(batch, extras=[torch.zeros(3)])
+
+
+# --- layers that carry nothing --------------------------------------------------------------------
+
+
+def vit() -> nn.Module:
+    return timm.create_model("test_vit", img_size=(32, 48), num_classes=4).eval()
+
+
+def test_a_layer_without_gradients_is_told_with_a_better_one() -> None:
+    """Behind the last attention only the class token goes on."""
+    model, x = vit(), torch.randn(2, 3, 32, 48)
+    told = r"gradcam is zero everywhere at layer 'blocks.5'.*; try layer 'blocks.5.norm1'"
+    with pytest.warns(CamkitWarning, match=told):
+        maps = camkit.maps(model, x, 0, layer="blocks.-1")
+    assert not maps.any()
+    assert camkit.maps(model, x, 0, layer="blocks.5.norm1").any()  # and is silent
+
+
+def test_a_model_without_gradients_is_told_without_a_better_layer(batch: Tensor) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
+    nn.init.zeros_(model[3].weight)
+    with pytest.warns(CamkitWarning, match="where no gradient arrives$"):
+        camkit.maps(model, batch, 0)
+    assert camkit.maps(model, batch, 0, method="activations").any()
 
 
 # --- explainers with the single method that a plugin must have -----------------------------------

@@ -83,6 +83,37 @@ def test_layouts(shape: tuple[int, ...], inputs: tuple[int, int], expected: Layo
     assert layers.layout(torch.zeros(shape), (2, 3, *inputs), "x") == expected
 
 
+@pytest.mark.parametrize(
+    ("shape", "inputs", "expected"),
+    [
+        ((2, 64, 25), (100,), Layout("channels-first", (25,))),
+        ((2, 64, 4, 7, 14), (16, 112, 224), Layout("channels-first", (4, 7, 14))),
+        ((2, 4, 7, 14, 64), (16, 112, 224), Layout("channels-last", (4, 7, 14))),
+    ],
+)
+def test_layouts_of_signals_and_volumes(
+    shape: tuple[int, ...], inputs: tuple[int, ...], expected: Layout
+) -> None:
+    assert layers.layout(torch.zeros(shape), (2, 3, *inputs), "x") == expected
+    assert expected.to_map(torch.zeros(shape)).shape == (2, 64, *expected.grid)
+
+
+@pytest.mark.parametrize(
+    ("shape", "inputs", "message"),
+    [
+        ((2, 64, 1), (100,), "single position"),
+        ((2, 64), (100,), r"\[B, C, l\]"),
+        ((2, 8, 7, 7), (16, 112, 112), r"\[B, C, d, h, w\]"),
+        ((2, 197, 64), (16, 112, 112), r"\[B, C, d, h, w\]"),
+    ],
+)
+def test_outputs_that_are_no_map_of_signals_or_volumes(
+    shape: tuple[int, ...], inputs: tuple[int, ...], message: str
+) -> None:
+    with pytest.raises(LayerError, match=message):
+        layers.layout(torch.zeros(shape), (2, 3, *inputs), "x")
+
+
 @pytest.mark.parametrize("shape", [(2, 1000), (2,), (2, 3, 4, 5, 6), (2, 199, 8), (2, 3, 1, 1)])
 def test_outputs_that_are_no_map(shape: tuple[int, ...]) -> None:
     with pytest.raises(LayerError, match=r"layer 'x'"):
@@ -140,6 +171,36 @@ def test_automatic_choice_has_gradients(model: Callable[[], Any], size: int, exp
     assert maps.abs().max() > 0 and min(maps.shape[1:]) > 1
 
 
+@pytest.mark.parametrize(
+    ("name", "options", "grid"),
+    [
+        ("test_vit", {"img_size": (64, 96)}, (4, 6)),
+        ("test_vit4", {"img_size": (64, 96)}, (4, 6)),
+        ("vit_tiny_patch16_224", {"img_size": (64, 96), "depth": 2, "global_pool": "avg"}, (4, 6)),
+        ("deit_tiny_patch16_224", {"img_size": (64, 96), "depth": 2}, (4, 6)),
+        ("deit_tiny_distilled_patch16_224", {"img_size": (64, 96), "depth": 2}, (4, 6)),
+        ("cait_xxs24_224", {"img_size": (64, 96), "depth": 2}, (4, 6)),
+        (
+            "swin_tiny_patch4_window7_224",
+            {"img_size": (64, 96), "depths": (1, 1, 1, 1), "window_size": 2},
+            (2, 3),
+        ),
+        ("test_convnext", {}, (2, 3)),
+        ("vit_tiny_r_s16_p8_224", {"img_size": (64, 96), "depth": 2}, (2, 3)),  # a hybrid
+        ("mobilevit_xxs", {}, (2, 3)),  # another
+    ],
+)
+def test_transformers_on_images_that_are_not_square(name: str, options: Any, grid: tuple[int, int]) -> None:
+    """The grid of the tokens is found, and some gradient arrives at the automatic layer."""
+    model = timm.create_model(name, num_classes=4, **options).eval()
+    methods = ["gradcam", "layercam", "shapleycam", "finercam"]
+    maps = camkit.maps(model, torch.randn(2, 3, 64, 96), [0, 2], layer=["auto"], method=methods)
+    assert isinstance(maps, dict) and len(maps) == len(methods)
+    for found in maps.values():
+        assert found.shape == (2, *grid)
+        assert found.isfinite().all() and found.flatten(1).any(1).all()
+
+
 def test_no_layer_with_a_map() -> None:
     flat = nn.Sequential(nn.Flatten(), nn.Linear(12, 2))
     with pytest.raises(LayerError, match="no layer of Sequential"):
@@ -172,4 +233,4 @@ def test_trace_leaves_no_hook(resnet: nn.Module) -> None:
 
 
 def test_misfit_is_symmetric() -> None:
-    assert math.isclose(layers._misfit((4, 8), 1.0), layers._misfit((8, 4), 1.0))
+    assert math.isclose(layers._misfit((4, 8), (9, 9)), layers._misfit((8, 4), (9, 9)))

@@ -11,13 +11,15 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 import torchvision
 from benchmarks.lesson import lesson_model
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import camkit
-from camkit.errors import LayerError, ModelError
-from camkit.native import class_gradients
+from camkit.errors import LayerError, ModelError, UsageError
+from camkit.native import GRADIENT_BYTES, SUMLESS, Native, class_gradients, classes_at_once
 
 
 def lesson_hooks(model: nn.Sequential, x: Tensor, category: int) -> tuple[Tensor, Tensor]:
@@ -116,6 +118,101 @@ def test_one_channel_identity_network_by_hand() -> None:
 def test_the_sign_survives(small_net: nn.Module, batch: Tensor) -> None:
     maps = camkit.class_maps(small_net, batch, layer="body")
     assert (maps < 0).any() and (maps > 0).any()
+
+
+# --- grad-cam of other scores ---------------------------------------------------------------------
+
+
+class Curved(nn.Module):
+    """Above `body` the scores are curved: the Hessian is neither zero nor diagonal."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Conv2d(3, 4, 3, stride=4, padding=1)
+        self.mix, self.norm, self.fc = nn.Conv2d(4, 6, 3), nn.LayerNorm(6), nn.Linear(6, 5)
+
+    def above(self, features: Tensor) -> Tensor:
+        return self.fc(self.norm(torch.tanh(self.mix(features)).mean((2, 3)) ** 2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.above(self.body(x))
+
+
+def test_shapleycam_with_the_whole_hessian(batch: Tensor) -> None:
+    """The paper's weights: the mean over positions of `gradient - Hessian features / 2`."""
+    model = Curved().eval()
+    features = model.body(batch).detach()
+    maps = camkit.class_maps(model, batch, layer="body", method="shapleycam")
+    assert isinstance(maps, Tensor)
+    for b in range(3):
+        for c in range(5):
+
+            def score(flat: Tensor, c: int = c) -> Tensor:
+                return model.above(flat.reshape(1, *features.shape[1:]))[0, c]
+
+            flat = features[b].flatten()
+            gradient = torch.autograd.functional.jacobian(score, flat)
+            hessian = torch.autograd.functional.hessian(score, flat)
+            value = (gradient - hessian @ flat / 2).reshape(features[b].shape)
+            expected = sum(value[k].mean() * features[b, k] for k in range(4))
+            torch.testing.assert_close(maps[b, c], expected, rtol=1e-4, atol=1e-6)
+    plain = camkit.class_maps(model, batch, layer="body")
+    assert (maps - plain).abs().max() > 0.1 * plain.abs().max()  # the Hessian counts here
+
+
+def test_shapleycam_of_several_layers_has_the_hessian_of_each(batch: Tensor) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Tanh(), Curved()).eval()
+    model[2].body = nn.Conv2d(4, 4, 3, stride=4, padding=1)
+    many = camkit.maps(model, batch, 1, layer=["0", "2.body"], method=["shapleycam", "gradcam"])
+    assert isinstance(many, dict)
+    for (method, layer), maps in many.items():
+        torch.testing.assert_close(maps, camkit.maps(model, batch, 1, layer=layer, method=method))
+
+
+def test_shapleycam_through_attention() -> None:
+    """Fused attention has no second derivative: it is put aside, and only here."""
+    model, x = Tokens().eval(), torch.randn(2, 3, 16, 24)
+    before = torch.backends.cuda.flash_sdp_enabled()
+    maps = camkit.maps(model, x, 1, layer="norm", method="shapleycam")
+    assert maps.isfinite().all() and not torch.allclose(maps, camkit.maps(model, x, 1, layer="norm"))
+    assert torch.backends.cuda.flash_sdp_enabled() is before
+
+
+def test_shapleycam_without_second_derivatives(batch: Tensor) -> None:
+    class Insisting(nn.Module):
+        """It attends by the kernel whose gradient torch cannot differentiate."""
+
+        def forward(self, x: Tensor) -> Tensor:
+            tokens = x.flatten(2).transpose(1, 2)[:, None].contiguous()
+            with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
+                return F.scaled_dot_product_attention(tokens, tokens, tokens)[:, 0].mean(1)
+
+    model = nn.Sequential(nn.Conv2d(3, 8, 3, stride=4), Insisting(), nn.Linear(8, 2)).eval()
+    assert camkit.maps(model, batch, 0, layer="0").isfinite().all()
+    with pytest.raises(UsageError, match="shapleycam needs second derivatives"):
+        camkit.maps(model, batch, 0, layer="0", method="shapleycam")
+
+
+@pytest.mark.parametrize(("alpha", "comparisons"), [(0.6, 3), (1.0, 1), (0.0, 2)])
+def test_finercam_is_gradcam_minus_that_of_the_nearest(
+    small_net: nn.Module, batch: Tensor, alpha: float, comparisons: int
+) -> None:
+    every = camkit.class_maps(small_net, batch, layer="body")
+    options = {"alpha": alpha, "comparisons": comparisons}
+    finer = camkit.class_maps(small_net, batch, layer="body", method="finercam", **options)
+    scores = small_net(batch).detach()
+    for b in range(3):
+        for c in range(5):
+            others = [d for d in range(5) if d != c]
+            nearest = sorted(others, key=lambda d: abs(float(scores[b, d] - scores[b, c])))[:comparisons]
+            expected = every[b, c] - alpha * every[b, nearest].mean(0)
+            torch.testing.assert_close(finer[b, c], expected, rtol=1e-4, atol=1e-6)
+
+
+def test_finercam_needs_something_to_compare_with(batch: Tensor) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 1))
+    with pytest.raises(UsageError, match="one score only"):
+        camkit.maps(model, batch, 0, layer="0", method="finercam")
 
 
 # --- awkward models -------------------------------------------------------------------------------
@@ -245,21 +342,41 @@ def test_class_maps_where_gradients_cannot_be_batched(small_net: nn.Module, batc
 
 
 def test_lists_of_layers_and_methods_share_one_forward(small_net: nn.Module, batch: Tensor) -> None:
-    forwards = 0
-
-    def count(*_: Any) -> None:
-        nonlocal forwards
-        forwards += 1
-
-    handle = small_net.register_forward_hook(count)
-    layers, methods = ["stem", "body", "body.0"], ["gradcam", "activations"]
+    sizes: list[int] = []
+    handle = small_net.stem[0].register_forward_hook(lambda m, i, output: sizes.append(len(output)))
+    layers, methods = ["stem", "body", "body.0"], [m for m in Native.methods if m != "scorecam"]
     many = camkit.maps(small_net, batch, [4, 0, 2], layer=layers, method=methods)
     handle.remove()
-    assert forwards == 1
-    assert isinstance(many, dict) and len(many) == 6
+    assert sizes == [3]  # a masked input has to go through everything, so scorecam is not among them
+    assert isinstance(many, dict) and list(many) == [(m, layer) for m in methods for layer in layers]
     for (method, layer), maps in many.items():
         single = camkit.maps(small_net, batch, [4, 0, 2], layer=layer, method=method)
         torch.testing.assert_close(maps, single)
+
+
+@pytest.mark.parametrize("method", [m for m in Native.methods if m not in SUMLESS])
+def test_the_mean_is_the_sum_over_the_number_of_channels(
+    method: str, small_net: nn.Module, batch: Tensor
+) -> None:
+    summed = camkit.maps(small_net, batch, 1, layer="body", method=method)
+    mean = camkit.maps(small_net, batch, 1, layer="body", method=method, reduction="mean")
+    torch.testing.assert_close(mean, summed / 8)
+
+
+@pytest.mark.parametrize(
+    ("shape", "chunk"),
+    [
+        ((1, 512, 7, 7), 167),  # ResNet-34 at 224, last layer: 6 chunks for 1000 classes
+        ((32, 512, 7, 7), 5),
+        ((32, 64, 56, 56), 1),  # its first layer; a single class may be more than the bound
+        ((4, 197, 768), 6),  # ViT-B
+    ],
+)
+def test_a_thousand_classes_are_differentiated_in_chunks(shape: tuple[int, ...], chunk: int) -> None:
+    output = torch.empty(shape, device="meta")
+    assert classes_at_once([output]) == chunk
+    assert chunk == 1 or chunk * output.numel() * 4 <= GRADIENT_BYTES == 16 * 2**20
+    assert classes_at_once([output, output]) == max(1, chunk // 2)  # two layers share the bound
 
 
 # --- tokens and channels-last ---------------------------------------------------------------------

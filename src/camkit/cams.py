@@ -1,8 +1,9 @@
-"""The mathematics: pure functions from features and gradients to raw maps.
+"""The mathematics: pure functions from features, gradients and scores to raw maps.
 
-Shapes, everywhere:
+Shapes, everywhere; for signals and volumes `[l]` and `[d, h, w]` stand in place of `[h, w]`:
     features   [B, C, h, w]      what the target layer returned
     gradients  [T, B, C, h, w]   of T class scores with respect to the features
+    scores     [B, n]            of the model; targets int64 [B, T] are the classes explained
     map        [B, T, h, w]      raw: signed, neither rectified nor scaled
 
 Reductions run in float32 at least, so a bfloat16 model loses nothing here.
@@ -11,6 +12,7 @@ Reductions run in float32 at least, so a bfloat16 model loses nothing here.
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -19,7 +21,7 @@ def gradcam(features: Tensor, gradients: Tensor) -> Tensor:
 
     Selvaraju et al. 2017, arXiv:1610.02391, equations 1 and 2.
     """
-    return _weighted(_wide(features), _wide(gradients).mean((-2, -1)))
+    return _weighted(_wide(features), _wide(gradients).mean(_positions(features)))
 
 
 def gradcam_plus_plus(features: Tensor, gradients: Tensor) -> Tensor:
@@ -28,10 +30,10 @@ def gradcam_plus_plus(features: Tensor, gradients: Tensor) -> Tensor:
     Chattopadhyay et al. 2018, arXiv:1710.11063, equations 10 and 19. The factor `exp(score)` that the paper
     has in front is left out, as everywhere: it only scales the map, and overflows.
     """
-    a, g = _wide(features), _wide(gradients)
-    denominator = 2 * g**2 + g**3 * a.sum((-2, -1), keepdim=True)
+    a, g, space = _wide(features), _wide(gradients), _positions(features)
+    denominator = 2 * g**2 + g**3 * a.sum(space, keepdim=True)
     share = torch.where(denominator == 0, 0.0, g**2 / denominator)
-    return _weighted(a, (share * g.clamp(min=0)).sum((-2, -1)))
+    return _weighted(a, (share * g.clamp(min=0)).sum(space))
 
 
 def xgradcam(features: Tensor, gradients: Tensor) -> Tensor:
@@ -39,9 +41,9 @@ def xgradcam(features: Tensor, gradients: Tensor) -> Tensor:
 
     Fu et al. 2020, arXiv:2008.02312, equation 8.
     """
-    a, g = _wide(features), _wide(gradients)
-    total = a.sum((-2, -1))
-    weights = torch.where(total == 0, 0.0, (g * a).sum((-2, -1)) / total)
+    a, g, space = _wide(features), _wide(gradients), _positions(features)
+    total = a.sum(space)
+    weights = torch.where(total == 0, 0.0, (g * a).sum(space) / total)
     return _weighted(a, weights)
 
 
@@ -66,12 +68,21 @@ def layercam(features: Tensor, gradients: Tensor) -> Tensor:
     return (_wide(gradients).clamp(min=0) * _wide(features)).sum(2).movedim(0, 1)
 
 
+def shapleycam(features: Tensor, gradients: Tensor, curvatures: Tensor) -> Tensor:
+    """ShapleyCAM: `sum_k a_k A_k`, `a_k` the mean over positions of `G - H A / 2`, `H` the Hessian.
+
+    curvatures: `H A`, shaped like the gradients. The Shapley value of a feature to second order.
+    Cai 2025, arXiv:2501.06261, with the score of the class as its utility.
+    """
+    return gradcam(features, _wide(gradients) - _wide(curvatures) / 2)
+
+
 def eigengradcam(features: Tensor, gradients: Tensor) -> Tensor:
     """The first principal component of `G A` over the positions, signed like its mean over channels.
 
     Eigen-CAM (below) with class information, as pytorch-grad-cam defines it.
     """
-    return _first_component((_wide(gradients) * _wide(features)).movedim(0, 1))
+    return _first_component((_wide(gradients) * _wide(features)).movedim(0, 1), features.ndim - 2)
 
 
 def eigencam(features: Tensor) -> Tensor:
@@ -80,7 +91,7 @@ def eigencam(features: Tensor) -> Tensor:
     Muhammad and Yeasin 2020, arXiv:2008.00299; centred over the positions, as pytorch-grad-cam does it. A
     component has no sign of its own: it gets that of its covariance with the mean over channels.
     """
-    return _first_component(_wide(features)[:, None])
+    return _first_component(_wide(features)[:, None], features.ndim - 2)
 
 
 def activations(features: Tensor) -> Tensor:
@@ -91,6 +102,72 @@ def activations(features: Tensor) -> Tensor:
     return _wide(features).mean(1, keepdim=True)
 
 
+def contrast(scores: Tensor, targets: Tensor, alpha: float, comparisons: int) -> Tensor:
+    """What Finer-CAM explains, `[B, T]`: `y_c - alpha mean_d y_d` over the classes `d` most like `c`.
+
+    Those are the `comparisons` classes whose scores are nearest to that of `c`, or as many as there are.
+    Zhang et al. 2025, arXiv:2501.11309; the map is the Grad-CAM of this.
+    """
+    count, similar = min(comparisons, scores.shape[1] - 1), []
+    for column in torch.split(targets, 1, dim=1):  # one by one: [B, T, n] may be large
+        distance = (scores - scores.gather(1, column)).detach().abs()
+        distance.scatter_(1, column, torch.inf)  # itself comes last
+        similar.append(distance.topk(count, dim=1, largest=False).indices)
+    near = scores.gather(1, torch.cat(similar, dim=1)).reshape(*targets.shape, count)
+    return scores.gather(1, targets) - alpha * near.mean(2)
+
+
+# --- perturbation: weights from scores of other features or inputs --------------------------------
+
+
+def ablationcam(features: Tensor, scores: Tensor, ablated: Tensor) -> Tensor:
+    """Ablation-CAM: `sum_k (y - y_k) A_k`, `y_k` the score without channel `k`.
+
+    scores: of the explained classes, `[B, T]`; ablated: the same without one channel, `[T, B, C]`.
+    Desai and Ramaswamy 2020, doi:10.1109/WACV45572.2020.9093360, who divide the drop by `y`. That is left
+    out: it scales the map, turns it over where the score is negative and fails where it is zero.
+    """
+    return _weighted(_wide(features), _wide(scores).t()[..., None] - _wide(ablated))
+
+
+def ablationcam_affine(features: Tensor, gradients: Tensor) -> Tensor:
+    """Ablation-CAM where the scores are affine in the features: without channel `k` they lose `G_k A_k`.
+
+    Behind a global mean and a linear layer with weights `W` that is `W_ck mean(A_k)`.
+    """
+    a = _wide(features)
+    return _weighted(a, (_wide(gradients) * a).sum(_positions(features)))
+
+
+def scorecam(features: Tensor, masked: Tensor) -> Tensor:
+    """Score-CAM: `sum_k a_k A_k`, `a` the softmax over channels of the scores `masked` `[T, B, C]`.
+
+    Those are of the input seen through channel `k`. Wang et al. 2020, arXiv:1910.01279, algorithm 1, where
+    a baseline is taken off that the softmax takes no notice of.
+    """
+    return _weighted(_wide(features), _wide(masked).softmax(-1))
+
+
+def masks(channels: Tensor, size: tuple[int, ...]) -> Tensor:
+    """Score-CAM's masks `[n, 1, *size]` of channels `[n, h, w]`: enlarged, then scaled to [0, 1] each.
+
+    Wang et al. 2020, arXiv:1910.01279. A constant channel lets nothing through.
+    """
+    mode = {1: "linear", 2: "bilinear", 3: "trilinear"}[len(size)]
+    large = F.interpolate(_wide(channels)[:, None], size, mode=mode)
+    low, high = large.flatten(1).aminmax(dim=1)
+    low, span = (v.reshape(-1, *[1] * (large.ndim - 1)) for v in (low, high - low))
+    return (large - low) / torch.where(span == 0, 1.0, span)
+
+
+# --- what they share ------------------------------------------------------------------------------
+
+
+def _positions(features: Tensor) -> tuple[int, ...]:
+    """The dimensions of the positions, from the end: those of a gradient too."""
+    return tuple(range(2 - features.ndim, 0))
+
+
 def _wide(tensor: Tensor) -> Tensor:
     return tensor if tensor.dtype == torch.float64 else tensor.float()
 
@@ -98,12 +175,12 @@ def _wide(tensor: Tensor) -> Tensor:
 def _weighted(features: Tensor, weights: Tensor) -> Tensor:
     """`sum_k w_k A_k` for weights `[T, B, C]`."""
     maps = torch.bmm(weights.movedim(0, 1), features.flatten(2))
-    return maps.reshape(*maps.shape[:2], *features.shape[-2:])
+    return maps.reshape(*maps.shape[:2], *features.shape[2:])
 
 
-def _first_component(values: Tensor) -> Tensor:
+def _first_component(values: Tensor, dimensions: int) -> Tensor:
     """`[..., C, h, w]` to `[..., h, w]`: positions projected on their first principal axis."""
-    points = values.flatten(-2).transpose(-1, -2).double()  # [..., h w, C]
+    points = values.flatten(-dimensions).transpose(-1, -2).double()  # [..., h w, C]
     points = points - points.mean(-2, keepdim=True)
     sound = points.isfinite().all(-1, keepdim=True).all(-2, keepdim=True)
     points = torch.where(sound, points, 0.0)  # the solver raises on NaN
@@ -115,4 +192,4 @@ def _first_component(values: Tensor) -> Tensor:
         component = (points @ axes[..., -1:]).squeeze(-1)
     side = (component * points.mean(-1)).sum(-1, keepdim=True)
     signed = torch.where(sound[..., 0], torch.where(side < 0, -component, component), torch.nan)
-    return signed.reshape(*values.shape[:-3], *values.shape[-2:]).to(values.dtype)
+    return signed.reshape(*values.shape[: -dimensions - 1], *values.shape[-dimensions:]).to(values.dtype)

@@ -33,9 +33,12 @@ class Captured:
         return self.layout.to_map(self.output.detach())
 
 
-def forward(module: nn.Module, inputs: Tensor, names: Sequence[str]) -> tuple[Any, dict[str, Captured]]:
+def forward(
+    module: nn.Module, inputs: Tensor, names: Sequence[str], extras: Sequence[Tensor] = ()
+) -> tuple[Any, dict[str, Captured]]:
     """Run `module` once; its output, connected to the captured outputs of the layers `names`.
 
+    extras: what the module takes beside `inputs`, which the maps lie over.
     `autograd.grad` of the output with respect to `Captured.output` works whatever the grad mode of the
     caller. Raises `LayerError` for a layer that did not run, ran twice or returned no feature map.
     """
@@ -62,7 +65,7 @@ def forward(module: nn.Module, inputs: Tensor, names: Sequence[str]) -> tuple[An
             layer = module.get_submodule(name)
             handles.append(layer.register_forward_hook(lambda m, i, o, name=name: hook(m, i, o, name)))
         with torch.inference_mode(False), torch.no_grad():
-            output = module(inputs)
+            output = module(inputs, *extras)
     finally:
         for handle in handles:
             handle.remove()
@@ -73,6 +76,21 @@ def forward(module: nn.Module, inputs: Tensor, names: Sequence[str]) -> tuple[An
                 "fire inside compiled, traced or exported modules; pass the original module"
             )
     return output, {name: captured[name] for name in names}
+
+
+def with_output(module: nn.Module, inputs: Sequence[Tensor], name: str, output: Tensor) -> Any:
+    """What `module` returns for `inputs` if the layer `name` returns `output`, without a graph."""
+    owner = threading.get_ident()
+
+    def hook(_: nn.Module, __: Any, ___: Any) -> Tensor | None:
+        return output if threading.get_ident() == owner else None
+
+    handle = module.get_submodule(name).register_forward_hook(hook)
+    try:
+        with torch.no_grad():
+            return module(*inputs)
+    finally:
+        handle.remove()
 
 
 @contextmanager

@@ -7,8 +7,9 @@ import html
 import io
 import math
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any, Literal, get_args
 
 import torch
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 from camkit import images, layers, plugins, render
 from camkit.api import Explainer, LoadedModel
 from camkit.errors import ImageError, MapError, ModelError, UsageError
-from camkit.host import Layer, resolve_layers, run, unknown_method
+from camkit.host import Layer, better_layer, resolve_layers, run, unknown_method
 from camkit.images import Photo
 from camkit.render import Style
 from camkit.targets import Chooser, class_chooser
@@ -292,8 +293,9 @@ def _explain_photos(
         )
         answers |= {(backend.name, *key): value.float().cpu() for key, value in found.items()}
     scores, chosen = seen
+    hint = cache(lambda layer: better_layer(model.module, layer, inputs[:1]))
     for row, (position, photo) in enumerate(photos):
-        yield list(_results(work, answers, scores, chosen, row, position, photo))
+        yield list(_results(work, answers, scores, chosen, row, position, photo, hint))
 
 
 def _results(
@@ -304,6 +306,7 @@ def _results(
     row: int,
     position: int,
     photo: Photo,
+    hint: Callable[[str], str],
 ) -> Iterator[Explanation | Failure]:
     model, logits = work.model, scores[row]
     if len(model.classes) != len(logits):
@@ -327,7 +330,7 @@ def _results(
                 text = f"{photo.source}: {backend} {method}, class {model.classes[index]}: {error}"
                 yield Failure(photo.source, MapError(text), position, photo.sha256)
                 continue
-            flat = ("the map is constant: it says nothing",) if render.is_flat(map) else ()
+            flat = (f"the map is constant: it says nothing{hint(layer)}",) if render.is_flat(map) else ()
             yield Explanation(
                 map=map,
                 backend=backend,

@@ -2,7 +2,8 @@
 
 A target layer is known by its dotted name. Its output may be channels-first `[B, C, h, w]`,
 channels-last `[B, h, w, C]` (Swin) or tokens `[B, N, C]` (ViT); a `Layout` says which and turns it,
-or a gradient of the same shape, into channels-first.
+or a gradient of the same shape, into channels-first. For signals `[B, C, L]` a feature map is
+`[B, C, l]`, for volumes `[B, C, D, H, W]` it is `[B, C, d, h, w]` or `[B, d, h, w, C]`.
 """
 
 from __future__ import annotations
@@ -66,24 +67,26 @@ def _children(parent: nn.Module, part: str) -> Iterator[tuple[str, nn.Module]]:
 
 # --- layouts --------------------------------------------------------------------------------------
 
+# The positions of the inputs by their number of dimensions: signals, images, volumes.
+SPACE = {1: "L", 2: "H, W", 3: "D, H, W"}
+
 
 @dataclass(frozen=True)
 class Layout:
     """How a layer's output holds a spatial map. `grid` is `(h, w)`, `prefix` the tokens before it."""
 
     kind: Literal["channels-first", "channels-last", "tokens"]
-    grid: tuple[int, int]
+    grid: tuple[int, ...]
     prefix: int = 0
 
     def to_map(self, tensor: Tensor) -> Tensor:
         """`[..., C, h, w]` from an output, or a gradient, in this layout; a view."""
         if self.kind == "channels-first":
             return tensor
-        if self.kind == "channels-last":
-            return tensor.movedim(-1, -3)
-        tokens = tensor[..., self.prefix :, :]
-        shape = (*tokens.shape[:-2], *self.grid, tokens.shape[-1])
-        return tokens.reshape(shape).movedim(-1, -3)
+        if self.kind == "tokens":
+            tokens = tensor[..., self.prefix :, :]
+            tensor = tokens.reshape(*tokens.shape[:-2], *self.grid, tokens.shape[-1])
+        return tensor.movedim(-1, -1 - len(self.grid))
 
 
 def layout(output: Any, inputs: Sequence[int], name: str) -> Layout:
@@ -95,20 +98,21 @@ def layout(output: Any, inputs: Sequence[int], name: str) -> Layout:
     if not isinstance(output, Tensor):
         kind = type(output).__name__
         raise LayerError(f"layer {name!r} returns a {kind}, not a feature map; choose one inside it")
-    shape, aspect = tuple(output.shape), inputs[-2] / inputs[-1]
+    shape, size = tuple(output.shape), tuple(inputs[2:])
     found: Layout | None = None
-    if len(shape) == 4:
-        first, last = (shape[2], shape[3]), (shape[1], shape[2])
-        is_last = _misfit(last, aspect) < _misfit(first, aspect)
+    if len(shape) == len(inputs):
+        first, last = shape[2:], shape[1:-1]
+        is_last = _misfit(last, size) < _misfit(first, size)
         found = Layout("channels-last", last) if is_last else Layout("channels-first", first)
-    elif len(shape) == 3:
-        found = _token_grid(shape[1], aspect)
+    elif len(shape) == 3 and len(size) == 2:
+        found = _token_grid(shape[1], size)
     if found is None or not output.is_floating_point():
+        wanted = f"[B, C, {SPACE[len(size)].lower()}]"
         raise LayerError(
-            f"the output {list(shape)} of layer {name!r} is not a feature map [B, C, h, w]; "
+            f"the output {list(shape)} of layer {name!r} is not a feature map {wanted}; "
             "choose an earlier layer (`camkit model layers` shows the shapes)"
         )
-    if found.grid == (1, 1):
+    if math.prod(found.grid) == 1:
         raise LayerError(
             f"the output {list(shape)} of layer {name!r} has a single position, so there is no map; "
             "choose a layer before the pooling"
@@ -116,20 +120,25 @@ def layout(output: Any, inputs: Sequence[int], name: str) -> Layout:
     return found
 
 
-def _token_grid(tokens: int, aspect: float) -> Layout | None:
+def _token_grid(tokens: int, size: tuple[int, ...]) -> Layout | None:
     """Class and register tokens are few, so the smallest prefix that leaves a fitting grid is right."""
     for prefix in (0, 1, 2, 5):  # none; ViT; DeiT distilled; DINOv2 with registers
         count = tokens - prefix
-        height = round(math.sqrt(count * aspect)) if count > 1 else 0
+        height = round(math.sqrt(count * size[0] / size[1])) if count > 1 else 0
         if height and count % height == 0:
             grid = (height, count // height)
-            if _misfit(grid, aspect) < math.log(1.2):
+            if _misfit(grid, size) < math.log(1.2):
                 return Layout("tokens", grid, prefix)
     return None
 
 
-def _misfit(grid: tuple[int, int], aspect: float) -> float:
-    return abs(math.log(grid[0] / grid[1] / aspect))
+def _misfit(grid: tuple[int, ...], size: tuple[int, ...]) -> float:
+    """How far the proportions of a grid are from those of the inputs; zero for a single dimension.
+
+    The depth of a volume does not count: it may be time.
+    """
+    scales = [math.log(g / s) for g, s in zip(grid, size, strict=True)][-2:]
+    return max(scales) - min(scales)
 
 
 # --- listing --------------------------------------------------------------------------------------
@@ -151,21 +160,21 @@ class LayerRecord:
     trainable: int
     leaf: bool
     pooling: bool
-    grid: tuple[int, int] | None
+    grid: tuple[int, ...] | None
 
 
-_POOLING = (
-    nn.AdaptiveAvgPool2d,
-    nn.AdaptiveMaxPool2d,
-    nn.AvgPool2d,
-    nn.MaxPool2d,
-    nn.Dropout,
-    nn.Dropout2d,
+_POOLING = tuple(
+    getattr(nn, f"{kind}{dimensions}d")
+    for kind in ("AdaptiveAvgPool", "AdaptiveMaxPool", "AvgPool", "MaxPool", "Dropout")
+    for dimensions in (1, 2, 3)
 )
 
 
-def trace(module: nn.Module, inputs: Tensor) -> list[LayerRecord]:
-    """Every layer that runs in one forward of `inputs`, in the order in which they finish."""
+def trace(module: nn.Module, inputs: Tensor, *extras: Tensor) -> list[LayerRecord]:
+    """Every layer that runs in one forward of `inputs`, in the order in which they finish.
+
+    extras: what the module takes beside them.
+    """
     outputs: dict[str, list[Any]] = {}
     with ExitStack() as stack, torch.no_grad():
         for name, layer in module.named_modules():
@@ -176,7 +185,7 @@ def trace(module: nn.Module, inputs: Tensor) -> list[LayerRecord]:
                 outputs[name] = [*runs, (shape, _grid(output, inputs.shape, name))]
 
             stack.callback(layer.register_forward_hook(record).remove)
-        module(inputs)
+        module(inputs, *extras)
     return [_layer_record(name, module.get_submodule(name), runs) for name, runs in outputs.items()]
 
 
@@ -195,12 +204,12 @@ def _layer_record(name: str, layer: nn.Module, runs: list[Any]) -> LayerRecord:
         parameters=sum(p.numel() for p in own),
         trainable=sum(p.numel() for p in own if p.requires_grad),
         leaf=next(layer.children(), None) is None,
-        pooling=isinstance(layer, _POOLING),
+        pooling=isinstance(layer, (*_POOLING, nn.Dropout)),
         grid=runs[0][1] if len(runs) == 1 else None,
     )
 
 
-def _grid(output: Any, inputs: Sequence[int], name: str) -> tuple[int, int] | None:
+def _grid(output: Any, inputs: Sequence[int], name: str) -> tuple[int, ...] | None:
     try:
         return layout(output, inputs, name).grid
     except LayerError:
@@ -225,7 +234,7 @@ FAMILIES: tuple[tuple[str, str], ...] = (
 )
 
 
-def automatic(module: nn.Module, inputs: Tensor) -> str:
+def automatic(module: nn.Module, inputs: Tensor, *extras: Tensor) -> str:
     """The layer that `auto` means: the deepest one that still has a map and lets gradients through.
 
     By the table of families for models whose last layer is not it, then timm's `feature_info`, then
@@ -240,20 +249,22 @@ def automatic(module: nn.Module, inputs: Tensor) -> str:
         name = _existing(module, str(info[-1].get("module")))
         if name:
             return name
-    candidates = [r.name for r in trace(module, inputs) if r.name and r.grid and not r.pooling]
+    candidates = [r.name for r in trace(module, inputs, *extras) if r.name and r.grid and not r.pooling]
     if not candidates:
         raise LayerError(f"no layer of {type(module).__name__} returns a feature map [B, C, h, w]")
     return candidates[-1]
 
 
-def resolve(module: nn.Module, specs: Sequence[str | nn.Module], inputs: Tensor) -> list[str]:
+def resolve(
+    module: nn.Module, specs: Sequence[str | nn.Module], inputs: Tensor, *extras: Tensor
+) -> list[str]:
     """Dotted names for specifications, modules and `auto`, in order and without repetition."""
     names: list[str] = []
     for spec in specs:
         if isinstance(spec, nn.Module):
             names.append(name_of(module, spec))
         elif isinstance(spec, str):
-            names += [automatic(module, inputs)] if spec == "auto" else find(module, spec)
+            names += [automatic(module, inputs, *extras)] if spec == "auto" else find(module, spec)
         else:
             raise LayerError(f"a layer is a name or a module of the model, not {spec!r}")
     return list(dict.fromkeys(names))

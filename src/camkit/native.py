@@ -1,20 +1,27 @@
-"""The native explainer: Grad-CAM for the price of one forward."""
+"""The native explainer: the whole family from one forward."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import cached_property
 from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from camkit import cams, capture
+from camkit import cams, capture, fast, perturb
 from camkit.api import Explainer, Query, Sweep, option
-from camkit.errors import LayerError
+from camkit.capture import Captured
+from camkit.errors import CamkitError, LayerError, UsageError
+from camkit.perturb import Head
 
-# Gradients of several classes are computed together; a chunk of classes holds at most this much.
-GRADIENT_BYTES = 256 * 2**20
+# Gradients of several classes are computed together; a chunk of classes holds at most this much. Larger
+# chunks are slower: they fall out of the caches, and the system takes their memory back each time.
+GRADIENT_BYTES = 16 * 2**20
 
 
 @dataclass(frozen=True)
@@ -24,6 +31,10 @@ class NativeOptions:
     reduction: Literal["sum", "mean"] = option(
         "sum", help="over channels, where a method has a sum: as in the papers, or the lesson's mean"
     )
+    alpha: float = option(0.6, min=0.0, help="finercam: how strongly similar classes are held against")
+    comparisons: int = option(3, min=1, help="finercam: how many similar classes")
+    fast: bool = option(False, help="compile what is below the layer: the first call takes seconds")
+    batch_size: int = option(32, min=1, help="ablationcam, scorecam: channels in one forward")
 
 
 # Methods that need the features alone: [B, C, h, w] -> [B, 1, h, w], the same for every class.
@@ -33,83 +44,221 @@ FEATURE_METHODS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 # Methods that need gradients too: features, gradients [T, B, C, h, w] -> [B, T, h, w].
-SUMS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+GradientFormula = Callable[[Tensor, Tensor], Tensor]
+GRADIENT_METHODS: dict[str, GradientFormula] = {
     "gradcam": cams.gradcam,
     "gradcam++": cams.gradcam_plus_plus,
     "xgradcam": cams.xgradcam,
     "hirescam": cams.hirescam,
     "gradcam-elementwise": cams.gradcam_elementwise,
     "layercam": cams.layercam,
+    "eigengradcam": cams.eigengradcam,
 }
-GRADIENT_METHODS = SUMS | {"eigengradcam": cams.eigengradcam}
+
+# Grad-CAM of another score than that of the class, and with second derivatives.
+FURTHER_GRADIENTS = ("finercam", "shapleycam")
+
+# Methods that need further forwards, at best of what is above the layer.
+PERTURBATIONS = ("ablationcam", "scorecam")
+
+# These have no sum over channels.
+SUMLESS = ("eigengradcam", *FEATURE_METHODS)
 
 
 class Native(Explainer):
     """Hooks and `autograd.grad` from the target layer upwards; classes and layers share a forward."""
 
     summary = "Grad-CAM and its family from one forward; nothing below the layer is differentiated"
-    methods = (*GRADIENT_METHODS, *FEATURE_METHODS)
+    methods = (*GRADIENT_METHODS, *FURTHER_GRADIENTS, *FEATURE_METHODS, *PERTURBATIONS)
     dtypes = ("float32", "float64", "bfloat16", "float16")
     class_agnostic = tuple(FEATURE_METHODS)
+    notes: ClassVar[Mapping[str, str]] = {
+        "shapleycam": "where the score is linear in the layer it equals gradcam",
+        "finercam": "gradcam of the score minus those of the most similar classes",
+        "ablationcam": "one run of what is above the layer for each channel; none if that is affine",
+        "scorecam": "one forward for each channel; weights are positive",
+    }
     thread_safe = True
+    dimensions = (1, 2, 3)
+    several_inputs = True
     Options: ClassVar[type] = NativeOptions
 
     def maps(self, query: Query) -> Tensor:
         """Raw maps `[B, h, w]`."""
-        targets = query.targets[:, None]
-        sweep = Sweep(query.module, query.inputs, (query.layer,), (query.method,), choose=lambda _: targets)
+        sweep = Sweep(
+            query.module,
+            query.inputs,
+            (query.layer,),
+            (query.method,),
+            choose=lambda _: query.targets[:, None],
+            extras=query.extras,
+        )
         return self.many(sweep)[query.method, query.layer][:, 0]
 
     def many(self, sweep: Sweep) -> dict[tuple[str, str], Tensor]:
-        """Raw maps `[B, T, h, w]` by method and layer, all from one forward."""
-        scores, captured = capture.forward(sweep.module, sweep.inputs, sweep.layers)
-        targets = sweep.choose(scores.detach())
-        with_gradients = [m for m in sweep.methods if m in GRADIENT_METHODS]
-        pieces: dict[tuple[str, str], list[Tensor]] = {
-            (m, layer): [] for m in sweep.methods for layer in sweep.layers
-        }
-        outputs = [captured[layer].output for layer in sweep.layers]
-        for gradients in class_gradients(scores, targets, outputs) if with_gradients else ():
-            for layer, gradient in zip(sweep.layers, gradients, strict=True):
-                features, by_feature = captured[layer].features, captured[layer].layout.to_map(gradient)
-                for m in with_gradients:
-                    pieces[m, layer].append(GRADIENT_METHODS[m](features, by_feature))
-        for m in (m for m in sweep.methods if m in FEATURE_METHODS):
-            for layer in sweep.layers:
-                shared = FEATURE_METHODS[m](captured[layer].features)
-                pieces[m, layer].append(shared.expand(-1, targets.shape[1], -1, -1))
-        return {
-            (m, layer): torch.cat(parts, dim=1) / self._divisor(m, captured[layer].features)
-            for (m, layer), parts in pieces.items()
-        }
+        """Raw maps `[B, T, h, w]` by method and layer, all from one forward of the whole model."""
+        forward = fast.forward if self.options.fast else capture.forward
+        with _twice_differentiable() if "shapleycam" in sweep.methods else nullcontext():
+            scores, captured = forward(sweep.module, sweep.inputs, sweep.layers, sweep.extras)
+        work = _Work(sweep, self.options, scores, sweep.choose(scores), captured)
+        found = work.from_curvatures() | work.from_gradients()  # which gives the graph up
+        found |= work.from_features() | work.from_perturbations()
+        keys = [(method, layer) for method in sweep.methods for layer in sweep.layers]
+        return {key: found[key] / self._divisor(key[0], captured[key[1]].features) for key in keys}
 
     def _divisor(self, method: str, features: Tensor) -> int:
         """The mean over channels is the sum, divided at the end."""
-        return features.shape[1] if self.options.reduction == "mean" and method in SUMS else 1
+        return features.shape[1] if self.options.reduction == "mean" and method not in SUMLESS else 1
+
+
+Maps = dict[tuple[str, str], Tensor]  # [B, T, h, w] by method and layer
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What one forward gave, and the maps that each kind of method makes of it."""
+
+    sweep: Sweep
+    options: NativeOptions
+    scores: Tensor
+    targets: Tensor
+    captured: dict[str, Captured]
+
+    @cached_property
+    def heads(self) -> dict[str, Head]:
+        """What is above each layer, for those who ablate."""
+        layers = self.captured if "ablationcam" in self.sweep.methods else ()
+        return {layer: perturb.head(self.sweep.module, self.inputs, layer) for layer in layers}
+
+    @property
+    def inputs(self) -> tuple[Tensor, ...]:
+        return (self.sweep.inputs, *self.sweep.extras)
+
+    def from_curvatures(self) -> Maps:
+        """Class by class: a second derivative cannot be shared."""
+        maps: Maps = {}
+        for layer, kept in self.captured.items() if "shapleycam" in self.sweep.methods else ():
+            parts = [
+                cams.shapleycam(kept.features, kept.layout.to_map(g)[None], kept.layout.to_map(h)[None])
+                for g, h in second_order(self.scores, self.targets, kept)
+            ]
+            maps["shapleycam", layer] = torch.cat(parts, dim=1)
+        return maps
+
+    def from_gradients(self) -> Maps:
+        """Methods of the same scores share the gradients, chunk by chunk of the classes."""
+        passes = [p for p in self._passes() if p[0]]
+        pieces: dict[tuple[str, str], list[Tensor]] = {key: [] for p in passes for key in p[0]}
+        for formulas, scores, targets in passes:
+            layers = list(dict.fromkeys(layer for _, layer in formulas))
+            outputs = [self.captured[layer].output for layer in layers]
+            keep = formulas is not passes[-1][0]
+            for gradients in class_gradients(scores, targets, outputs, keep=keep):
+                for (method, layer), formula in formulas.items():
+                    kept, gradient = self.captured[layer], gradients[layers.index(layer)]
+                    pieces[method, layer].append(formula(kept.features, kept.layout.to_map(gradient)))
+        return {key: torch.cat(parts, dim=1) for key, parts in pieces.items()}
+
+    def _passes(self) -> Iterator[tuple[dict[tuple[str, str], GradientFormula], Tensor, Tensor]]:
+        """Formulas by method and layer, with the scores and targets whose gradients they take."""
+        methods, layers = self.sweep.methods, list(self.captured)
+        plain = {
+            (m, layer): GRADIENT_METHODS[m] for m in methods if m in GRADIENT_METHODS for layer in layers
+        }
+        affine = [layer for layer in self.heads if self.heads[layer].affine]
+        plain |= {("ablationcam", layer): cams.ablationcam_affine for layer in affine}
+        yield plain, self.scores, self.targets
+        if "finercam" in methods:
+            contrast = finer(self.scores, self.targets, self.options.alpha, self.options.comparisons)
+            every = torch.arange(contrast.shape[1], device=contrast.device).expand(len(contrast), -1)
+            yield {("finercam", layer): cams.gradcam for layer in layers}, contrast, every
+
+    def from_features(self) -> Maps:
+        """The same map for every class."""
+        shared = {
+            (m, layer): FEATURE_METHODS[m](kept.features)
+            for m in self.sweep.methods
+            if m in FEATURE_METHODS
+            for layer, kept in self.captured.items()
+        }
+        classes = self.targets.shape[1]
+        return {key: map.expand(-1, classes, *map.shape[2:]) for key, map in shared.items()}
+
+    def from_perturbations(self) -> Maps:
+        """By further runs of the head, or of everything, for each channel."""
+        maps, rows = {}, self.options.batch_size
+        own = self.scores.detach().gather(1, self.targets)
+        for layer, head in self.heads.items():
+            if not head.affine:
+                ablated = perturb.without_channel(head, self.captured[layer], self.targets, rows)
+                maps["ablationcam", layer] = cams.ablationcam(self.captured[layer].features, own, ablated)
+        for layer, kept in self.captured.items() if "scorecam" in self.sweep.methods else ():
+            seen = perturb.through_channel(
+                self.sweep.module, self.inputs, kept.features, self.targets, rows
+            )
+            maps["scorecam", layer] = cams.scorecam(kept.features, seen)
+        return maps
+
+
+# --- gradients ------------------------------------------------------------------------------------
 
 
 def class_gradients(
-    scores: Tensor, targets: Tensor, outputs: Sequence[Tensor]
+    scores: Tensor, targets: Tensor, outputs: Sequence[Tensor], *, keep: bool = False
 ) -> Iterator[tuple[Tensor, ...]]:
     """Gradients of `scores[b, targets[b, t]]` with respect to each of `outputs`.
 
     scores `[B, n]`, targets int64 `[B, T]`; yields, for consecutive chunks of the T classes, one tensor
-    `[chunk, *output.shape]` for each output. Raises `LayerError` if the scores do not depend on one.
+    `[chunk, *output.shape]` for each output. keep: the graph is used again afterwards. Raises
+    `LayerError` if the scores do not depend on one.
     """
-    per_class = sum(output.numel() * output.element_size() for output in outputs)
-    chunks = torch.split(targets, max(1, GRADIENT_BYTES // per_class), dim=1)
+    chunks = torch.split(targets, classes_at_once(outputs), dim=1)
     for index, columns in enumerate(chunks):
         seeds = torch.zeros(columns.shape[1], *scores.shape, dtype=scores.dtype, device=scores.device)
         seeds.scatter_(2, columns.t().unsqueeze(2), 1.0)
-        keep = index < len(chunks) - 1
-        try:
-            yield _gradients(scores, outputs, seeds, keep)
-        except RuntimeError as error:
-            if "graph" not in str(error) and "require grad" not in str(error):
-                raise
-            raise LayerError(
-                "the scores do not depend on the target layer through differentiable steps"
-            ) from error
+        with _explained_errors():
+            gradients = _gradients(scores, outputs, seeds, keep or index < len(chunks) - 1)
+        yield gradients
+
+
+def classes_at_once(outputs: Sequence[Tensor]) -> int:
+    """How many classes fit into `GRADIENT_BYTES`, at least one.
+
+    The formulas make a few copies of what they get, and eigengradcam a float64 one, so memory does not
+    grow with the number of classes. At batch 32 and 224 pixels 5 classes of the last layer of a ResNet-34
+    fit (3 MB each), of its first one (26 MB).
+    """
+    per_class = sum(output.numel() * output.element_size() for output in outputs)
+    return max(1, GRADIENT_BYTES // per_class)
+
+
+def second_order(scores: Tensor, targets: Tensor, captured: Captured) -> Iterator[tuple[Tensor, Tensor]]:
+    """For each of the T classes the gradient by the output, and the Hessian times the features.
+
+    Backwards through the gradient, and not by the derivative of `J^T v` by `v`, which would serve all
+    classes at once: torch takes mean and deviation of LayerNorm for constants in a third derivative.
+    """
+    direction = torch.zeros_like(captured.output)
+    captured.layout.to_map(direction).copy_(captured.features)  # a view: class tokens stay out
+    for column in torch.split(targets, 1, dim=1):
+        own = scores.gather(1, column).sum()
+        with _explained_errors():
+            (gradient,) = torch.autograd.grad(own, captured.output, create_graph=True)
+            curvature = torch.zeros_like(gradient)  # of scores that are linear in the output
+            if gradient.requires_grad:
+                (curvature,) = torch.autograd.grad(
+                    *(gradient, captured.output, direction),
+                    retain_graph=True,
+                    materialize_grads=True,
+                )
+        yield gradient.detach(), curvature
+
+
+def finer(scores: Tensor, targets: Tensor, alpha: float, comparisons: int) -> Tensor:
+    """`cams.contrast`, or a `UsageError` where there is nothing to compare with."""
+    if scores.shape[1] < 2:
+        raise UsageError("finercam holds a class against others, but there is one score only")
+    return cams.contrast(scores, targets, alpha, comparisons)
 
 
 def _gradients(scores: Tensor, outputs: Sequence[Tensor], seeds: Tensor, keep: bool) -> tuple[Tensor, ...]:
@@ -123,3 +272,35 @@ def _gradients(scores: Tensor, outputs: Sequence[Tensor], seeds: Tensor, keep: b
         for seed in seeds
     ]
     return tuple(torch.stack(parts) for parts in zip(*single, strict=True))
+
+
+# What autograd says, and what it means.
+_ONCE = UsageError, "shapleycam needs second derivatives, which this model lacks"
+_NO_PATH = LayerError, "the scores do not depend on the target layer through differentiable steps"
+_MEANINGS: dict[str, tuple[type[CamkitError], str]] = {
+    "is not implemented": _ONCE,
+    "differentiate twice": _ONCE,
+    "graph": _NO_PATH,
+    "require grad": _NO_PATH,
+}
+
+
+@contextmanager
+def _explained_errors() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        for sign, (kind, meaning) in _MEANINGS.items():
+            if sign in str(error):
+                raise kind(meaning) from error
+        raise
+
+
+_SWITCHES = threading.Lock()  # the choice of attention kernels is one for the whole process
+
+
+@contextmanager
+def _twice_differentiable() -> Iterator[None]:
+    """Fused attention has no second derivative; the plain one has."""
+    with _SWITCHES, sdpa_kernel(SDPBackend.MATH):
+        yield

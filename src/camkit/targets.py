@@ -1,22 +1,26 @@
-"""Which classes are explained: from what users write to a function of the model's scores.
+"""Which scores are explained: from what users write to a function of the model's scores.
 
 A *chooser* maps scores `[B, n_classes]` to class indices int64 `[B, T]`. Choosing from the scores of the
-very forward that is explained is what lets `pred` and `top:K` cost no forward of their own.
+very forward that is explained is what lets `pred` and `top:K` cost no forward of their own. What is no
+classifier becomes one by `Scored`: a target function is the score of its only class.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from camkit.capture import usable
 from camkit.errors import ModelError, TargetError, closest
 
-Targets = int | Sequence[int] | Tensor | None
+Score = Callable[[Any], Tensor]
+Targets = int | Sequence[int] | Tensor | Score | None
+Output = str | int | Callable[[Any], Any] | None
 Chooser = Callable[[Tensor], Tensor]
 
 
@@ -24,7 +28,9 @@ def given(targets: Targets, batch: int) -> Chooser:
     """The chooser of fixed targets; `TargetError` for a wrong kind or length."""
     if targets is None:
         return predicted
-    wanted = "targets must be an int, a list of ints or an int64 tensor [B]"
+    if callable(targets):
+        return every  # of the one score that it makes
+    wanted = "targets must be an int, a list of ints, an int64 tensor [B] or a function"
     if isinstance(targets, bool | float | str):
         raise TargetError(f"{wanted}, not {targets!r}")
     try:
@@ -55,8 +61,10 @@ def checked(choose: Chooser, batch: int) -> Chooser:
 
     def chosen(scores: Tensor) -> Tensor:
         if not isinstance(scores, Tensor) or scores.ndim != 2 or len(scores) != batch:
-            got = list(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
-            raise ModelError(f"the model returns {got}; a classifier returns scores [B, n_classes]")
+            hint = "" if isinstance(scores, Tensor) else ": choose them with output="
+            raise ModelError(
+                f"the model returns {_told(scores)}; a classifier returns scores [B, n_classes]{hint}"
+            )
         targets = usable(choose(scores).to(scores.device, torch.int64))
         bad = targets[(targets < 0) | (targets >= scores.shape[1])]
         if len(bad):
@@ -67,6 +75,64 @@ def checked(choose: Chooser, batch: int) -> Chooser:
         return targets
 
     return chosen
+
+
+class Scored(nn.Module):
+    """`module` followed by what makes scores `[B, n]` of its output; `module` is its submodule."""
+
+    def __init__(self, module: nn.Module, output: Output, score: Score | None) -> None:
+        super().__init__()
+        self.module = module
+        self.scores = _Scores(output, score)
+
+    def forward(self, *inputs: Tensor) -> Any:
+        """Whatever `output` and `score` make of the module's output."""
+        return self.scores(self.module(*inputs))
+
+
+class _Scores(nn.Module):
+    """A module of its own, so that a model is traced around it and not through a user's function."""
+
+    def __init__(self, output: Output, score: Score | None) -> None:
+        super().__init__()
+        self._output, self._score = output, score
+
+    def forward(self, returned: Any) -> Any:
+        selected = returned if self._output is None else _selected(returned, self._output)
+        if self._score is None:
+            return selected
+        scores = self._score(selected)
+        counts = isinstance(selected, Tensor) and selected.ndim > 0
+        if not isinstance(scores, Tensor) or scores.ndim != 1 or (counts and len(scores) != len(selected)):
+            raise TargetError(
+                f"the target function returns {_told(scores)} for {_told(selected)}; "
+                "it must return one score for each row, [B]"
+            )
+        return scores[:, None]
+
+
+def _selected(returned: Any, output: str | int | Callable[[Any], Any]) -> Any:
+    if callable(output):
+        return output(returned)
+    if isinstance(output, str) and not isinstance(returned, Mapping) and hasattr(returned, output):
+        return getattr(returned, output)  # of a named tuple or a dataclass
+    try:
+        if not isinstance(returned, Tensor):
+            return returned[output]
+    except (LookupError, TypeError):
+        pass
+    raise ModelError(f"output={output!r} is not in what the model returns: {_told(returned)}")
+
+
+def _told(value: Any) -> str:
+    """What a model returned, in a few words."""
+    if isinstance(value, Tensor):
+        return str(list(value.shape))
+    if isinstance(value, Mapping):
+        return f"a {type(value).__name__} with {', '.join(map(repr, value))}"
+    if isinstance(value, list | tuple):
+        return f"a {type(value).__name__} of {len(value)}"
+    return type(value).__name__
 
 
 def class_chooser(specs: Sequence[str | int], classes: Sequence[str]) -> Chooser:

@@ -170,7 +170,16 @@ def test_gradcam_equals_native(build: Callable[[], nn.Module], layer: str) -> No
 )
 @pytest.mark.parametrize(
     "method",
-    ["hirescam", "gradcam-elementwise", "layercam", "gradcam++", "xgradcam", "eigengradcam", "eigencam"],
+    [
+        "hirescam",
+        "gradcam-elementwise",
+        "layercam",
+        "gradcam++",
+        "xgradcam",
+        "eigengradcam",
+        "eigencam",
+        "shapleycam",
+    ],
 )
 def test_other_methods_equal_native(method: str, build: Callable[[], nn.Module], layer: str) -> None:
     """The library adds constants to two denominators, and native does not: 1e-6 to the squared gradients
@@ -187,6 +196,43 @@ def test_other_methods_equal_native(method: str, build: Callable[[], nn.Module],
         flipped = ((result * expected).sum((1, 2)) < 0)[:, None, None]
         result = torch.where(flipped, -result, result)
     close(result, expected)
+
+
+def test_ablationcam_is_native_over_the_score() -> None:
+    """The paper divides by the score; native leaves that out, for a negative score turns the map over."""
+    model, inputs, targets = cnn(), images(), [1, 3]
+    scores = model(inputs).detach().gather(1, torch.tensor(targets)[:, None])[..., None]
+    result = maps(model, inputs, targets, method="ablationcam") * scores
+    close(result, camkit.maps(model, inputs, targets, layer="5", method="ablationcam"), 1e-4)
+
+
+def test_ablationcam_of_the_library_is_wrong_where_features_can_be_negative() -> None:
+    """It ablates with the minimum less 1e7 there, and the paper with zero. Where no ReLU makes up for it,
+    the weights are those of 1e7."""
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, CLASSES))
+    expected = camkit.maps(model.eval(), images(), 1, layer="0", method="ablationcam")
+    assert maps(model, images(), 1, "0", method="ablationcam").abs().max() > 1e5 * expected.abs().max()
+
+
+def test_scorecam_equals_native_where_nothing_is_enlarged() -> None:
+    """Elsewhere the library aligns the corners when it enlarges, and the masks differ between pixels."""
+    model, inputs, targets = cnn(), images(), [1, 3]
+    expected = camkit.maps(model, inputs, targets, layer="2", method="scorecam")
+    close(maps(model, inputs, targets, "2", method="scorecam"), expected, 1e-4)
+
+
+def test_finercam_equals_native_for_one_comparison() -> None:
+    """The library weighs several by their probabilities, and differentiates the weights too: that is not
+    the difference to the mean score of the paper."""
+    model, inputs, targets = cnn(), images(), [1, 3]
+
+    def both(**options: Any) -> tuple[Tensor, Any]:
+        found = maps(model, inputs, targets, method="finercam", **options)
+        return found, camkit.maps(model, inputs, targets, layer="5", method="finercam", **options)
+
+    close(*both(alpha=0.6, comparisons=1), 1e-4)
+    result, expected = both(alpha=0.6, comparisons=3)
+    assert (result - expected).abs().max() > 0.01 * expected.abs().max()
 
 
 def test_channels_last_outputs() -> None:

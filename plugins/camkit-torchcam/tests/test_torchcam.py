@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from camkit_torchcam import METHODS
 from torch import Tensor, nn
+from torchcam.methods import FinerCAM
 
 import camkit
 from camkit.errors import LayerError
@@ -127,6 +128,26 @@ def test_tokens(method: str) -> None:
     assert result.shape == (2, 4, 4) and result.isfinite().all() and result.any()
     if method in SAME_AS_NATIVE:
         close(result, native(model, inputs, method, "blocks.-1.norm1"))
+
+
+def test_scorecam_equals_native_where_nothing_is_enlarged() -> None:
+    """Elsewhere torchcam scales the masks before it enlarges them, the paper afterwards."""
+    model, inputs = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.Softplus(), *head(8)).eval(), images()
+    close(maps(model, inputs, "scorecam"), native(model, inputs, "scorecam"))
+
+
+@pytest.mark.parametrize(("gamma", "comparisons"), [(0.6, 3), (1.0, 1)])
+def test_native_finercam_is_torchcams(gamma: float, comparisons: int) -> None:
+    """The backend does not offer it; its rectified map is what native gives where that is positive."""
+    model, inputs = cnn(), images()
+    with FinerCAM(copy.deepcopy(model), "0", gamma=gamma, num_references=comparisons) as cam:
+        scores = cam.base_cam.model(inputs)
+        expected = cam([1, 3], scores, normalized=False)[0]
+    found = camkit.maps(
+        model, inputs, [1, 3], layer="0", method="finercam", alpha=gamma, comparisons=comparisons
+    )
+    assert isinstance(found, Tensor)
+    close(found.clamp(min=0), expected)
 
 
 # --- slow references ------------------------------------------------------------------------------

@@ -1,0 +1,209 @@
+"""The fast mode: what is below the target layer, compiled.
+
+The model is split at the layer. A copy of its body goes through `torch.export` to inductor, which folds
+BatchNorm into convolutions and lays weights out for the machine; on a GPU a CUDA graph replays it. The
+head stays as it is, and with it the gradients. What was compiled belongs to one model, layer, shape and
+dtype; it goes when the model goes, and when its weights change.
+"""
+
+from __future__ import annotations
+
+import copy
+import threading
+import warnings
+import weakref
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from camkit import capture
+from camkit.capture import Captured
+from camkit.errors import CamkitWarning
+from camkit.layers import layout
+from camkit.split import split_or_reason
+from camkit.targets import Scored
+
+KEPT = 8  # values that are remembered for one model, such as compiled shapes
+
+# How far compiled scores may be from those of the model, relative to their norm; for an example of noise.
+TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.2, torch.float16: 0.05}
+
+_LAYOUTS = {4: torch.channels_last, 5: torch.channels_last_3d}
+
+T = TypeVar("T")
+
+
+def forward(
+    module: nn.Module, inputs: Tensor, names: Sequence[str], extras: Sequence[Tensor] = ()
+) -> tuple[Any, dict[str, Captured]]:
+    """As `capture.forward`, faster where that is possible; a `CamkitWarning` says why it is not."""
+    fast = _fast(module, inputs, names, extras)
+    if isinstance(fast, str):
+        warnings.warn(CamkitWarning(f"without fast mode: {fast}"), stacklevel=2)
+        return capture.forward(module, inputs, names, extras)
+    output = fast.body(inputs).requires_grad_()
+    captured = Captured(output, layout(output, inputs.shape, names[0]))
+    with torch.enable_grad():
+        scores = fast.head(output.clone())
+        return module.scores(scores) if isinstance(module, Scored) else scores, {names[0]: captured}
+
+
+@dataclass(frozen=True)
+class _Fast:
+    """The body, compiled for one shape and without a graph, and the head of the model itself."""
+
+    body: Callable[[Tensor], Tensor]
+    head: Callable[[Tensor], Tensor]
+
+
+def _fast(module: nn.Module, inputs: Tensor, names: Sequence[str], extras: Sequence[Tensor]) -> _Fast | str:
+    """What serves this call, or one line that says why nothing does."""
+    if extras or len(names) > 1:
+        return "it takes one layer of a model with one input"
+    if torch.is_autocast_enabled(inputs.device.type):
+        return "it does not work under autocast; pass dtype="
+    owner, layer = module, names[0]
+    if isinstance(module, Scored):  # made anew for each call: what is remembered belongs to the model
+        owner, layer = module.module, layer.removeprefix("module").lstrip(".")
+    hooked = [part for part in owner.modules() if part._forward_hooks or part._forward_pre_hooks]
+    if hooked:
+        return f"{type(hooked[0]).__name__} has hooks, which compiled code does not call"
+    # Compiled code keeps the number of threads.
+    key = (layer, inputs.shape, inputs.dtype, inputs.device, torch.get_num_threads())
+    return remembered(owner, key, lambda: _build(owner, layer, inputs))
+
+
+def _build(module: nn.Module, layer: str, inputs: Tensor) -> _Fast | str:
+    parts = split_or_reason(module, layer)
+    if isinstance(parts, str):
+        return parts
+    noise = torch.randn(inputs.shape, generator=torch.Generator().manual_seed(0)).to(inputs)
+    try:
+        with warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter("ignore")
+            fast = _Fast(_compiled(parts.body, noise), parts.head)
+            scores, expected = tree_leaves(fast.head(fast.body(noise))), tree_leaves(module(noise))
+    except Exception as error:  # of tracing, generating, compiling with a compiler that may not be there
+        return f"the model cannot be compiled ({_cause(error)})"
+    if not all(map(_close, scores, expected)):
+        return "the compiled model returns something else"
+    return fast
+
+
+def _compiled(body: nn.Module, example: Tensor) -> Callable[[Tensor], Tensor]:
+    import torch._inductor  # takes its time
+    from torch._inductor.codecache import PyCodeCache
+
+    memory_format = _LAYOUTS.get(example.ndim, torch.contiguous_format)
+    example = example.clone(memory_format=memory_format)
+    own = copy.deepcopy(body).to(memory_format=torch.channels_last)
+    graph = torch.export.export(own, (example,)).module(check_guards=False)
+    before = len(PyCodeCache.modules)
+    code = torch._inductor.compile(graph, [example], options={"freezing": True})
+    generated = PyCodeCache.modules[before:]
+    run = _Replayed(code, example) if example.is_cuda else code
+
+    @torch.no_grad()
+    def call(inputs: Tensor) -> Tensor:
+        return run(inputs.clone(memory_format=memory_format))
+
+    weakref.finalize(call, _forget, generated)
+    return call
+
+
+def _forget(generated: Sequence[Any]) -> None:
+    """Inductor keeps the modules that it generates for ever, and in them the weights that were folded."""
+    for module in generated:
+        for name in [name for name, value in vars(module).items() if isinstance(value, Tensor)]:
+            delattr(module, name)
+
+
+class _Replayed:
+    """A function of one tensor as a CUDA graph, which is launched at once."""
+
+    def __init__(self, run: Callable[[Tensor], Tensor], example: Tensor) -> None:
+        self._lock = threading.Lock()  # there is one place for inputs and outputs
+        self._inputs, self._graph = example.clone(), torch.cuda.CUDAGraph()
+        side = torch.cuda.Stream(example.device)  # type: ignore[no-untyped-call]
+        side.wait_stream(torch.cuda.current_stream(example.device))
+        with torch.cuda.stream(side):
+            for _ in range(3):  # whatever is tuned or allocated in the first runs does not belong in it
+                run(self._inputs)
+        torch.cuda.current_stream(example.device).wait_stream(side)
+        with torch.cuda.device(example.device), torch.cuda.graph(self._graph):
+            self._output = run(self._inputs)
+
+    def __call__(self, inputs: Tensor) -> Tensor:
+        with self._lock, torch.cuda.device(inputs.device):
+            self._inputs.copy_(inputs)
+            self._graph.replay()
+            return self._output.clone()
+
+
+def _close(fast: Tensor, plain: Tensor) -> bool:
+    difference = (fast.double() - plain.double()).norm() / plain.double().norm()
+    return bool(difference <= TOLERANCE[plain.dtype])
+
+
+def _cause(error: BaseException) -> str:
+    """The first line of what an error goes back to."""
+    while error.__cause__:
+        error = error.__cause__
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+# --- what is remembered of a model ----------------------------------------------------------------
+
+
+class Weights:
+    """The tensors and parts of a module as they are now, to notice changes without reading everything."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self._stores = [s for m in module.modules() for s in (m._parameters, m._buffers, m._modules)]
+        self._parts = [value for store in self._stores for value in store.values()]
+        self._tensors = [part for part in self._parts if isinstance(part, Tensor)]
+        # A write through `.data` leaves the version as it is: a few values of each give it away.
+        self._probes: dict[torch.device, list[Tensor]] = {}
+        for tensor in filter(lambda tensor: isinstance(tensor, nn.Parameter), self._tensors):
+            values = tensor.detach().reshape(-1)
+            self._probes.setdefault(tensor.device, []).append(values[:: 1 + len(values) // 8])
+        self._seen, self._values = self._look(), self._probe()
+
+    def unchanged(self) -> bool:
+        """Whether they are still the same objects with the same values."""
+        return self._look() == self._seen and all(map(torch.equal, self._probe(), self._values))
+
+    def _probe(self) -> list[Tensor]:
+        return [torch.cat(values).nan_to_num() for values in self._probes.values()]
+
+    def _look(self) -> list[Any]:
+        parts = [(name, id(value)) for store in self._stores for name, value in store.items()]
+        return parts + [(0 if t.is_inference() else t._version, t.data_ptr()) for t in self._tensors]
+
+
+@dataclass(frozen=True)
+class _Memory:
+    weights: Weights
+    values: dict[Any, Any]
+
+
+_MEMORIES: weakref.WeakKeyDictionary[nn.Module, _Memory] = weakref.WeakKeyDictionary()
+_LOCK = threading.RLock()
+
+
+def remembered(module: nn.Module, key: Any, make: Callable[[], T]) -> T:
+    """`make()`, once for each key, for as long as the module lives and its weights stay as they are."""
+    with _LOCK:
+        memory = _MEMORIES.get(module)
+        if memory is None or not memory.weights.unchanged():
+            memory = _MEMORIES[module] = _Memory(Weights(module), {})
+        if key not in memory.values:
+            if len(memory.values) == KEPT:
+                del memory.values[next(iter(memory.values))]
+            memory.values[key] = make()
+        value: T = memory.values[key]
+        return value
