@@ -23,6 +23,7 @@ PACKAGE = ROOT / "src" / "camkit"
 # From top to bottom, as one reads. A module imports only from lines above its own.
 ORDER = [
     "errors",
+    "files",
     "preprocess",
     "api",
     "plugins",
@@ -36,10 +37,10 @@ ORDER = [
     "split",
     "cams",
     "perturb",
+    "targets",
     "fast",
     "native",
     "render",
-    "targets",
     "host",
     "explanation",
     "output",
@@ -64,6 +65,19 @@ ORDER = [
     "report",
     "training",
     "scaffold",
+    "bench.stats",
+    "bench.document",
+    "bench.timing",
+    "bench.request",
+    "bench.environment",
+    "bench.rows",
+    "bench.scenes",
+    "bench.survey",
+    "bench.run",
+    "bench.conditions",
+    "bench.compare",
+    "bench.report",
+    "bench",
     "testing.kit",
     "testing.explainers",
     "testing.metrics",
@@ -75,6 +89,7 @@ ORDER = [
     "cli.model",
     "cli.plugin",
     "cli.train",
+    "cli.bench",
     "cli",
     "__main__",
 ]
@@ -83,7 +98,7 @@ FREE = {"__init__"}
 
 # Who may import what is heavy or belongs to one place.
 OWNERS = {
-    "click": {"cli", "cli.tables", "cli.explain", "cli.model", "cli.plugin", "cli.train"},
+    "click": {"cli", "cli.tables", "cli.explain", "cli.model", "cli.plugin", "cli.train", "cli.bench"},
     "rich": {"cli.explain", "cli.train"},
     "matplotlib": {"render"},
     # `explanation` hands pictures out and takes them in; the check of trainers writes toy photographs.
@@ -94,7 +109,6 @@ OWNERS = {
     "fastai": {"fastai_model"},
     "torchvision": {"models", "preprocess", "torch_trainer", "run"},
     "safetensors": {"weights", "bundle"},
-    "scipy": {"images", "metrics.agreement", "render"},
     "pytest": {"testing"},
 }
 # Wherever a plugin list or a help text comes from.

@@ -6,7 +6,8 @@ import csv
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,6 @@ from camkit import dataset, finetune, report
 from camkit import recipe as recipes
 from camkit.cli import cli
 from camkit.errors import CamkitError, ImageError, ModelError, UsageError
-from camkit.run import Run
 from camkit.testing import trainer_checks
 from camkit.testing.trainers import TOY_CLASSES, toy_photos
 from camkit.torch_trainer import Recipe, Stage, TorchTrainer
@@ -90,6 +90,7 @@ def test_labels_may_hold_digits_and_underscores(tmp_path: Path) -> None:
         (("a/1.jpg", "a/2.jpg"), "one class, 'a'"),
         (("a_1.jpg", "cat.jpg", "dog.jpg"), "2 of 3 photographs.*cat.jpg, dog.jpg"),
         (("a/1.jpg", "b_1.jpg"), "have no label"),
+        (("train/a/1.jpg", "valid/a/2.jpg"), "the parts train, valid, not a sub-folder for each class"),
     ],
 )
 def test_data_that_cannot_be_used(tmp_path: Path, names: tuple[str, ...], message: str) -> None:
@@ -203,10 +204,8 @@ class Killed(BaseException):
 
 
 def killed_after(epochs: int) -> Callable[[float, str], None]:
-    calls: Iterator[int] = iter(range(1, 100))
-
     def progress(fraction: float, text: str) -> None:
-        if next(calls) == epochs:
+        if text.startswith(f"epoch {epochs}/"):
             raise Killed
 
     return progress
@@ -238,7 +237,7 @@ def test_folders_that_are_taken(toys: Path, tmp_path: Path, whole: camkit.TrainR
         train(toys, tmp_path, progress=killed_after(1))
     with pytest.raises(UsageError, match=r"unfinished training.*--resume"):
         train(toys, tmp_path)
-    with pytest.raises(UsageError, match="another recipe, architecture, seed, precision or data"):
+    with pytest.raises(UsageError, match="a training with another seed: choose"):
         train(toys, tmp_path, resume=True, seed=1)
     with pytest.raises(UsageError, match="holds a trained model already"):
         train(toys, whole.bundle.parent, resume=True)
@@ -276,7 +275,8 @@ def test_the_global_generator_is_left_alone(toys: Path, tmp_path: Path) -> None:
 def test_the_bundle_says_what_an_auditor_asks(whole: camkit.TrainResult) -> None:
     result = whole
     facts = json.loads((result.bundle / "camkit.json").read_text())
-    assert facts["metrics"] == result.metrics and facts["recipe"] == RECIPE and facts["seed"] == 0
+    assert facts["metrics"] == result.metrics and facts["seed"] == 0
+    assert facts["recipe"] == {**asdict(Recipe(batch_size=8)), "stages": RECIPE["stages"]}
     assert facts["trainer"] == "torch" and facts["versions"]["camkit"] == camkit.__version__
     assert len(facts["split"]["train"]) == 20 and len(facts["split"]["valid"]) == 4
     assert {f"{path.parent.name}/{path.name}" for path, _ in result.validation} == set(
@@ -408,7 +408,30 @@ def test_wrong_usage(arguments: tuple[str, ...], message: str, tmp_path: Path) -
 def test_unwritable_out(toys: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(CamkitError, match="cannot write into"):
-        Run("torch", camkit.TrainRequest(str(toys), tmp_path / "file" / "out"))
+        train(toys, tmp_path / "file" / "out")
+
+
+def test_a_finished_run_has_nothing_to_resume(whole: camkit.TrainResult, toys: Path) -> None:
+    done = run("train", toys, *QUICK, "--resume", "--out", whole.bundle.parent)
+    assert done.exit_code == 0 and done.stdout == f"bundle: {whole.bundle}\n"
+
+
+def test_the_folder_of_a_run_is_its_bundle(whole: camkit.TrainResult) -> None:
+    model = camkit.load_model(whole.bundle.parent, device="cpu")
+    assert model.sha256 == camkit.load_model(whole.bundle, device="cpu").sha256
+
+
+def test_ctrl_c_says_how_to_go_on(
+    toys: Path, tmp_path: Path, recipe_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: Any, progress: Callable[[float, str], None], **__: Any) -> None:
+        (tmp_path / "run").mkdir()
+        (tmp_path / "run" / "checkpoint.pt").touch()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("camkit.training.train", interrupted)
+    done = run("train", toys, *QUICK, "--recipe", recipe_file, "--out", tmp_path / "run")
+    assert done.exit_code == 1 and "Interrupted: go on with --resume" in done.stderr
 
 
 def test_real_pets_are_recognised(pets: Path) -> None:

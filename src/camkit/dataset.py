@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+PARTS = {"train", "training", "valid", "validation", "val", "test"}
 NAME = re.compile(r"(?P<label>.+)_\d+\.\w+")
 
 
@@ -55,7 +56,10 @@ class Dataset:
         size = int(valid * len(order))
         start = fold * size
         if not 0 < size < len(order) or start + size > len(order):
-            raise UsageError(f"no fold {fold} of {valid:.0%} in {len(order)} photographs")
+            raise UsageError(
+                f"no fold {fold} of {valid:.0%} in {len(order)} photographs: add some, or change "
+                "`valid` or `fold` in the recipe"
+            )
         return order[:start] + order[start + size :], order[start : start + size]
 
 
@@ -74,6 +78,11 @@ def read(folder: str | os.PathLike[str]) -> Dataset:
     paths = sorted(images.expand([root]))
     names = _labels(root, paths)
     classes = tuple(sorted(set(names)))
+    if len(classes) > 1 and set(classes) <= PARTS:
+        raise UsageError(
+            f"{root} holds the parts {_some(classes)}, not a sub-folder for each class: give one of them, "
+            "camkit splits it by itself"
+        )
     if len(classes) < 2:
         raise UsageError(f"all {len(paths)} photographs in {root} are of one class, {classes[0]!r}")
     _check_readable(paths)
@@ -82,7 +91,7 @@ def read(folder: str | os.PathLike[str]) -> Dataset:
 
 
 class Photos(Generic[T]):
-    """Photographs `part` of `data` as `prepare` makes them, with their labels: for a data loader."""
+    """Photographs `part` of `data` as `prepare` makes them, with labels: for a data loader."""
 
     n_inp = 1  # how many of the two are inputs: fastai asks, or finds out by taking one
 
@@ -95,6 +104,12 @@ class Photos(Generic[T]):
     def __getitem__(self, index: int) -> tuple[T, int]:
         number = self.part[index]
         return self.prepare(images.load(self.data.paths[number]).image), self.data.labels[number]
+
+
+def summary(data: Dataset, train: Sequence[int], valid: Sequence[int]) -> str:
+    """One line for the user: how many photographs of which classes."""
+    many = f"{len(data.classes)} classes: {_some(data.classes, count=6)}"
+    return f"{len(train)} photographs to train on, {len(valid)} held out, {many}"
 
 
 def _labels(root: Path, paths: Sequence[Path]) -> list[str]:

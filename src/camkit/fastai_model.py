@@ -20,7 +20,7 @@ from camkit.api import LoadedModel, ModelSource
 from camkit.errors import ModelError
 from camkit.models import qualified
 from camkit.preprocess import Preprocess
-from camkit.weights import first_line, put_weights, read_weights, seeded
+from camkit.weights import first_line, is_file, put_weights, read_weights, seeded
 
 LESSON_CLASSES = 37
 HIDDEN = 512
@@ -132,6 +132,8 @@ class FastaiSource(ModelSource):
             "backbone": backbone,
             "num_classes": LESSON_CLASSES,
         }
+        if not is_file(file) and is_file(f"{file}.pth"):  # as fastai names them
+            file = f"{file}.pth"
         state = None if file == "none" else read_weights(Path(file))
         if state is not None:
             architecture |= _facts(state)
@@ -189,7 +191,7 @@ def _exported(path: Path, device: torch.device, trust: bool) -> LoadedModel:
     if not trust:
         raise ModelError(
             f"{path} is a pickle, which runs code when it is loaded: refused; --trust-pickle allows it, if "
-            "you know where it comes from. Safer: learn.save() and fastai:ARCH@FILE"
+            "you know where it comes from. Safer: learn.save(..., with_opt=False) and fastai:ARCH@FILE"
         )
     try:
         from fastai.learner import load_learner

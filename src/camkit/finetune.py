@@ -24,7 +24,13 @@ def pretrained(arch: str, weights: str, device: torch.device) -> LoadedModel:
         if arch in known:
             raise ModelError(f"{arch} brings its own weights; --weights goes with a name such as resnet34")
         spec = f"{spec}@{weights}"
-    return load_model(spec, device=device)
+    try:
+        return load_model(spec, device=device)
+    except ModelError as error:
+        if weights != "default" or arch in known:
+            raise
+        ways = "in a training: --weights FILE or --weights none; --arch imagenet needs no network"
+        raise ModelError(f"{error} ({ways})") from None
 
 
 def with_new_head(

@@ -95,8 +95,13 @@ def _split(spec: str) -> tuple[str, str]:
         if spec.startswith(f"{name}:"):
             return name, spec[len(name) + 1 :]
     if is_folder:
-        return "bundle", spec
+        inner = str(Path(spec, "bundle"))  # of the folder that a training wrote
+        return "bundle", inner if is_file(Path(inner, "camkit.json")) else spec
     if is_file(spec):
+        if spec.endswith(".pkl"):
+            raise ModelError(
+                f"{spec} is a file, not a bundle folder; of fastai's learn.export(): fastai:{spec}"
+            )
         raise ModelError(
             f"{spec} is a file, not a bundle folder; weights belong to an architecture: timm:NAME@{spec} "
             f"or torchvision:NAME@{spec}"

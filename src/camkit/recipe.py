@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import tomllib
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -36,6 +36,11 @@ def read(table: Mapping[str, Any], recipe: type[R], stage: type[S]) -> tuple[R, 
         raise UsageError("the recipe has no stages: write a table [[stages]] for each")
     stages = [read_options(stage, part, owner="a stage of the recipe") for part in parts]
     return read_options(recipe, values, owner="the recipe"), stages
+
+
+def complete(recipe: Recipe, stages: Sequence[Any]) -> dict[str, Any]:
+    """The table of a recipe with every value, also those that were left to the defaults."""
+    return {**asdict(recipe), "stages": [asdict(stage) for stage in stages]}
 
 
 def text(trainer: Trainer | type[Trainer], name: str | os.PathLike[str]) -> str:

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from camkit import images, render
 from camkit.api import LoadedModel, TrainResult
-from camkit.errors import CamkitError
 from camkit.explanation import explain
+from camkit.files import write_whole
 from camkit.models import load_model
 
 if TYPE_CHECKING:
@@ -119,8 +119,9 @@ def worst(verdicts: Verdicts) -> Image:
     for i in order:
         actual, predicted = int(verdicts.labels[i]), int(verdicts.predicted[i])
         shown = explain(verdicts.model, verdicts.paths[i], target=predicted).overlay()
-        title = f"{names[predicted]} {verdicts.probabilities[i, predicted]:.0%}\nis {names[actual]} "
-        title += f"{verdicts.probabilities[i, actual]:.0%}, loss {verdicts.losses[i]:.2f}"
+        said = verdicts.probabilities[i]
+        title = f"{verdicts.paths[i].name}\nsaid {names[predicted]} {said[predicted]:.0%}\n"
+        title += f"is {names[actual]}, given {said[actual]:.0%}, loss {abs(float(verdicts.losses[i])):.2f}"
         panels.append(render.Panel(title, shown))
     rows = [panels[start : start + 3] for start in range(0, len(panels), 3)]
     return render.sheet(rows, "highest losses: predicted and actual class, Grad-CAM of the predicted")
@@ -133,27 +134,14 @@ def _table(path: Path, rows: Sequence[Mapping[str, object]]) -> Path | None:
     writer = csv.DictWriter(buffer, list(rows[0]), lineterminator="\n", restval="")
     writer.writeheader()
     writer.writerows(rows)
-    return _whole(path, buffer.getvalue().encode())
+    return write_whole(path, buffer.getvalue().encode())
 
 
 def picture(path: Path, image: Image) -> Path:
     """Write a picture as PNG; the folder is made if there is none."""
     buffer = io.BytesIO()
     image.save(buffer, "PNG")
-    return _whole(path, buffer.getvalue())
-
-
-def _whole(path: Path, data: bytes) -> Path:
-    """A file that is there whole or not at all."""
-    draft = path.with_name(f".{path.name}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        draft.write_bytes(data)
-        draft.replace(path)
-    except OSError as error:
-        draft.unlink(missing_ok=True)
-        raise CamkitError(f"cannot write {path}: {error.strerror}") from None
-    return path
+    return write_whole(path, buffer.getvalue())
 
 
 def lines(verdicts: Verdicts, count: int = 5) -> Iterable[str]:

@@ -29,6 +29,14 @@ def is_main() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
+def report_line(epoch: int, total: int, figures: Mapping[str, float]) -> str:
+    """What a user reads after an epoch, counted from 1."""
+    return (
+        f"epoch {epoch}/{total}, train loss {figures['train_loss']:.3f}, valid loss "
+        f"{figures['valid_loss']:.3f}, error {figures['error_rate']:.1%}"
+    )
+
+
 class Run:
     """One training in `request.out`; of several processes that train together the first one writes.
 
@@ -44,10 +52,6 @@ class Run:
             raise UsageError(
                 f"{self.out} holds an unfinished training: go on with --resume, or choose another --out"
             )
-        try:
-            self.out.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise CamkitError(f"cannot write into {self.out}: {error.strerror}") from None
 
     @property
     def _checkpoint(self) -> Path:
@@ -55,19 +59,23 @@ class Run:
 
     def load(self, data: Dataset) -> dict[str, Any] | None:
         """The state after the last finished epoch on `data`, if there is one to go on from."""
+        try:
+            self.out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise CamkitError(f"cannot write into {self.out}: {error.strerror}") from None
         self._data, self._identity = data, _identity(self._trainer, self._request, data)
         if not self._checkpoint.exists():
             return None
         try:
             # Tensors, numbers and texts only: a checkpoint from a stranger runs no code.
             state: dict[str, Any] = torch.load(self._checkpoint, map_location="cpu", weights_only=True)
-            identity = state.pop("identity")
+            identity = dict(state.pop("identity"))
         except Exception as error:
             raise CamkitError(f"{self._checkpoint} cannot be read: {first_line(error)}") from None
-        if identity != self._identity:
+        other = [name for name, value in self._identity.items() if identity.get(name) != value]
+        if other:
             raise UsageError(
-                f"{self.out} holds a training with another recipe, architecture, seed, precision or data: "
-                "choose another --out"
+                f"{self.out} holds a training with another {' and '.join(other)}: choose another --out"
             )
         return state
 
@@ -91,11 +99,13 @@ class Run:
         history: Sequence[Mapping[str, float]],
         steps: Sequence[Mapping[str, float]],
         *,
+        recipe: Mapping[str, Any],
         half: bool = False,
         packages: Sequence[str] = (),
     ) -> TrainResult:
         """Write the bundle, with what an auditor would ask, and drop the checkpoint.
 
+        recipe: every value that was used, also those that the user left to the trainer.
         half: weights as float16. packages: those whose versions matter besides camkit and torch.
         """
         request, data = self._request, self._data
@@ -112,7 +122,7 @@ class Run:
             half=half,
             metrics=dict(metrics),
             trainer=self._trainer,
-            recipe=dict(request.recipe),
+            recipe=dict(recipe),
             arch=request.arch,
             weights=request.weights if request.weights in ("default", "none") else "file",
             seed=request.seed,
@@ -134,8 +144,17 @@ class Run:
         return result
 
 
-def _identity(trainer: str, request: TrainRequest, data: Dataset) -> str:
+def _identity(trainer: str, request: TrainRequest, data: Dataset) -> dict[str, str]:
     """Two trainings with the same identity go the same way."""
     names = [[data.name(i), label] for i, label in enumerate(data.labels)]
-    facts = [trainer, request.recipe, request.arch, request.weights, request.seed, request.precision, names]
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+    facts = {
+        "trainer": trainer,
+        "recipe": request.recipe,
+        "architecture": request.arch,
+        "weights": request.weights,
+        "seed": request.seed,
+        "precision": request.precision,
+        "data": names,
+    }
+    texts = {name: json.dumps(fact, sort_keys=True) for name, fact in facts.items()}
+    return {name: hashlib.sha256(text.encode()).hexdigest() for name, text in texts.items()}

@@ -18,7 +18,7 @@ from camkit.api import Trainer, TrainRequest, TrainResult, option
 from camkit.errors import UsageError
 from camkit.models import pick_device, pick_dtype
 from camkit.preprocess import Preprocess
-from camkit.run import Run
+from camkit.run import Run, report_line
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -83,6 +83,8 @@ class TorchTrainer(Trainer):
         held_out_batches = DataLoader[Any](held_out, plan.batch_size, num_workers=self.options.workers)  # type: ignore[arg-type]
         history, steps, end = state["history"], state["steps"], 0
         total = sum(stage.epochs for stage in stages)
+        say = request.progress or (lambda _, __: None)
+        say(0.0, dataset.summary(data, train, valid))
         with torch.random.fork_rng([model.device] if model.device.type == "cuda" else []):
             for stage in stages:
                 begin, end = end, end + stage.epochs
@@ -96,14 +98,11 @@ class TorchTrainer(Trainer):
                     history.append({"epoch": epoch, "train_loss": loss, **loop.validate(held_out_batches)})
                     steps += done
                     run.save(epoch=epoch + 1, history=history, steps=steps, loop=loop.state_dict())
-                    if request.progress:
-                        error = history[-1]["error_rate"]
-                        request.progress(
-                            (epoch + 1) / total, f"epoch {epoch + 1}/{total}, error {error:.1%}"
-                        )
+                    say((epoch + 1) / total, report_line(epoch + 1, total, history[-1]))
         metrics = {key: history[-1][key] for key in ("error_rate", "valid_loss")}
         model.module.eval()
-        return run.finish(model, valid, metrics, history, steps, half=self.options.half)
+        whole = recipe.complete(plan, stages)
+        return run.finish(model, valid, metrics, history, steps, recipe=whole, half=self.options.half)
 
     def preview(self, request: TrainRequest, photo: Image) -> dict[str, list[Image]]:
         """What random crops, mirroring and colours make of a photograph."""

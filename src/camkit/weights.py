@@ -37,7 +37,8 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         what = (
             f"holds {thing[1]}, which could run code" if thing else "is damaged, or holds no plain tensors"
         )
-        raise ModelError(f"{path} {what}: refused; save `model.state_dict()` instead") from None
+        how = "learn.save(..., with_opt=False)" if "fastcore" in what else "`model.state_dict()`"
+        raise ModelError(f"{path} {what}: refused; save {how} instead") from None
     # Torch and safetensors raise almost anything on a damaged file.
     except Exception as error:
         raise ModelError(f"{path} cannot be read as weights: {first_line(error)}") from None

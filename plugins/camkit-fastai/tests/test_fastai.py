@@ -214,9 +214,10 @@ def test_reflection_and_zeros_differ_where_nothing_was_photographed() -> None:
     ImageDraw.Draw(photo).rectangle((120, 80, 180, 120), fill="red")
     plan = training.Recipe(max_rotate=20.0, max_warp=0.4, p_affine=1.0, max_lighting=0.0)
     ways = data.grids(plan, photo, seed=0)
-    assert list(ways) == ["padding: zeros", "padding: reflection"]
+    assert list(ways) == ["padding: zeros", "padding: reflection, as in the recipe"]
     darkest = {way: min(np.asarray(view)[..., 0].min() for view in views) for way, views in ways.items()}
-    assert darkest["padding: zeros"] < 30 and darkest["padding: reflection"] > 150
+    zeros, reflection = darkest.values()
+    assert zeros < 30 and reflection > 150
     assert all(view.size == (224, 224) for views in ways.values() for view in views)
 
 
@@ -317,7 +318,8 @@ def test_the_bundle_needs_no_fastai_and_says_how_it_was_made(whole: camkit.Train
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert shown.strip() == "('blue', 'green', 'red') (96, 96)"
     facts = json.loads((whole.bundle / "camkit.json").read_text())
-    assert facts["trainer"] == "fastai" and facts["recipe"] == RECIPE and "fastai" in facts["versions"]
+    assert facts["trainer"] == "fastai" and "fastai" in facts["versions"]
+    assert facts["recipe"]["stages"][0]["pct_start"] == 0.25  # also what the recipe left open
 
 
 def test_the_one_cycle_ends_at_the_final_divisor(whole: camkit.TrainResult) -> None:
@@ -393,6 +395,14 @@ def test_an_exported_learner_is_loaded_only_if_trusted(toys: Path, tmp_path: Pat
     )
     learner = vision_learner(batches, "test_resnet", pretrained=False, metrics=error_rate)
     learner.path = tmp_path
+    with learner.no_bar(), learner.no_logging():
+        learner.fit_one_cycle(1)
+    learner.save("both")  # with the optimiser, which is not tensors alone
+    learner.save("plain", with_opt=False)
+    with pytest.raises(ModelError, match="with_opt=False"):
+        camkit.load_model(f"fastai:test_resnet@{tmp_path / 'models' / 'both'}", device="cpu")
+    saved = camkit.load_model(f"fastai:test_resnet@{tmp_path / 'models' / 'plain'}", device="cpu")
+    assert torch.equal(saved.module[1][4].weight, learner.model[1][4].weight)
     learner.export("learner.pkl")
     spec = f"fastai:{tmp_path / 'learner.pkl'}"
     with pytest.raises(ModelError, match=r"is a pickle.*--trust-pickle"):

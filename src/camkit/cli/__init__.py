@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 import camkit
+from camkit.cli.bench import bench
 from camkit.cli.explain import explain
 from camkit.cli.model import model
 from camkit.cli.plugin import plugin
@@ -77,6 +78,7 @@ def cli(debug: bool) -> None:
     camkit explain                     the bundled photograph, the default model
     camkit explain cat.jpg --class Bengal --class top:3
     camkit train photos/               a classifier of your own, with a report
+    camkit bench --quick               how fast, and whether the maps tell the truth
     camkit model layers imagenet       which layers can carry a map
     camkit plugin list                 which explainers are installed
     """
@@ -85,6 +87,7 @@ def cli(debug: bool) -> None:
 
 cli.add_command(explain)
 cli.add_command(train)
+cli.add_command(bench)
 cli.add_command(model)
 cli.add_command(plugin)
 

@@ -19,7 +19,11 @@ from camkit.errors import UsageError
 @click.option(
     "--trainer", default="fastai", show_default=True, metavar="NAME", help="`camkit plugin list` shows all."
 )
-@click.option("--recipe", metavar="NAME|FILE", help="One of the trainer's, or a TOML file.")
+@click.option(
+    "--recipe",
+    metavar="NAME|FILE",
+    help="One of the trainer's (fastai: lesson6; torch: default, pets-small), or a TOML file.",
+)
 @click.option("--show-recipe", is_flag=True, help="Print the recipe, for a copy of your own, and stop.")
 @click.option(
     "--arch", default="resnet34", show_default=True, help="A name of torchvision or timm, or imagenet."
@@ -32,7 +36,12 @@ from camkit.errors import UsageError
     help="What it starts from: trained on ImageNet, random, or a file.",
 )
 @click.option(
-    "-o", "--option", "options", multiple=True, metavar="KEY=VALUE", help="An option of the trainer."
+    "-o",
+    "--option",
+    "options",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="An option of the trainer: `camkit plugin show fastai` lists them.",
 )
 @click.option(
     "--out",
@@ -50,7 +59,7 @@ from camkit.errors import UsageError
     type=click.Choice(["float32", "bfloat16", "float16"]),
     default="float32",
     show_default=True,
-    help="Of the arithmetic; weights stay float32.",
+    help="Of the arithmetic; weights stay float32. On a CPU only the trainer torch has the latter two.",
 )
 @click.option("--resume", is_flag=True, help="Go on from the last finished epoch in --out.")
 @click.option("--preview", is_flag=True, help="Only draw what augmentation makes of a photograph.")
@@ -91,9 +100,14 @@ def train(data: str, **given: Any) -> None:
         return
 
     from camkit import report
-    from camkit.run import is_main
+    from camkit.run import BUNDLE, CHECKPOINT, is_main
 
-    with _progress() as progress:
+    out: Path = given["out"]
+    if given["resume"] and (out / BUNDLE).is_dir():
+        click.echo(f"nothing to do: {out} is finished", err=True)
+        click.echo(f"bundle: {out / BUNDLE}")
+        return
+    with _progress() as progress, _interrupts(out / CHECKPOINT):
         result = training.train(
             data,
             trainer=name,
@@ -113,10 +127,21 @@ def train(data: str, **given: Any) -> None:
 
 
 @contextmanager
+def _interrupts(checkpoint: Path) -> Iterator[None]:
+    """Ctrl-C says how to go on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        kept = "go on with --resume" if checkpoint.exists() else "no epoch was finished"
+        click.echo(f"Interrupted: {kept}", err=True)
+        raise
+
+
+@contextmanager
 def _progress() -> Iterator[Callable[[float, str], None]]:
     """A bar with the time left on a terminal, else a line for each epoch; both on stderr."""
+    said: set[str] = set()
     if not sys.stderr.isatty():
-        said: set[str] = set()
 
         def say(_: float, text: str) -> None:
             if text not in said:
@@ -131,4 +156,11 @@ def _progress() -> Iterator[Callable[[float, str], None]]:
     columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True)) as bar:
         task = bar.add_task("training", total=1.0)
-        yield lambda fraction, text: bar.update(task, completed=fraction, description=text)
+
+        def show(fraction: float, text: str) -> None:
+            if text not in said:
+                bar.console.print(text, highlight=False)
+            said.add(text)
+            bar.update(task, completed=fraction)
+
+        yield show

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import random
+import sys
 from collections.abc import Callable, Sequence
+from contextlib import redirect_stdout
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -57,7 +59,8 @@ def read(request: TrainRequest) -> dataset.Dataset:
 def _fetch() -> str:
     """The folder of the Oxford-IIIT Pet data; what is there already is used without a network."""
     try:
-        return str(untar_data(URLs.PETS))
+        with redirect_stdout(sys.stderr):  # the bar of the download
+            return str(untar_data(URLs.PETS))
     # Whatever the network, the disk and the archive do.
     except Exception as error:
         archive = fastai_cfg().path("archive") / URLs.PETS.rpartition("/")[2]
@@ -131,7 +134,10 @@ def grids(plan: Augmentation, photo: Image, seed: int, size: int = 224) -> dict[
         state = random.getstate()
         try:
             return {
-                f"padding: {mode}": views(replace(plan, pad_mode=mode)) for mode in ("zeros", "reflection")
+                f"padding: {mode}{', as in the recipe' * (mode == plan.pad_mode)}": views(
+                    replace(plan, pad_mode=mode)
+                )
+                for mode in ("zeros", "reflection")
             }
         finally:
             random.setstate(state)

@@ -34,7 +34,7 @@ from camkit.errors import CamkitError, UsageError
 from camkit.fastai_model import FastaiSource, cut, default_layer, features
 from camkit.models import pick_device
 from camkit.preprocess import Preprocess
-from camkit.run import Run, is_main
+from camkit.run import Run, is_main, report_line
 from camkit_fastai import Settings, data
 
 AMP = {"bfloat16": "bf16", "float16": "fp16"}
@@ -80,7 +80,7 @@ def train(request: TrainRequest, settings: Settings) -> TrainResult:
     with _random_states():
         model = start(request, plan, stages, photos.classes, device)
         journal = Journal(run, request, sum(stage.epochs for stage in stages), state)
-        journal.say(0, f"{len(train)} photographs to train on, {len(valid)} held out")
+        journal.say(0, dataset.summary(photos, train, valid))
 
         def batches(stage: Stage) -> DataLoaders:
             seen = replace(model.preprocess, size=(stage.size, stage.size))
@@ -97,7 +97,14 @@ def train(request: TrainRequest, settings: Settings) -> TrainResult:
     model.module.eval()
     metrics = {key: journal.history[-1][key] for key in ("error_rate", "valid_loss")}
     return run.finish(
-        model, valid, metrics, journal.history, journal.steps, half=settings.half, packages=["fastai"]
+        model,
+        valid,
+        metrics,
+        journal.history,
+        journal.steps,
+        recipe=recipe.complete(plan, stages),
+        half=settings.half,
+        packages=["fastai"],
     )
 
 
@@ -185,7 +192,7 @@ class Journal(Callback):
             module=get_model(self.learn.model).state_dict(),
             optimiser=self.opt.state_dict()["state"],  # the schedule sets the rest
         )
-        self.say(self.number + 1, f"epoch {self.number + 1}/{self.total}, error {error:.1%}")
+        self.say(self.number + 1, report_line(self.number + 1, self.total, figures))
 
 
 def _learner(batches: DataLoaders, model: LoadedModel, plan: Recipe, request: TrainRequest) -> Learner:

@@ -1,0 +1,236 @@
+"""`bench.json`: the one source of all tables and reports, and the figures that are read from it."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from camkit.bench.stats import Estimate
+from camkit.errors import UsageError
+from camkit.files import write_whole
+
+SCHEMA = 1
+NAME = "bench.json"
+EXAMPLES = "examples"
+FORWARD = ("bare", "forward")
+MAX_BYTES = 256 * 2**20
+
+# What a document must hold to be read.
+KEYS = {
+    "command": str,
+    "settings": dict,
+    "environment": dict,
+    "conditions": dict,
+    "scenes": list,
+    "metrics": dict,
+    "rows": list,
+    "agreement": dict,
+    "examples": list,
+}
+HEADERS = (
+    *(
+        "BACKEND",
+        "METHOD",
+        "MS",
+        "X FORWARD",
+        "IMAGES/S",
+        "PEAK MIB",
+        "AGREE",
+        "GAIN",
+        "POINTING",
+        "ENERGY",
+    ),
+    *("SANITY", "NOTES"),
+)
+# Columns of scores, by the metric they show.
+SHOWN = ("spearman", "symmetric-relevance-gain", "pointing-game", "energy-pointing-game")
+SANITY = ("sanity-cascading", "sanity-independent", "random-logit")
+NOTHING = "-"
+
+
+def plain(value: Any) -> Any:
+    """As JSON holds it: numbers to seven digits, and `null` for what is not finite."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if isinstance(value, float):
+        return float(f"{value:.7g}") if math.isfinite(value) else None
+    return value
+
+
+def estimate(value: Estimate, middle: str = "median") -> dict[str, float | None]:
+    """An estimate as the document holds it."""
+    return {middle: value.middle, "low": value.low, "high": value.high}
+
+
+def as_json(document: Mapping[str, Any]) -> str:
+    """One line of valid UTF-8, without NaN."""
+    text = json.dumps(document, ensure_ascii=False, allow_nan=False)
+    return text.encode("utf-8", "backslashreplace").decode("utf-8") + "\n"
+
+
+def write(folder: Path, document: Mapping[str, Any]) -> Path:
+    """`bench.json` in `folder`."""
+    return write_whole(folder / NAME, as_json(document))
+
+
+def read(source: Path) -> dict[str, Any]:
+    """The document in a folder, or in a file; `UsageError` if there is none of this schema."""
+    path = source / NAME if source.is_dir() else source
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            raise UsageError(f"{path} is too large for a benchmark")
+        document = json.loads(path.read_bytes())
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read: {error.strerror or error}") from None
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"{path} is no JSON: {error}") from None
+    if not isinstance(document, dict) or "schema" not in document:
+        raise UsageError(f"{path} was not written by camkit bench")
+    if document["schema"] != SCHEMA:
+        raise UsageError(f"{path} has schema {document['schema']}, this camkit reads {SCHEMA}")
+    for key, kind in KEYS.items():
+        if not isinstance(document.get(key), kind):
+            raise UsageError(f"{path} is damaged: {key} is missing or no {kind.__name__}")
+    return document
+
+
+# --- figures ----------------------------------------------------------------------------------------
+
+
+def score(row: Mapping[str, Any], metric: str) -> dict[str, Any] | None:
+    """A metric of a row: of the first scene that has it."""
+    found = (scores[metric] for scores in row["scores"].values() if metric in scores)
+    return next(found, None)
+
+
+def best(row: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The latency record of the batch size with the highest throughput."""
+    records: Sequence[dict[str, Any]] = row["latency"]
+    return max(records, key=lambda record: record["images_per_second"]) if records else None
+
+
+def peak(row: Mapping[str, Any]) -> int | None:
+    """The most memory that the smallest batch takes, in bytes: allocated, or resident on a CPU."""
+    memory = row["latency"][0]["memory"] if row["latency"] else {}
+    found: int | None = memory.get("allocated", memory.get("resident"))
+    return found
+
+
+def figures(row: Mapping[str, Any]) -> dict[str, float | None]:
+    """The figures of a row by name, as `--fail-if` has them; a test is 1 if it is passed, 0 if not.
+
+    ms, ratio and memory (MiB) are those of the first batch size, throughput that of the best.
+    """
+    first = row["latency"][0] if row["latency"] else None
+    top, bytes_ = best(row), peak(row)
+    values: dict[str, float | None] = {
+        "ms": 1000 * first["seconds"]["median"] if first else None,
+        "ratio": first["ratio"]["median"] if first and first["ratio"] else None,
+        "throughput": top["images_per_second"] if top else None,
+        "memory": None if bytes_ is None else bytes_ / 2**20,
+        "parity": row["parity"],
+        "sanity": None if sane(row) is None else float(bool(sane(row))),
+    }
+    for scores in reversed(list(row["scores"].values())):  # the first scene has the last word
+        values |= {name: found["mean"] for name, found in scores.items()}
+    return values
+
+
+def all_figures(document: Mapping[str, Any]) -> dict[str, float | None]:
+    """The figures of all rows, as `BACKEND.METHOD.FIGURE`."""
+    return {
+        figure_name(row["backend"], row["method"], figure): value
+        for row in document["rows"]
+        for figure, value in figures(row).items()
+    }
+
+
+def figure_name(backend: str, method: str, figure: str) -> str:
+    """What an expression calls a figure."""
+    return ".".join(map(slug, (backend, method, figure)))
+
+
+FIGURES = ("ms", "ratio", "throughput", "memory", "parity", "sanity")
+
+
+def sane(row: Mapping[str, Any]) -> bool | None:
+    """Whether the tests are passed that were made; `None` if none was."""
+    verdicts = [found["passed"] for name in SANITY if (found := score(row, name))]
+    verdicts = [verdict for verdict in verdicts if verdict is not None]
+    return all(verdicts) if verdicts else None
+
+
+def slug(name: str) -> str:
+    """A name as an expression can hold it: `grad-cam` is `grad_cam`, `gradcam++` is `gradcampp`."""
+    return re.sub(r"\W", "_", name.replace("+", "p"))
+
+
+def null_lines(document: Mapping[str, Any], scene: str | None = None) -> list[str]:
+    """What independent random maps come to in each measure of agreement: the middle 95 %.
+
+    scene: by default the first, of which only the measure in the headline table is told.
+    """
+    name = scene or document["scenes"][0]["name"]
+    agreement = document["agreement"].get(name) or {"measures": {}}
+    lines = []
+    for measure, found in agreement["measures"].items():
+        low, _, high = found["null"]
+        if low is not None and (scene or measure == SHOWN[0]):
+            height, width = agreement["size"]
+            span = f"{low:.2f} to {high:.2f}"
+            lines.append(f"{measure} of independent random maps of {height} x {width}, 95 %: {span}")
+    return lines
+
+
+# --- the headline table -----------------------------------------------------------------------------
+
+
+def headline(document: Mapping[str, Any]) -> list[list[str]]:
+    """The cells below `HEADERS`, a line for each row."""
+    return [_line(row) for row in document["rows"]]
+
+
+def _line(row: Mapping[str, Any]) -> list[str]:
+    first, top, values = (row["latency"] or [None])[0], best(row), figures(row)
+    ms = ratio = speed = NOTHING
+    if first and top:
+        ms = span(first["seconds"], 1000)
+        ratio = span(first["ratio"]) if first["ratio"] else "1"
+        speed = f"{_short(top['images_per_second'])} at {top['batch']}"
+    shown = [_mean(score(row, name)) for name in SHOWN]
+    memory = NOTHING if values["memory"] is None else _short(values["memory"])
+    return [row["backend"], row["method"], ms, ratio, speed, memory, *shown, _sanity(row), _notes(row)]
+
+
+def _sanity(row: Mapping[str, Any]) -> str:
+    failed = [name for name in SANITY if (found := score(row, name)) and found["passed"] is False]
+    if failed:
+        return "FAIL"
+    return NOTHING if sane(row) is None else "pass"
+
+
+def _notes(row: Mapping[str, Any]) -> str:
+    return "; ".join(row["notes"]) or NOTHING
+
+
+def span(value: Mapping[str, Any], scale: float = 1) -> str:
+    """A median with its interval."""
+    middle = _short(value["median"] * scale)
+    if value["low"] is None:
+        return middle
+    return f"{middle} [{_short(value['low'] * scale)}, {_short(value['high'] * scale)}]"
+
+
+def _mean(found: Mapping[str, Any] | None) -> str:
+    return f"{found['mean']:.2f}" if found and found["mean"] is not None else NOTHING
+
+
+def _short(value: float) -> str:
+    """Three digits that matter."""
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"

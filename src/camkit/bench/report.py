@@ -1,0 +1,332 @@
+"""Markdown and one self-contained HTML page from a document: nothing is measured or fetched here."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from camkit import render
+from camkit.bench import document as documents
+from camkit.bench import stats
+from camkit.bench.document import HEADERS, NOTHING, best, headline, score
+from camkit.files import write_whole
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    Picture = Image | bytes
+
+Document = Mapping[str, Any]
+Rows = Sequence[Sequence[str]]
+GAIN = "symmetric-relevance-gain"
+CURVES = {  # with what happens along the way
+    "deletion": "share of the pixels set to zero, the most relevant first",
+    "insertion": "share of the pixels put into a blurred image, the most relevant first",
+    GAIN: "share of the pixels removed",
+}
+
+
+@dataclass(frozen=True)
+class Section:
+    """A heading with words, a table, pictures and a line of code below it, each of which may be missing.
+
+    pictures: with a text that says what is to be seen.
+    """
+
+    title: str
+    words: Sequence[str] = ()
+    headers: Sequence[str] = ()
+    rows: Rows = ()
+    pictures: Sequence[tuple[str, Picture]] = ()
+    code: str = ""
+
+
+def write(document: Document, folder: Path) -> list[Path]:
+    """`report.md` and `report.html` in `folder`, where the pictures of examples may lie, too."""
+    sections = list(contents(document, folder))
+    return [
+        write_whole(folder / "report.md", markdown(sections)),
+        write_whole(folder / "report.html", page(sections)),
+    ]
+
+
+# --- what is told -----------------------------------------------------------------------------------
+
+
+def contents(document: Document, folder: Path) -> Iterator[Section]:
+    """The report, section by section; what was not measured is left out."""
+    yield Section("camkit bench", tuple(_introduction(document)), HEADERS, headline(document))
+    if rows := list(_latency(document)):
+        pictures = list(_distributions(document))
+        yield Section("Latency and memory", [TIMING_WORDS], LATENCY, rows, pictures)
+    if found := _tradeoff(document):
+        yield Section("Speed against faithfulness", [FRONT_WORDS], pictures=[found])
+    if rows := list(_parity(document)):
+        yield Section("Parity", [PARITY_WORDS], ("BACKEND", "METHOD", "DIFFERENCE"), rows)
+    for scene, agreement in document["agreement"].items():
+        if agreement:
+            pictures = list(_matrices(agreement, scene))
+            words = [MATRIX_WORDS, *documents.null_lines(document, scene)]
+            yield Section(f"Agreement: {scene}", words, pictures=pictures)
+    for scene in document["scenes"]:
+        headers, rows = _scores(document, scene["name"])
+        if len(headers) > 2:
+            words = [_scene(scene), *_metric_lines(document, headers[2:])]
+            pictures = list(_bands(document, scene["name"]))
+            yield Section(f"Scores: {scene['name']}", words, headers, rows, pictures)
+    if examples := list(_examples(document, folder)):
+        yield Section("Where explainers disagree most", pictures=examples)
+    yield Section("Environment", headers=("FACT", "VALUE"), rows=list(_environment(document)))
+    yield Section("Again", code=document["command"])
+
+
+TIMING_WORDS = (
+    "Medians with 95 % bootstrap intervals. Ratios are paired: both calls of the same round. A percentile "
+    "is left out below 64 (p90) or 662 (p99) samples, and the verdict is a claim only where the interval "
+    "excludes 1. Cold is the very first call in the process. Resident memory is a lower bound."
+)
+FRONT_WORDS = "On the line are those that no other beats in both."
+MATRIX_WORDS = "Means over the images, at the maps' own resolution; empty where resolutions differ."
+PARITY_WORDS = "Largest absolute difference of the raw maps from the reference, relative to its peak."
+
+
+def _introduction(document: Document) -> Iterator[str]:
+    settings, machine = document["settings"], document["environment"]
+    yield (
+        f"Model {settings['model']}, layer {settings['layer']}, {settings['dtype']} on "
+        f"{machine.get('device_name')}, threads: {machine.get('threads')}."
+    )
+    yield from map(_scene, document["scenes"])
+    yield TABLE_WORDS
+
+
+TABLE_WORDS = (
+    "MS, X FORWARD and PEAK MIB are those of the smallest batch. AGREE is the rank correlation with the "
+    "reference, GAIN the symmetric relevance gain, POINTING and ENERGY the pointing games. Agreement is "
+    "not correctness; controls know nothing of the model, so what they reach is worth nothing."
+)
+
+
+def _scene(scene: Mapping[str, Any]) -> str:
+    truth = f", truth for {scene['with_truth']}" if scene["with_truth"] else ", without truth"
+    share = scene.get("truth_share")
+    chance = f", which covers {share:.0%}: the level of chance" if share else ""
+    return f"{scene['name']}: {scene['images']} images{truth}{chance}."
+
+
+LATENCY = (
+    *("BACKEND", "METHOD", "BATCH", "MS", "X FORWARD", "X REFERENCE", "VERDICT", "P90", "P99"),
+    *("COLD MS", "IMAGES/S", "MEMORY MIB", "ROUNDS"),
+)
+
+
+def _latency(document: Document) -> Iterator[list[str]]:
+    for row in document["rows"]:
+        for record in row["latency"]:
+            against = record["against"]
+            memory = [f"{kind} {size / 2**20:.1f}" for kind, size in record["memory"].items()]
+            yield [
+                *(row["backend"], row["method"], str(record["batch"])),
+                documents.span(record["seconds"], 1000),
+                documents.span(record["ratio"]) if record["ratio"] else NOTHING,
+                documents.span(against) if against else NOTHING,
+                against["verdict"] if against else NOTHING,
+                *(_ms(record[key]) for key in ("p90", "p99", "cold")),
+                f"{record['images_per_second']:.1f}",
+                ", ".join(memory) or "not readable here",
+                str(len(record["samples"]["host"])),
+            ]
+
+
+def _ms(seconds: float | None) -> str:
+    return NOTHING if seconds is None else f"{1000 * seconds:.1f}"
+
+
+def _distributions(document: Document) -> Iterator[tuple[str, Picture]]:
+    by_batch: dict[int, dict[str, list[float]]] = {}
+    for row in document["rows"]:
+        for record in row["latency"]:
+            samples = [1000 * seconds for seconds in record["samples"]["host"]]
+            by_batch.setdefault(record["batch"], {})[_name(row)] = samples
+    for batch, by_name in by_batch.items():
+        label = f"ms from call to result, batch of {batch}"
+        yield label, render.distributions(by_name, label)
+
+
+def _tradeoff(document: Document) -> tuple[str, Picture] | None:
+    points = {}
+    for row in document["rows"]:
+        top, gain = best(row), score(row, GAIN)
+        if row["kind"] == "explainer" and top and gain and gain["mean"] is not None:
+            points[_name(row)] = (1000 / top["images_per_second"], gain["mean"])
+    if not points:
+        return None
+    names = list(points)
+    front = [names[i] for i in stats.pareto(list(points.values()))]
+    labels = ("ms per image, at the best batch size", "symmetric relevance gain")
+    return "speed against faithfulness", render.tradeoff(points, front, labels)
+
+
+def _parity(document: Document) -> Iterator[list[str]]:
+    for row in document["rows"]:
+        if row["parity"] is not None:
+            yield [row["backend"], row["method"], f"{row['parity']:.1e}"]
+
+
+def _matrices(agreement: Mapping[str, Any], scene: str) -> Iterator[tuple[str, Picture]]:
+    for measure in ("spearman", "ssim"):
+        found = agreement["measures"][measure]
+        low, _, high = found["null"]
+        null = "" if low is None else f"; random maps {low:.2f} to {high:.2f}"
+        title = f"{measure}, {scene}{null}"
+        yield title, render.matrix(agreement["names"], found["mean"], title)
+
+
+def _scores(document: Document, scene: str) -> tuple[list[str], list[list[str]]]:
+    found = [(row, row["scores"].get(scene, {})) for row in document["rows"]]
+    metrics = [name for name in document["metrics"] if any(name in scores for _, scores in found)]
+    rows = [
+        [row["backend"], row["method"], *(_cell(scores.get(name)) for name in metrics)]
+        for row, scores in found
+        if scores
+    ]
+    return ["BACKEND", "METHOD", *metrics], rows
+
+
+def _cell(found: Mapping[str, Any] | None) -> str:
+    if not found or found["mean"] is None:
+        return NOTHING
+    span = "" if found["low"] is None else f" [{found['low']:.2f}, {found['high']:.2f}]"
+    verdict = {True: " pass", False: " FAIL", None: ""}[found["passed"]]
+    return f"{found['mean']:.3g}{span}{verdict}"
+
+
+def _metric_lines(document: Document, names: Iterable[str]) -> Iterator[str]:
+    for name in names:
+        metric = document["metrics"][name]
+        better, limit = metric["direction"], metric["limit"]
+        passed = "" if limit is None else f", passed if {better} than {limit:g}"
+        yield f"{name}: {metric['summary']}; {better} is better{passed}. {metric['paper']}"
+
+
+def _bands(document: Document, scene: str) -> Iterator[tuple[str, Picture]]:
+    for metric, along in CURVES.items():
+        lines = {}
+        for row in document["rows"]:
+            curves = (row["scores"].get(scene, {}).get(metric) or {}).get("curves") or []
+            if defined := [curve for curve in curves if None not in curve]:
+                lines[_name(row)] = np.array(defined)
+        if lines:
+            yield f"{metric}, {scene}", render.bands(lines, (along, metric))
+
+
+def _examples(document: Document, folder: Path) -> Iterator[tuple[str, Picture]]:
+    for example in document["examples"]:
+        # The document may come from anybody: nothing outside of the folder is read.
+        path = folder / documents.EXAMPLES / Path(str(example["file"])).name
+        if path.suffix == ".png" and path.is_file():
+            yield str(example["title"]), path.read_bytes()
+
+
+def _environment(document: Document) -> Iterator[list[str]]:
+    parts = {"": document["environment"]} | {name: document[name] for name in ("settings", "conditions")}
+    for prefix, part in parts.items():
+        yield from _flat(prefix, part)
+    yield ["created", str(document.get("created", ""))]
+
+
+def _flat(name: str, value: Any) -> Iterator[list[str]]:
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from _flat(f"{name} {key}".strip(), item)
+    elif value not in (None, [], ""):
+        yield [name, ", ".join(map(str, value)) if isinstance(value, list) else str(value)]
+
+
+def _name(row: Mapping[str, Any]) -> str:
+    return f"{row['backend']} {row['method']}"
+
+
+# --- how it is written ------------------------------------------------------------------------------
+
+
+def markdown(sections: Iterable[Section]) -> str:
+    """Words and tables; pictures are for the page."""
+    lines: list[str] = []
+    for number, section in enumerate(sections):
+        lines += [f"{'##' if number else '#'} {_md(section.title)}", ""]
+        for text in section.words:
+            lines += [_md(text), ""]
+        if section.rows:
+            lines += [_md_row(section.headers), "|" + "---|" * len(section.headers)]
+            lines += [*map(_md_row, section.rows), ""]
+        if section.code:
+            lines += [f"    {' '.join(section.code.split())}", ""]
+    return "\n".join(lines)
+
+
+def _md(text: str) -> str:
+    """A text that means nothing to Markdown, on one line."""
+    escaped = html.escape(" ".join(str(text).split()), quote=False)
+    return "".join(f"\\{sign}" if sign in "\\`*_[]|" else sign for sign in escaped)
+
+
+def _md_row(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(map(_md, cells))} |"
+
+
+# Nothing but what is in the page: no scripts, no fonts, no requests.
+POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 75em; margin: 2em auto; padding: 0 1em; }
+table { border-collapse: collapse; font-size: 13px; font-variant-numeric: tabular-nums; }
+th, td { border-bottom: 1px solid #ddd; padding: .25em .7em; text-align: left; vertical-align: top; }
+figure { margin: 1em 0; } img { max-width: 100%; } figcaption, p { max-width: 60em; }
+.wide { overflow-x: auto; } pre { background: #f4f4f4; padding: .7em; overflow-x: auto; }
+"""
+
+
+def page(sections: Iterable[Section]) -> str:
+    """One HTML page that needs nothing else and runs nothing."""
+    body = "\n".join(_html(section, number) for number, section in enumerate(sections))
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
+        '<meta name="viewport" content="width=device-width">'
+        f"<title>camkit bench</title><style>{STYLE}</style></head>\n<body>\n{body}\n</body></html>\n"
+    )
+
+
+def _html(section: Section, number: int) -> str:
+    parts = [_tag(f"h{2 if number else 1}", section.title), *(_tag("p", text) for text in section.words)]
+    if section.rows:
+        head = "".join(_tag("th", cell) for cell in section.headers)
+        lines = ("".join(_tag("td", cell) for cell in row) for row in section.rows)
+        rows = "".join(f"<tr>{line}</tr>" for line in (head, *lines))
+        parts.append(f'<div class="wide"><table>{rows}</table></div>')
+    parts += [_figure(caption, picture) for caption, picture in section.pictures]
+    if section.code:
+        parts.append(_tag("pre", section.code))
+    return "\n".join(parts)
+
+
+def _tag(name: str, text: str) -> str:
+    return f"<{name}>{html.escape(str(text))}</{name}>"
+
+
+def _figure(caption: str, picture: Picture) -> str:
+    if not isinstance(picture, bytes):
+        buffer = io.BytesIO()
+        picture.save(buffer, "PNG")
+        picture = buffer.getvalue()
+    data = base64.b64encode(picture).decode("ascii")
+    text = html.escape(caption)
+    image = f'<img alt="{text}" src="data:image/png;base64,{data}">'
+    return f"<figure>{image}<figcaption>{text}</figcaption></figure>"

@@ -1,0 +1,228 @@
+"""Maps of every row on one scene, whether they are equal to the reference, and what metrics say of them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from camkit.api import MapBatch, Metric, Scores
+from camkit.bench import stats
+from camkit.bench.document import estimate
+from camkit.bench.request import BenchRequest
+from camkit.bench.rows import Row
+from camkit.bench.scenes import Scene
+from camkit.host import run as explain
+from camkit.metrics import agreement
+from camkit.metrics.basics import telling, usable
+from camkit.metrics.controls import CONTROLS
+from camkit.metrics.measure import measure, passes
+from camkit.targets import given
+
+Maps = Callable[[Tensor, Tensor], Tensor]
+Progress = Callable[[str], None]
+
+# How far maps of one method may differ and count as equal, relative to their peak.
+EQUAL = {"float64": 1e-5, "float32": 1e-3, "bfloat16": 5e-2, "float16": 1e-2}
+
+
+@dataclass(frozen=True)
+class Survey:
+    """Of one scene: maps of every row that has some, and how far they agree."""
+
+    maps: dict[str, Tensor]
+    matrix: dict[str, Any]
+
+
+def survey(
+    request: BenchRequest,
+    scene: Scene,
+    rows: Sequence[Row],
+    metrics: Mapping[str, Metric],
+    progress: Progress,
+) -> Survey:
+    """Maps of all rows, equality with the reference, and all scores, on one scene; no maps if all fail."""
+    makers = _makers(scene, rows, request.seed)
+    maps: dict[str, Tensor] = {}
+    for row in rows:
+        if row.key not in makers:
+            continue
+        progress(f"{scene.name}: maps of {row.key}")
+        try:
+            maps[row.key] = _all_maps(scene, makers[row.key])
+        except Exception as error:  # of a plugin, which may raise anything
+            # A control has the maps of an explainer, and shares its fate.
+            if row.kind == "explainer":
+                row.fail(f"no maps of the {scene.name}", error)
+        else:
+            _note_odd(row, scene, maps[row.key])
+    if not maps:
+        return Survey({}, {})
+    reference_of = references(rows, maps)
+    _parity(request.dtype, rows, maps, reference_of)
+    for row in rows:
+        if row.key not in maps:
+            continue
+        progress(f"{scene.name}: scores of {row.key}")
+        reference: Tensor | None = maps[reference_of[row.key]]
+        if reference_of[row.key] == row.key:
+            row.note("the reference")
+            reference = None
+        make = makers[row.key]
+        scores = _scores(scene, row, metrics, maps[row.key], reference, make, request.seed)
+        row.scores[scene.name] = scores
+    return Survey(maps, _matrix(maps, request.seed) if "agreement" in request.metrics else {})
+
+
+def _makers(scene: Scene, rows: Sequence[Row], seed: int) -> dict[str, Maps]:
+    """What makes the maps of each row; the controls' are like those of the first explainer."""
+    makers = {row.key: maker(scene, row) for row in rows if row.explainer is not None}
+    for row in rows:
+        if row.kind == "control" and makers:
+            makers[row.key] = _control(row.method, next(iter(makers.values())), seed)
+    return makers
+
+
+def _scores(
+    scene: Scene,
+    row: Row,
+    metrics: Mapping[str, Metric],
+    maps: Tensor,
+    reference: Tensor | None,
+    make: Maps,
+    seed: int,
+) -> dict[str, Any]:
+    """What the metrics say of a row, of those that have what they need."""
+    lacking = {need for need, part in (("truth", scene.truth), ("reference", reference)) if part is None}
+    found = {}
+    for name, metric in metrics.items():
+        if lacking & set(metric.needs):
+            continue
+        try:
+            scores = _scored(metric, name, scene, maps, reference, make, seed)
+        except Exception as error:  # of a plugin, which may raise anything
+            row.fail(f"no {name} of the {scene.name}", error)
+            continue
+        found[name] = _summary(metric, scores, seed)
+        undefined = int(scores.values.isnan().sum())
+        if undefined and row.kind == "explainer":
+            row.note(f"{name} is not defined for {undefined} of {len(maps)} {scene.name}")
+    return found
+
+
+def maker(scene: Scene, row: Row) -> Maps:
+    """From inputs and targets to maps `[B, h, w]` of an explainer, as every call of camkit makes them."""
+
+    def maps(inputs: Tensor, targets: Tensor) -> Tensor:
+        assert row.explainer is not None
+        choose = given(targets, len(inputs))
+        arguments = (scene.model.module, inputs, [scene.layer], [row.method], choose)
+        found = explain(row.explainer, row.backend, *arguments)
+        return found[row.method, scene.layer][:, 0]
+
+    return maps
+
+
+def _control(name: str, real: Maps, seed: int) -> Maps:
+    return lambda inputs, targets: CONTROLS[name](inputs, real(inputs, targets), seed)
+
+
+def _all_maps(scene: Scene, make: Maps) -> Tensor:
+    return torch.cat([make(scene.inputs[part], scene.targets[part]) for part in scene.slices()]).float()
+
+
+def _note_odd(row: Row, scene: Scene, maps: Tensor) -> None:
+    bad, flat = int((~usable(maps)).sum()), int((usable(maps) & ~telling(maps)).sum())
+    if bad:
+        row.note(f"{bad} of {len(maps)} maps of the {scene.name} are NaN or infinite")
+    if flat and row.method != "uniform":
+        row.note(f"{flat} of {len(maps)} maps of the {scene.name} are constant")
+
+
+def references(rows: Sequence[Row], maps: Mapping[str, Tensor]) -> dict[str, str]:
+    """For each row the one to compare with: the first backend's of the same method; controls, the first."""
+    first: dict[str, str] = {}
+    for row in rows:
+        if row.kind == "explainer" and row.key in maps:
+            first.setdefault(row.method, row.key)
+    return {row.key: first.get(row.method, next(iter(maps))) for row in rows}
+
+
+def _parity(
+    dtype: str, rows: Sequence[Row], maps: Mapping[str, Tensor], reference_of: Mapping[str, str]
+) -> None:
+    """The largest difference from the reference of the same method, relative to the peak of that."""
+    for row in rows:
+        reference = reference_of[row.key]
+        if row.kind != "explainer" or row.key not in maps or reference == row.key:
+            continue
+        if maps[row.key].shape != maps[reference].shape:
+            row.note(f"its maps have another resolution than those of {reference}")
+            continue
+        worst = float(agreement.difference(maps[reference], maps[row.key]).max())
+        row.parity = worst if row.parity is None else max(worst, row.parity)
+        if not worst <= EQUAL[dtype]:
+            row.note(f"its maps differ from those of {reference} by {worst:.1e} of the peak")
+
+
+def _scored(
+    metric: Metric, name: str, scene: Scene, maps: Tensor, reference: Tensor | None, make: Maps, seed: int
+) -> Scores:
+    """The scores of all images, in parts: an image's score does not depend on the others."""
+    parts = []
+    for part in scene.slices():
+        batch = MapBatch(
+            maps=maps[part],
+            module=scene.model.module,
+            inputs=scene.inputs[part],
+            targets=scene.targets[part],
+            truth=None if scene.truth is None else scene.truth[part],
+            reference=None if reference is None else reference[part],
+            explain=make,
+            seed=seed,
+        )
+        parts.append(measure(metric, name, batch))
+    curves = [part.curves for part in parts if part.curves is not None]
+    return Scores(
+        torch.cat([part.values for part in parts]), torch.cat(curves) if curves else None, parts[0].steps
+    )
+
+
+def _summary(metric: Metric, scores: Scores, seed: int) -> dict[str, Any]:
+    values = scores.values.tolist()
+    defined = [value for value in values if value == value]
+    middle = stats.mean(defined, seed) if defined else stats.Estimate(math.nan)
+    return {
+        **estimate(middle, "mean"),
+        "defined": len(defined),
+        "passed": passes(metric, scores),
+        "values": values,
+        "curves": None if scores.curves is None else scores.curves.tolist(),
+        "steps": list(scores.steps),
+    }
+
+
+def _matrix(maps: Mapping[str, Tensor], seed: int) -> dict[str, Any]:
+    """The mean of every measure over the images for every pair, `None` where resolutions differ.
+
+    And what random maps of the first one's resolution come to: the 2.5, 50 and 97.5 % quantiles.
+    """
+    size = (next(iter(maps.values())).shape[-2], next(iter(maps.values())).shape[-1])
+    pairs = 1000 if size[0] * size[1] <= 1024 else 50
+    names, result = list(maps), {}
+    for measure_name, compare in agreement.MEASURES.items():
+        table: list[list[float | None]] = [[None] * len(names) for _ in names]
+        for i, j in combinations(range(len(names)), 2):
+            a, b = maps[names[i]], maps[names[j]]
+            if a.shape == b.shape:
+                table[i][j] = table[j][i] = float(compare(a, b).nanmean())
+        drawn = agreement.null(compare, size, pairs, seed)
+        # A measure that is not defined at that size says nothing of random maps either.
+        quantiles = drawn.quantile(torch.tensor([0.025, 0.5, 0.975], dtype=drawn.dtype)).tolist()
+        result[measure_name] = {"mean": table, "null": quantiles}
+    return {"names": names, "size": list(size), "measures": result}

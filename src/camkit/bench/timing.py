@@ -1,0 +1,182 @@
+"""How long calls take, measured so that the comparison is fair.
+
+Warmed up first; then every call once in each round, in shuffled order, so that whatever slows the machine
+for a while slows all of them. Raw samples are kept; what they mean is for `stats`.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import random
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+Call = Callable[[], object]
+LAUNCH_BOUND = 0.9  # of the time on the GPU, from which on queueing the work is what takes the time
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """Seconds of one call.
+
+    host: from the call to the finished result. On CUDA also `device`, between two events around the call,
+    and `enqueue`, until the call returned, whether or not the result was finished.
+    """
+
+    host: float
+    device: float | None = None
+    enqueue: float | None = None
+
+
+Timer = Callable[[Call], Sample]
+
+
+@dataclass(frozen=True)
+class Rounds:
+    """How often: `warmup` rounds that do not count, then rounds until `seconds` are over.
+
+    But at least `least` and at most `most` of them.
+    """
+
+    warmup: int = 2
+    least: int = 5
+    most: int = 64
+    seconds: float = 10.0
+
+
+@dataclass
+class Timed:
+    """What was measured of one call: seconds of the very first time, a sample of each round.
+
+    error: what it raised; from then on it was not called again.
+    """
+
+    cold: float | None = None
+    samples: list[Sample] = field(default_factory=list)
+    error: Exception | None = None
+
+    @property
+    def host(self) -> list[float]:
+        """Seconds from call to result."""
+        return [sample.host for sample in self.samples]
+
+    @property
+    def launch_bound(self) -> bool | None:
+        """Whether queueing takes as long as the GPU, so that a faster GPU would not help; `None` on a CPU.
+
+        A call that waits for the GPU itself looks the same.
+        """
+        pairs = [(s.enqueue, s.device) for s in self.samples]
+        shares = sorted(enqueue / device for enqueue, device in pairs if enqueue and device)
+        return shares[len(shares) // 2] >= LAUNCH_BOUND if shares else None
+
+
+def interleaved(
+    calls: Mapping[str, Call],
+    timer: Timer,
+    rounds: Rounds,
+    seed: int = 0,
+    now: Callable[[], float] = time.perf_counter,
+) -> dict[str, Timed]:
+    """Time `calls` in shuffled rounds; one that raises is left out from then on, the others go on."""
+    timed = {name: Timed() for name in calls}
+
+    def once(name: str) -> Sample | None:
+        if timed[name].error is None:
+            try:
+                return timer(calls[name])
+            except Exception as error:  # of a plugin, which may raise anything
+                timed[name].error = error
+        return None
+
+    for name in calls:
+        first = once(name)
+        timed[name].cold = first.host if first else None
+    order, shuffle = list(calls), random.Random(seed)
+    gc.collect()
+    start, count = now(), 0
+    while count < rounds.warmup + rounds.least or (
+        count < rounds.warmup + rounds.most and now() - start < rounds.seconds
+    ):
+        shuffle.shuffle(order)
+        for name in order:
+            sample = once(name)
+            if sample and count >= rounds.warmup:
+                timed[name].samples.append(sample)
+        count += 1
+    return timed
+
+
+def timer(device: torch.device) -> Timer:
+    """The way to time calls on `device`."""
+    return _on_cuda if device.type == "cuda" else _on_host
+
+
+def _on_host(call: Call) -> Sample:
+    start = time.perf_counter()
+    call()
+    return Sample(time.perf_counter() - start)
+
+
+def _on_cuda(call: Call) -> Sample:
+    event: Callable[..., torch.cuda.Event] = torch.cuda.Event
+    before, after = event(enable_timing=True), event(enable_timing=True)
+    torch.cuda.synchronize()
+    start = time.perf_counter()
+    before.record()
+    call()
+    enqueue = time.perf_counter() - start
+    after.record()
+    torch.cuda.synchronize()
+    host = time.perf_counter() - start
+    return Sample(host, before.elapsed_time(after) / 1000, enqueue)
+
+
+# --- memory -----------------------------------------------------------------------------------------
+
+
+def peak_memory(call: Call, device: torch.device) -> dict[str, int]:
+    """Bytes by which a call goes beyond what was in use before.
+
+    On CUDA `allocated`, by tensors, and `reserved`, what torch holds for them. On Linux `resident`: a lower
+    bound, because memory that the process has kept is used again unseen. Empty where it cannot be read.
+    """
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device), torch.cuda.memory_reserved(device)
+        call()
+        torch.cuda.synchronize()
+        after = torch.cuda.max_memory_allocated(device), torch.cuda.max_memory_reserved(device)
+        return {"allocated": after[0] - before[0], "reserved": after[1] - before[1]}
+    if not _reset_resident_peak():
+        return {}
+    before_call = _status("VmRSS")
+    call()
+    peak = _status("VmHWM")
+    return {"resident": max(0, peak - before_call)} if before_call and peak else {}
+
+
+def _reset_resident_peak() -> bool:
+    gc.collect()
+    try:
+        ctypes.CDLL(None).malloc_trim(0)  # what the allocator has kept would be used again unseen
+        Path("/proc/self/clear_refs").write_text("5")
+    except (OSError, AttributeError, TypeError):
+        return False
+    return True
+
+
+def _status(key: str) -> int:
+    """Bytes of an entry of /proc/self/status; 0 if it is not there."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        name, _, value = line.partition(":")
+        if name == key:
+            return int(value.split()[0]) * 1024
+    return 0

@@ -1,0 +1,221 @@
+"""`camkit bench`: how fast explainers are, how far they agree, whether their maps tell the truth."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from camkit import plugins
+from camkit.cli import tables
+
+
+def _sizes(_: click.Context, __: click.Parameter, text: str | None) -> tuple[int, ...]:
+    """`1,8,32` as numbers."""
+    try:
+        sizes = tuple(sorted({int(part) for part in text.split(",")})) if text else ()
+    except ValueError:
+        raise click.BadParameter(f"{text!r} is not of the form 1,8,32") from None
+    if sizes and sizes[0] < 1:
+        raise click.BadParameter(f"a batch has at least 1 image, not {sizes[0]}")
+    return sizes
+
+
+def _names(_: click.Context, __: click.Parameter, text: str) -> tuple[str, ...]:
+    """`latency,sanity` as names."""
+    return tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
+
+
+@click.group(
+    invoke_without_command=True,
+    epilog="Exit codes: 0 all measured, 1 failed, slower, or a --fail-if holds, 2 wrong usage, 3 some "
+    "cells or images failed, the rest was measured.",
+)
+@click.option("--model", default="pets", show_default=True, metavar="SPEC", help="As of `camkit explain`.")
+@click.option(
+    "--backend",
+    "backends",
+    multiple=True,
+    metavar="NAME",
+    show_default="all installed",
+    help="Which explainer; repeatable. native, otherwise the first, is the reference.",
+)
+@click.option(
+    "--method",
+    "methods",
+    multiple=True,
+    metavar="NAME",
+    default=("gradcam",),
+    show_default="gradcam",
+    help="What to compute; repeatable.",
+)
+@click.option("--layer", default="auto", show_default=True, metavar="NAME", help="The target layer.")
+@click.option(
+    "-o",
+    "--option",
+    "options",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="An option of the backends, such as fast=true; repeatable.",
+)
+@click.option(
+    "--images",
+    multiple=True,
+    metavar="PATH",
+    help="Photographs: files, folders or globs; repeatable. None: the bundled one.",
+)
+@click.option(
+    "--limit",
+    type=click.IntRange(min=1),
+    show_default="16, quick 4",
+    help="Photographs to look at, evenly spread.",
+)
+@click.option(
+    "--truth",
+    metavar="PATH",
+    help="Where the objects are: annotations as of the pets, a folder of masks or a COCO json.",
+)
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+@click.option(
+    "--dtype",
+    type=click.Choice(["float32", "bfloat16", "float16"]),
+    default="float32",
+    show_default=True,
+    help="Type of weights and activations.",
+)
+@click.option(
+    "--batch-size",
+    "batch_sizes",
+    callback=_sizes,
+    metavar="N,N,...",
+    show_default="1,8, on a GPU 1,8,32",
+    help="Batch sizes to time.",
+)
+@click.option(
+    "--metrics",
+    callback=_names,
+    default="latency,agreement,faithfulness,localisation,sanity,complexity",
+    show_default=True,
+    help="Groups, or names of metrics that `camkit plugin list` shows.",
+)
+@click.option(
+    "--rounds", type=click.IntRange(min=1), help="Of timing; 5 to 64 as time allows if none is given."
+)
+@click.option(
+    "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of everything random."
+)
+@click.option("--quick", is_flag=True, help="Fewer rounds, images and metrics.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    default="camkit-bench",
+    show_default=True,
+    help="Folder for bench.json, report.md and report.html.",
+)
+@click.option("--json", "as_json", is_flag=True, help="The document on stdout, not the table.")
+@click.option(
+    "--fail-if",
+    multiple=True,
+    metavar="EXPR",
+    help="Exit with 1 if it holds, such as 'native.gradcam.ratio > 1.2'; repeatable.",
+)
+@click.option("--trust-pickle", is_flag=True, help="Let a model source load pickles. They run code.")
+def bench(out: Path, as_json: bool, fail_if: tuple[str, ...], **given: Any) -> None:
+    """Measure explainers: latency, memory, agreement, faithfulness, localisation, sanity.
+
+    Without arguments it runs offline, on the bundled model and photograph; where the truth must be known,
+    on shapes that it draws. Every file is there whole or not at all.
+
+    \b
+    camkit bench --quick
+    camkit bench --images photos/ --truth masks/ --method gradcam --method layercam
+    camkit bench --backend native --fail-if 'native.gradcam.ratio > 1.2'
+    camkit bench compare before/ after/
+    camkit bench report camkit-bench/
+    """
+    if click.get_current_context().invoked_subcommand is not None:
+        return
+    given["options"] = plugins.parse_assignments(given["options"])
+    for backend in given["backends"]:  # a misspelt name is told before torch is imported
+        plugins.get("explainer", backend)
+    from camkit.bench import conditions
+
+    wanted = [conditions.parse(text) for text in fail_if]
+
+    from camkit.bench import document, report
+    from camkit.bench.request import BenchRequest
+    from camkit.bench.run import figure_names, run
+    from camkit.report import picture
+
+    request = BenchRequest(**given)
+    if wanted:
+        known = figure_names(request)
+        for condition in wanted:
+            condition.check(known)
+    outcome = run(request, lambda text: click.echo(text, err=True))
+    for name, image in outcome.pictures.items():
+        picture(out / document.EXAMPLES / name, image)
+    document.write(out, outcome.document)
+    report.write(outcome.document, out)
+    if as_json:
+        click.echo(document.as_json(outcome.document), nl=False)
+    else:
+        tables.show(document.HEADERS, document.headline(outcome.document))
+    for line in document.null_lines(outcome.document):
+        click.echo(line, err=True)
+    for failure in outcome.failures:
+        click.echo(f"Error: {failure}", err=True)
+    click.echo(f"bench.json and report.html are in {out}", err=True)
+    values = document.all_figures(outcome.document)
+    held = [condition.told(values) for condition in wanted if condition.holds(values)]
+    for text in held:
+        click.echo(f"Error: --fail-if holds: {text}", err=True)
+    if held:
+        raise SystemExit(1)
+    if outcome.failures or any(row["failed"] for row in outcome.document["rows"]):
+        raise SystemExit(3)
+
+
+@bench.command()
+@click.argument("before", type=click.Path(path_type=Path))
+@click.argument("after", type=click.Path(path_type=Path))
+@click.option(
+    "--tolerance",
+    type=click.FloatRange(min=0),
+    default=0.05,
+    show_default=True,
+    help="A change that is surely less is SAME.",
+)
+@click.option("--force", is_flag=True, help="Compare what was measured under different conditions.")
+def compare(before: Path, after: Path, tolerance: float, force: bool) -> None:
+    """Say SAME, FASTER, SLOWER or UNCLEAR of every row of two benchmarks, folders or files.
+
+    Exit code 1 if a row is SLOWER. Explainers are compared by their multiple of the bare forward.
+    """
+    from camkit.bench import compare as comparing
+    from camkit.bench import document
+
+    documents = document.read(before), document.read(after)
+    found = comparing.compare(*documents, tolerance=tolerance, force=force)
+    rows = []
+    for one in found:
+        ratio = one.ratio
+        span = "too few rounds" if ratio.low is None else f"{ratio.low:.3f} to {ratio.high:.3f}"
+        rows.append((one.backend, one.method, str(one.batch), f"{ratio.middle:.3f}", span, one.verdict))
+    tables.show(("BACKEND", "METHOD", "BATCH", "NEW/OLD", "95 %", "VERDICT"), rows)
+    if any(one.verdict == "SLOWER" for one in found):
+        raise SystemExit(1)
+
+
+@bench.command()
+@click.argument("source", type=click.Path(path_type=Path))
+def report(source: Path) -> None:
+    """Write report.md and report.html anew, beside the bench.json of SOURCE, a folder or file."""
+    from camkit.bench import document
+    from camkit.bench import report as reporting
+
+    found = document.read(source)
+    folder = source if source.is_dir() else source.parent
+    for path in reporting.write(found, folder):
+        click.echo(path)

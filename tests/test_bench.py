@@ -1,0 +1,892 @@
+"""`camkit bench`: statistics by hand, rows and notes, comparisons, reports that run nothing."""
+
+from __future__ import annotations
+
+import getpass
+import json
+import platform
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from html.parser import HTMLParser
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from click.testing import Result
+from PIL import Image
+from tests.conftest import runner
+
+from camkit.bench import compare, conditions, document, environment, report, request, run, stats, timing
+from camkit.bench.request import BenchRequest
+from camkit.bench.timing import Rounds, Sample, Timed
+from camkit.cli import cli
+from camkit.errors import CamkitError, OptionError, UsageError
+
+# A model source whose model is small and whose classes have odd names, and explainers that go wrong.
+SITE = """
+import torch
+from torch import nn
+from camkit import Explainer, LoadedModel, Metric, ModelSource, Preprocess, Scores
+
+class Toy(ModelSource):
+    summary = "for tests"
+    def load(self, reference, *, device, trust):
+        with torch.random.fork_rng([]):
+            torch.manual_seed(0)
+            net = nn.Sequential()
+            net.stem = nn.Sequential(nn.Conv2d(3, 6, 3, stride=2, padding=1), nn.ReLU())
+            net.body = nn.Sequential(nn.Conv2d(6, 8, 3, stride=2, padding=1), nn.Tanh())
+            net.pool = nn.AdaptiveAvgPool2d(1)
+            net.flat = nn.Flatten()
+            net.fc = nn.Linear(8, 3)
+        names = ("<script>alert(1)</script>", "a|b", "`c`")
+        return LoadedModel(net.eval(), names, Preprocess(size=(32, 32)), name="toy:net")
+
+class Raises(Explainer):
+    summary = "always fails"
+    methods = ("gradcam",)
+    def maps(self, query):
+        raise RuntimeError("<b>out of luck</b>\\nand more")
+
+class Own(Explainer):
+    summary = "maps of its own"
+    methods = ("gradcam", "owncam")
+    def maps(self, query):
+        return query.inputs.mean(1)[:, ::4, ::4]
+
+class Slow(Own):
+    summary = "for small batches only"
+    methods = ("gradcam", "slowcam")
+    def maps(self, query):
+        if len(query.inputs) > 2:
+            raise RuntimeError("too many")
+        return super().maps(query)
+
+class Strange(Metric):
+    summary = "always fails"
+    direction = "higher"
+    range = (0.0, 1.0)
+    def score(self, batch):
+        raise ValueError("no idea")
+
+class Count(Metric):
+    summary = "how many values a map has"
+    direction = "higher"
+    range = (0.0, 1e9)
+    def score(self, batch):
+        return Scores(torch.full((len(batch.maps),), float(batch.maps[0].numel())))
+"""
+ENTRIES = """
+[camkit.models]
+toy = camkit_toy:Toy
+[camkit.explainers]
+raises = camkit_toy:Raises
+own = camkit_toy:Own
+slow = camkit_toy:Slow
+gone = camkit_nowhere:Gone
+[camkit.metrics]
+strange = camkit_toy:Strange
+count = camkit_toy:Count
+"""
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of installed packages with all that."""
+    folder = tmp_path_factory.mktemp("site")
+    info = folder / "camkit_toy-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: camkit-toy\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(ENTRIES)
+    (folder / "camkit_toy.py").write_text(SITE)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _here(site: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In an empty folder, with these plugins only, and one thread."""
+    torch.set_num_threads(1)
+    monkeypatch.syspath_prepend(str(site))
+    monkeypatch.setenv("CAMKIT_PLUGINS", "camkit-toy,camkit-other")
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+
+
+def photo(name: str, seed: int = 0) -> str:
+    """A picture of coarse noise."""
+    noise = np.random.default_rng(seed).integers(0, 256, (5, 7, 3), dtype=np.uint8)
+    Path(name).parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(noise).resize((48, 40)).save(name)
+    return name
+
+
+def toy(**given: Any) -> dict[str, Any]:
+    """The document of a run on two photographs, with few rounds."""
+    images = (photo("p/a.png"), photo("p/b.png", 1))
+    settings = {"model": "toy:net", "backends": ("native",), "images": images, "rounds": 5, "quick": True}
+    found: dict[str, Any] = run.run(BenchRequest(**(settings | {"batch_sizes": (1,)} | given))).document
+    return found
+
+
+def row(found: dict[str, Any], backend: str, method: str = "gradcam") -> dict[str, Any]:
+    """One row of a document."""
+    (it,) = [r for r in found["rows"] if (r["backend"], r["method"]) == (backend, method)]
+    return dict(it)
+
+
+# --- statistics -------------------------------------------------------------------------------------
+
+
+def test_a_median_of_equal_samples_has_an_interval_of_no_width() -> None:
+    assert stats.median([2.0] * 5) == stats.Estimate(2.0, 2.0, 2.0)
+
+
+def test_an_interval_needs_five_samples() -> None:
+    assert stats.median([1.0, 2.0, 9.0, 3.0]) == stats.Estimate(2.5)
+    assert stats.quotient([1.0] * 4, [2.0] * 9) == stats.Estimate(2.0)
+
+
+def test_an_interval_holds_the_middle_and_narrows_with_samples() -> None:
+    random = np.random.default_rng(0)
+    few, many = (stats.median(random.normal(10, 1, n).tolist()) for n in (20, 2000))
+    for found in (few, many):
+        assert found.low is not None and found.high is not None
+        assert found.low < found.middle < found.high
+    assert many.high - many.low < (few.high - few.low) / 4  # type: ignore[operator]
+    assert many == stats.median(np.random.default_rng(0).normal(10, 1, 2020)[20:].tolist()), "seeded"
+
+
+def test_a_paired_ratio_does_not_mind_a_machine_that_slows_down() -> None:
+    bare = [1.0, 2.0, 4.0, 8.0, 16.0]
+    assert stats.paired([3 * s for s in bare], bare) == stats.Estimate(3.0, 3.0, 3.0)
+
+
+def test_a_quotient_is_of_the_medians() -> None:
+    assert stats.quotient([2.0] * 5, [3.0] * 7) == stats.Estimate(1.5, 1.5, 1.5)
+
+
+@pytest.mark.parametrize(("percent", "least"), [(50, 1), (90, 64), (99, 662)])
+def test_a_percentile_is_told_only_of_enough_samples(percent: int, least: int) -> None:
+    values = [float(n) for n in range(least)]
+    assert stats.percentile(values, percent) == pytest.approx(percent / 100 * (least - 1))
+    if least > 1:
+        assert stats.percentile(values[1:], percent) is None
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "tolerance", "verdict"),
+    [
+        (0.8, 0.9, 0.0, "FASTER"),
+        (1.1, 1.2, 0.0, "SLOWER"),
+        (0.9, 1.1, 0.0, "UNCLEAR"),
+        (1.0, 1.2, 0.0, "UNCLEAR"),
+        (0.97, 1.04, 0.05, "SAME"),
+        (1.01, 1.04, 0.05, "SAME"),
+        (1.01, 1.06, 0.05, "SLOWER"),
+        (0.94, 0.99, 0.05, "FASTER"),
+        (0.9, 1.01, 0.05, "UNCLEAR"),
+        (None, None, 0.05, "UNCLEAR"),
+    ],
+)
+def test_a_verdict_needs_an_interval_without_one(
+    low: float | None, high: float | None, tolerance: float, verdict: str
+) -> None:
+    assert stats.verdict(stats.Estimate(1.0, low, high), tolerance) == verdict
+
+
+def test_the_front_is_what_nothing_beats_in_both() -> None:
+    points = [(3.0, 0.9), (1.0, 0.5), (2.0, 0.4), (2.0, 0.7), (4.0, 0.9), (1.0, 0.5)]
+    assert stats.pareto(points) == [1, 3, 0]
+
+
+# --- timing -----------------------------------------------------------------------------------------
+
+
+class Machine:
+    """A clock that goes on by what each call says it takes, and keeps the order of calls."""
+
+    def __init__(self) -> None:
+        self.time = 0.0
+        self.calls: list[str] = []
+
+    def call(self, name: str, seconds: float, fails_at: int | None = None) -> Callable[[], float]:
+        """A call that takes `seconds`."""
+
+        def it() -> float:
+            if self.calls.count(name) == fails_at:
+                raise RuntimeError("broken")
+            self.calls.append(name)
+            self.time += seconds
+            return seconds
+
+        return it
+
+    def timed(self, call: Callable[[], Any]) -> Sample:
+        """How long a call takes."""
+        start = self.time
+        call()
+        return Sample(self.time - start)
+
+
+def interleaved(machine: Machine, calls: dict[str, Any], rounds: Rounds) -> dict[str, Timed]:
+    """Timed by that machine."""
+    return timing.interleaved(calls, machine.timed, rounds, seed=0, now=lambda: machine.time)
+
+
+def test_every_round_calls_everything_once_in_changing_order_after_cold_calls() -> None:
+    machine = Machine()
+    calls = {name: machine.call(name, seconds) for name, seconds in (("a", 1.0), ("b", 2.0), ("c", 3.0))}
+    found = interleaved(machine, calls, Rounds(warmup=2, least=10, most=10))
+    rounds = [machine.calls[i : i + 3] for i in range(0, len(machine.calls), 3)]
+    assert rounds[0] == ["a", "b", "c"] and len(rounds) == 1 + 2 + 10
+    assert all(sorted(one) == ["a", "b", "c"] for one in rounds)
+    assert len({tuple(one) for one in rounds}) > 2
+    assert {name: set(timed.host) for name, timed in found.items()} == {"a": {1.0}, "b": {2.0}, "c": {3.0}}
+    assert all(len(timed.samples) == 10 and timed.cold == timed.host[0] for timed in found.values())
+
+
+@pytest.mark.parametrize(("seconds", "count"), [(0.0, 5), (50.0, 50 - 2), (1e9, 64)])
+def test_time_decides_on_the_number_of_rounds_within_limits(seconds: float, count: int) -> None:
+    machine = Machine()
+    rounds = Rounds(warmup=2, least=5, most=64, seconds=seconds)
+    found = interleaved(machine, {"a": machine.call("a", 1.0)}, rounds)
+    assert len(found["a"].samples) == count
+
+
+def test_a_call_that_fails_is_left_out_from_then_on() -> None:
+    machine = Machine()
+    calls = {"good": machine.call("good", 1.0), "bad": machine.call("bad", 1.0, fails_at=4)}
+    found = interleaved(machine, calls, Rounds(warmup=1, least=6, most=6))
+    assert len(found["good"].samples) == 6 and found["good"].error is None
+    assert len(found["bad"].samples) == 2 and str(found["bad"].error) == "broken"
+
+
+@pytest.mark.parametrize(("enqueue", "bound"), [(0.5, False), (0.95, True), (None, None)])
+def test_launch_bound_is_what_queues_as_long_as_it_runs(enqueue: float | None, bound: bool | None) -> None:
+    device = None if enqueue is None else 1.0
+    assert Timed(samples=[Sample(1.0, device, enqueue)] * 5).launch_bound is bound
+
+
+def test_a_latency_record_by_hand() -> None:
+    own, bare = (Timed(9.0, [Sample(s)] * 5) for s in (0.3, 0.1))
+    found = run.latency_record(4, own, bare, Timed(1.0, [Sample(0.2)] * 5), seed=0)
+    assert found["seconds"] == {"median": 0.3, "low": 0.3, "high": 0.3}
+    assert found["ratio"]["median"] == pytest.approx(3.0)
+    assert found["against"]["median"] == pytest.approx(1.5) and found["against"]["verdict"] == "SLOWER"
+    assert found["images_per_second"] == pytest.approx(4 / 0.3) and found["cold"] == 9.0
+    assert found["p90"] is None and found["samples"]["host"] == [0.3] * 5
+
+
+def test_peak_memory_sees_what_a_call_takes() -> None:
+    device = torch.device("cpu")
+    found = timing.peak_memory(lambda: torch.ones(64, 2**20).sum(), device)
+    if not found:
+        pytest.skip("the peak of resident memory cannot be read here")
+    assert 200 * 2**20 < found["resident"] < 400 * 2**20
+    assert timing.peak_memory(lambda: None, device)["resident"] < 50 * 2**20
+
+
+# --- the environment --------------------------------------------------------------------------------
+
+
+def test_the_environment_tells_machine_and_versions_but_not_who_or_where() -> None:
+    found = environment.environment(torch.device("cpu"), torch.float32, ["click", "no-such-package"])
+    found["conditions"] = environment.conditions(torch.device("cpu"))
+    assert found["threads"] == 1 and found["cores"] >= 1 and found["dtype"] == "float32"
+    assert found["versions"]["torch"] == torch.__version__.partition("+")[0]
+    assert "click" in found["versions"] and "no-such-package" not in found["versions"]
+    text = json.dumps(found)
+    for private in (getpass.getuser(), platform.node(), str(Path.home()), str(Path.cwd())):
+        assert not re.search(rf"\b{re.escape(private)}\b", text) or private in ("root", "")
+    assert "/" not in text.replace("[ms]/", "")
+
+
+def test_sources_that_are_not_under_git_have_no_state(tmp_path: Path) -> None:
+    (tmp_path / "__init__.py").touch()
+    assert environment.git_state(tmp_path) is None
+
+
+@pytest.mark.parametrize(
+    ("told", "found"),
+    [
+        (
+            "550.54, 1980, 1980, 0x0000000000000000, 35\n",
+            {
+                "driver": "550.54",
+                "clock_mhz": "1980",
+                "clock_max_mhz": "1980",
+                "throttle_reasons": "0x0000000000000000",
+                "celsius": "35",
+            },
+        ),
+        (
+            "550.54, 1980, [N/A], [Not Supported], 35",
+            {"driver": "550.54", "clock_mhz": "1980", "celsius": "35"},
+        ),
+        ("No devices were found", {}),
+        ("", {}),
+    ],
+)
+def test_what_the_tool_of_a_gpu_tells(told: str, found: dict[str, str]) -> None:
+    assert environment.parsed_gpu_facts(told) == found
+
+
+# --- conditions -------------------------------------------------------------------------------------
+
+VALUES = {"native.gradcam.ratio": 1.3, "pytorch_grad_cam.gradcampp.ms": 20.0, "a.b.c": None}
+
+
+@pytest.mark.parametrize(
+    ("text", "holds"),
+    [
+        ("native.gradcam.ratio > 1.2", True),
+        ("native.gradcam.ratio > 1.3", False),
+        ("1.2 < native.gradcam.ratio <= 1.3", True),
+        ("1.2 < native.gradcam.ratio < 1.3", False),
+        ("native.gradcam.ratio != 1.3 or pytorch_grad_cam.gradcampp.ms >= 20", True),
+        ("native.gradcam.ratio == 1.3 and pytorch_grad_cam.gradcampp.ms < 20", False),
+        ("native.gradcam.ratio > -1", True),
+        (" (native.gradcam.ratio > 2) or (native.gradcam.ratio < 1.5 and 1 < 2) ", True),
+    ],
+)
+def test_a_condition_by_hand(text: str, holds: bool) -> None:
+    condition = conditions.parse(text)
+    condition.check(VALUES)
+    assert condition.holds(VALUES) is holds
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "1.2",
+        "native.gradcam.ratio",
+        "ratio > 1",
+        "a.b > 1",
+        "a.b.c.d > 1",
+        "native.gradcam.ratio > '1'",
+        "native.gradcam.ratio > True",
+        "not native.gradcam.ratio > 1",
+        "native.gradcam.ratio in (1, 2)",
+        "native.gradcam.ratio is 1",
+        "native.gradcam.ratio + 1 > 2",
+        "native.gradcam.ratio > 9 ** 9 ** 9",
+        "__import__('os').system('touch hacked')",
+        "__import__('os').system('touch hacked') > 1",
+        "().__class__.__bases__ > 1",
+        "[x for x in (1,)] > 1",
+        "(lambda: 1)() > 0",
+        "native.gradcam.ratio > 1; import os",
+        "native.gradcam.ratio := 1",
+        "native.gradcam.ratio > 1\nor 1 < 2",
+        "native[0].gradcam > 1",
+        "f'{1}' > 1",
+        "a.b.c > 1j",
+        "(" * 500 + "1 < 2" + ")" * 500,
+        "1 < 2 or " * 200 + "1 < 2",
+        "a.b.c > 1\0",
+    ],
+)
+def test_nothing_else_is_a_condition(text: str) -> None:
+    with pytest.raises(OptionError, match="--fail-if"):
+        conditions.parse(text)
+    assert not Path("hacked").exists()
+
+
+def test_a_condition_on_what_does_not_exist_or_was_not_measured_is_no_pass() -> None:
+    with pytest.raises(
+        OptionError, match=r"no figure 'native.gradcam.ration'; did you mean 'native.gradcam.ratio'"
+    ):
+        conditions.parse("native.gradcam.ration > 1").check(VALUES)
+    with pytest.raises(CamkitError, match=r"a\.b\.c was not measured"):
+        conditions.parse("native.gradcam.ratio > 9 or a.b.c > 1").holds(VALUES)
+
+
+@pytest.mark.parametrize(
+    ("name", "slug"), [("pytorch-grad-cam", "pytorch_grad_cam"), ("gradcam++", "gradcampp")]
+)
+def test_names_in_conditions(name: str, slug: str) -> None:
+    assert document.slug(name) == slug
+
+
+# --- a run ------------------------------------------------------------------------------------------
+
+
+def test_maps_of_the_same_method_are_compared_with_the_reference_before_they_are_timed(
+    other_backend: str,
+) -> None:
+    same = toy(backends=("native", other_backend), metrics=("latency",))
+    assert row(same, "other")["parity"] < 1e-4 and row(same, "other")["notes"] == []
+    assert row(same, "native")["parity"] is None
+    wrong = row(
+        toy(backends=(other_backend, "native"), options={"size": "2"}, metrics=("latency",)), "other"
+    )
+    assert wrong["parity"] > 0.1
+    assert wrong["notes"] == [
+        f"its maps differ from those of native gradcam by {wrong['parity']:.1e} of the peak"
+    ]
+
+
+def test_who_fails_costs_its_own_cells_only() -> None:
+    found = toy(backends=(), methods=("gradcam", "slowcam"), metrics=("latency", "agreement", "gini"))
+    keys = [(r["kind"], r["backend"], r["method"]) for r in found["rows"]]
+    assert keys[:3] == [
+        ("forward", "bare", "forward"),
+        ("explainer", "native", "gradcam"),
+        ("explainer", "native", "slowcam"),
+    ]
+    assert [method for kind, _, method in keys if kind == "control"] == [
+        "random",
+        "centre",
+        "uniform",
+        "edges",
+        "blurred",
+    ]
+    assert row(found, "native")["latency"] and row(found, "native")["notes"] == ["the reference"]
+    assert row(found, "native", "slowcam")["notes"] == ["native has no slowcam"]
+    assert not row(found, "native", "slowcam")["failed"]
+    raises = row(found, "raises")
+    assert raises["failed"] and not raises["latency"] and not raises["scores"]
+    assert raises["notes"] == ["no maps of the photographs: RuntimeError: <b>out of luck</b>"]
+    (gone,) = row(found, "gone")["notes"]
+    assert gone.startswith("not run: explainer 'gone' from camkit-toy 1.0 cannot be imported")
+    assert row(found, "slow")["scores"]["photographs"]["gini"]["mean"] is not None
+    assert row(found, "control", "random")["latency"] == []
+
+
+def test_a_batch_that_is_too_large_costs_only_that_batch() -> None:
+    found = toy(backends=("native", "slow"), metrics=("latency",), batch_sizes=(1, 3))
+    assert [record["batch"] for record in row(found, "slow")["latency"]] == [1]
+    assert "batch of 3: RuntimeError: too many" in row(found, "slow")["notes"]
+    assert [record["batch"] for record in row(found, "native")["latency"]] == [1, 3]
+    assert len(row(found, "native")["latency"][0]["samples"]["host"]) == 5
+
+
+def test_metrics_of_other_packages_take_part_and_may_fail() -> None:
+    found = toy(metrics=("count", "strange"))
+    assert row(found, "native")["scores"]["photographs"]["count"]["mean"] == 64
+    assert row(found, "native")["failed"]
+    assert "no strange of the photographs: ValueError: no idea" in row(found, "native")["notes"]
+    assert found["metrics"]["count"]["summary"] == "how many values a map has"
+
+
+def test_truth_beside_the_photographs_is_used_and_what_lacks_it_is_no_hit() -> None:
+    toy_masks = Path("masks")
+    toy_masks.mkdir()
+    Image.fromarray(np.full((40, 48), 255, np.uint8)).save(toy_masks / "a.png")
+    found = toy(metrics=("localisation",), truth="masks")
+    (scene,) = found["scenes"]
+    assert (scene["name"], scene["images"], scene["with_truth"]) == ("photographs", 2, 1)
+    energy = row(found, "control", "uniform")["scores"]["photographs"]["energy-pointing-game"]
+    assert energy["values"] == [1.0, None] and (energy["mean"], energy["defined"]) == (1.0, 1)
+    assert "pointing-game is not defined for 1 of 2 photographs" in row(found, "native")["notes"]
+
+
+def test_the_same_seed_gives_the_same_scores() -> None:
+    chosen = {"metrics": ("faithfulness", "sanity", "agreement", "road"), "limit": 1}
+    first, second = (toy(**chosen) for _ in range(2))
+    assert [r["scores"] for r in first["rows"]] == [r["scores"] for r in second["rows"]]
+    other = toy(**chosen, seed=1)
+    assert row(first, "control", "random")["scores"] != row(other, "control", "random")["scores"]
+
+
+def test_the_matrix_is_symmetric_and_stands_beside_its_null() -> None:
+    found = toy(backends=("native", "slow"), metrics=("agreement",))["agreement"]["photographs"]
+    assert found["names"][:2] == ["native gradcam", "slow gradcam"] and found["size"] == [8, 8]
+    for measure in ("pearson", "spearman", "ssim", "overlap", "jaccard"):
+        table = found["measures"][measure]["mean"]
+        assert table == [list(column) for column in zip(*table, strict=True)] and table[0][1] is not None
+        low, middle, high = found["measures"][measure]["null"]
+        assert low < middle < high
+
+
+def test_without_an_explainer_that_works_there_is_one_line() -> None:
+    with pytest.raises(
+        CamkitError, match="no explainer gives maps: no maps of the photographs: RuntimeError"
+    ):
+        toy(backends=("raises",))
+
+
+def test_photographs_are_spread_evenly_and_bad_ones_told() -> None:
+    names = [photo(f"many/{n:02}.png", n) for n in range(9)]
+    Path("many/03.png").write_bytes(b"no picture")
+    found = toy(images=("many",), limit=3, metrics=("gini",))["scenes"][0]
+    assert found["titles"] == ["00.png", "06.png"] and len(names) == 9
+    assert found["failures"] == [
+        "many/03.png is not an image that camkit reads (JPEG, PNG, WEBP, GIF, BMP, TIFF, PPM)"
+    ]
+
+
+# --- the document -----------------------------------------------------------------------------------
+
+
+def test_a_document_survives_writing_and_reading() -> None:
+    found = toy(metrics=("latency", "gini"))
+    path = document.write(Path("out"), found)
+    assert document.read(Path("out")) == document.read(path) == found
+    assert set(document.KEYS) <= set(found) and found["schema"] == document.SCHEMA
+    assert not list(Path("out").glob(".*"))
+
+
+def test_no_number_is_nan() -> None:
+    assert document.plain({"a": [float("nan"), (float("inf"), 1 / 3)], 1: "x"}) == {
+        "a": [None, [None, 0.3333333]],
+        "1": "x",
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (None, "cannot be read"),
+        ("{", "is no JSON"),
+        ("[]", "was not written by camkit bench"),
+        ("{}", "was not written by camkit bench"),
+        ('{"schema": 99}', "has schema 99, this camkit reads 1"),
+        ('{"schema": 1}', "is damaged: command is missing or no str"),
+        ("[" * 100_000, "is no JSON"),
+    ],
+)
+def test_what_is_no_document_is_told_in_one_line(text: str | None, said: str) -> None:
+    if text is not None:
+        Path("x.json").write_text(text)
+    with pytest.raises(UsageError, match=said):
+        document.read(Path("x.json"))
+
+
+def test_the_command_repeats_the_request_without_private_folders() -> None:
+    assert request.command(BenchRequest()) == "camkit bench"
+    wanted = BenchRequest(
+        model="/home/somebody/models/mine",
+        backends=("native", "captum"),
+        options={"fast": "true"},
+        images=("/home/somebody/my photos", "more"),
+        batch_sizes=(1, 8),
+        metrics=("latency", "sanity"),
+        quick=True,
+        seed=3,
+    )
+    assert request.command(wanted) == (
+        "camkit bench --model mine --backend native --backend captum --option fast=true "
+        "--images 'my photos' --images more --batch-size 1,8 --metrics latency,sanity --seed 3 --quick"
+    )
+
+
+def test_every_field_of_a_request_has_its_option() -> None:
+    assert list(request.OPTIONS) == [*vars(BenchRequest())]
+    options = {option for param in cli.commands["bench"].params for option in param.opts}
+    assert set(request.OPTIONS.values()) <= options
+
+
+def test_figures_by_hand() -> None:
+    record = {"seconds": {"median": 0.02}, "ratio": {"median": 1.5}, "memory": {"resident": 2**21}}
+    fast = {"seconds": {"median": 0.1}, "ratio": None, "memory": {}, "images_per_second": 80.0, "batch": 8}
+    scores = {
+        "first": {"gini": {"mean": 0.5, "passed": None}, "random-logit": {"mean": 0.1, "passed": True}},
+        "second": {
+            "gini": {"mean": 0.9, "passed": None},
+            "sanity-cascading": {"mean": 0.9, "passed": False},
+        },
+    }
+    line = {
+        "backend": "grad-cam",
+        "method": "gradcam++",
+        "latency": [record | {"images_per_second": 50.0, "batch": 1}, fast],
+        "parity": 0.01,
+        "scores": scores,
+    }
+    assert document.all_figures({"rows": [line]}) == {
+        f"grad_cam.gradcampp.{name}": value
+        for name, value in {
+            "ms": 20.0,
+            "ratio": 1.5,
+            "throughput": 80.0,
+            "memory": 2.0,
+            "parity": 0.01,
+            "sanity": 0.0,
+            "gini": 0.5,
+            "random_logit": 0.1,
+            "sanity_cascading": 0.9,
+        }.items()
+    }
+
+
+# --- two documents ----------------------------------------------------------------------------------
+
+
+def timed(bare: float, own: float, **changes: Any) -> dict[str, Any]:
+    """A document in which a call takes `own` seconds, the forward `bare`, with 2 % of noise."""
+    random = np.random.default_rng(0)
+
+    def record(seconds: float) -> dict[str, Any]:
+        return {"batch": 1, "samples": {"host": (seconds * random.normal(1, 0.02, 40)).tolist()}}
+
+    settings = {"model_sha256": "0" * 64, "layer": "l", "size": [8, 8], "dtype": "float32", "options": {}}
+    machine = {"device_name": "chip", "threads": 1}
+    return {
+        "settings": settings | {k: v for k, v in changes.items() if k in settings},
+        "environment": machine | {k: v for k, v in changes.items() if k in machine},
+        "rows": [
+            {"backend": "bare", "method": "forward", "latency": [record(bare)]},
+            {"backend": "native", "method": "gradcam", "latency": [record(own)]},
+        ],
+    }
+
+
+@pytest.mark.parametrize(
+    ("bare", "own", "verdicts"),
+    [
+        (1.0, 2.0, ["SAME", "SAME"]),
+        (1.0, 2.5, ["SAME", "SLOWER"]),
+        (1.0, 1.5, ["SAME", "FASTER"]),
+        (3.0, 6.0, ["SLOWER", "SAME"]),  # the whole machine is slower, and the explainer is not to blame
+    ],
+)
+def test_rows_are_compared_by_their_multiple_of_the_forward(
+    bare: float, own: float, verdicts: list[str]
+) -> None:
+    found = compare.compare(timed(1.0, 2.0), timed(bare, own))
+    assert [one.verdict for one in found] == verdicts
+    assert found[1].ratio.middle == pytest.approx(own / bare / 2, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"model_sha256": "1" * 64}, "model 000000000000… and 111111111111…"),
+        ({"device_name": "other", "threads": 2}, "device chip and other; number of threads 1 and 2"),
+        ({"dtype": "bfloat16"}, "dtype float32 and bfloat16"),
+        ({"options": {"fast": "true"}}, "options {} and {'fast': 'true'}"),
+    ],
+)
+def test_different_conditions_are_refused_unless_told(changes: dict[str, Any], said: str) -> None:
+    before, after = timed(1, 2), timed(1, 2, **changes)
+    with pytest.raises(UsageError, match=re.escape(said)):
+        compare.compare(before, after)
+    assert compare.compare(before, after, force=True)
+
+
+def test_nothing_in_common_is_no_success() -> None:
+    with pytest.raises(UsageError, match="no row and batch size was timed in both"):
+        compare.compare(timed(1, 2), timed(1, 2) | {"rows": []})
+
+
+# --- the command, and the report of it --------------------------------------------------------------
+
+
+def bench(*arguments: object) -> Result:
+    """`camkit bench ARGUMENTS` in this process; nothing may escape as an exception."""
+    result = runner().invoke(cli, ["bench", *map(str, arguments)], prog_name="camkit")
+    assert isinstance(result.exception, SystemExit | None), result.exc_info
+    return result
+
+
+@pytest.fixture(scope="module")
+def quick(site: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Result, Path]:
+    """A quick run as a user starts it, with the shapes, once for several tests."""
+    folder = tmp_path_factory.mktemp("quick")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.syspath_prepend(str(site))
+        patch.setenv("CAMKIT_PLUGINS", "camkit-toy")
+        torch.set_num_threads(1)
+        images = ["--images", photo("a b.png"), "--images", photo("<img src=x>.png", 1)]
+        chosen = ["--model", "toy:net", "--quick", "--rounds", "5", "--batch-size", "2,1"]
+        result = bench(*chosen, *images, "--backend", "native", "--backend", "own")
+    return result, folder / "camkit-bench"
+
+
+def test_a_quick_run_prints_one_table_and_writes_everything(quick: tuple[Result, Path]) -> None:
+    result, folder = quick
+    assert result.exit_code == 0, result.stderr
+    header, *lines = result.stdout.splitlines()
+    assert header.split() == " ".join(document.HEADERS).split()
+    assert [line.split()[:2] for line in lines] == [
+        ["bare", "forward"],
+        ["native", "gradcam"],
+        ["own", "gradcam"],
+        *(["control", name] for name in ("random", "centre", "uniform", "edges", "blurred")),
+    ]
+    assert "spearman of independent random maps of 8 x 8, 95 %: -0." in result.stderr
+    names = {path.name for path in folder.iterdir()}
+    assert names == {"bench.json", "report.md", "report.html", "examples"}
+    found = document.read(folder)
+    assert [scene["name"] for scene in found["scenes"]] == ["photographs", "shapes"]
+    scores = row(found, "native")["scores"]
+    assert scores["shapes"]["energy-pointing-game"]["mean"] > 2 * found["scenes"][1]["truth_share"]
+    assert scores["shapes"]["sanity-cascading"]["passed"] is True
+    assert row(found, "control", "random")["scores"]["shapes"]["sanity-cascading"]["passed"] is False
+    assert row(found, "own")["latency"][0]["against"]["verdict"] in ("FASTER", "SLOWER", "UNCLEAR")
+    assert "ratio" in row(found, "bare", "forward")["latency"][0]
+
+
+class Page(HTMLParser):
+    """Every tag with its attributes, and the text."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def test_the_page_needs_nothing_from_outside_and_runs_nothing(quick: tuple[Result, Path]) -> None:
+    text = (quick[1] / "report.html").read_text("utf-8")
+    page = Page(text)
+    kinds = {tag for tag, _ in page.tags}
+    assert not kinds & {"script", "link", "iframe", "object", "embed", "form", "a", "svg", "base"}
+    for tag, attributes in page.tags:
+        assert not [name for name in attributes if name.startswith("on") or name == "style"]
+        if tag == "img":
+            assert str(attributes["src"]).startswith("data:image/png;base64,")
+        else:
+            assert not {"src", "href"} & set(attributes)
+    assert "default-src 'none'" in text and "url(" not in text and "@import" not in text
+    for heading in (
+        "Latency and memory",
+        "Parity",
+        "Agreement: photographs",
+        "Scores: shapes",
+        "Environment",
+    ):
+        assert heading in page.text
+    assert "Where explainers disagree most" in page.text and "camkit bench --model toy:net" in page.text
+
+
+def test_a_class_called_script_is_a_text(quick: tuple[Result, Path]) -> None:
+    found = document.read(quick[1])
+    titles = [example["title"] for example in found["examples"]]
+    assert titles and any("<img src=x>.png" in title for title in titles)
+    found["rows"][1]["notes"] = ["<script>alert(1)</script> | `x` [a](b)"]
+    sections = list(report.contents(found, quick[1]))
+    page = report.page(sections)
+    assert "<script" not in page and "<img src=x>" not in page
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page and "&lt;img src=x&gt;" in page
+    told = report.markdown(sections)
+    assert "<script" not in told and r"\| \`x\` \[a\](b)" in told
+
+
+def test_tables_of_the_markdown_are_whole(quick: tuple[Result, Path]) -> None:
+    lines = (quick[1] / "report.md").read_text("utf-8").splitlines()
+    tables = [line for line in lines if line.startswith("|")]
+    widths = {line: len(re.findall(r"(?<!\\)\|", line)) for line in tables}
+    assert len(tables) > 30 and widths[tables[0]] == len(document.HEADERS) + 1
+    for above, below in pairwise(lines):
+        assert not (above in widths and below in widths) or widths[above] == widths[below]
+    assert lines[0] == "# camkit bench"
+
+
+def test_a_document_of_a_stranger_reads_no_file_outside(quick: tuple[Result, Path], tmp_path: Path) -> None:
+    found = document.read(quick[1])
+    secret = tmp_path / "secret.png"
+    secret.write_bytes(b"secret")
+    found["examples"] = [
+        {"file": f"../../{secret.name}", "title": "t"},
+        {"file": str(secret), "title": "t"},
+    ]
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    assert "Where explainers disagree most" not in report.markdown(
+        report.contents(found, tmp_path / "a" / "b")
+    )
+
+
+def test_report_makes_the_same_page_from_the_document_alone(quick: tuple[Result, Path]) -> None:
+    shutil.copytree(quick[1], "copy")
+    Path("copy/report.html").unlink()
+    result = bench("report", "copy/bench.json")
+    assert result.exit_code == 0 and result.stdout.split() == ["copy/report.md", "copy/report.html"]
+    assert Path("copy/report.html").read_bytes() == (quick[1] / "report.html").read_bytes()
+
+
+def test_a_run_compared_with_itself_is_not_slower(quick: tuple[Result, Path]) -> None:
+    result = bench("compare", quick[1], quick[1] / "bench.json", "--tolerance", "1000")
+    assert result.exit_code == 0
+    assert {line.split()[-1] for line in result.stdout.splitlines()[1:]} == {"SAME"}
+
+
+def test_compare_fails_if_something_is_slower(quick: tuple[Result, Path]) -> None:
+    found = document.read(quick[1])
+    for record in row(found, "native")["latency"]:
+        record["samples"]["host"] = [100 * seconds for seconds in record["samples"]["host"]]
+    document.write(Path("slower"), found)
+    result = bench("compare", quick[1], "slower")
+    assert result.exit_code == 1 and "SLOWER" in result.stdout
+    back = bench("compare", "slower", quick[1])
+    assert "FASTER" in back.stdout and "SLOWER" not in back.stdout and back.exit_code == 0
+
+
+FEW = ("--model", "toy:net", "--backend", "native", "--rounds", "5", "--quick", "--batch-size", "1")
+
+
+def test_json_is_the_document_and_nothing_else() -> None:
+    result = bench(*FEW, "--images", photo("a.png"), "--metrics", "latency", "--json", "--out", "x/y")
+    assert result.exit_code == 0, result.stderr
+    assert result.stdout == Path("x/y/bench.json").read_text("utf-8")
+    assert json.loads(result.stdout)["settings"]["model"] == "toy:net"
+
+
+@pytest.mark.parametrize(("limit", "code"), [("1e9", 0), ("0", 1)])
+def test_fail_if_decides_on_the_exit_code(limit: str, code: int) -> None:
+    condition = f"native.gradcam.ms > {limit}"
+    result = bench(*FEW, "--images", photo("a.png"), "--metrics", "latency", "--fail-if", condition)
+    assert result.exit_code == code, result.stderr
+    assert (f"Error: --fail-if holds: {condition} (native.gradcam.ms is " in result.stderr) == bool(code)
+    assert Path("camkit-bench/bench.json").is_file()
+
+
+def test_what_failed_in_part_is_written_and_told_by_the_exit_code() -> None:
+    Path("bad.png").write_bytes(b"no picture")
+    images = ("--images", photo("a.png"), "--images", "bad.png")
+    result = bench(*FEW, *images, "--metrics", "gini")
+    assert result.exit_code == 3 and "Error: bad.png is not an image" in result.stderr
+    result = bench(*FEW, "--images", "a.png", "--backend", "raises", "--metrics", "gini")
+    assert result.exit_code == 3 and "out of luck" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (("--backend", "nativ"), 2, "there is no explainer 'nativ'; did you mean 'native'?"),
+        (("--backend", "native", "--method", "gradcm"), 2, "native has no method 'gradcm'"),
+        (("--metrics", "latancy"), 2, "there is no metric 'latancy'; did you mean 'latency'"),
+        (("--batch-size", "1,x"), 2, "'1,x' is not of the form 1,8,32"),
+        (("--batch-size", "0,1"), 2, "a batch has at least 1 image, not 0"),
+        (("--rounds", "0"), 2, "--rounds"),
+        (("--fail-if", "exec('1')"), 2, "is no condition"),
+        (("--fail-if", "native.gradcam.mss > 1", "--backend", "native"), 2, "there is no figure"),
+        (("-o", "fast"), 2, "is not of the form KEY=VALUE"),
+        (("--truth", "nowhere"), 2, "there is no truth 'nowhere'"),
+        (("--images", "nowhere.png", "--model", "toy:net"), 1, "nowhere.png cannot be read"),
+        (("--model", "toy:net", "--layer", "nowhere"), 2, "nowhere"),
+        (("--model", "nosuch"), 1, "there is no model 'nosuch'"),
+        (("compare", "a"), 2, "AFTER"),
+        (("compare", "a", "b"), 2, "a cannot be read"),
+        (("report", "a"), 2, "a cannot be read"),
+        (("nosuch",), 2, "No such command 'nosuch'"),
+    ],
+)
+def test_errors_are_short_and_come_before_work(arguments: tuple[str, ...], code: int, said: str) -> None:
+    result = bench(*arguments)
+    assert result.exit_code == code, result.stderr
+    assert said in result.stderr and result.stdout == ""
+    errors = [line for line in result.stderr.splitlines() if not line.startswith("loading ")]
+    assert len(errors) <= 2
+    assert not Path("camkit-bench").exists()
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _threads_as_before() -> Iterator[None]:
+    """The other files have their own number of threads."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
