@@ -30,7 +30,7 @@ from camkit.targets import Scored
 KEPT = 8  # values that are remembered for one model, such as compiled shapes
 
 # How far compiled scores may be from those of the model, relative to their norm; for an example of noise.
-TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.2, torch.float16: 0.05}
+TOLERANCE = {torch.bfloat16: 0.2, torch.float16: 0.05}
 
 _LAYOUTS = {4: torch.channels_last, 5: torch.channels_last_3d}
 
@@ -45,19 +45,20 @@ def forward(
     if isinstance(fast, str):
         warnings.warn(CamkitWarning(f"without fast mode: {fast}"), stacklevel=2)
         return capture.forward(module, inputs, names, extras)
-    output = fast.body(inputs).requires_grad_()
+    output = fast.body(inputs)
     captured = Captured(output, layout(output, inputs.shape, names[0]))
     with torch.enable_grad():
-        scores = fast.head(output.clone())
-        return module.scores(scores) if isinstance(module, Scored) else scores, {names[0]: captured}
+        returned = fast.head(output.requires_grad_().clone())
+        scores = module.scores(returned) if isinstance(module, Scored) else returned
+    return scores, {names[0]: captured}
 
 
 @dataclass(frozen=True)
 class _Fast:
     """The body, compiled for one shape and without a graph, and the head of the model itself."""
 
-    body: Callable[[Tensor], Tensor]
-    head: Callable[[Tensor], Tensor]
+    body: Callable[[Tensor], Any]
+    head: Callable[[Any], Any]
 
 
 def _fast(module: nn.Module, inputs: Tensor, names: Sequence[str], extras: Sequence[Tensor]) -> _Fast | str:
@@ -69,12 +70,13 @@ def _fast(module: nn.Module, inputs: Tensor, names: Sequence[str], extras: Seque
     owner, layer = module, names[0]
     if isinstance(module, Scored):  # made anew for each call: what is remembered belongs to the model
         owner, layer = module.module, layer.removeprefix("module").lstrip(".")
-    hooked = [part for part in owner.modules() if part._forward_hooks or part._forward_pre_hooks]
-    if hooked:
-        return f"{type(hooked[0]).__name__} has hooks, which compiled code does not call"
     # Compiled code keeps the number of threads.
     key = (layer, inputs.shape, inputs.dtype, inputs.device, torch.get_num_threads())
-    return remembered(owner, key, lambda: _build(owner, layer, inputs))
+    with _LOCK:
+        memory = _memory(owner)
+        if any(memory.hooks):
+            return "the model has hooks, which compiled code does not call"
+        return memory.get(key, lambda: _build(owner, layer, inputs))
 
 
 def _build(module: nn.Module, layer: str, inputs: Tensor) -> _Fast | str:
@@ -94,7 +96,7 @@ def _build(module: nn.Module, layer: str, inputs: Tensor) -> _Fast | str:
     return fast
 
 
-def _compiled(body: nn.Module, example: Tensor) -> Callable[[Tensor], Tensor]:
+def _compiled(body: nn.Module, example: Tensor) -> Callable[[Tensor], Any]:
     import torch._inductor  # takes its time
     from torch._inductor.codecache import PyCodeCache
 
@@ -108,8 +110,10 @@ def _compiled(body: nn.Module, example: Tensor) -> Callable[[Tensor], Tensor]:
     run = _Replayed(code, example) if example.is_cuda else code
 
     @torch.no_grad()
-    def call(inputs: Tensor) -> Tensor:
-        return run(inputs.clone(memory_format=memory_format))
+    def call(inputs: Tensor) -> Any:
+        output = run(inputs.clone(memory_format=memory_format))
+        # Gradients of a head, pooling above all, are slower in the layout that convolutions like.
+        return output.contiguous() if isinstance(output, Tensor) else output
 
     weakref.finalize(call, _forget, generated)
     return call
@@ -146,7 +150,7 @@ class _Replayed:
 
 def _close(fast: Tensor, plain: Tensor) -> bool:
     difference = (fast.double() - plain.double()).norm() / plain.double().norm()
-    return bool(difference <= TOLERANCE[plain.dtype])
+    return bool(difference <= TOLERANCE.get(plain.dtype, 1e-3))
 
 
 def _cause(error: BaseException) -> str:
@@ -163,14 +167,16 @@ class Weights:
     """The tensors and parts of a module as they are now, to notice changes without reading everything."""
 
     def __init__(self, module: nn.Module) -> None:
-        self._stores = [s for m in module.modules() for s in (m._parameters, m._buffers, m._modules)]
-        self._parts = [value for store in self._stores for value in store.values()]
-        self._tensors = [part for part in self._parts if isinstance(part, Tensor)]
-        # A write through `.data` leaves the version as it is: a few values of each give it away.
+        stores = [s for m in module.modules() for s in (m._parameters, m._buffers, m._modules)]
+        self._stores = [store for store in stores if store]
+        self._parts = [part for store in self._stores for part in store.values()]  # kept: an id is its own
+        self._tensors = [p for p in self._parts if isinstance(p, Tensor) and not p.is_inference()]
+        # A write through `.data` leaves the version as it is: one value of each gives it away.
         self._probes: dict[torch.device, list[Tensor]] = {}
-        for tensor in filter(lambda tensor: isinstance(tensor, nn.Parameter), self._tensors):
-            values = tensor.detach().reshape(-1)
-            self._probes.setdefault(tensor.device, []).append(values[:: 1 + len(values) // 8])
+        for tensor in self._tensors:
+            if isinstance(tensor, nn.Parameter):
+                middle = tensor.detach().reshape(-1)[tensor.numel() // 2 :][:1]
+                self._probes.setdefault(tensor.device, []).append(middle)
         self._seen, self._values = self._look(), self._probe()
 
     def unchanged(self) -> bool:
@@ -181,29 +187,42 @@ class Weights:
         return [torch.cat(values).nan_to_num() for values in self._probes.values()]
 
     def _look(self) -> list[Any]:
-        parts = [(name, id(value)) for store in self._stores for name, value in store.items()]
-        return parts + [(0 if t.is_inference() else t._version, t.data_ptr()) for t in self._tensors]
+        return [
+            [id(part) for store in self._stores for part in store.values()],
+            [tensor._version for tensor in self._tensors],
+            [tensor.data_ptr() for tensor in self._tensors],
+        ]
 
 
-@dataclass(frozen=True)
 class _Memory:
-    weights: Weights
-    values: dict[Any, Any]
+    """What is remembered of a module while its weights stay as they are. It must not hold the module."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.weights = Weights(module)
+        self.hooks = [h for m in module.modules() for h in (m._forward_hooks, m._forward_pre_hooks)]
+        self._values: dict[Any, Any] = {}
+
+    def get(self, key: Any, make: Callable[[], T]) -> T:
+        if key not in self._values:
+            if len(self._values) == KEPT:
+                del self._values[next(iter(self._values))]
+            self._values[key] = make()
+        value: T = self._values[key]
+        return value
 
 
 _MEMORIES: weakref.WeakKeyDictionary[nn.Module, _Memory] = weakref.WeakKeyDictionary()
 _LOCK = threading.RLock()
 
 
+def _memory(module: nn.Module) -> _Memory:
+    memory = _MEMORIES.get(module)
+    if memory is None or not memory.weights.unchanged():
+        memory = _MEMORIES[module] = _Memory(module)
+    return memory
+
+
 def remembered(module: nn.Module, key: Any, make: Callable[[], T]) -> T:
     """`make()`, once for each key, for as long as the module lives and its weights stay as they are."""
     with _LOCK:
-        memory = _MEMORIES.get(module)
-        if memory is None or not memory.weights.unchanged():
-            memory = _MEMORIES[module] = _Memory(Weights(module), {})
-        if key not in memory.values:
-            if len(memory.values) == KEPT:
-                del memory.values[next(iter(memory.values))]
-            memory.values[key] = make()
-        value: T = memory.values[key]
-        return value
+        return _memory(module).get(key, make)
