@@ -122,6 +122,10 @@ def test_a_new_package_works_at_once(environment: Environment, name: str, kind: 
         used = environment.camkit("explain", "--backend", name, "--method", "hirescam", "--out", str(out))
         held = environment.camkit("plugin", "check", name)
         assert held.returncode == 0 and "all checks pass" in held.stdout, held.stdout
+    elif kind == "metric":
+        held = environment.camkit("plugin", "check", name)
+        assert held.returncode == 0 and "all checks pass" in held.stdout, held.stdout
+        used = environment.camkit("explain", "--out", str(out))
     elif kind == "model":
         used = environment.camkit("explain", "--model", f"{name}:tiny", "--out", str(out))
     else:

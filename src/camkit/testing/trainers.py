@@ -104,7 +104,7 @@ class _Interrupted(BaseException):
 def check_interrupt(subject: Subject) -> None:
     """Interrupted at its first, middle or last report of progress, it leaves a loadable bundle or none.
 
-    `resume` then ends with the same weights as a training that nobody interrupted, on the CPU.
+    From the middle `resume` ends with the weights of a training that nobody interrupted, on the CPU.
     """
     with tempfile.TemporaryDirectory() as name:
         home = Path(name)
@@ -115,17 +115,20 @@ def check_interrupt(subject: Subject) -> None:
         )
         assert calls, "progress is never called, so nobody sees how far a training is"
         expected = load_model(whole.bundle, device="cpu").sha256
-        for stop in sorted({1, (len(calls) + 1) // 2, len(calls)}):
-            out, when = home / f"out-{stop}", f"after an interrupt at report {stop} of {len(calls)}"
+        middle = (len(calls) + 1) // 2
+        for stop in sorted({1, middle, len(calls)}):
+            out = home / f"out-{stop}"
             with raises(_Interrupted, f"an interrupt at report {stop}"):
                 _train(subject, data, out, progress=_interrupting(stop))
             bundles = [config.parent for config in out.rglob("camkit.json")]
             for bundle in bundles:
                 load_model(bundle, device="cpu")
-            if not bundles:
+            if stop == middle and not bundles:
                 _, resumed = _train(subject, data, out, resume=True)
                 found = load_model(resumed.bundle, device="cpu").sha256
-                assert found == expected, f"resuming {when} gives other weights"
+                assert found == expected, (
+                    f"resuming after report {stop} of {len(calls)} gives other weights"
+                )
 
 
 def _interrupting(call: int) -> Callable[[float, str], None]:
