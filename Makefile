@@ -15,7 +15,7 @@ demo: .venv/ready
 	$(BIN)/camkit explain --backend native --out camkit-out
 
 test: .venv/ready
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 check: .venv/ready
 	$(BIN)/ruff check .

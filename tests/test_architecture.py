@@ -112,7 +112,7 @@ OWNERS = {
     "pytest": {"testing"},
 }
 # Wherever a plugin list or a help text comes from.
-WITHOUT_TORCH = ["errors", "preprocess", "api", "plugins", "scaffold", *OWNERS["click"]]
+WITHOUT_TORCH = ["errors", "preprocess", "api", "plugins", "scaffold", *sorted(OWNERS["click"])]
 
 
 def source_files() -> dict[str, Path]:
