@@ -214,9 +214,8 @@ def _exported(path: Path, device: torch.device, trust: bool) -> LoadedModel:
 
 def _shown(steps: Sequence[Any]) -> Preprocess:
     """What the steps of fastai's validation show the model. Without `Normalize` pixels stay in [0, 1]."""
-    sizes = [
-        step.size for step in steps if getattr(step, "size", None)
-    ]  # Resize, and then a warp to another
+    # Resize, and then a warp to another size. Without either the photographs were of one size already.
+    sizes = [224, *(step.size for step in steps if getattr(step, "size", None))]
     width, height = sizes[-1] if isinstance(sizes[-1], tuple) else (sizes[-1], sizes[-1])
     squash = any(getattr(step, "method", None) == "squish" for step in steps)
     normalise = [step for step in steps if type(step).__name__ == "Normalize"]
