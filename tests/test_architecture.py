@@ -29,6 +29,7 @@ ORDER = [
     "plugins",
     "layers",
     "weights",
+    "efficientnet",
     "models",
     "fastai_model",
     "bundle",
@@ -107,7 +108,7 @@ OWNERS = {
     "skimage": {"metrics.agreement"},  # the bundled photograph is located, not imported
     "timm": {"models"},
     "fastai": {"fastai_model"},
-    "torchvision": {"models", "preprocess", "torch_trainer", "run"},
+    "torchvision": {"models", "torch_trainer", "run"},
     "safetensors": {"weights", "bundle"},
     "pytest": {"testing"},
 }

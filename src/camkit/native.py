@@ -267,8 +267,9 @@ def _gradients(scores: Tensor, outputs: Sequence[Tensor], seeds: Tensor, keep: b
             return torch.autograd.grad(scores, outputs, seeds, retain_graph=True, is_grads_batched=True)
         except RuntimeError:  # an operation that vmap cannot batch: one class after the other
             pass
+    # A sum, not `grad_outputs=seed`: to check its shape torch would import sympy, for 0.4 seconds.
     single = [
-        torch.autograd.grad(scores, outputs, seed, retain_graph=keep or seed is not seeds[-1])
+        torch.autograd.grad((scores * seed).sum(), outputs, retain_graph=keep or seed is not seeds[-1])
         for seed in seeds
     ]
     return tuple(torch.stack(parts) for parts in zip(*single, strict=True))

@@ -1,8 +1,9 @@
 """From an upright RGB photograph to the tensor a model expects, and back to the photograph.
 
-A `Preprocess` is plain data, so it can be stored in a bundle and in every manifest line. It works on
-Pillow images through torchvision's own resize and crop, hence equals `weights.transforms()` and timm's
-evaluation transform.
+A `Preprocess` is plain data, so it can be stored in a bundle and in every manifest line. It resizes and
+crops Pillow images as torchvision does, hence equals `weights.transforms()` and timm's evaluation
+transform. What the model sees is made without torch, so that processes which only read photographs
+need none.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import math
 import operator
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import TYPE_CHECKING, Any, Literal, cast, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from camkit.errors import ModelError
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
 Fit = Literal["crop", "squash"]
+FILTERS = {"nearest": 0, "lanczos": 1, "bilinear": 2, "bicubic": 3}  # Pillow's numbers for them
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -63,19 +65,27 @@ class Preprocess:
 
     def view(self, image: Image) -> Image:
         """What the model sees of `image`, as an image of `size`."""
-        from torchvision.transforms import InterpolationMode
-        from torchvision.transforms import functional as F
-
-        mode = InterpolationMode(self.interpolation)
-        resized = F.resize(image, list(self._resized(*image.size)[::-1]), mode, antialias=True)
-        return cast("Image", F.center_crop(resized, list(self.size)))
+        width, height = self._resized(*image.size)
+        resized = image.resize((width, height), FILTERS[self.interpolation])
+        crop_h, crop_w = self.size
+        left, top = _offset(width, crop_w), _offset(height, crop_h)
+        return resized.crop((left, top, left + crop_w, top + crop_h))  # beyond the edges it is black
 
     def tensor(self, view: Image) -> Tensor:
         """A view as a normalised float32 tensor `[3, height, width]`."""
-        from torchvision.transforms import functional as F
+        import numpy as np
+        import torch
 
-        pixels = F.to_tensor(view)
-        return cast("Tensor", F.normalize(pixels, list(self.mean), list(self.std)))
+        pixels = torch.from_numpy(np.array(view)).permute(2, 0, 1).contiguous()
+        return self.normalised(pixels)
+
+    def normalised(self, pixels: Tensor) -> Tensor:
+        """Pixels `[..., 3, height, width]`, uint8, as the model's float32 inputs."""
+        import torch
+
+        mean = torch.tensor(self.mean, device=pixels.device)[:, None, None]
+        std = torch.tensor(self.std, device=pixels.device)[:, None, None]
+        return pixels.float().div_(255).sub_(mean).div_(std)
 
     def box(self, width: int, height: int) -> tuple[float, float, float, float]:
         """The part of a `width` x `height` photograph that the model sees: left, top, right, bottom.
