@@ -34,6 +34,7 @@ ORDER = [
     "fastai_model",
     "bundle",
     "images",
+    "reading",
     "capture",
     "split",
     "cams",
@@ -44,7 +45,10 @@ ORDER = [
     "render",
     "host",
     "explanation",
+    "parquet",
+    "manifest",
     "output",
+    "collect",
     "metrics",
     "metrics.basics",
     "metrics.agreement",
@@ -86,6 +90,8 @@ ORDER = [
     "testing.trainers",
     "testing",
     "cli.tables",
+    "cli.report",
+    "cli.folder",
     "cli.explain",
     "cli.model",
     "cli.plugin",
@@ -99,21 +105,26 @@ FREE = {"__init__"}
 
 # Who may import what is heavy or belongs to one place.
 OWNERS = {
-    "click": {"cli", "cli.tables", "cli.explain", "cli.model", "cli.plugin", "cli.train", "cli.bench"},
-    "rich": {"cli.explain", "cli.train"},
+    "click": {
+        *("cli", "cli.tables", "cli.report", "cli.folder", "cli.explain", "cli.model", "cli.plugin"),
+        *("cli.train", "cli.bench"),
+    },
+    "rich": {"cli.report", "cli.train"},
     "matplotlib": {"render"},
     # `explanation` hands pictures out and takes them in; the check of trainers writes toy photographs.
     # Polygons of a ground truth are drawn by Pillow.
-    "PIL": {"images", "render", "explanation", "testing.trainers", "metrics.truth"},
+    "PIL": {"images", "reading", "render", "explanation", "output", "testing.trainers", "metrics.truth"},
     "skimage": {"metrics.agreement"},  # the bundled photograph is located, not imported
     "timm": {"models"},
     "fastai": {"fastai_model"},
     "torchvision": {"models", "torch_trainer", "run"},
     "safetensors": {"weights", "bundle"},
+    "pebble": {"reading"},
+    "pyarrow": {"parquet"},
     "pytest": {"testing"},
 }
 # Wherever a plugin list or a help text comes from.
-WITHOUT_TORCH = ["errors", "preprocess", "api", "plugins", "scaffold", *sorted(OWNERS["click"])]
+WITHOUT_TORCH = ["errors", "files", "preprocess", "api", "plugins", "scaffold", *sorted(OWNERS["click"])]
 
 
 def source_files() -> dict[str, Path]:

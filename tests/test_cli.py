@@ -20,7 +20,7 @@ import pytest
 import torch
 from click.testing import Result
 from PIL import Image
-from tests.conftest import runner
+from tests.conftest import CLASSES, runner
 
 import camkit
 from camkit import render
@@ -30,76 +30,7 @@ from camkit.preprocess import Preprocess
 from camkit.render import Style
 
 ROOT = Path(__file__).parent.parent
-CLASSES = ("tabby", "Egyptian cat", "golden retriever", "red fox")
-
-# A package that loads models: small ones, broken ones, and that of the lesson.
-SOURCE = f"""
-import warnings
-from camkit import LoadedModel, ModelSource, Preprocess
-from camkit.errors import ModelError
-
-CLASSES = {CLASSES!r}
-
-class Tiny(ModelSource):
-    summary = "small models for tests"
-
-    def load(self, reference, *, device, trust):
-        import torch
-        from torch import nn
-
-        if reference == "raises":
-            raise RuntimeError("the disk is on fire\\nand the rest of it")
-        if reference == "memory":
-            raise MemoryError
-        if reference == "pickled" and not trust:
-            raise ModelError("the weights are a pickle: allow it with --trust-pickle")
-        if reference == "noisy":
-            warnings.warn("a library is deprecated")
-        if reference == "lesson":
-            from benchmarks.lesson import lesson_model
-
-            names = tuple(f"breed {{i}}" for i in range(37))
-            return LoadedModel(lesson_model(), names, Preprocess(size=(64, 64)), name="tiny:lesson")
-        with torch.random.fork_rng([]):
-            torch.manual_seed(0)
-            net = nn.Sequential()
-            net.stem = nn.Sequential(nn.Conv2d(3, 6, 3, stride=2, padding=1), nn.ReLU())
-            net.body = nn.Sequential(nn.Conv2d(6, 8, 3, stride=2, padding=1), nn.Tanh())
-            net.pool = nn.AdaptiveAvgPool2d(1)
-            net.flat = nn.Flatten()
-            net.fc = nn.Linear(8, 4)
-        if reference == "flat":  # no feature matters
-            net.fc.weight.data.zero_()
-        if reference in ("nan", "-inf"):
-            net.fc.bias.data[3] = float(reference)
-        names = CLASSES[:3] if reference == "miscounted" else CLASSES
-        return LoadedModel(net.eval(), names, Preprocess(size=(32, 32)), name=f"tiny:{{reference}}")
-
-    def names(self):
-        return [f"net{{i}}" for i in range(50_000)]  # more than a pipe holds
-"""
-
-
-@pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of installed packages with the model source `tiny`."""
-    folder = tmp_path_factory.mktemp("site")
-    info = folder / "camkit_tiny-1.0.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: camkit-tiny\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text("[camkit.models]\ntiny = camkit_tiny:Tiny\n")
-    (folder / "camkit_tiny.py").write_text(SOURCE)
-    return folder
-
-
-@pytest.fixture(autouse=True)
-def _here(site: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In an empty folder, with these plugins only, and one thread: the models are small."""
-    torch.set_num_threads(1)
-    monkeypatch.syspath_prepend(str(site))
-    monkeypatch.setenv("CAMKIT_PLUGINS", "camkit-tiny,camkit-other")
-    (tmp_path / "here").mkdir()
-    monkeypatch.chdir(tmp_path / "here")
+pytestmark = pytest.mark.usefixtures("here")
 
 
 def camkit_(*arguments: object, debug: bool = False) -> Result:
@@ -117,7 +48,7 @@ def explain(*arguments: object, model: str = "tiny:net", debug: bool = False) ->
 
 def process(*arguments: str, path: Sequence[Path] = (), **keywords: Any) -> subprocess.Popen[bytes]:
     """`camkit ARGUMENTS` as a process of its own, which also finds the packages in `path`."""
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, path)), "OMP_NUM_THREADS": "2"}
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, path)), "OMP_NUM_THREADS": "1"}
     env.pop("PYTHONWARNINGS", None)
     pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     return subprocess.Popen([sys.executable, "-m", "camkit", *arguments], env=env, **(pipes | keywords))
@@ -735,6 +666,33 @@ def test_a_word_of_a_class_name_finds_it() -> None:
     result = camkit_("explain", "--model", "imagenet", "--class", "cat")
     assert result.exit_code == 2
     assert "did you mean 'tiger cat' or 'Persian cat' or 'Siamese cat'? (1000 classes" in result.stderr
+
+
+@pytest.mark.filterwarnings("default::camkit.errors.CamkitWarning")
+@pytest.mark.parametrize(
+    ("name", "layer", "options"),
+    [
+        ("test_vit", "blocks.5.norm1", ["-o", "fast=true", "--method", "ablationcam"]),
+        ("deit_tiny_patch16_224", "blocks.11.norm1", []),
+        ("swin_tiny_patch4_window7_224", "layers.3", []),
+        ("test_convnext", "stages.3", ["--method", "ablationcam"]),
+        ("mobilevit_xxs", "final_conv", []),  # a hybrid
+    ],
+)
+def test_transformers_and_their_relatives(name: str, layer: str, options: list[str]) -> None:
+    methods = ["gradcam", "layercam", "eigencam", "finercam", "shapleycam"]
+    wanted = [argument for method in methods for argument in ("--method", method)]
+    result = explain(photo(), "--class", "top:2", *wanted, *options, model=f"timm:{name}@none")
+    assert result.exit_code == 0, result.stderr
+    told = [line for line in result.stderr.splitlines() if line.startswith("Warning")]
+    if "fast=true" in options:  # what it does depends on values
+        assert len(told) == 1 and "without fast mode: its forward cannot be traced" in told[0]
+    else:
+        assert not told
+    done = lines()
+    assert len(done) == 2 * (len(methods) + options.count("--method"))
+    assert {line["layer"] for line in done} == {layer}
+    assert all(np.ptp(np.load(f"out/{line['map_file']}")) > 0 for line in done)
 
 
 @pytest.mark.usefixtures("other_backend")

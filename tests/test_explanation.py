@@ -15,8 +15,9 @@ from torch import Tensor, nn
 import camkit
 from camkit.api import LoadedModel
 from camkit.errors import ImageError, MapError, ModelError, TargetError, UsageError
-from camkit.explanation import Explanation, Failure, make_backends, plan, stream
+from camkit.explanation import Explanation, make_backends, plan, stream
 from camkit.images import sample
+from camkit.reading import Failure
 
 CLASSES = ("red", "green", "blue")
 

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import hashlib
 import json
 import os
-from collections.abc import Sequence
-from pathlib import Path
+import re
+import threading
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -19,17 +23,20 @@ from torch import nn
 import camkit
 from camkit.api import LoadedModel
 from camkit.errors import CamkitError, ImageError, MapError
-from camkit.explanation import Explanation, Failure
+from camkit.explanation import Explanation, plan
 from camkit.images import Photo
-from camkit.output import Output, slug
+from camkit.manifest import load_map
+from camkit.output import Output, Result, output_name, request_id, slug
 from camkit.preprocess import Preprocess
+from camkit.reading import Failure
 from camkit.render import Style
 
-# The manifest's fields, as DESIGN.md lists them.
+# The manifest's fields, as the reference lists them.
 FIELDS = """
-    schema image image_sha256 status error backend backend_dist backend_version method options layer
-    class_index class_name probability logit predicted_index predicted_name map_file map_shape
-    overlay_file picture model model_sha256 preprocessing camkit_version torch_version device dtype warnings
+    schema request name results image image_sha256 status error backend backend_dist backend_version method
+    options layer class_index class_name probability logit predicted_index predicted_name map_file map_key
+    map_sha256 map_shape overlay_file overlay_sha256 picture model model_spec model_sha256 preprocessing
+    camkit_version torch_version device dtype warnings
 """.split()
 
 
@@ -40,6 +47,7 @@ def tiny_model(classes: Sequence[str] = ("cat", "dog"), name: str = "tiny") -> L
 
 
 MODEL = tiny_model()
+ODD = tiny_model(['the "best" 猫', "dog"], name="caf\udce9")
 MAP = torch.tensor([[-1.5, 0.25], [1e-7, 3.0]])
 
 
@@ -60,7 +68,7 @@ def explanation(
         "top": ((model.classes[0], 0.75),),
         "predicted_index": 1,
         "predicted_name": model.classes[1],
-        "photo": Photo(image, source, "ab" * 32),
+        "photo": Photo(image, source, "ab" * 32, name=PurePosixPath(source).name),
         "model": model,
         "options": {"reduction": "sum"},
     }
@@ -70,6 +78,12 @@ def explanation(
 def output(folder: Path, **changes: Any) -> Output:
     """An output as the command line opens it."""
     return Output(folder, **{"style": Style(), "view": "model", "several_layers": False} | changes)
+
+
+def put(out: Output, *results: Result) -> list[dict[str, Any]]:
+    """Write results, those of one photograph together; the manifest lines."""
+    photos = [list(group) for _, group in groupby(results, key=lambda result: result.position)]
+    return [line for written in out.write_all(photos) for line in written.lines]
 
 
 def written(folder: Path) -> list[str]:
@@ -96,7 +110,7 @@ def as_json(line: dict[str, Any]) -> Any:
 
 
 def test_files_are_named_by_image_backend_method_and_class(tmp_path: Path) -> None:
-    line = output(tmp_path).write(explanation("photos/cat.jpg", index=1))
+    (line,) = put(output(tmp_path), explanation("photos/cat.jpg", index=1))
     assert written(tmp_path) == ["cat.jpg.native.gradcam.dog.npy", "cat.jpg.native.gradcam.dog.png"]
     assert line["map_file"] == "cat.jpg.native.gradcam.dog.npy"
     assert line["overlay_file"] == "cat.jpg.native.gradcam.dog.png"
@@ -106,86 +120,106 @@ def test_files_are_named_by_image_backend_method_and_class(tmp_path: Path) -> No
 
 def test_several_layers_are_part_of_the_name(tmp_path: Path) -> None:
     out = output(tmp_path, several_layers=True)
-    names = [out.write(explanation(layer=layer))["map_file"] for layer in ("body.0", "body.1")]
-    assert names == ["cat.jpg.native.gradcam.cat.body.0.npy", "cat.jpg.native.gradcam.cat.body.1.npy"]
+    lines = put(out, *(explanation(layer=layer) for layer in ("body.0", "body.1")))
+    assert [line["map_file"] for line in lines] == [
+        "cat.jpg.native.gradcam.cat.body.0.npy",
+        "cat.jpg.native.gradcam.cat.body.1.npy",
+    ]
 
 
 def test_the_folder_is_made_with_those_above_it(tmp_path: Path) -> None:
-    output(tmp_path / "a" / "b").write(explanation())
+    put(output(tmp_path / "a" / "b"), explanation())
     assert len(written(tmp_path / "a" / "b")) == 2
 
 
-def test_two_photographs_of_one_name_do_not_overwrite_each_other(tmp_path: Path) -> None:
-    out = output(tmp_path)
-    sources = ["one/cat.jpg", "two/cat.jpg", "three/cat.jpg", "cat.jpg~2"]
-    names = [
-        out.write(explanation(source, position=position, method=method))["map_file"]
-        for position, source in enumerate(sources)
-        for method in ("gradcam", "activations")
+def test_results_lie_as_their_photographs_do(tmp_path: Path) -> None:
+    photos = [
+        Photo(explanation().photo.image, "cat.jpg", "ab" * 32, name=n) for n in ("b/cat.jpg", "a/b/c.d")
     ]
-    assert len(set(names)) == len(names) == 8
-    assert names[0] == "cat.jpg.native.gradcam.cat.npy"
-    assert names[1] == "cat.jpg.native.activations.cat.npy"  # of the same photograph
-    assert names[2] == "cat.jpg~2.native.gradcam.cat.npy"
-    assert names[4] == "cat.jpg~3.native.gradcam.cat.npy"
-    assert len(written(tmp_path)) == 16
+    lines = put(output(tmp_path), *(explanation(photo=p, position=i) for i, p in enumerate(photos)))
+    assert [(line["name"], line["map_file"], line["overlay_file"]) for line in lines] == [
+        ("b/cat.jpg", "b/cat.jpg.native.gradcam.cat.npy", "b/cat.jpg.native.gradcam.cat.png"),
+        ("a/b/c.d", "a/b/c.d.native.gradcam.cat.npy", "a/b/c.d.native.gradcam.cat.png"),
+    ]
+    assert written(tmp_path / "a" / "b") == ["c.d.native.gradcam.cat.npy", "c.d.native.gradcam.cat.png"]
 
 
 def test_classes_of_one_name_get_their_index(tmp_path: Path) -> None:
     model = tiny_model(["crane", "dog", "crane"])
-    out = output(tmp_path)
-    names = [out.write(explanation(model=model, index=i))["map_file"] for i in range(3)]
-    assert [name.split(".")[4] for name in names] == ["crane-0", "dog", "crane-2"]
+    lines = put(output(tmp_path), *(explanation(model=model, index=i) for i in range(3)))
+    assert [line["map_key"].split(".")[2] for line in lines] == ["crane-0", "dog", "crane-2"]
 
 
 def test_classes_that_only_look_alike_as_file_names_get_it_too(tmp_path: Path) -> None:
     model = tiny_model(["a/b", "a b", "???", "", "dog"])
-    out = output(tmp_path)
-    names = [out.write(explanation(model=model, index=i))["map_file"] for i in range(5)]
-    assert [name.split(".")[4] for name in names] == ["a_b-0", "a_b-1", "class-2", "class-3", "dog"]
+    lines = put(output(tmp_path), *(explanation(model=model, index=i) for i in range(5)))
+    keys = [line["map_key"].split(".")[2] for line in lines]
+    assert keys == ["a_b-0", "a_b-1", "class-2", "class-3", "dog"]
+    assert len(written(tmp_path)) == 10
 
 
-ODD_NAMES = {
-    "blanks": "two words.jpg",
-    "other scripts": "Mäuschen 猫.jpg",
-    "bytes that are not UTF-8, as camkit shows them": "caf\\xe9.jpg",
-    "a break, as camkit shows it": "line\\nbreak.jpg",
-    "leading dots": "..hidden.jpg",
-    "a leading dash": "-rf.jpg",
-    "signs of the shell": "$HOME;`ls`&'\".jpg",
-    "as long as may be": "x" * 255,
-    "long in another script": "猫" * 85,
-    "signs only": "???",
-    "nothing": "",
+NAMES = {  # of photographs, and how their results are called
+    "cat.jpg": "cat.jpg",
+    "two words.jpg": "two words.jpg",
+    "Mäuschen 猫.jpg": "Mäuschen 猫.jpg",
+    "$HOME;`ls`&'.jpg": "$HOME;`ls`&'.jpg",
+    "-rf.jpg": "-rf.jpg",
+    "a/b c/cat~2.jpg": "a/b c/cat~2.jpg",
+    "cat..jpg": "cat..jpg",
+    'a<b>"c|d?e*.jpg': "a_b__c_d_e_.jpg-DIGEST",
+    "C:\\cat.jpg": "C__cat.jpg-DIGEST",
+    "line\nbreak.jpg": "line_break.jpg-DIGEST",
+    "caf\udce9.jpg": "caf_.jpg-DIGEST",
+    " cat.jpg ": "cat.jpg-DIGEST",
+    "..hidden.jpg": "hidden.jpg-DIGEST",
+    "../../etc/passwd": "DIGEST/DIGEST/etc/passwd",
+    "/etc/passwd": "DIGEST/etc/passwd",
+    "a//b": "a/DIGEST/b",
+    ".": "DIGEST",
+    "": "DIGEST",
+    "x" * 255: "x" * 111 + "-DIGEST",
+    "猫" * 85: "猫" * 37 + "-DIGEST",
 }
 
 
-@pytest.mark.parametrize("kind", ODD_NAMES)
-@pytest.mark.parametrize("odd", ["image", "class"])
-def test_odd_names_become_plain_ones(tmp_path: Path, kind: str, odd: str) -> None:
-    name = ODD_NAMES[kind]
-    model = tiny_model([name if odd == "class" else "cat", "dog"])
-    source = f"photos/{name}" if odd == "image" else "photos/cat.jpg"
-    out = output(tmp_path, several_layers=True)
-    line = out.write(explanation(source, model=model))
+@pytest.mark.parametrize("name", NAMES, ids=ascii)
+def test_photographs_keep_their_names_as_far_as_file_systems_take_them(name: str) -> None:
+    expected = re.escape(NAMES[name]).replace("DIGEST", "[0-9a-f]{8}")
+    assert re.fullmatch(expected, output_name(name)), output_name(name)
+    assert output_name(output_name(name)) == output_name(name)
+
+
+def test_names_that_had_to_be_changed_stay_apart() -> None:
+    names = ["a?", "a*", "a_", "a\udce9", "a\udce8", ".a_", " a_", "x" * 254, "x" * 255, "/", "./."]
+    assert len({output_name(name) for name in names}) == len(names)
+
+
+ODD_CLASSES = [
+    *("two words", "Mäuschen 猫", "caf\udce9", "line\nbreak", "..hidden", "-rf", "$HOME;`ls`&'\".jpg"),
+    *("x" * 255, "猫" * 85, "???", "", "../../up", "/etc/passwd", "NUL\0", "a\\b"),
+]
+
+
+@pytest.mark.parametrize("odd", ODD_CLASSES, ids=ascii)
+def test_odd_classes_become_plain_names(tmp_path: Path, odd: str) -> None:
+    (line,) = put(output(tmp_path, several_layers=True), explanation(model=tiny_model([odd, "dog"])))
     assert written(tmp_path) == sorted([line["map_file"], line["overlay_file"]])
     for file in written(tmp_path):
         assert len(file.encode()) <= 255
-        assert not set(file) & set("/\\ \n$;`&'\"?*")
-        assert not file.startswith(".") and ".." not in file
-    assert (line["image"], line["class_name"]) == (source, model.classes[0])  # the truth is here
+        assert not set(file) & set("/\\ \n$;`&'\"?*\0")
+    assert line["class_name"] == odd  # the truth is here
     assert manifest(tmp_path) == [as_json(line)]
 
 
 def test_names_that_are_too_long_together_are_cut_and_stay_apart(tmp_path: Path) -> None:
     model = tiny_model(["猫" * 60 + "a", "猫" * 60 + "b"])
-    out = output(tmp_path, several_layers=True)
-    names = [
-        out.write(explanation("x" * 200 + ".jpg", model=model, index=i, layer=layer))["overlay_file"]
+    results = [
+        explanation("x" * 200 + ".jpg", model=model, index=i, layer=layer, position=number)
+        for number, layer in enumerate(("body." * 30 + "1", "body." * 30 + "2"))
         for i in (0, 1)
-        for layer in ("body." * 30 + "1", "body." * 30 + "2")
     ]
-    assert len(set(names)) == 4
+    lines = put(output(tmp_path, several_layers=True), *results)
+    assert len({line["overlay_file"] for line in lines}) == 4
     assert len(written(tmp_path)) == 8
     assert all(len(name.encode()) <= 255 for name in written(tmp_path))
 
@@ -199,7 +233,7 @@ def test_readable_names_stay_as_they_are() -> None:
 
 
 def test_the_raw_map_comes_back_bit_by_bit(tmp_path: Path) -> None:
-    line = output(tmp_path).write(explanation())
+    (line,) = put(output(tmp_path), explanation())
     array = np.load(tmp_path / line["map_file"], allow_pickle=False)
     assert array.dtype == np.float32
     assert torch.equal(torch.from_numpy(array), MAP)
@@ -208,15 +242,16 @@ def test_the_raw_map_comes_back_bit_by_bit(tmp_path: Path) -> None:
 
 def test_a_map_that_is_a_view_of_something_larger(tmp_path: Path) -> None:
     large = torch.arange(12.0).reshape(3, 4)
-    line = output(tmp_path).write(explanation(map=large.t()[1:3]))
+    (line,) = put(output(tmp_path), explanation(map=large.t()[1:3]))
     assert np.load(tmp_path / line["map_file"]).tolist() == [[1, 5, 9], [2, 6, 10]]
+    assert load_map(tmp_path, line).tolist() == [[1, 5, 9], [2, 6, 10]]
 
 
 @pytest.mark.parametrize("view", ["model", "original"])
 def test_the_overlay_is_drawn_as_asked(tmp_path: Path, view: Any) -> None:
     style = Style(alpha=0.3, cmap="viridis", relu=True)
     result = explanation()
-    line = output(tmp_path, style=style, view=view).write(result)
+    (line,) = put(output(tmp_path, style=style, view=view), result)
     with Image.open(tmp_path / line["overlay_file"]) as picture:
         assert picture.format == "PNG"
         assert picture.size == {"model": (32, 32), "original": (64, 48)}[view]
@@ -225,13 +260,16 @@ def test_the_overlay_is_drawn_as_asked(tmp_path: Path, view: Any) -> None:
 
 
 def test_a_manifest_line_has_exactly_the_documented_fields(tmp_path: Path) -> None:
-    result = explanation(warnings=("odd",))
-    line = output(tmp_path).write(result)
+    out = output(tmp_path, spec="the spec", request="0123")
+    (line,) = put(out, explanation(warnings=("odd",)))
     assert manifest(tmp_path) == [as_json(line)]
-    assert list(line) == FIELDS
+    assert list(line) == FIELDS == camkit.manifest.FIELDS
     native = camkit.plugins.get("explainer", "native")
     assert as_json(line) == {
-        "schema": 1,
+        "schema": 2,
+        "request": "0123",
+        "name": "cat.jpg",
+        "results": 1,
         "image": "photos/cat.jpg",
         "image_sha256": "ab" * 32,
         "status": "ok",
@@ -249,10 +287,14 @@ def test_a_manifest_line_has_exactly_the_documented_fields(tmp_path: Path) -> No
         "predicted_index": 1,
         "predicted_name": "dog",
         "map_file": "cat.jpg.native.gradcam.cat.npy",
+        "map_key": "native.gradcam.cat",
+        "map_sha256": hashlib.sha256(MAP.numpy().tobytes()).hexdigest(),
         "map_shape": [2, 2],
         "overlay_file": "cat.jpg.native.gradcam.cat.png",
+        "overlay_sha256": hashlib.sha256((tmp_path / line["overlay_file"]).read_bytes()).hexdigest(),
         "picture": {"view": "model", "relu": False, "counterfactual": False, "alpha": 0.6, "cmap": "magma"},
         "model": "tiny",
+        "model_spec": "the spec",
         "model_sha256": MODEL.sha256,
         "preprocessing": {
             "size": [32, 32],
@@ -271,16 +313,20 @@ def test_a_manifest_line_has_exactly_the_documented_fields(tmp_path: Path) -> No
 
 
 def test_the_line_of_a_failure(tmp_path: Path) -> None:
-    out = output(tmp_path)
-    line = out.write(Failure("photos/bad.jpg", ImageError("bad.jpg is empty (0 bytes)"), 0))
+    error = ImageError("bad.jpg is empty (0 bytes)")
+    (line,) = put(output(tmp_path), Failure("photos/bad.jpg", error, 0, name="bad\n.jpg"))
     assert manifest(tmp_path) == [as_json(line)]
     assert list(line) == FIELDS
     told = {key: value for key, value in line.items() if value not in (None, [])}
     assert told == {
-        "schema": 1,
+        "schema": 2,
+        "request": "",
+        "name": output_name("bad\n.jpg"),
+        "results": 1,
         "image": "photos/bad.jpg",
         "status": "error",
         "error": "bad.jpg is empty (0 bytes)",
+        "model_spec": "",
         "camkit_version": camkit.__version__,
         "torch_version": torch.__version__,
     }
@@ -289,16 +335,15 @@ def test_the_line_of_a_failure(tmp_path: Path) -> None:
 
 
 def test_the_failure_of_one_map_names_the_file_it_is_of(tmp_path: Path) -> None:
-    line = output(tmp_path).write(Failure("cat.jpg", MapError("2 values are NaN"), 0, sha256="cd" * 32))
+    failure = Failure("cat.jpg", MapError("2 values are NaN"), 0, sha256="cd" * 32)
+    (line,) = put(output(tmp_path), failure)
     assert (line["image_sha256"], line["error"]) == ("cd" * 32, "2 values are NaN")
 
 
 def test_quotes_signs_and_bytes_that_are_not_utf8_make_valid_lines(tmp_path: Path) -> None:
     classes = ['the "best"\ncat', "chat \u2028 猫"]
     model = tiny_model(classes, name="caf\udce9")  # a folder name as Python reads it from the system
-    out = output(tmp_path)
-    for index in (0, 1):
-        out.write(explanation(model=model, index=index))
+    put(output(tmp_path), *(explanation(model=model, index=index) for index in (0, 1)))
     text = (tmp_path / "manifest.jsonl").read_text("utf-8")
     assert text.endswith("\n")
     lines = [json.loads(line) for line in text.rstrip("\n").split("\n")]
@@ -308,9 +353,9 @@ def test_quotes_signs_and_bytes_that_are_not_utf8_make_valid_lines(tmp_path: Pat
 
 
 def test_several_calls_append_and_replace(tmp_path: Path) -> None:
-    output(tmp_path).write(explanation())
-    output(tmp_path).write(explanation(map=-MAP))
-    output(tmp_path).write(explanation("photos/other.jpg"))
+    put(output(tmp_path), explanation())
+    put(output(tmp_path), explanation(map=-MAP))
+    put(output(tmp_path), explanation("photos/other.jpg"))
     lines = manifest(tmp_path)
     assert [line["map_file"] for line in lines] == [
         "cat.jpg.native.gradcam.cat.npy",
@@ -319,6 +364,194 @@ def test_several_calls_append_and_replace(tmp_path: Path) -> None:
     ]
     assert len(written(tmp_path)) == 4
     assert torch.equal(torch.from_numpy(np.load(tmp_path / lines[0]["map_file"])), -MAP)
+
+
+# --- other formats --------------------------------------------------------------------------------
+
+
+def several() -> list[Result]:
+    """Two photographs with two maps each, one of odd shape, and one that failed between them."""
+    return [
+        *(explanation("a/cat.jpg", index=i, map=MAP * (i + 1)) for i in range(2)),
+        Failure("bad.jpg", ImageError("bad.jpg is empty (0 bytes)"), 1, name="bad.jpg"),
+        *(explanation("b.jpg", index=i, map=MAP[:1] - i, model=ODD, position=2) for i in range(2)),
+    ]
+
+
+@pytest.mark.parametrize("format", ["png", "npz", "parquet"])
+def test_every_format_holds_the_same_maps_bit_by_bit(tmp_path: Path, format: Any) -> None:
+    results = several()
+    lines = put(output(tmp_path, format=format), *results)
+    assert manifest(tmp_path) == [as_json(line) for line in lines]
+    assert [line["status"] for line in lines] == ["ok", "ok", "error", "ok", "ok"]
+    for result, line in zip(results, manifest(tmp_path), strict=True):
+        if isinstance(result, Explanation):
+            assert torch.equal(torch.from_numpy(load_map(tmp_path, line).copy()), result.map)
+            assert (line["map_shape"], line["results"]) == (list(result.map.shape), 2)
+            assert (line["overlay_file"] is None) == (format != "png")
+        else:
+            assert line["map_file"] is None and line["map_key"] is None
+
+
+def test_npz_is_one_file_for_a_photograph_with_an_array_for_each_map(tmp_path: Path) -> None:
+    lines = put(output(tmp_path, format="npz"), *several())
+    assert written(tmp_path) == ["b.jpg.npz", "cat.jpg.npz"]
+    with np.load(tmp_path / "cat.jpg.npz", allow_pickle=False) as arrays:
+        assert {key: array.tolist() for key, array in arrays.items()} == {
+            "native.gradcam.cat": MAP.tolist(),
+            "native.gradcam.dog": (MAP * 2).tolist(),
+        }
+        assert all(array.dtype == np.float32 for array in arrays.values())
+    assert [line["map_key"] for line in lines[3:]] == ["native.gradcam.the_best_猫", "native.gradcam.dog"]
+
+
+@pytest.mark.parametrize("format", ["npz", "parquet"])
+def test_the_same_maps_make_the_same_bytes(tmp_path: Path, format: Any) -> None:
+    for folder in ("one", "two"):
+        put(output(tmp_path / folder, format=format), *several())
+    files = [{p.name: p.read_bytes() for p in (tmp_path / f).iterdir()} for f in ("one", "two")]
+    assert files[0] == files[1] and len(files[0]) > 1
+
+
+def readers() -> dict[str, Any]:
+    """Functions from a Parquet file to its rows."""
+    pandas, polars, duckdb = (pytest.importorskip(name) for name in ("pandas", "polars", "duckdb"))
+
+    def by_duckdb(path: Path) -> list[dict[str, Any]]:
+        found = duckdb.sql(f"SELECT * FROM '{path}'")
+        return [dict(zip(found.columns, row, strict=True)) for row in found.fetchall()]
+
+    return {
+        "pandas": lambda path: pandas.read_parquet(path, dtype_backend="pyarrow").to_dict("records"),
+        "polars": lambda path: polars.read_parquet(path).to_dicts(),
+        "duckdb": by_duckdb,
+    }
+
+
+@pytest.mark.parametrize("reader", ["pandas", "polars", "duckdb"])
+def test_others_read_the_parquet_table(tmp_path: Path, reader: str) -> None:
+    lines = put(output(tmp_path, format="parquet"), *several())
+    (file,) = written(tmp_path)
+    assert re.fullmatch(r"maps-[0-9a-f]{16}\.parquet", file)
+    rows = readers()[reader](tmp_path / file)
+    assert [row["name"] for row in rows] == ["cat.jpg", "cat.jpg", "bad.jpg", "b.jpg", "b.jpg"]
+    for row, line, result in zip(rows, lines, several(), strict=True):
+        assert set(row) == {*FIELDS, "height", "width", "map"} - {
+            *("map_file", "overlay_file", "overlay_sha256"),
+        }
+        assert row["schema"] == 2 and row["status"] == line["status"]
+        if isinstance(result, Failure):
+            assert row["error"] == "bad.jpg is empty (0 bytes)"
+            continue
+        assert [row["height"], row["width"]] == line["map_shape"] == json.loads(row["map_shape"])
+        assert np.array(row["map"], np.float32).tolist() == result.map.flatten().tolist()
+        assert (row["class_name"], row["probability"]) == (result.class_name, 0.75)
+        assert json.loads(row["options"]) == {"reduction": "sum"}
+    assert rows[3]["model"] == "caf\\udce9"  # a column of text is valid UTF-8
+
+
+def test_many_photographs_make_several_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(camkit.parquet, "PHOTOS", 3)
+    photos = [[explanation(f"{i}.jpg", map=MAP + i, position=i)] for i in range(7)]
+    done: list[str] = []
+    for found in output(tmp_path, format="parquet").write_all(photos):
+        # What is told is on the disk.
+        assert (tmp_path / found.lines[0]["map_file"]).is_file()
+        assert found.lines[0]["name"] in {line["name"] for line in manifest(tmp_path)}
+        done.append(found.lines[0]["name"])
+    assert done == [f"{i}.jpg" for i in range(7)]
+    tables = [line["map_file"] for line in manifest(tmp_path)]
+    assert [tables.count(table) for table in dict.fromkeys(tables)] == [3, 3, 1]
+    for line, (result,) in zip(manifest(tmp_path), photos, strict=True):
+        assert load_map(tmp_path, line).tolist() == result.map.tolist()
+
+
+@pytest.mark.parametrize("format", ["npz", "parquet"])
+def test_a_photograph_that_failed_alone_leaves_a_line_and_no_file(tmp_path: Path, format: Any) -> None:
+    (line,) = put(output(tmp_path, format=format), several()[2])
+    assert manifest(tmp_path) == [as_json(line)] and line["status"] == "error"
+    assert written(tmp_path) == []
+
+
+# --- resume ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("format", ["png", "npz", "parquet"])
+def test_resuming_adds_exactly_what_is_missing(tmp_path: Path, format: Any) -> None:
+    """The photographs of a batch come again together, those that are there already, too."""
+    first = several()
+    settings = {"format": format, "request": "r"}
+    put(output(tmp_path, **settings), *first[:3])
+    before = {path: path.read_bytes() for path in tmp_path.iterdir() if path.suffix != ".jsonl"}
+    out = output(tmp_path, **settings, resume=True)
+    assert [out.has(name, "ab" * 32) for name in ("cat.jpg", "bad.jpg", "b.jpg")] == [True, False, False]
+    assert not out.has("cat.jpg", "cd" * 32)  # another photograph by now
+    added = put(out, *first)
+    assert [line["name"] for line in added if line["status"] == "ok"] == ["b.jpg", "b.jpg"]
+    lines = manifest(tmp_path)
+    assert [(line["name"], line["class_index"]) for line in lines] == [
+        *[("cat.jpg", 0), ("cat.jpg", 1), ("bad.jpg", None), ("b.jpg", 0), ("b.jpg", 1)],
+    ]
+    assert {path: path.read_bytes() for path in before} == before
+    for line in lines:
+        assert line["status"] == "error" or load_map(tmp_path, line).shape == tuple(line["map_shape"])
+    assert output(tmp_path, **settings, resume=True).has("b.jpg", "ab" * 32)
+
+
+@pytest.mark.parametrize("format", ["png", "npz"])
+def test_one_result_of_a_photograph_may_be_missing(tmp_path: Path, format: Any) -> None:
+    """As after the power failed in the middle of the lines of a photograph."""
+    first = several()[:2]
+    settings = {"format": format, "request": "r"}
+    lines = put(output(tmp_path, **settings), *first)
+    path = tmp_path / "manifest.jsonl"
+    whole = path.read_bytes()
+    path.write_bytes(whole[: whole.index(b"\n") + 50])
+    out = output(tmp_path, **settings, resume=True)
+    assert not out.has("cat.jpg", "ab" * 32)
+    assert put(out, *first) == [lines[1]]
+    assert sorted(path.read_bytes().splitlines())[-2:] == sorted(whole.splitlines())
+    assert list(map(as_json, lines)) == camkit.manifest.latest(tmp_path)
+
+
+def test_a_failure_is_told_again_and_not_written_again(tmp_path: Path) -> None:
+    failure = several()[2]
+    (line,) = put(output(tmp_path), failure)
+    found = list(output(tmp_path, resume=True).write_all([[failure]]))
+    assert [written.results for written in found] == [(failure,)]
+    assert manifest(tmp_path) == [as_json(line)]
+
+
+def test_drafts_that_a_killed_process_left_are_swept_away(tmp_path: Path) -> None:
+    host = os.uname().nodename
+    dead = [f".{host}-999999999-1.partial", f"a/.{host}-999999998-22.partial"]
+    kept = [f".{host}-{os.getpid()}-1.partial", ".elsewhere-999999999-1.partial", "mine.partial"]
+    for name in (*dead, *kept):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    output(tmp_path)
+    assert all((tmp_path / name).exists() for name in dead)  # another run may be at work
+    output(tmp_path, resume=True)
+    assert not any((tmp_path / name).exists() for name in dead)
+    assert all((tmp_path / name).exists() for name in kept)
+
+
+def test_a_request_is_the_same_for_the_same_work_and_no_other() -> None:
+    def request(model: LoadedModel = MODEL, **changes: Any) -> str:
+        look = {"style": Style(), "view": "model", "format": "png"}
+        look |= {name: changes.pop(name) for name in look if name in changes}
+        return request_id(plan(model, **changes), changes.get("classes", ("pred",)), **look)
+
+    assert request() == request()
+    all_different = [
+        *(request(), request(tiny_model()), request(dataclasses.replace(MODEL, classes=("a", "b")))),
+        request(dataclasses.replace(MODEL, preprocess=Preprocess(size=(16, 16)))),
+        *(request(style=Style(relu=True)), request(style=Style(cmap="viridis"))),
+        *(request(view="original"), request(format="npz"), request(classes=("all",))),
+        *(request(methods=("activations",)), request(layer=("0", "1"))),
+        request(options={"reduction": "mean"}),
+    ]
+    assert len(set(all_different)) == len(all_different)
 
 
 # --- when it cannot be written --------------------------------------------------------------------
@@ -337,7 +570,7 @@ def test_a_file_where_the_folder_should_be(tmp_path: Path) -> None:
 def test_a_folder_where_a_file_should_be(tmp_path: Path, ending: str) -> None:
     (tmp_path / f"cat.jpg.native.gradcam.cat.{ending}").mkdir()
     with pytest.raises(CamkitError, match=f"cannot write .*{ending}: Is a directory") as caught:
-        output(tmp_path).write(explanation())
+        put(output(tmp_path), explanation())
     assert caught.value.exit_code == 1
     assert not [name for name in written(tmp_path) if "partial" in name]
     assert not (tmp_path / "manifest.jsonl").exists()  # which tells only of files that are there
@@ -346,55 +579,90 @@ def test_a_folder_where_a_file_should_be(tmp_path: Path, ending: str) -> None:
 def test_a_folder_where_the_manifest_should_be(tmp_path: Path) -> None:
     (tmp_path / "manifest.jsonl").mkdir()
     with pytest.raises(CamkitError, match=r"cannot write .*manifest\.jsonl: Is a directory"):
-        output(tmp_path).write(explanation())
+        put(output(tmp_path), explanation())
 
 
-def test_a_folder_that_is_gone(tmp_path: Path) -> None:
+def test_a_file_where_the_folder_was(tmp_path: Path) -> None:
     out = output(tmp_path / "out")
-    (tmp_path / "out").rmdir()
-    with pytest.raises(CamkitError, match=r"cannot write .*: No such file or directory"):
-        out.write(explanation())
     (tmp_path / "out").write_text("a file now")
-    with pytest.raises(CamkitError, match=r"cannot write .*: Not a directory"):
-        out.write(explanation())
+    with pytest.raises(CamkitError, match=r"cannot write .*: (Not a directory|File exists)"):
+        put(out, explanation())
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write anywhere")
 def test_a_folder_that_may_not_be_written_to(tmp_path: Path) -> None:
     tmp_path.chmod(0o500)
     with pytest.raises(CamkitError, match="Permission denied"):
-        output(tmp_path).write(explanation())
+        put(output(tmp_path), explanation())
 
 
-@pytest.mark.parametrize("step", ["write_bytes", "replace"])
+@pytest.mark.parametrize("step", ["fsync", "replace"])
 def test_a_full_disk_leaves_the_old_file_and_no_half_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
-    line = output(tmp_path).write(explanation())
-    before = {name: (tmp_path / name).read_bytes() for name in written(tmp_path)}
+    put(output(tmp_path), explanation(), explanation(index=1))
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
 
-    def half(self: Path, data: Any) -> int:
-        if step == "write_bytes":
-            with self.open("wb") as file:
-                file.write(data[: len(data) // 2])
+    def full(*_: Any) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(Path, step, half)
+    monkeypatch.setattr(*((os, "fsync") if step == "fsync" else (Path, "replace")), full)
     with pytest.raises(CamkitError, match=r"cannot write .*: No space left on device; what was finished"):
-        output(tmp_path).write(explanation(map=-MAP))
-    monkeypatch.undo()
-    assert {name: (tmp_path / name).read_bytes() for name in written(tmp_path)} == before
-    assert manifest(tmp_path) == [as_json(line)]
+        put(output(tmp_path), explanation(map=-MAP))
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_what_was_begun_is_finished_when_the_photographs_end_with_an_exception(tmp_path: Path) -> None:
+    def broken() -> Iterator[list[Result]]:
+        for position in range(5):
+            yield [explanation(f"{position}.jpg", position=position)]
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        for _ in output(tmp_path).write_all(broken()):
+            pass
+    assert [line["image"] for line in manifest(tmp_path)] == [f"{i}.jpg" for i in range(5)]
+    assert len(written(tmp_path)) == 10
+
+
+def test_not_more_photographs_are_in_memory_than_asked(tmp_path: Path) -> None:
+    gate, begun = threading.Event(), []
+
+    class Blocked(Output):
+        def write(self, results: Sequence[Result]) -> Any:
+            gate.wait()
+            return super().write(results)
+
+    def photos() -> Iterator[list[Result]]:
+        for position in range(20):
+            begun.append(position)
+            yield [explanation(f"{position}.jpg", position=position)]
+
+    out = Blocked(tmp_path, style=Style(), view="model", several_layers=False)
+    threading.Timer(0.3, gate.set).start()  # enough for all of them, if nothing held them back
+    found = out.write_all(photos(), ahead=5)
+    assert next(found).lines[0]["image"] == "0.jpg"
+    assert len(begun) == 6
+    assert [written.lines[0]["image"] for written in found] == [f"{i}.jpg" for i in range(1, 20)]
 
 
 # --- sheets ---------------------------------------------------------------------------------------
 
 
+def sheet(out: Output, *results: Explanation) -> Path | None:
+    """The sheet of one photograph, with everything else written."""
+    (written,) = out.write_all([results])
+    return written.sheet
+
+
 def test_one_column_needs_no_sheet(tmp_path: Path) -> None:
-    out = output(tmp_path)
-    results = [explanation(index=0), explanation(index=1)]
-    assert out.write_sheet(results) is None
-    assert written(tmp_path) == []
+    assert sheet(output(tmp_path), explanation(index=0), explanation(index=1)) is None
+    assert not [name for name in written(tmp_path) if "sheet" in name]
+
+
+def test_formats_without_pictures_have_no_sheet(tmp_path: Path) -> None:
+    columns = explanation(), explanation(method="activations")
+    assert [sheet(output(tmp_path, format=name), *columns) for name in ("npz", "parquet")] == [None] * 2
 
 
 @pytest.mark.parametrize(
@@ -403,9 +671,8 @@ def test_one_column_needs_no_sheet(tmp_path: Path) -> None:
 def test_several_methods_layers_or_backends_stand_side_by_side(
     tmp_path: Path, changes: dict[str, Any]
 ) -> None:
-    path = output(tmp_path).write_sheet([explanation(), explanation(**changes)])
+    path = sheet(output(tmp_path), explanation(), explanation(**changes))
     assert path == tmp_path / "cat.jpg.sheet.png"
-    assert written(tmp_path) == ["cat.jpg.sheet.png"]
     with Image.open(path) as picture:
         assert picture.format == "PNG"
         assert picture.width > picture.height
@@ -420,7 +687,7 @@ def test_backends_share_their_colours_and_methods_do_not(
     style = Style(alpha=1)
     strong = explanation(map=torch.tensor([[0.0, 1.0]]))
     weak = explanation(map=torch.tensor([[0.0, 0.5]]), **changes)
-    path = output(tmp_path, style=style).write_sheet([strong, weak])
+    path = sheet(output(tmp_path, style=style), strong, weak)
     assert path is not None
     with Image.open(path) as picture:
         found = np.asarray(picture).astype(int)
@@ -430,14 +697,12 @@ def test_backends_share_their_colours_and_methods_do_not(
     assert (right.sum() > 1000) == hot
 
 
-def test_the_sheet_has_the_name_of_its_photograph(tmp_path: Path) -> None:
-    out = output(tmp_path)
-    for position in (0, 1):
-        result = explanation(position=position)
-        out.write(result)
-        out.write_sheet([result, dataclasses.replace(result, method="activations")])
-    sheets = [name for name in written(tmp_path) if "sheet" in name]
-    assert sheets == ["cat.jpg.sheet.png", "cat.jpg~2.sheet.png"]
+def test_the_sheet_lies_beside_the_other_results_of_its_photograph(tmp_path: Path) -> None:
+    photo = dataclasses.replace(explanation().photo, name="a/cat.jpg")
+    path = sheet(
+        output(tmp_path), *(explanation(photo=photo, method=m) for m in ("gradcam", "activations"))
+    )
+    assert path == tmp_path / "a" / "cat.jpg.sheet.png" and path.is_file()
 
 
 def _sheet_height(folder: Path, classes: int) -> int:
@@ -447,7 +712,7 @@ def _sheet_height(folder: Path, classes: int) -> int:
         for method in ("gradcam", "activations")
         for index in range(classes)
     ]
-    path = output(folder).write_sheet(results)
+    path = sheet(output(folder), *results)
     assert path is not None
     with Image.open(path) as picture:
         return picture.height
@@ -461,10 +726,10 @@ def test_a_sheet_has_a_row_for_each_of_the_first_eight_classes(tmp_path: Path) -
 def test_a_sheet_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "cat.jpg.sheet.png").mkdir()
     with pytest.raises(CamkitError, match="Is a directory"):
-        output(tmp_path).write_sheet([explanation(), explanation(method="activations")])
+        sheet(output(tmp_path), explanation(), explanation(method="activations"))
 
 
 def test_names_that_look_like_formulas_do_not_break_a_sheet(tmp_path: Path) -> None:
     model = tiny_model(["$x_$", "dog"])
     results = [explanation("a$_$b.jpg", model=model, method=m) for m in ("gradcam", "activations")]
-    assert output(tmp_path).write_sheet(results) is not None
+    assert sheet(output(tmp_path), *results) is not None

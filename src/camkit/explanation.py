@@ -9,22 +9,23 @@ import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
+from itertools import islice
 from typing import Any, Literal, get_args
 
-import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from camkit import images, layers, plugins, render
+from camkit import layers, plugins, reading, render
 from camkit.api import Explainer, LoadedModel
-from camkit.errors import ImageError, MapError, ModelError, UsageError
+from camkit.errors import MapError, ModelError, UsageError
 from camkit.host import Layer, better_layer, resolve_layers, run, unknown_method
 from camkit.images import Photo
+from camkit.preprocess import Preprocess
+from camkit.reading import Failure, ImageSource
 from camkit.render import Style
 from camkit.targets import Chooser, class_chooser
 
-ImageSource = str | os.PathLike[str] | Image.Image
 View = Literal["model", "original"]
 
 
@@ -73,9 +74,11 @@ class Explanation:
         if view not in get_args(View):
             raise UsageError(f"view must be model or original, not {view!r}")
         preprocess, photo = self.model.preprocess, self.photo.image
-        if view == "original":
-            return render.overlay(photo, self.map, style, preprocess.box(*photo.size), scale)
-        return render.overlay(preprocess.view(photo), self.map, style, scale=scale)
+        if view == "model":
+            return render.overlay(_view(self.photo, preprocess), self.map, style, scale=scale)
+        if self.photo.cut:
+            raise UsageError(f"only what the model saw of {self.photo.source} was kept: use view='model'")
+        return render.overlay(photo, self.map, style, preprocess.box(*photo.size), scale)
 
     def save(self, path: str | os.PathLike[str], **look: Any) -> None:
         """Write the overlay; the suffix says the format."""
@@ -112,16 +115,6 @@ class Explanation:
             f'<figure style="margin:0"><img alt="{caption}" src="data:image/png;base64,{data}">'
             f"<figcaption>{caption}</figcaption></figure>"
         )
-
-
-@dataclass(frozen=True)
-class Failure:
-    """A photograph, or one map of it, that could not be explained; the others are not affected."""
-
-    source: str
-    error: ImageError | MapError
-    position: int
-    sha256: str | None = None
 
 
 @dataclass(frozen=True)
@@ -220,10 +213,13 @@ def explain_many(
     method: str = "gradcam",
     layer: Layer = "auto",
     batch_size: int = 16,
+    workers: int = 0,
     **options: Any,
 ) -> Iterator[Explanation]:
-    """A stream of explanations, in the order of `images`; no more than a batch is in memory.
+    """A stream of explanations, in the order of `images`; no more than a few batches are in memory.
 
+    workers: processes that read photographs ahead of the model, with limits on time and memory; a script
+        that asks for them is imported by each, so it begins with `if __name__ == "__main__":`.
     The first photograph that cannot be explained ends the stream with its error.
     """
     spec = "pred" if target is None else target
@@ -235,29 +231,35 @@ def explain_many(
         layer=layer,
         options=options,
     )
-    for result in stream(work, images, batch_size=batch_size):
-        if isinstance(result, Failure):
-            raise result.error
-        yield result
+    with reading.processes(workers) as pool:
+        read = partial(pool.read, ahead=2 * batch_size) if pool else reading.read
+        for result in stream(work, images, batch_size=batch_size, read=read):
+            if isinstance(result, Failure):
+                raise result.error
+            yield result
 
 
 def stream(
-    work: Plan, sources: Iterable[ImageSource], *, batch_size: int = 16
+    work: Plan,
+    sources: Iterable[ImageSource],
+    *,
+    batch_size: int = 16,
+    read: Callable[..., Iterator[tuple[int, Photo] | Failure]] = reading.read,
+    whole: bool = True,
 ) -> Iterator[Explanation | Failure]:
-    """Every explanation of every photograph, batch by batch; failures take their place in the order."""
+    """Every explanation of every photograph, batch by batch; failures take their place in the order.
+
+    whole: keep the photographs; else only what the model sees of them.
+    """
     if batch_size < 1:
         raise UsageError(f"batch size must be at least 1, not {batch_size}")
-    batch: list[tuple[int, Photo] | Failure] = []
-    for position, source in enumerate(sources):
-        try:
-            batch.append((position, images.load(source)))
-        except ImageError as error:
-            name = "image" if isinstance(source, Image.Image) else images.display(source)
-            batch.append(Failure(name, error, position))
-        if len(batch) == batch_size:
-            yield from _explain_batch(work, batch)
-            batch = []
-    yield from _explain_batch(work, batch)
+    photos = read(sources, work.model.preprocess, whole=whole)
+    while batch := list(islice(photos, batch_size)):
+        yield from _explain_batch(work, batch)
+
+
+def _view(photo: Photo, preprocess: Preprocess) -> Image.Image:
+    return photo.image if photo.cut else preprocess.view(photo.image)
 
 
 def _explain_batch(
@@ -277,8 +279,8 @@ def _explain_photos(
 ) -> Iterator[list[Explanation | Failure]]:
     """For each photograph the list of its results, from one batch."""
     model = work.model
-    tensors = [model.preprocess(photo.image) for _, photo in photos]
-    inputs = torch.stack(tensors).to(model.device, model.dtype)
+    views = [_view(photo, model.preprocess) for _, photo in photos]
+    inputs = model.preprocess.batch(views, model.device).to(model.dtype)
     seen: list[Tensor] = []
 
     def choose(scores: Tensor) -> Tensor:  # the scores of the very forward that is explained
@@ -328,7 +330,7 @@ def _results(
                     raise MapError("the model's score is NaN or infinite (try --dtype float32)")
             except MapError as error:
                 text = f"{photo.source}: {backend} {method}, class {model.classes[index]}: {error}"
-                yield Failure(photo.source, MapError(text), position, photo.sha256)
+                yield Failure(photo.source, MapError(text), position, photo.sha256, photo.name)
                 continue
             flat = (f"the map is constant: it says nothing{hint(layer)}",) if render.is_flat(map) else ()
             yield Explanation(

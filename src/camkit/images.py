@@ -9,6 +9,7 @@ from __future__ import annotations
 import glob
 import hashlib
 import io
+import itertools
 import os
 import stat
 import warnings
@@ -28,7 +29,7 @@ from PIL import (
     WebPImagePlugin,  # noqa: F401  their formats, imports all its forty parsers
 )
 
-from camkit.errors import ImageError, UsageError
+from camkit.errors import ESCAPES, ImageError, UsageError
 
 # Pillow registers some forty parsers; these are what photographs come in. The JPEG parser also reads
 # MPO, which is what many phones write: a JPEG with further pictures behind it.
@@ -55,8 +56,8 @@ TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-# Control characters would break the line of a message, or do worse to a terminal.
-ESCAPES = {code: ascii(chr(code))[1:-1] for code in (*range(0x20), *range(0x7F, 0xA0))}
+# In a name, but for the halves of signs that stand for bytes which are no UTF-8.
+IN_NAMES = {code: text for code, text in ESCAPES.items() if not 0xDC80 <= code < 0xDD00} | {0x0A: "\\n"}
 
 
 @dataclass(frozen=True)
@@ -66,12 +67,16 @@ class Photo:
     image: RGB, upright.
     source: where it came from, for people; `sha256` is of the file's bytes, or of the pixels.
     warnings: what was not as one would expect.
+    name: how its results are called.
+    cut: whether `image` is only what the model sees of it.
     """
 
     image: Image.Image = field(repr=False)
     source: str
     sha256: str
     warnings: tuple[str, ...] = ()
+    name: str = "image"
+    cut: bool = False
 
 
 def sample() -> Path:
@@ -101,6 +106,11 @@ def load(source: str | os.PathLike[str] | Image.Image) -> Photo:
     return Photo(image, name, hashlib.sha256(data).hexdigest(), tuple(notes))
 
 
+def digest(path: str | os.PathLike[str]) -> str:
+    """The `sha256` that the photograph in a file would have, without decoding it."""
+    return hashlib.sha256(_read(Path(path), display(path))).hexdigest()
+
+
 def load_mask(path: str | os.PathLike[str]) -> np.ndarray[tuple[int, int], np.dtype[np.int64]]:
     """The values of a picture of one channel, a mask or a palette's indices: int64 `[height, width]`.
 
@@ -117,53 +127,117 @@ def load_mask(path: str | os.PathLike[str]) -> np.ndarray[tuple[int, int], np.dt
         return np.asarray(image).astype(np.int64)
 
 
+@dataclass(frozen=True)
+class Source:
+    """A file that is to be read, and how its results are called: a relative path with slashes."""
+
+    path: Path
+    name: str
+
+
 def expand(patterns: Sequence[str | os.PathLike[str]]) -> Iterator[Path]:
+    """The files that `find` finds, without their names."""
+    return (source.path for source in find(patterns))
+
+
+def find(
+    patterns: Sequence[str | os.PathLike[str]], *, without: str | os.PathLike[str] | None = None
+) -> Iterator[Source]:
     """The files that names, folders and globs mean, each once, in a stable order.
 
-    Of a folder, and of a glob, the files with an image's suffix are taken, folders recursively. A name
-    that is neither is passed on as it is, so that its own error says so. A glob or a folder without
-    images raises `UsageError`.
+    Of a folder, and of a glob, the files with an image's suffix are taken, folders recursively, as they are
+    found: nothing is listed beforehand. A name that is neither is passed on as it is, so that its own
+    error says so. A glob or a folder without images raises `UsageError`.
+
+    Results are called as the file is, below a single folder with the path from there; of several
+    patterns those from a folder bear its name, too. A name that is taken gets a number.
+
+    without: a folder whose images are left out, such as that of the results; not if it is asked for itself.
     """
-    seen: set[str] = set()
-    for pattern in patterns:
-        found = False
-        for path in _expand_one(os.fspath(pattern)):
-            found = True
-            key = os.path.realpath(path)
-            if key not in seen:
-                seen.add(key)
-                yield path
-        if not found:
-            raise UsageError(f"no image found in {display(Path(pattern))!r}")
+    left_out = "" if without is None else _real(without)
+    texts = [os.fspath(pattern) for pattern in patterns]
+    expanded = [_expand_one(text) for text in texts]
+    for text, (_, files) in zip(texts, expanded, strict=True):  # before anything is done with the others
+        if next(iter(files), None) is None:
+            raise UsageError(f"no image found in {display(text)!r}")
+    walked: list[str] = []  # so little is remembered that memory does not grow with a folder
+    named: set[str] = set()
+    taken: dict[str, int] = {}
+    for text, (root, files) in zip(texts, expanded, strict=True):
+        prefix = ""
+        if root and len(texts) > 1:
+            prefix = _unique(root.resolve().name or "root", taken) + "/"
+        skipped = left_out if root and not _real(root).startswith(left_out) else ""
+        for path in files:
+            real = os.path.realpath(path)
+            if skipped and real.startswith(skipped):
+                continue
+            known = real in named or any(real.startswith(folder) for folder in walked)
+            if known and (real in named or _is_image(path)):
+                continue
+            if not isinstance(files, Walk):
+                named.add(real)
+            name = path.relative_to(root).as_posix() if root else _unique(path.name, taken)
+            yield Source(path, prefix + name)
+        if isinstance(files, Walk):
+            walked.append(_real(text))
 
 
 def display(path: str | os.PathLike[str]) -> str:
     """A path as one line of valid UTF-8, whatever the bytes of the name are."""
-    return os.fsencode(path).decode("utf-8", "backslashreplace").translate(ESCAPES)
+    return os.fsencode(os.fspath(path).translate(IN_NAMES)).decode("utf-8", "backslashreplace")
 
 
-def _expand_one(pattern: str) -> Iterable[Path]:
+def _real(folder: str | os.PathLike[str]) -> str:
+    """Where a folder really lies, with a slash at the end."""
+    return os.path.join(os.path.realpath(folder), "")  # noqa: PTH118
+
+
+def _expand_one(pattern: str) -> tuple[Path | None, Iterable[Path]]:
+    """The folder that the files lie below, if they are not named one by one, and the files."""
     path = Path(pattern)
     if path.is_dir():
-        return _walk(path)
+        return path, Walk(path)
     if not os.path.lexists(pattern) and glob.has_magic(pattern):
         found = sorted(glob.glob(pattern, recursive=True))  # noqa: PTH207  Path.glob takes no absolute pattern
         hits = (Path(hit) for hit in found)
-        return (hit for hit in hits if hit.suffix.lower() in SUFFIXES and not hit.is_dir())
-    return [path]
+        fixed = itertools.takewhile(lambda part: not glob.has_magic(part), path.parts)
+        return Path(*fixed), [hit for hit in hits if _is_image(hit) and not hit.is_dir()]
+    return None, [path]
 
 
-def _walk(folder: Path) -> Iterator[Path]:
-    for root, folders, files in os.walk(folder):  # does not follow links, so there are no loops
-        folders.sort()
-        for name in sorted(files):
-            if Path(name).suffix.lower() in SUFFIXES:
-                yield Path(root) / name
+@dataclass(frozen=True)
+class Walk:
+    """The images in a folder and below, sorted folder by folder, and at last what cannot be listed."""
+
+    folder: Path
+
+    def __iter__(self) -> Iterator[Path]:
+        closed: list[OSError] = []
+        # It does not follow links, so there are no loops.
+        for root, folders, files in os.walk(self.folder, onerror=closed.append):
+            folders.sort()
+            for name in sorted(files):
+                if _is_image(Path(name)):
+                    yield Path(root, name)
+        yield from (Path(error.filename) for error in closed)
+
+
+def _is_image(path: Path) -> bool:
+    return path.suffix.lower() in SUFFIXES
+
+
+def _unique(name: str, taken: dict[str, int]) -> str:
+    """`name`, with a number from the second time on."""
+    taken[name] = taken.get(name, 0) + 1
+    return name if taken[name] == 1 else _unique(f"{name}~{taken[name]}", taken)
 
 
 def _read(path: Path, name: str) -> bytes:
     try:
         status = path.stat()
+        if stat.S_ISDIR(status.st_mode):
+            os.scandir(path).close()  # which tells why, if its files could not be listed
         if not stat.S_ISREG(status.st_mode):  # reading a FIFO or a device might never end
             raise ImageError(f"{name} is not a regular file")
         if status.st_size > MAX_BYTES:
@@ -202,8 +276,10 @@ def _naming(name: str, formats: Sequence[str] = FORMATS) -> Iterator[None]:
             yield
     except UnidentifiedImageError:
         raise ImageError(f"{name} is not an image that camkit reads ({', '.join(formats)})") from None
-    except (Image.DecompressionBombError, MemoryError):
+    except Image.DecompressionBombError:
         raise ImageError(f"{name} is too large: more than {MAX_PIXELS:,} pixels") from None
+    except MemoryError:
+        raise ImageError(f"{name} needs more memory than it may have to be decoded") from None
     except ImageError:
         raise
     # Decoders raise nearly anything on damaged data: OSError, SyntaxError, ValueError, struct.error ...

@@ -10,19 +10,21 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from camkit.errors import ModelError
+from camkit.errors import ImageError, ModelError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
-    from torch import Tensor
+    from torch import Tensor, device
 
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
 Fit = Literal["crop", "squash"]
 FILTERS = {"nearest": 0, "lanczos": 1, "bilinear": 2, "bicubic": 3}  # Pillow's numbers for them
+
+MAX_PIXELS = 2**28  # of a resized photograph; a strip for a large model would have many more
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -64,8 +66,12 @@ class Preprocess:
         return self.tensor(self.view(image))
 
     def view(self, image: Image) -> Image:
-        """What the model sees of `image`, as an image of `size`."""
+        """What the model sees of `image`, of `size`; `ImageError` if that takes too much memory."""
         width, height = self._resized(*image.size)
+        if width * height > MAX_PIXELS:
+            raise ImageError(
+                f"{image.width} x {image.height} pixels would be resized to {width} x {height}: too many"
+            )
         resized = image.resize((width, height), FILTERS[self.interpolation])
         crop_h, crop_w = self.size
         left, top = _offset(width, crop_w), _offset(height, crop_h)
@@ -73,19 +79,17 @@ class Preprocess:
 
     def tensor(self, view: Image) -> Tensor:
         """A view as a normalised float32 tensor `[3, height, width]`."""
+        return self.batch([view])[0]
+
+    def batch(self, views: Sequence[Image], device: str | device = "cpu") -> Tensor:
+        """Views as normalised float32 `[B, 3, height, width]` on `device`; bytes go there, not floats."""
         import numpy as np
         import torch
 
-        pixels = torch.from_numpy(np.array(view)).permute(2, 0, 1).contiguous()
-        return self.normalised(pixels)
-
-    def normalised(self, pixels: Tensor) -> Tensor:
-        """Pixels `[..., 3, height, width]`, uint8, as the model's float32 inputs."""
-        import torch
-
-        mean = torch.tensor(self.mean, device=pixels.device)[:, None, None]
-        std = torch.tensor(self.std, device=pixels.device)[:, None, None]
-        return pixels.float().div_(255).sub_(mean).div_(std)
+        pixels = torch.from_numpy(np.stack([np.asarray(view) for view in views])).to(device)
+        mean, std = (torch.tensor(v, device=device)[:, None, None] for v in (self.mean, self.std))
+        scaled = pixels.permute(0, 3, 1, 2).contiguous().float().div_(255)
+        return scaled.sub_(mean).div_(std)
 
     def box(self, width: int, height: int) -> tuple[float, float, float, float]:
         """The part of a `width` x `height` photograph that the model sees: left, top, right, bottom.

@@ -5,13 +5,13 @@ from __future__ import annotations
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor
-from torch.nn import functional as F
 
 from camkit.errors import MapError, UsageError, closest
 
@@ -143,6 +143,7 @@ def curves(
                 ax.plot(*zip(*values, strict=True), marker=".", label=key.replace("_", " "))
                 ax.legend()
         ax.set_xlabel("epoch")
+        ax.xaxis.get_major_locator().set_params(integer=True)
         ax.set_ylim(bottom=0)
     for ax, key in zip(axes[1] if steps else (), ("loss", "lr"), strict=False):
         ax.plot([step[key] for step in steps])
@@ -250,30 +251,44 @@ def _drawn(figure: Any) -> Image.Image:
     return Image.open(buffer).convert("RGB")
 
 
-def _sample(map: Tensor, box: Box, pixels: tuple[int, int, int, int]) -> Tensor:
-    """The map, stretched over `box`, at the centres of `pixels`; bilinear, `[y1 - y0, x1 - x0]`.
+def _sample(map: Tensor, box: Box, pixels: tuple[int, int, int, int]) -> np.ndarray[Any, Any]:
+    """The map, stretched over `box`, at the centres of `pixels`; bilinear, float64 `[y1 - y0, x1 - x0]`.
 
-    On whole boxes this is `interpolate(mode="bilinear", align_corners=False)`.
+    On whole boxes this is `interpolate(mode="bilinear", align_corners=False)`. In numpy, because several
+    pictures are drawn at a time, beside a model that has torch's threads for itself.
     """
     left, top, right, bottom = box
     x0, y0, x1, y1 = pixels
-    x = (torch.arange(x0, x1, dtype=map.dtype) + 0.5 - left) / (right - left) * 2 - 1
-    y = (torch.arange(y0, y1, dtype=map.dtype) + 0.5 - top) / (bottom - top) * 2 - 1
-    grid = torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1)[None]
-    source = map.detach().cpu()[None, None]
-    return F.grid_sample(source, grid, padding_mode="border", align_corners=False)[0, 0]
+    values = map.detach().cpu().double().numpy()
+    rows = _hats((np.arange(y0, y1) + 0.5 - top) / (bottom - top), values.shape[0])
+    columns = _hats((np.arange(x0, x1) + 0.5 - left) / (right - left), values.shape[1])
+    return np.asarray(rows @ values @ columns.T)
 
 
-def _normalised(values: Tensor, low: float, high: float) -> Tensor:
+def _hats(places: np.ndarray[Any, Any], count: int) -> np.ndarray[Any, Any]:
+    """The weight of each of `count` cells of [0, 1] at `places`: `[len(places), count]`; rows sum to 1."""
+    centres = np.clip(places * count - 0.5, 0, count - 1)
+    return np.asarray(np.clip(1 - np.abs(centres[:, None] - np.arange(count)), 0, None))
+
+
+def _normalised(values: np.ndarray[Any, Any], low: float, high: float) -> np.ndarray[Any, Any]:
     if low == high:
-        return torch.zeros_like(values)
-    return ((values - low) / (high - low)).clamp(0, 1)
+        return np.zeros_like(values)
+    return np.clip((values - low) / (high - low), 0, 1)
 
 
-def _colours(values: Tensor, cmap: str) -> np.ndarray[Any, Any]:
+def _colours(values: np.ndarray[Any, Any], cmap: str) -> np.ndarray[Any, Any]:
+    table = _table(cmap)
+    return np.asarray(table[np.minimum((values * len(table)).astype(np.int64), len(table) - 1)])
+
+
+@lru_cache(maxsize=8)
+def _table(cmap: str) -> np.ndarray[Any, Any]:
+    """The colours of a map, float32 `[N, 3]` from 0 to 255."""
     from matplotlib import colormaps
 
-    return np.asarray(colormaps[cmap](values.numpy())[..., :3] * 255, dtype=np.float32)
+    colours = colormaps[cmap]
+    return np.asarray(colours(np.arange(colours.N))[:, :3] * 255, dtype=np.float32)
 
 
 def _unseen(image: Image.Image) -> np.ndarray[Any, Any]:

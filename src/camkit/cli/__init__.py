@@ -13,6 +13,7 @@ import click
 import camkit
 from camkit.cli.bench import bench
 from camkit.cli.explain import explain
+from camkit.cli.folder import merge, render, verify
 from camkit.cli.model import model
 from camkit.cli.plugin import plugin
 from camkit.cli.train import train
@@ -35,6 +36,9 @@ class Commands(click.Group):
         # Click's own, and a reader of our pipe that has gone away.
         except (click.exceptions.Exit, click.Abort, click.ClickException, BrokenPipeError):
             raise
+        except KeyboardInterrupt:
+            click.echo("\nInterrupted", err=True)
+            ctx.exit(130)
         except Exception as error:
             if ctx.params.get("debug"):
                 raise
@@ -67,7 +71,8 @@ def _told(error: Exception) -> str:
 @click.group(
     cls=Commands,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
-    epilog="Exit codes: 0 all done, 1 failed, 2 wrong usage, 3 some inputs failed, the rest were done.",
+    epilog="Exit codes: 0 all done, 1 failed, 2 wrong usage, 3 some inputs failed, the rest were done, "
+    "130 interrupted.",
 )
 @click.version_option(camkit.__version__, message="camkit %(version)s")
 @click.option("--debug", is_flag=True, help="Show a traceback with an error.")
@@ -77,6 +82,7 @@ def cli(debug: bool) -> None:
     \b
     camkit explain                     the bundled photograph, the default model
     camkit explain cat.jpg --class Bengal --class top:3
+    camkit verify camkit-out           whether files and maps still are what they were
     camkit train photos/               a classifier of your own, with a report
     camkit bench --quick               how fast, and whether the maps tell the truth
     camkit model layers imagenet       which layers can carry a map
@@ -86,6 +92,8 @@ def cli(debug: bool) -> None:
 
 
 cli.add_command(explain)
+cli.add_command(verify)
+cli.add_command(render)
 cli.add_command(train)
 cli.add_command(bench)
 cli.add_command(model)
@@ -113,6 +121,7 @@ def _debug_too(group: click.Group) -> None:
 
 
 _debug_too(cli)
+_debug_too(click.Group(commands=[merge]))
 
 
 def main(args: Sequence[str] | None = None) -> None:

@@ -2,23 +2,42 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterable, Iterator, Sequence
-from itertools import chain, groupby
+import hashlib
+import os
+import re
+import time
+from collections.abc import Iterable, Iterator
+from functools import partial
+from itertools import groupby, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from camkit import plugins
+from camkit.cli.folder import merge
+from camkit.cli.report import Report, progress
 from camkit.errors import UsageError
 
 if TYPE_CHECKING:
-    from camkit.explanation import Explanation, Failure, Plan
-    from camkit.output import Output
+    from camkit.images import Source
+    from camkit.output import Output, Result
+    from camkit.reading import Processes
 
 
-@click.command()
+class Explain(click.Command):
+    """`camkit explain IMAGES`, but `camkit explain merge FOLDERS`; a file of that name is ./merge."""
+
+    def make_context(
+        self, info_name: str | None, args: list[str], *rest: Any, **more: Any
+    ) -> click.Context:
+        """The context of the one or the other."""
+        if args[:1] == ["merge"]:
+            return merge.make_context(f"{info_name} merge", args[1:], *rest, **more)
+        return super().make_context(info_name, args, *rest, **more)
+
+
+@click.command(cls=Explain)
 @click.argument("images", nargs=-1, type=click.Path(path_type=str))
 @click.option(
     "--model",
@@ -99,11 +118,34 @@ if TYPE_CHECKING:
     help="Photographs in one forward.",
 )
 @click.option(
+    "--workers",
+    type=click.IntRange(min=0),
+    default=max(1, min(8, (os.cpu_count() or 1) // 2)),
+    show_default="half the cores",
+    help="Processes that read photographs ahead of the model; 0 reads them without limits.",
+)
+@click.option(
     "--out",
     type=click.Path(path_type=Path, file_okay=False),
     default="camkit-out",
     show_default=True,
     help="Folder for pictures, raw maps and manifest.jsonl.",
+)
+@click.option(
+    "--format",
+    type=click.Choice(["png", "npz", "parquet"]),
+    default="png",
+    show_default=True,
+    help="png: overlays and .npy; npz, parquet: raw maps alone (`camkit render` draws them).",
+)
+@click.option("--resume", is_flag=True, help="Do only what --out does not hold already.")
+@click.option(
+    "--shard",
+    metavar="I/N",
+    default="1/1",
+    show_default=True,
+    callback=lambda _, __, text: _shard(text),
+    help="The I-th of N parts of the photographs; `camkit explain merge` joins them.",
 )
 @click.option(
     "--on-error",
@@ -113,6 +155,8 @@ if TYPE_CHECKING:
     help="Go on without a photograph that cannot be explained, or stop at it.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Manifest lines on stdout, not the table.")
+@click.option("-q", "--quiet", is_flag=True, help="Only errors.")
+@click.option("-v", "--verbose", is_flag=True, help="Also what is run, how, and how fast.")
 @click.option("--trust-pickle", is_flag=True, help="Let a model source load pickles. They run code.")
 def explain(images: tuple[str, ...], **given: Any) -> None:
     """Draw where a model looked in IMAGES: files, folders or globs.
@@ -120,12 +164,15 @@ def explain(images: tuple[str, ...], **given: Any) -> None:
     Without IMAGES it explains the bundled photograph of a cat. For every image, backend, method and
     class it writes IMAGE.BACKEND.METHOD.CLASS.png, the raw map beside it as .npy, and a line in
     manifest.jsonl; several backends or methods also give one side-by-side sheet for each image.
+    Folders are kept: the results of photos/a/cat.jpg lie in a/ below --out.
 
     \b
     camkit explain cat.jpg
     camkit explain photos/ --class top:3 --out maps
     camkit explain cat.jpg --model imagenet --class tabby --view original
     camkit explain cat.jpg --method gradcam --method activations -o reduction=mean
+    camkit explain photos/ --format parquet --resume
+    camkit explain merge shard-1 shard-2 --out maps     joins the folders of several runs
     """
     if given["counterfactual"] and given["relu"]:
         raise UsageError("--counterfactual and --relu exclude each other: choose one")
@@ -134,18 +181,39 @@ def explain(images: tuple[str, ...], **given: Any) -> None:
     for backend in backends:  # a misspelt name is told before torch is imported
         plugins.get("explainer", backend)
 
-    from camkit import explanation
-    from camkit.images import expand, sample
+    from camkit import reading
+
+    begun = time.monotonic()
+    with reading.processes(given["workers"]) as pool:  # they start while torch is imported
+        report = _run(images, given, options, pool)
+    report.end(given["out"], time.monotonic() - begun)
+    if report.failed:
+        some = report.done or report.skipped
+        raise SystemExit(3 if some and given["on_error"] == "skip" else 1)
+
+
+def _run(
+    images: tuple[str, ...], given: dict[str, Any], options: dict[str, Any], pool: Processes | None
+) -> Report:
+    from camkit import explanation, parquet, reading
+    from camkit.images import Source, find, sample
     from camkit.models import load_model
-    from camkit.output import Output
+    from camkit.output import Output, request_id
     from camkit.render import Style
 
     # Before the model is loaded, so that what is misspelt or broken is told at once.
-    for made in explanation.make_backends(backends, given["methods"], options):
+    for made in explanation.make_backends(given["backends"], given["methods"], options):
         if lacking := [m for m in dict.fromkeys(given["methods"]) if m not in made.methods]:
             click.echo(f"Note: {made.name} has no {', '.join(lacking)}", err=True)
     style = Style(given["relu"], given["counterfactual"], given["alpha"], given["cmap"])
-    paths = list(expand(images)) if images else [sample()]
+    if given["format"] == "parquet":
+        parquet.check()
+
+    def sources() -> Iterator[Source]:
+        found = find(images, without=given["out"]) if images else iter([Source(sample(), sample().name)])
+        return (source for source in found if _is_in(given["shard"], source.name))
+
+    is_any = any(True for _ in sources())  # before the model is loaded
     model = load_model(
         given["spec"],
         device=given["device"],
@@ -155,147 +223,94 @@ def explain(images: tuple[str, ...], **given: Any) -> None:
     work = explanation.plan(
         model,
         classes=given["classes"],
-        backends=backends,
+        backends=given["backends"],
         methods=given["methods"],
         layer=given["layers"],
         options=options,
     )
-    view: Literal["model", "original"] = given["view"]
-    several = len(work.layers) > 1
-    stream = explanation.stream(work, paths, batch_size=given["batch_size"])
-    results = _progress(stream, len(paths))
-    # What is wrong with a layer or with the model shows in the first batch, before anything is written.
-    results = chain([next(results)], results)
-    output = Output(given["out"], style=style, view=view, several_layers=several)
-    report = Report(work, as_json=given["as_json"])
-    failed = done = 0
-    for _, group in groupby(results, key=lambda result: result.position):
-        good, bad = _write(output, report, list(group))
-        failed, done = failed + bad, done + good
-        if bad and given["on_error"] == "fail":
-            break
-    report.end(output.folder, done, failed)
-    if failed:
-        raise SystemExit(3 if done and given["on_error"] == "skip" else 1)
+    view, batch = given["view"], given["batch_size"]
+    request = request_id(work, given["classes"], style=style, view=view, format=given["format"])
+    report = Report(work, **{name: given[name] for name in ("as_json", "quiet", "verbose")})
+    report.begin(work, request, batch, given["workers"])
+    if not is_any:
+        report.nothing("no photograph falls into this part")
+        return report
+    output = Output(
+        given["out"],
+        style=style,
+        view=view,
+        several_layers=len(work.layers) > 1,
+        format=given["format"],
+        spec=given["spec"],
+        request=request,
+        resume=given["resume"],
+    )
+    stream = explanation.stream(
+        work,
+        _missing(sources(), batch, output, report) if given["resume"] else sources(),
+        batch_size=batch,
+        read=partial(pool.read, ahead=2 * batch) if pool else reading.read,
+        whole=view == "original",
+    )
+    groups: Iterator[list[Result]] = (
+        list(group) for _, group in groupby(stream, key=lambda result: result.position)
+    )
+    if given["on_error"] == "fail":
+        groups = _until_failure(groups)
+    with progress(sources, report, given["out"]) as done:
+        try:
+            for written in output.write_all(groups):
+                done(written)
+        except KeyboardInterrupt:
+            report.interrupted(given["out"], output.finished)
+            raise SystemExit(130) from None
+    return report
 
 
-def _write(output: Output, report: Report, results: list[Explanation | Failure]) -> tuple[int, int]:
-    """Write what there is of one photograph; how many results are good and bad."""
-    from camkit.explanation import Explanation
+def _missing(sources: Iterator[Source], size: int, output: Output, report: Report) -> Iterator[Source]:
+    """The sources without the batches of which everything is there.
 
-    good = [result for result in results if isinstance(result, Explanation)]
-    if good:
-        report.photo(good[0])
-    for result in results:
-        report.result(result, output.write(result), output.folder)
-    sheet = output.write_sheet(good) if good else None
-    if sheet:
-        report.sheet(sheet, good)
-    return len(good), len(results) - len(good)
+    Batches stay as they were, because the last digits of a score depend on who shares its batch.
+    """
+    from camkit.errors import ImageError
+    from camkit.images import digest
+    from camkit.output import output_name
+
+    def is_there(source: Source) -> bool:
+        try:
+            return output.has(output_name(source.name), digest(source.path))
+        except ImageError:
+            return False
+
+    while batch := list(islice(sources, size)):
+        there = [is_there(source) for source in batch]
+        report.skipped += sum(there)
+        if not all(there):
+            yield from batch
 
 
-class Report:
-    """Tells what was done: a table or manifest lines on stdout, everything else on stderr."""
+def _until_failure(groups: Iterable[list[Result]]) -> Iterator[list[Result]]:
+    """The groups up to the first that holds a failure, with it."""
+    from camkit.reading import Failure
 
-    def __init__(self, work: Plan, *, as_json: bool) -> None:
-        self._as_json = as_json
-        self._warned: set[str] = set()
-        self._widths = (
-            24,
-            6,
-            max(7, *(len(backend.name) for backend in work.backends)),
-            max(6, *(len(method) for backend in work.backends for method in backend.methods)),
-            max(5, *(len(layer) for layer in work.layers)),
-        )
-        if not as_json:
-            header = self._line("CLASS", "PROB.", "BACKEND", "METHOD", "LAYER", "PICTURE")
-            click.echo(click.style(header, bold=True))
-
-    def photo(self, first: Explanation) -> None:
-        """The photograph and its most probable classes."""
-        self._warned.clear()
-        if not self._as_json:
-            top = ", ".join(f"{name} {p:.1%}" for name, p in first.top[:3])
-            click.echo(f"{first.photo.source}: {top}")
-
-    def result(self, result: Explanation | Failure, line: dict[str, Any], folder: Path) -> None:
-        """One map, or why there is none."""
-        from camkit.explanation import Failure
-        from camkit.output import as_json
-
-        if self._as_json:
-            click.echo(as_json(line))
-        for warning in line["warnings"]:
-            if warning not in self._warned:
-                click.echo(f"Warning: {warning}", err=True)
-                self._warned.add(warning)
-        if isinstance(result, Failure):
-            click.echo(f"Error: {result.error}", err=True)
-        elif not self._as_json:
-            probability = f"{result.probability:.1%}"
-            where = str(folder / line["overlay_file"])
-            cells = (
-                result.class_name,
-                probability,
-                result.backend,
-                result.method,
-                result.layer,
-                where,
-            )
-            click.echo(self._line(*cells))
-
-    def sheet(self, path: Path, results: Sequence[Explanation]) -> None:
-        """The side-by-side sheet, and how far the backends agree."""
-        if self._as_json:
+    for group in groups:
+        yield group
+        if any(isinstance(result, Failure) for result in group):
             return
-        click.echo(f"  side by side: {path}")
-        for line in _agreement(results):
-            click.echo(f"  {line}")
-
-    def end(self, folder: Path, done: int, failed: int) -> None:
-        """How much was done, and where everything is."""
-        if failed:
-            click.echo(f"{done} maps done, {failed} failed", err=True)
-        if done:
-            click.echo(f"Raw maps and manifest.jsonl are in {folder}", err=True)
-
-    def _line(self, *cells: str) -> str:
-        padded = [cell.ljust(width) for cell, width in zip(cells, self._widths, strict=False)]
-        return "  " + "  ".join([*padded, cells[-1]])
 
 
-def _agreement(results: Sequence[Explanation]) -> Iterator[str]:
-    """A line for each pair of backends and each method: the worst over the classes."""
-    if len({result.backend for result in results}) < 2:
-        return
-    from camkit.metrics.agreement import compare
-
-    by_pair: dict[tuple[str, ...], list[Any]] = {}
-    for one in compare(results):
-        by_pair.setdefault((one.first, one.second, one.method, one.layer), []).append(one)
-    for (first, second, method, layer), group in by_pair.items():
-        worst = f" (the worst of {len(group)})" if len(group) > 1 else ""
-        rank = min(one.spearman for one in group)
-        difference = max(one.difference for one in group)
-        yield (
-            f"{method} at {layer}, {first} and {second}: rank correlation {rank:.3f}, "
-            f"largest difference {difference:.1e} of the peak{worst}"
-        )
+def _shard(text: str) -> tuple[int, int]:
+    match = re.fullmatch(r"([0-9]{1,6})/([0-9]{1,6})", text)
+    part, count = (int(match[1]), int(match[2])) if match else (0, 0)
+    if not 1 <= part <= count:
+        raise UsageError(f"--shard is I/N with I from 1 to N, such as 2/4, not {text!r}")
+    return part, count
 
 
-def _progress(results: Iterable[Explanation | Failure], count: int) -> Iterator[Explanation | Failure]:
-    """A bar on stderr with rate and time left, for several photographs on a terminal."""
-    if count < 2 or not sys.stderr.isatty():
-        yield from results
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
-
-    columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("explaining", total=count)
-        for result in results:
-            bar.update(task, completed=result.position + 1)
-            bar.stop()  # it is erased while results are printed, so that no line runs into it
-            yield result
-            bar.start()
+def _is_in(shard: tuple[int, int], name: str) -> bool:
+    """Whether a photograph belongs to a part: by its name alone, so nobody has to count."""
+    part, count = shard
+    if count == 1:
+        return True
+    digest = hashlib.sha256(name.encode("utf-8", "surrogateescape")).digest()
+    return int.from_bytes(digest[:8], "big") % count == part - 1

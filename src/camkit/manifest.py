@@ -1,0 +1,254 @@
+"""`manifest.jsonl`: a line for every result, written as it is finished and read whatever happened.
+
+Later lines supersede earlier ones of the same `map_file`: a folder may collect the results of several
+calls, and of several processes at a time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import zipfile
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from functools import lru_cache, partial
+from pathlib import Path, PurePosixPath
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from camkit import parquet
+from camkit.errors import CamkitError, UsageError
+from camkit.parquet import Map
+
+SCHEMA = 2
+NAME = "manifest.jsonl"
+FIELDS = (
+    "schema request name results image image_sha256 status error backend backend_dist backend_version "
+    "method options layer class_index class_name probability logit predicted_index predicted_name map_file "
+    "map_key map_sha256 map_shape overlay_file overlay_sha256 picture model model_spec model_sha256 "
+    "preprocessing camkit_version torch_version device dtype warnings"
+).split()
+MAX_LINE = 2**20  # bytes; a stranger's manifest may hold anything
+MAX_MAP = 2**26  # values
+UNSAYABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")  # in no name that camkit writes
+
+Line = dict[str, Any]
+
+
+def append(folder: Path, lines: Sequence[Mapping[str, Any]]) -> None:
+    """Add lines in one piece. A torn last line, of a machine that went down, is closed first."""
+    text = "".join(as_json(line) + "\n" for line in lines).encode("utf-8")
+    path = inside(folder, NAME)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with path.open("ab+") as file, _locked(file):
+            end = file.seek(0, os.SEEK_END)
+            file.seek(max(0, end - 1))
+            torn = end > 0 and file.read(1) != b"\n"
+            file.write(b"\n" * torn + text)
+    except OSError as error:
+        raise CamkitError(f"cannot write {path}: {error.strerror}") from None
+
+
+def read(folder: Path) -> Iterator[Line]:
+    """The lines of a folder's manifest; what is no line of a manifest is left out.
+
+    Raises `UsageError` if there is no manifest.
+    """
+    path = folder / NAME
+    if path.exists() and not path.is_file():  # a FIFO or a device would never end
+        raise UsageError(f"{path} is no regular file")
+    try:
+        with path.open("rb") as file:
+            while raw := file.readline(MAX_LINE):
+                line = _parsed(raw)
+                if line is not None:
+                    yield line
+    except OSError as error:
+        raise UsageError(
+            f"{path} cannot be read: {error.strerror}; give a folder of `camkit explain`"
+        ) from None
+
+
+def latest(folder: Path) -> list[Line]:
+    """The lines that hold: of several with the same map, or the same error, the last one."""
+    lines: dict[tuple[Any, ...], Line] = {}
+    for line in read(folder):
+        key = (
+            (line["map_file"], line["name"], line["map_key"]) if line["status"] == "ok" else _identity(line)
+        )
+        lines.pop(key, None)
+        lines[key] = line
+    return list(lines.values())
+
+
+def inside(folder: Path, name: object) -> Path:
+    """A file that a line names, which lies in the folder; `CamkitError` if it would not."""
+    parts = PurePosixPath(name).parts if isinstance(name, str) else ()
+    path = folder.joinpath(*parts)
+    if not parts or ".." in parts or parts[0] == "/" or "\0" in str(name):
+        raise CamkitError(f"{name!r} is no file of {folder}: refused")
+    try:
+        leads_out = not path.resolve().is_relative_to(folder.resolve())
+    except (OSError, RuntimeError, ValueError):  # a loop of links, or what cannot be a name
+        raise CamkitError(f"{name!r} cannot be followed in {folder}: refused") from None
+    if leads_out:
+        raise CamkitError(f"{path} is a link that leads out of {folder}: refused")
+    return path
+
+
+def file(folder: Path, name: object) -> Path:
+    """A regular file in the folder that a line names; `CamkitError` if it is not there."""
+    path = inside(folder, name)
+    if not os.path.isfile(path):  # noqa: PTH113  Path.is_file raises if the name is too long
+        raise CamkitError(f"{path} cannot be read: there is no such file")
+    return path
+
+
+def load_map(folder: Path, line: Mapping[str, Any]) -> Map:
+    """The raw map of a line, float32 `[h, w]`; `CamkitError` if it is not there or not what it was."""
+    path = file(folder, line["map_file"])
+    try:
+        values = np.asarray(_READERS[path.suffix](path, line), np.float32)
+    # Libraries that read files raise nearly anything on damaged ones.
+    except Exception as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error) or type(error).__name__
+        raise CamkitError(f"{path} cannot be read: {str(reason).splitlines()[0][:200]}") from None
+    if list(values.shape) != line["map_shape"] or map_digest(values) != line["map_sha256"]:
+        raise CamkitError(f"{path} is not the map that the manifest tells of")
+    return values
+
+
+def map_digest(values: Map) -> str:
+    """SHA-256 of a map's float32 values, little-endian, row by row: the same in every format of file."""
+    return hashlib.sha256(np.ascontiguousarray(values, "<f4").tobytes()).hexdigest()
+
+
+class Done:
+    """What a folder holds of a request already. A result counts if its files are there, too."""
+
+    def __init__(self, folder: Path, request: str) -> None:
+        self._request = request
+        self._lines: set[bytes] = set()
+        count: Counter[tuple[str, str]] = Counter()
+        total: dict[tuple[str, str], int] = {}
+        is_there = lru_cache(maxsize=1024)(partial(_is_there, folder))  # a table is named by many lines
+        for line in read(folder) if (folder / NAME).exists() else ():
+            if line["request"] != request or digest(line) in self._lines:
+                continue
+            files = [name for name in (line["map_file"], line["overlay_file"]) if name is not None]
+            if all(is_there(name) for name in files):
+                self._lines.add(digest(line))
+                if line["status"] == "ok":
+                    key = line["name"], line["image_sha256"]
+                    count[key] += 1
+                    total[key] = line["results"]
+        self._photos = {key for key in count if count[key] >= total[key]}
+
+    def photo(self, name: str, sha256: str | None) -> bool:
+        """Whether every result of a photograph is there."""
+        return (name, sha256) in self._photos
+
+    def line(self, line: Mapping[str, Any]) -> bool:
+        """Whether this very result is there."""
+        return digest(line) in self._lines
+
+
+def digest(line: Mapping[str, Any]) -> bytes:
+    """What tells a result from all others."""
+    return hashlib.blake2b(as_json({"": _identity(line)}).encode(), digest_size=12).digest()
+
+
+def as_json(line: Mapping[str, Any]) -> str:
+    """A manifest line as it is written: one line, valid UTF-8, no NaN."""
+    text = json.dumps(line, ensure_ascii=False, allow_nan=False)
+    # A lone surrogate, from a name that is not UTF-8, becomes the escape that JSON has for it.
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def _is_there(folder: Path, name: str) -> bool:
+    try:
+        return bool(file(folder, name))
+    except CamkitError:
+        return False
+
+
+def _parsed(raw: bytes) -> Line | None:
+    try:
+        found = json.loads(raw)
+        json.dumps(found, allow_nan=False)  # what could not be written again was not written by camkit
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(found, dict) or found.get("schema") != SCHEMA:
+        return None
+    line: Line = {**dict.fromkeys(FIELDS), **found}
+    return line if line["status"] in ("ok", "error") and _is_sound(line) else None
+
+
+def _is_sound(line: Line) -> bool:
+    """Whether the fields that are relied on are of the right kind."""
+    texts = ["request", "name", "image"]
+    files = [name for name in FILES if line[name] is not None]
+    if line["status"] == "ok":
+        texts += "image_sha256 backend method layer map_file map_key map_sha256 dtype".split()
+        shape = line["map_shape"]
+        if not (
+            isinstance(shape, list) and len(shape) == 2 and all(type(n) is int and n > 0 for n in shape)
+        ):
+            return False
+        if not isinstance(line["results"], int) or not isinstance(line["class_index"], int):
+            return False
+        if not isinstance(line["model"], str) or not isinstance(line["model_spec"], str | None):
+            return False
+    if not all(isinstance(line[key], str) and not UNSAYABLE.search(line[key]) for key in [*texts, *files]):
+        return False
+    return all(line[name].endswith(FILES[name]) for name in files)
+
+
+def _identity(line: Mapping[str, Any]) -> tuple[Any, ...]:
+    keys = "request name image_sha256 status error backend method layer class_index".split()
+    return tuple(line[key] if isinstance(line[key], str | int | None) else None for key in keys)
+
+
+@contextmanager
+def _locked(file: BinaryIO) -> Iterator[None]:
+    """Alone with the file, where the system has such locks."""
+    try:
+        import fcntl
+    except ImportError:
+        yield
+        return
+    with suppress(OSError):  # a file system without locks; what is appended in one piece seldom mixes
+        fcntl.flock(file, fcntl.LOCK_EX)
+    yield
+
+
+def _npy(path: Path, _: Mapping[str, Any]) -> Any:
+    return _bounded(np.lib.format.open_memmap(path, mode="r"))
+
+
+def _npz(path: Path, line: Mapping[str, Any]) -> Any:
+    with zipfile.ZipFile(path) as archive:
+        if archive.getinfo(f"{line['map_key']}.npy").file_size > 4 * MAX_MAP:
+            raise ValueError("it is too large for a map")
+    with np.load(path, allow_pickle=False) as arrays:
+        return arrays[line["map_key"]]
+
+
+def _parquet(path: Path, line: Mapping[str, Any]) -> Any:
+    return parquet.read_map(path, line["name"], line["map_key"])
+
+
+def _bounded(values: Any) -> Any:
+    if values.size > MAX_MAP:
+        raise ValueError("it is too large for a map")
+    return values
+
+
+_READERS = {".npy": _npy, ".npz": _npz, ".parquet": _parquet}
+# What the files are that a line may name; a manifest is none of them.
+FILES = {"map_file": tuple(_READERS), "overlay_file": (".png",)}

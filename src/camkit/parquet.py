@@ -1,0 +1,84 @@
+"""Maps and what the manifest says of them as Parquet, for pandas, Polars and DuckDB."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from camkit.errors import UsageError
+
+Map = np.ndarray[Any, np.dtype[np.float32]]
+
+PHOTOS = 256  # in a file
+MAX_VALUES = 2**28  # in a file that is read
+# What is no text: the rest is; tables and lists are JSON.
+KINDS = {
+    "schema": "int32",
+    "results": "int32",
+    "class_index": "int32",
+    "probability": "float64",
+    "logit": "float64",
+    "predicted_index": "int32",
+}
+JSON = ("options", "map_shape", "picture", "preprocessing", "warnings")
+LEFT_OUT = ("map_file", "overlay_file", "overlay_sha256")  # of a file that this table is
+
+
+def check() -> None:
+    """Raise `UsageError` if pyarrow is not installed."""
+    try:
+        import pyarrow.parquet  # noqa: F401
+    except ImportError:
+        raise UsageError("--format parquet needs pyarrow: pip install 'camkit[parquet]'") from None
+
+
+def to_bytes(lines: Sequence[Mapping[str, Any]], maps: Sequence[Map | None]) -> bytes:
+    """A Parquet file: a row for each manifest line, with `map` (float32, row by row), `height`, `width`."""
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    columns: dict[str, Any] = {}
+    for field in lines[0]:
+        if field not in LEFT_OUT:
+            values = [line[field] for line in lines]
+            if field in JSON:
+                values = [None if value is None else json.dumps(value) for value in values]
+            kind = KINDS.get(field, "string")
+            columns[field] = pa.array(map(_utf8, values) if kind == "string" else values, kind)
+    for name, side in (("height", 0), ("width", 1)):
+        columns[name] = pa.array([None if m is None else m.shape[side] for m in maps], "int32")
+    flat = [None if m is None else m.ravel() for m in maps]
+    columns["map"] = pa.array(flat, pa.list_(pa.float32()))
+    buffer = io.BytesIO()
+    parquet.write_table(pa.table(columns), buffer, compression="zstd")
+    return buffer.getvalue()
+
+
+def _utf8(text: str | None) -> bytes | None:
+    """Bytes of a text, with escapes for what is no character, as names of files may hold."""
+    return None if text is None else text.encode("utf-8", "backslashreplace")
+
+
+def read_map(path: Path, name: str, key: str) -> Any:
+    """The map of the row of the photograph `name` whose `map_key` is `key`, float32 `[h, w]`."""
+    import pyarrow.compute as pc
+    from pyarrow import parquet
+
+    meta = parquet.read_metadata(path)
+    columns = [
+        meta.row_group(i).column(j) for i in range(meta.num_row_groups) for j in range(meta.num_columns)
+    ]
+    if sum(column.num_values for column in columns) > MAX_VALUES:  # which may take no room in the file
+        raise ValueError("it is too large for a table of maps")
+    wanted = (pc.field("name") == name) & (pc.field("map_key") == key)
+    table = parquet.read_table(path, columns=["height", "width", "map"], filters=wanted)
+    if table.num_rows != 1:
+        raise ValueError(f"it has {table.num_rows} rows of this map")
+    height, width, values = (column.combine_chunks() for column in table.itercolumns())
+    flat = np.asarray(values.flatten(), np.float32)
+    return flat.reshape(height.to_pylist() + width.to_pylist())

@@ -1,0 +1,161 @@
+"""Photographs read ahead of the model, in processes that a hostile file may take down.
+
+A process that reads has little memory, and little time for each file; when it dies, or is killed for
+taking too long, that file is a `Failure` and another process takes over. It imports neither torch nor
+any model, so it is quick to start and small.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import threading
+from collections import deque
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from PIL import Image
+
+from camkit import images
+from camkit.errors import CamkitError, ImageError
+from camkit.images import Photo, Source
+
+if TYPE_CHECKING:
+    from pebble import ProcessPool
+
+    from camkit.preprocess import Preprocess
+
+ImageSource = str | os.PathLike[str] | Source | Image.Image
+
+SECONDS = 30.0  # for one file
+MEMORY = 4 * 2**30  # of one process; the largest photograph with transparency needs less than 2 GiB
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A photograph, or one map of it, that could not be explained; the others are not affected."""
+
+    source: str
+    error: CamkitError
+    position: int
+    sha256: str | None = None
+    name: str = "image"
+
+
+def prepare(source: ImageSource, preprocess: Preprocess, *, whole: bool = True) -> Photo:
+    """A photograph, `whole` or cut to what the model sees of it. Raises `ImageError`."""
+    photo = images.load(source.path if isinstance(source, Source) else source)
+    image = photo.image if whole else preprocess.view(photo.image)
+    return replace(photo, image=image, cut=not whole, name=name_of(source))
+
+
+def name_of(source: ImageSource) -> str:
+    """How the results of a source are called."""
+    if isinstance(source, Image.Image):
+        return "image"
+    return source.name if isinstance(source, Source) else os.path.basename(source)  # noqa: PTH119
+
+
+def read(
+    sources: Iterable[ImageSource], preprocess: Preprocess, *, whole: bool = True
+) -> Iterator[tuple[int, Photo] | Failure]:
+    """Each photograph with its position, when it is asked for, in this process."""
+    for position, source in enumerate(sources):
+        try:
+            yield position, prepare(source, preprocess, whole=whole)
+        except ImageError as error:
+            yield _failure(position, source, error)
+
+
+class Processes:
+    """Processes that read; they start at once, beside whatever else has to be imported.
+
+    seconds, memory: how long a file may take, and bytes that a process may have.
+    """
+
+    def __init__(self, count: int = 2, *, seconds: float = SECONDS, memory: int = MEMORY) -> None:
+        from pebble import ProcessPool
+
+        method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
+        context: Any = multiprocessing.get_context(method)
+        if method == "forkserver":
+            context.set_forkserver_preload([__name__])
+        self._count, self._seconds = count, seconds
+        self._pool: ProcessPool = ProcessPool(
+            max_workers=count, context=context, initializer=_begin, initargs=(memory,)
+        )
+        for _ in range(count):
+            self._pool.schedule(int)
+
+    def read(
+        self, sources: Iterable[ImageSource], preprocess: Preprocess, *, whole: bool = True, ahead: int = 32
+    ) -> Iterator[tuple[int, Photo] | Failure]:
+        """As the function `read`, but up to `ahead` photographs ahead, in the same order."""
+        work = partial(prepare, preprocess=preprocess, whole=whole)
+        waiting: deque[tuple[int, ImageSource, Any]] = deque()
+        for position, source in enumerate(sources):
+            future = self._pool.schedule(work, args=(source,), timeout=self._seconds)
+            waiting.append((position, source, future))
+            if len(waiting) > ahead:
+                yield self._result(*waiting.popleft())
+        while waiting:
+            yield self._result(*waiting.popleft())
+
+    def stop(self) -> None:
+        """End the processes, whatever they are doing."""
+        self._pool.stop()  # type: ignore[no-untyped-call]
+        self._pool.join()
+
+    def _result(self, position: int, source: ImageSource, future: Any) -> tuple[int, Photo] | Failure:
+        from pebble import ProcessExpired
+
+        name = images.display(source.path if isinstance(source, Source) else str(source))
+        try:
+            return position, future.result()
+        except ImageError as error:
+            return _failure(position, source, error)
+        except MemoryError:
+            reason = f"{name} needs more memory than it may have to be resized"
+        except TimeoutError:
+            reason = f"{name} took longer than {self._seconds:g} seconds to be read"
+        except ProcessExpired:
+            reason = f"{name} took down the process that read it"
+        return _failure(position, source, ImageError(reason))
+
+
+@contextmanager
+def processes(count: int) -> Iterator[Processes | None]:
+    """`Processes` that end with the block; none for a count of 0."""
+    pool = Processes(count) if count else None
+    try:
+        yield pool
+    finally:
+        if pool:
+            pool.stop()
+
+
+def _failure(position: int, source: ImageSource, error: ImageError) -> Failure:
+    path = source.path if isinstance(source, Source) else source
+    text = "image" if isinstance(path, Image.Image) else images.display(path)
+    return Failure(text, error, position, name=name_of(source))
+
+
+def _begin(memory: int) -> None:
+    """In a new process: not more than `memory` bytes, and gone when the parent is."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # where libraries of formats say what the error says, too
+    with suppress(ImportError, ValueError, OSError):  # not everywhere, and not above a stricter limit
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
