@@ -6,11 +6,13 @@ import copy
 import functools
 import gc
 import threading
+import warnings
 import weakref
 from collections.abc import Callable
 from typing import Any
 
 import pytest
+import timm
 import torch
 from scipy.stats import spearmanr
 from torch import Tensor, nn
@@ -21,6 +23,7 @@ from camkit.capture import as_it_was
 from camkit.errors import CamkitWarning, LayerError
 from camkit.fast import KEPT, Weights, remembered
 from camkit.images import load, sample
+from camkit.native import Native
 
 
 @functools.cache
@@ -68,12 +71,11 @@ def assert_close_to_peak(actual: Tensor, expected: Tensor, relative: float = 1e-
 def test_every_way_to_ask_gives_the_plain_maps_from_one_compilation(
     small_net: nn.Module, batch: Tensor, compilations: list[torch.Size]
 ) -> None:
-    methods = ["gradcam", "gradcam++", "layercam", "eigencam", "ablationcam", "shapleycam"]
     before = copy.deepcopy(small_net.state_dict())
 
     def ask(**options: Any) -> list[Tensor]:
-        several = camkit.maps(small_net, batch, 1, layer=["body"], method=methods, **options)
-        assert isinstance(several, dict)
+        several = camkit.maps(small_net, batch, 1, layer=["body"], method=Native.methods, **options)
+        assert isinstance(several, dict) and len(several) == len(Native.methods)
         with torch.inference_mode():
             second = camkit.maps(small_net, batch.clone(), 2, layer="body", **options)
         difference = camkit.maps(small_net, batch, lambda y: y[:, 1] - y[:, 2], layer="body", **options)
@@ -91,6 +93,50 @@ def test_every_way_to_ask_gives_the_plain_maps_from_one_compilation(
     assert not any(vars(parameter) for parameter in small_net.parameters())
     assert not any(part._forward_hooks for part in small_net.modules())
     assert batch.grad is None and not batch.requires_grad
+
+
+def small_vit() -> nn.Module:
+    model = timm.create_model("vit_tiny_patch16_224", img_size=32, embed_dim=48, depth=2, num_classes=5)
+    nn.init.uniform_(model.blocks[1].norm1.weight)  # with equal weights the mean over channels is zero
+    return model
+
+
+class Passing(nn.Module):
+    """A layer that returns what goes around it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.same, self.fc = nn.Conv1d(3, 3, 1), nn.Identity(), nn.Linear(3, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        return self.fc((x + self.same(x)).tanh().mean(2))
+
+
+@pytest.mark.parametrize(
+    ("make", "layer", "shape"),
+    [
+        (lambda: Skip(), "conv", (2, 3, 8, 8)),
+        (small_vit, "auto", (2, 3, 32, 32)),
+        (Passing, "same", (2, 3, 8)),
+    ],
+)
+def test_a_skip_connection_around_the_layer(
+    make: Callable[[], nn.Module], layer: str, shape: tuple[int, ...], compilations: list[torch.Size]
+) -> None:
+    model, x = make().eval(), torch.randn(shape)
+
+    def ask(**options: Any) -> list[Tensor]:
+        maps = camkit.maps(model, x, [1, 0], layer=[layer], method=Native.methods, **options)
+        assert isinstance(maps, dict)
+        return [*maps.values()]
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", CamkitWarning)
+        quick = ask(fast=True)
+    for found, plain in zip(quick, ask(), strict=True):
+        assert_close_to_peak(found, plain)
+    assert compilations == [x.shape]
 
 
 def test_threads_share_what_is_compiled(
@@ -116,10 +162,13 @@ def test_threads_share_what_is_compiled(
 def test_a_photograph_in_bfloat16(compiles: None) -> None:
     model = camkit.load_model("pets")
     x = model.preprocess(load(sample()).image)[None]
-    plain = camkit.maps(model.module, x, layer="blocks.6")
-    quick = camkit.maps(model.module, x, layer="blocks.6", dtype="bfloat16", fast=True)
-    assert quick.dtype == torch.float32
-    assert spearmanr(quick.flatten(), plain.flatten()).statistic >= 0.99
+    methods = ["gradcam", "gradcam++", "hirescam", "layercam"]
+    plain = camkit.maps(model.module, x, layer=["auto"], method=methods)
+    quick = camkit.maps(model.module, x, layer=["auto"], method=methods, dtype="bfloat16", fast=True)
+    assert isinstance(plain, dict) and isinstance(quick, dict)
+    for key, found in quick.items():
+        assert found.dtype == torch.float32
+        assert spearmanr(found.flatten(), plain[key].flatten()).statistic >= 0.99
 
 
 # --- what is remembered ---------------------------------------------------------------------------
@@ -253,6 +302,13 @@ class Skip(nn.Module):
         return self.fc(self.norm(x + self.conv(x)).relu().mean((2, 3))) + offset
 
 
+class Undecided(Skip):
+    """Its course depends on values."""
+
+    def forward(self, x: Tensor, offset: float | Tensor = 0.0) -> Tensor:
+        return super().forward(x if x.mean() > 0 else -x, offset)
+
+
 class Stem(nn.Module):
     """What it does depends on the values."""
 
@@ -280,7 +336,7 @@ def hooked() -> nn.Module:
 @pytest.mark.parametrize(
     ("make", "layer", "reason"),
     [
-        (Skip, "conv", "also uses 'inputs' from before it"),
+        (Undecided, "conv", "its forward cannot be traced .*control flow"),
         (Skip, ["norm", "conv"], "one layer of a model with one input"),
         (hooked, "norm", "the model has hooks"),
         (lambda: behind(Stem), "1", "cannot be compiled"),
@@ -302,6 +358,16 @@ def test_what_is_compiled_is_compared_with_the_model(batch: Tensor, compiles: No
     with pytest.warns(CamkitWarning, match="returns something else"):
         maps = camkit.maps(behind(Noise).eval(), batch, 1, layer="1", fast=True)
     assert maps.shape == (3, 16, 12)
+
+
+def test_scores_that_are_all_zero_agree(small_net: Any, batch: Tensor, compiles: None) -> None:
+    """A new head may start with weights of zero, as that of torchvision's ViT does."""
+    for parameter in small_net.fc.parameters():
+        nn.init.zeros_(parameter)
+    with pytest.warns(CamkitWarning) as warned:
+        assert not camkit.maps(small_net, batch, 1, layer="body", fast=True).any()
+    (warning,) = warned
+    assert "zero everywhere" in str(warning.message)
 
 
 def test_a_layer_without_a_map(small_net: nn.Module, batch: Tensor, compiles: None) -> None:

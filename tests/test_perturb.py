@@ -57,7 +57,7 @@ PAPERS = {"ablationcam": ablationcam, "scorecam": scorecam}
 
 
 class Around(nn.Module):
-    """Something passes by the layer `body`, so the model cannot be split there."""
+    """Something goes around the layer `body`, and is written into behind it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -66,15 +66,43 @@ class Around(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.stem(x)
-        return self.fc(F.relu(x + F.relu_(self.body(x)), inplace=True).mean((2, 3)))
+        x += F.relu_(self.body(x))
+        return self.fc(F.relu(x, inplace=True).mean((2, 3)))
+
+
+class Counted(Around):
+    """The number of images goes around, so it does not fit other numbers of rows."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        count = x.shape[0]
+        return self.fc(F.relu(self.body(self.stem(x)).reshape(count, 6, -1).mean(2)))
+
+
+class Turned(Around):
+    """Images come last in what goes around."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        by = x.movedim(0, -1)
+        return self.fc(F.relu(self.body(x) + by.movedim(-1, 0)).mean((2, 3)))
+
+
+class Undecided(Around):
+    """Its course depends on values, so it cannot be split."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x if x.abs().sum() > 0 else -x)
 
 
 @pytest.mark.parametrize("method", PAPERS)
-@pytest.mark.parametrize(("make", "layer"), [(None, "body"), (None, "act"), (Around, "body")])
+@pytest.mark.parametrize(
+    ("make", "layer"),
+    [(None, "body"), (None, "act"), *((m, "body") for m in (Around, Counted, Turned, Undecided))],
+)
 def test_the_paper_written_out(
     method: str, make: type[nn.Module] | None, layer: str, small_net: nn.Module, batch: Tensor
 ) -> None:
-    """`act` is followed by mean and linear layer: the closed form. `Around` runs as a whole."""
+    """`act` is followed by mean and linear layer: the closed form. The last three run as a whole."""
     model = make().eval() if make else small_net
     maps = camkit.class_maps(model, batch, layer=layer, method=method)
     assert isinstance(maps, Tensor)
@@ -94,6 +122,13 @@ def test_a_split_model_does_what_the_whole_does(small_net: nn.Module, batch: Ten
     torch.testing.assert_close(part.scores(changed.clone(), image), expected)
     small_net.register_forward_hook(lambda *_: None)  # a reason not to split
     torch.testing.assert_close(perturb.head(small_net, [batch], "stem").scores(changed, image), expected)
+
+
+def test_what_goes_around_the_layer_is_computed_once(batch: Tensor) -> None:
+    model, runs = Around().eval(), []
+    model.stem.register_forward_hook(lambda m, i, output: runs.append(len(output)))
+    maps = camkit.maps(model, batch, 1, layer="body", method="ablationcam", batch_size=2)
+    assert isinstance(maps, Tensor) and runs == [3, 3]  # of the explained forward, and for the ablations
 
 
 def test_the_body_runs_once(small_net: nn.Module, batch: Tensor) -> None:

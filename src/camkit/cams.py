@@ -39,7 +39,8 @@ def gradcam_plus_plus(features: Tensor, gradients: Tensor) -> Tensor:
 def xgradcam(features: Tensor, gradients: Tensor) -> Tensor:
     """XGrad-CAM: `sum_k w_k A_k`, `w_k = sum G A / sum A`; a channel whose sum is zero has no weight.
 
-    Fu et al. 2020, arXiv:2008.02312, equation 8.
+    Fu et al. 2020, arXiv:2008.02312, equation 8. Where features are signed, as without a ReLU, a sum may
+    nearly cancel, and rounding decides over its weight.
     """
     a, g, space = _wide(features), _wide(gradients), _positions(features)
     total = a.sum(space)
@@ -80,7 +81,8 @@ def shapleycam(features: Tensor, gradients: Tensor, curvatures: Tensor) -> Tenso
 def eigengradcam(features: Tensor, gradients: Tensor) -> Tensor:
     """The first principal component of `G A` over the positions, signed like its mean over channels.
 
-    Eigen-CAM (below) with class information, as pytorch-grad-cam defines it.
+    Eigen-CAM (below) with class information, as pytorch-grad-cam defines it. Where features are signed, as
+    without a ReLU, the component may hardly covary with the mean: its sign is then all but arbitrary.
     """
     return _first_component((_wide(gradients) * _wide(features)).movedim(0, 1), features.ndim - 2)
 

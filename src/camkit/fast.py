@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from camkit import capture
 from camkit.capture import Captured
@@ -45,10 +45,11 @@ def forward(
     if isinstance(fast, str):
         warnings.warn(CamkitWarning(f"without fast mode: {fast}"), stacklevel=2)
         return capture.forward(module, inputs, names, extras)
-    output = fast.body(inputs)
-    captured = Captured(output, layout(output, inputs.shape, names[0]))
+    output, *around = fast.body(inputs)
+    found = layout(output, inputs.shape, names[0])
+    captured = Captured(output.detach().requires_grad_(), found)  # it may also be what goes around
     with torch.enable_grad():
-        returned = fast.head(output.requires_grad_().clone())
+        returned = fast.head(captured.output.clone(), *around)
         scores = module.scores(returned) if isinstance(module, Scored) else returned
     return scores, {names[0]: captured}
 
@@ -57,8 +58,8 @@ def forward(
 class _Fast:
     """The body, compiled for one shape and without a graph, and the head of the model itself."""
 
-    body: Callable[[Tensor], Any]
-    head: Callable[[Any], Any]
+    body: Callable[[Tensor], Sequence[Any]]
+    head: Callable[..., Any]
 
 
 def _fast(module: nn.Module, inputs: Tensor, names: Sequence[str], extras: Sequence[Tensor]) -> _Fast | str:
@@ -88,7 +89,7 @@ def _build(module: nn.Module, layer: str, inputs: Tensor) -> _Fast | str:
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")
             fast = _Fast(_compiled(parts.body, noise), parts.head)
-            scores, expected = tree_leaves(fast.head(fast.body(noise))), tree_leaves(module(noise))
+            scores, expected = tree_leaves(fast.head(*fast.body(noise))), tree_leaves(module(noise))
     except Exception as error:  # of tracing, generating, compiling with a compiler that may not be there
         return f"the model cannot be compiled ({_cause(error)})"
     if not all(map(_close, scores, expected)):
@@ -96,7 +97,7 @@ def _build(module: nn.Module, layer: str, inputs: Tensor) -> _Fast | str:
     return fast
 
 
-def _compiled(body: nn.Module, example: Tensor) -> Callable[[Tensor], Any]:
+def _compiled(body: nn.Module, example: Tensor) -> Callable[[Tensor], Sequence[Any]]:
     import torch._inductor  # takes its time
     from torch._inductor.codecache import PyCodeCache
 
@@ -110,10 +111,10 @@ def _compiled(body: nn.Module, example: Tensor) -> Callable[[Tensor], Any]:
     run = _Replayed(code, example) if example.is_cuda else code
 
     @torch.no_grad()
-    def call(inputs: Tensor) -> Any:
-        output = run(inputs.clone(memory_format=memory_format))
+    def call(inputs: Tensor) -> Sequence[Any]:
         # Gradients of a head, pooling above all, are slower in the layout that convolutions like.
-        return output.contiguous() if isinstance(output, Tensor) else output
+        values: Sequence[Any] = run(inputs.clone(memory_format=memory_format))
+        return [value.contiguous() if isinstance(value, Tensor) else value for value in values]
 
     weakref.finalize(call, _forget, generated)
     return call
@@ -129,7 +130,7 @@ def _forget(generated: Sequence[Any]) -> None:
 class _Replayed:
     """A function of one tensor as a CUDA graph, which is launched at once."""
 
-    def __init__(self, run: Callable[[Tensor], Tensor], example: Tensor) -> None:
+    def __init__(self, run: Callable[[Tensor], Any], example: Tensor) -> None:
         self._lock = threading.Lock()  # there is one place for inputs and outputs
         self._inputs, self._graph = example.clone(), torch.cuda.CUDAGraph()
         side = torch.cuda.Stream(example.device)  # type: ignore[no-untyped-call]
@@ -141,16 +142,16 @@ class _Replayed:
         with torch.cuda.device(example.device), torch.cuda.graph(self._graph):
             self._output = run(self._inputs)
 
-    def __call__(self, inputs: Tensor) -> Tensor:
+    def __call__(self, inputs: Tensor) -> Any:
         with self._lock, torch.cuda.device(inputs.device):
             self._inputs.copy_(inputs)
             self._graph.replay()
-            return self._output.clone()
+            return tree_map_only(Tensor, Tensor.clone, self._output)
 
 
 def _close(fast: Tensor, plain: Tensor) -> bool:
-    difference = (fast.double() - plain.double()).norm() / plain.double().norm()
-    return bool(difference <= TOLERANCE.get(plain.dtype, 1e-3))
+    difference = (fast.double() - plain.double()).norm()
+    return bool(difference <= TOLERANCE.get(plain.dtype, 1e-3) * plain.double().norm())
 
 
 def _cause(error: BaseException) -> str:

@@ -36,9 +36,17 @@ class Head:
 
 
 def head(module: nn.Module, inputs: Sequence[Tensor], layer: str) -> Head:
-    """What `module` does above `layer`: only that is run, or, where it cannot be split, everything."""
+    """What `module` does above `layer`: only that is run, or, where it cannot be split, everything.
+
+    What goes around the layer is computed once, and must be tensors with a row for each image.
+    """
     parts = split(module, layer) if len(inputs) == 1 else None
-    if parts is None:
+    around: Sequence[Any] = ()
+    if parts and parts.around:
+        with torch.no_grad():
+            around = parts.body(inputs[0])[1:]
+    rows = len(inputs[0])
+    if parts is None or not all(isinstance(v, Tensor) and v.shape[:1] == (rows,) for v in around):
 
         def whole(output: Tensor, image: Tensor) -> Any:
             return capture.with_output(module, [x[image] for x in inputs], layer, output)
@@ -46,8 +54,8 @@ def head(module: nn.Module, inputs: Sequence[Tensor], layer: str) -> Head:
         return Head(whole, affine=False)
 
     @torch.no_grad()
-    def part(output: Tensor, _: Tensor) -> Tensor:
-        return parts.head(output)
+    def part(output: Tensor, image: Tensor) -> Tensor:
+        return parts.head(output, *(value[image] for value in around))
 
     return Head(part, is_affine(parts.head))
 
@@ -109,7 +117,7 @@ _FUNCTIONS = {torch.flatten, torch.mean, torch.squeeze, F.adaptive_avg_pool2d}
 _METHODS = {"flatten", "mean", "squeeze", "view", "reshape", "permute", "size"}
 
 
-def is_affine(head: Callable[[Tensor], Tensor]) -> bool:
+def is_affine(head: Callable[..., Tensor]) -> bool:
     """Whether `head`, of a `Split`, is a chain of affine steps, such as a global mean and a linear layer.
 
     `False` where that is not certain.

@@ -23,15 +23,19 @@ _TRACING = threading.Lock()  # fx patches `nn.Module` while it traces
 
 @dataclass(frozen=True)
 class Split:
-    """`head(body(inputs))` are the scores of the model, in eval mode; both share its parameters.
+    """`head(*body(inputs))` are the scores of the model, in eval mode; both share its parameters.
 
-    body: inputs `[B, C, H, W]` to the output of the layer, as the layer returns it.
-    head: such an output, for any number of images, to scores `[B, n_classes]`. It may write into its
-        input, as an in-place ReLU does: hand it a clone of what is still needed.
+    body: inputs `[B, C, H, W]` to a tuple: the output of the layer, as the layer returns it, and whatever
+        else the head needs, such as what a skip connection leads around the layer.
+    head: an output of the layer, for any number of images, and the rest for the same images, to scores
+        `[B, n_classes]`. It may write into both, as an in-place ReLU does: hand it a clone of what is
+        still needed.
+    around: how many values go around the layer.
     """
 
     body: fx.GraphModule
-    head: Callable[[Tensor], Tensor]
+    head: Callable[..., Tensor]
+    around: int
 
 
 def split(module: nn.Module, layer: str) -> Split | None:
@@ -43,9 +47,8 @@ def split(module: nn.Module, layer: str) -> Split | None:
 def split_or_reason(module: nn.Module, layer: str) -> Split | str:
     """`module` split at `layer`, or one line that says why it cannot be.
 
-    Nothing but the output of the layer, parameters and constants may reach the scores: a skip connection
-    around the layer forbids it, and so does a forward whose course depends on values that only a run knows.
-    `module` is not changed; whoever replaces a part of it must split it again.
+    A forward whose course depends on values that only a run knows cannot be split. `module` is not changed;
+    whoever replaces a part of it must split it again.
     """
     target = module.get_submodule(layer)
     if target is module:
@@ -136,22 +139,25 @@ def _cut(root: nn.Module, graph: fx.Graph, target: nn.Module) -> Split | str:
     ]
     if len(calls) != 1:
         return f"its forward calls the layer {len(calls)} times"
-    body, head = fx.Graph(), fx.Graph()
+    before, behind = nodes[: calls[0]], nodes[calls[0] + 1 :]
+    head = fx.Graph()
+    there = {nodes[calls[0]]: head.placeholder("output")}
+    # What does not depend on the inputs, such as parameters, is made again; the rest goes around the layer.
+    constant: list[fx.Node] = []
+    for node in before:
+        if node.op != "placeholder" and all(used in constant for used in node.all_input_nodes):
+            constant.append(node)
+    needed = {used for node in behind for used in node.all_input_nodes}
+    around = [node for node in before if node in needed and node not in constant]
+    there |= {node: head.placeholder(node.name) for node in around}
+    for node in (*constant, *behind):
+        there[node] = head.node_copy(node, there.__getitem__)
+    body = fx.Graph()
     here: dict[fx.Node, fx.Node] = {}
     for node in nodes[: calls[0] + 1]:
         here[node] = body.node_copy(node, here.__getitem__)
-    body.output(here[nodes[calls[0]]])
-    there = {nodes[calls[0]]: head.placeholder("output")}
-    # Parameters and constants are looked up again; anything else from before the layer went around it.
-    for node in nodes[: calls[0]]:
-        if node.op == "get_attr":
-            there[node] = head.node_copy(node)
-    for node in nodes[calls[0] + 1 :]:
-        around = [used for used in node.all_input_nodes if used not in there]
-        if around:
-            return f"what comes behind the layer also uses {around[0].name!r} from before it"
-        there[node] = head.node_copy(node, there.__getitem__)
-    return Split(_module(root, body), _module(root, head))
+    body.output(tuple(here[node] for node in (nodes[calls[0]], *around)))
+    return Split(_module(root, body), _module(root, head), len(around))
 
 
 def _module(root: nn.Module, graph: fx.Graph) -> fx.GraphModule:
