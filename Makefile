@@ -3,7 +3,7 @@ PYTHON ?= python3
 PLUGINS := $(wildcard plugins/camkit-*)
 BIN := .venv/bin
 
-.PHONY: demo test check bench clean
+.PHONY: demo test check fuzz bench clean
 
 # One stamp for the whole set-up: it is redone when a project file changes.
 .venv/ready: pyproject.toml $(PLUGINS:%=%/pyproject.toml)
@@ -21,6 +21,9 @@ check: .venv/ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+fuzz: .venv/ready
+	$(BIN)/python -m tests.fuzz --cases 20000
 
 bench: .venv/ready
 	$(BIN)/python -m benchmarks.native

@@ -12,6 +12,55 @@ import torch
 from click.testing import CliRunner
 from torch import Tensor, nn
 
+CLASSES = ("tabby", "Egyptian cat", "golden retriever", "red fox")
+
+# A package that loads models: small ones, broken ones, and that of the lesson.
+SOURCE = f"""
+import warnings
+from camkit import LoadedModel, ModelSource, Preprocess
+from camkit.errors import ModelError
+
+CLASSES = {CLASSES!r}
+
+class Tiny(ModelSource):
+    summary = "small models for tests"
+
+    def load(self, reference, *, device, trust):
+        import torch
+        from torch import nn
+
+        if reference == "raises":
+            raise RuntimeError("the disk is on fire\\nand the rest of it")
+        if reference == "memory":
+            raise MemoryError
+        if reference == "pickled" and not trust:
+            raise ModelError("the weights are a pickle: allow it with --trust-pickle")
+        if reference == "noisy":
+            warnings.warn("a library is deprecated")
+        if reference == "lesson":
+            from benchmarks.lesson import lesson_model
+
+            names = tuple(f"breed {{i}}" for i in range(37))
+            return LoadedModel(lesson_model(), names, Preprocess(size=(64, 64)), name="tiny:lesson")
+        with torch.random.fork_rng([]):
+            torch.manual_seed(0)
+            net = nn.Sequential()
+            net.stem = nn.Sequential(nn.Conv2d(3, 6, 3, stride=2, padding=1), nn.ReLU())
+            net.body = nn.Sequential(nn.Conv2d(6, 8, 3, stride=2, padding=1), nn.Tanh())
+            net.pool = nn.AdaptiveAvgPool2d(1)
+            net.flat = nn.Flatten()
+            net.fc = nn.Linear(8, 4)
+        if reference == "flat":  # no feature matters
+            net.fc.weight.data.zero_()
+        if reference in ("nan", "-inf"):
+            net.fc.bias.data[3] = float(reference)
+        names = CLASSES[:3] if reference == "miscounted" else CLASSES
+        return LoadedModel(net.eval(), names, Preprocess(size=(32, 32)), name=f"tiny:{{reference}}")
+
+    def names(self):
+        return [f"net{{i}}" for i in range(50_000)]  # more than a pipe holds
+"""
+
 
 @pytest.fixture(autouse=True)
 def _quiet_machine() -> Iterator[None]:
@@ -55,6 +104,29 @@ def other_backend(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     )
     monkeypatch.syspath_prepend(str(folder))
     return "other"
+
+
+@pytest.fixture(scope="session")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of installed packages with the model source `tiny`."""
+    folder = tmp_path_factory.mktemp("site")
+    info = folder / "camkit_tiny-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: camkit-tiny\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[camkit.models]\ntiny = camkit_tiny:Tiny\n")
+    (folder / "camkit_tiny.py").write_text(SOURCE)
+    return folder
+
+
+@pytest.fixture
+def here(site: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder where one is, with these plugins only, and one thread: the models are small."""
+    torch.set_num_threads(1)
+    monkeypatch.syspath_prepend(str(site))
+    monkeypatch.setenv("CAMKIT_PLUGINS", "camkit-tiny,camkit-other")
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    return tmp_path / "here"
 
 
 def runner() -> CliRunner:

@@ -22,7 +22,7 @@ from PIL import Image, ImageFile
 
 from camkit import images
 from camkit.errors import ImageError, UsageError
-from camkit.images import expand, load, sample
+from camkit.images import expand, find, load, sample
 
 Pixels = np.ndarray
 
@@ -707,8 +707,53 @@ def test_a_folder_or_glob_without_images_is_wrong_usage(folder: Path) -> None:
         assert caught.value.exit_code == 2
 
 
+def test_results_are_called_as_their_files_lie(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Below one folder as they lie in it; of several patterns with its name; one by one with a number."""
+    monkeypatch.chdir(folder)
+    (folder / "sub" / "b.jpg").write_bytes(b"x")
+    (folder / "other" / "sub").mkdir(parents=True)
+    (folder / "other" / "sub" / "e.png").write_bytes(b"x")
+    for patterns, expected in (
+        (["."], ["a.PNG", "b.jpg", "other/sub/e.png", "sub/b.jpg", "sub/c.tiff", "sub/d.webp"]),
+        (["sub"], ["b.jpg", "c.tiff", "d.webp"]),
+        (["sub/*"], ["b.jpg", "c.tiff", "d.webp"]),
+        (["*/*.webp"], ["sub/d.webp"]),
+        (["sub/d.webp", "b.jpg", "sub/b.jpg"], ["d.webp", "b.jpg", "b.jpg~2"]),
+        (["sub", "b.jpg"], ["sub/b.jpg", "sub/c.tiff", "sub/d.webp", "b.jpg"]),
+        (["sub", "other/sub"], ["sub/b.jpg", "sub/c.tiff", "sub/d.webp", "sub~2/e.png"]),
+    ):
+        assert [source.name for source in find(patterns)] == expected, patterns
+
+
+def test_a_folder_may_be_left_out_of_those_above_it(folder: Path) -> None:
+    def left(*patterns: str) -> list[str]:
+        found = find([f"{folder}/{pattern}" for pattern in patterns], without=folder / "sub")
+        return [source.path.relative_to(folder).as_posix() for source in found]
+
+    assert left("") == left("", "**/*") == ["a.PNG", "b.jpg"]
+    assert left("sub") == left("sub/*.*") == ["sub/c.tiff", "sub/d.webp"]  # it is asked for
+    assert left("b.jpg", "sub/d.webp") == ["b.jpg", "sub/d.webp"]
+
+
 def test_a_folder_that_is_named_twice_is_not_empty_the_second_time(folder: Path) -> None:
     assert len(names(folder, folder, folder)) == 4
+
+
+def test_a_folder_that_cannot_be_listed_is_passed_on_to_tell_why(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Even where root runs the tests, whom no permission stops."""
+    listed = os.scandir
+
+    def refused(path: str) -> object:
+        if Path(path).name == "sub":
+            raise PermissionError(13, "Permission denied", str(path))
+        return listed(path)
+
+    monkeypatch.setattr(os, "scandir", refused)
+    assert names(folder, folder) == ["a.PNG", "b.jpg", "sub"]
+    assert names(folder, folder / "sub") == ["sub"]
+    assert refusal(folder / "sub") == f"{folder}/sub cannot be read: Permission denied"
 
 
 def test_odd_things_in_a_folder_are_passed_on_to_tell_for_themselves(folder: Path) -> None:

@@ -431,7 +431,7 @@ def test_ctrl_c_says_how_to_go_on(
 
     monkeypatch.setattr("camkit.training.train", interrupted)
     done = run("train", toys, *QUICK, "--recipe", recipe_file, "--out", tmp_path / "run")
-    assert done.exit_code == 1 and "Interrupted: go on with --resume" in done.stderr
+    assert done.exit_code == 130 and "Interrupted: go on with --resume" in done.stderr
 
 
 def test_real_pets_are_recognised(pets: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import unicodedata
@@ -17,12 +18,13 @@ from camkit import plugins
 from camkit.api import LoadedModel, ModelSource
 from camkit.errors import CamkitError, ModelError, PluginError
 from camkit.preprocess import Preprocess
-from camkit.weights import first_line, is_file, put_weights, read_weights
+from camkit.weights import SPARE, built_for, first_line, is_file, put_weights, read_weights
 
 FORMAT = 1
 CONFIG, WEIGHTS = "camkit.json", "model.safetensors"
 PETS = Path(__file__).parent / "pets"
 MAX_CONFIG_BYTES = 16 * 2**20
+MAX_PIXELS = 2048 * 2048  # of what a stranger's model sees: a batch must fit into memory
 
 
 class BundleSource(ModelSource):
@@ -33,7 +35,8 @@ class BundleSource(ModelSource):
     def load(self, reference: str, *, device: torch.device, trust: bool) -> LoadedModel:
         """The bundle in the folder `reference`; it may come from a stranger."""
         folder = Path(reference)
-        path = _inside(folder, CONFIG)
+        path, weights_path = _inside(folder, CONFIG), _inside(folder, WEIGHTS)
+        size = weights_path.stat().st_size
         with _naming(path):
             architecture, classes, preprocess, layer = _contents(_read_config(path))
             try:
@@ -42,9 +45,12 @@ class BundleSource(ModelSource):
                 raise ModelError(
                     f"it needs the model source {architecture['source']!r}: {error}"
                 ) from error
-            module = source.build(architecture)
-        weights = read_weights(_inside(folder, WEIGHTS))
+            with built_for(size):
+                module = source.build(architecture)
         like = module.state_dict()
+        if size > 16 * sum(tensor.numel() for tensor in like.values()) + SPARE:
+            raise ModelError(f"{weights_path} has {size:,} bytes, far more than the network: refused")
+        weights = read_weights(weights_path)
         # Half precision is for the disk; the module keeps the types it was built with.
         cast = {name: t.to(like[name].dtype) if name in like else t for name, t in weights.items()}
         put_weights(module, cast, str(folder))
@@ -164,10 +170,13 @@ def _contents(config: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[str, ...
     preprocessing = config.get("preprocessing")
     if not isinstance(preprocessing, dict):
         raise ModelError("there is no table 'preprocessing'")
+    preprocess = Preprocess.from_dict(preprocessing)
+    if math.prod(preprocess.size) > MAX_PIXELS:
+        raise ModelError(f"preprocessing size {preprocess.size} is more than {MAX_PIXELS:,} pixels")
     layer = config.get("default_layer", "auto")
     if not isinstance(layer, str):
         raise ModelError(f"default_layer {layer!r} is no name")
-    return architecture, tuple(classes), Preprocess.from_dict(preprocessing), layer
+    return architecture, tuple(classes), preprocess, layer
 
 
 def _inside(folder: Path, name: str) -> Path:

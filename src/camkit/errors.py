@@ -22,11 +22,22 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
+# Messages repeat names that strangers chose: control characters would do harm to a terminal, half a sign
+# (a byte of a name that is no UTF-8) cannot be written at all.
+ESCAPES = {
+    code: ascii(chr(code))[1:-1]
+    for code in (*range(0x20), *range(0x7F, 0xA0), *range(0xD800, 0xE000))
+    if chr(code) != "\n"
+}
+
 
 class CamkitError(Exception):
     """Base of all errors that camkit raises; `exit_code` is what the command line returns."""
 
     exit_code = 1
+
+    def __str__(self) -> str:
+        return super().__str__().translate(ESCAPES)
 
 
 class UsageError(CamkitError):

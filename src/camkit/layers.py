@@ -58,7 +58,7 @@ def name_of(module: nn.Module, layer: nn.Module) -> str:
 
 def _children(parent: nn.Module, part: str) -> Iterator[tuple[str, nn.Module]]:
     children = list(parent.named_children())
-    if re.fullmatch(r"-\d+", part):
+    if re.fullmatch(r"-\d{1,9}", part):
         return iter(children[int(part) :][:1] if len(children) >= -int(part) else [])
     if "*" in part or "?" in part:
         return (item for item in children if fnmatch.fnmatchcase(item[0], part))

@@ -241,8 +241,8 @@ class TorchvisionSource(ModelSource):
             extra = {"init_weights": False, "transform_input": scaled}
         if name.startswith("vit_"):
             size = architecture.get("image_size", 224)
-            if not isinstance(size, int) or not 1 <= size <= 8192:
-                raise ModelError(f"image_size {size!r} of {name} must be 1 to 8192 pixels")
+            if not isinstance(size, int) or not 1 <= size <= 2048:
+                raise ModelError(f"image_size {size!r} of {name} must be 1 to 2048 pixels")
             extra = {"image_size": size}
         return seeded(lambda: get_model(name, weights=None, num_classes=count, **extra))
 

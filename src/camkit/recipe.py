@@ -65,5 +65,6 @@ def table(trainer: Trainer, recipe: str | os.PathLike[str] | Mapping[str, Any] |
         return {}
     try:
         return tomllib.loads(text(trainer, name))
-    except tomllib.TOMLDecodeError as error:
+    # What is no TOML; numbers of thousands of digits, and tables in tables in tables.
+    except (ValueError, RecursionError) as error:
         raise UsageError(f"recipe {os.fspath(name)!r} is no TOML: {error}") from None

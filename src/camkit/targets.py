@@ -148,7 +148,7 @@ def _one_spec(spec: str | int, classes: Sequence[str]) -> Chooser:
     if text == "all":
         return every
     if text.startswith("top:"):
-        if not re.fullmatch(r"[1-9]\d*", text[4:]):
+        if not re.fullmatch(r"[1-9]\d{0,8}", text[4:]):
             raise TargetError(f"class {text!r}: K in top:K is a positive number")
         count = int(text[4:])
         return lambda scores: scores.topk(min(count, scores.shape[1]), dim=1).indices
@@ -169,7 +169,7 @@ def class_index(name: str, classes: Sequence[str]) -> int:
         if hits:
             return hits[0]
     if re.fullmatch(r"\d+", name):
-        if int(name) < len(classes):
+        if len(name) < 10 and int(name) < len(classes):  # Python reads no number of thousands of digits
             return int(name)
         raise TargetError(f"there is no class {name}: the model has 0 to {len(classes) - 1}")
     hint = closest(name.replace("_", " "), [c.replace("_", " ") for c in classes])

@@ -5,17 +5,22 @@ from __future__ import annotations
 import os
 import pickle
 import re
+import threading
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 from torch.nn.modules.utils import consume_prefix_in_state_dict_if_present
 
 from camkit.errors import ModelError
+
+SPARE = 2**27  # values, of which a network may have more when it is built: fastai cuts off most of a VGG
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
@@ -52,6 +57,28 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     for prefix in ("module.", "_orig_mod.", "module."):  # of DataParallel and torch.compile, either way
         consume_prefix_in_state_dict_if_present(state, prefix)
     return state
+
+
+@contextmanager
+def built_for(size: int) -> Iterator[None]:
+    """While a module is built for weights of `size` bytes: `ModelError` if it becomes far larger.
+
+    Every parameter is counted before its memory is filled; a value takes a byte at least.
+    """
+    left, thread = 2 * size + SPARE, threading.get_ident()
+
+    def count(_: nn.Module, __: str, parameter: nn.Parameter | None) -> None:
+        nonlocal left
+        if parameter is not None and threading.get_ident() == thread:
+            left -= parameter.numel()
+            if left < 0:
+                raise ModelError(f"the network is far larger than its weights, which are {size:,} bytes")
+
+    hook: Any = register_module_parameter_registration_hook(count)
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 def put_weights(module: nn.Module, state: Mapping[str, Tensor], where: str) -> None:

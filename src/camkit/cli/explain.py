@@ -119,7 +119,7 @@ class Explain(click.Command):
 )
 @click.option(
     "--workers",
-    type=click.IntRange(min=0),
+    type=click.IntRange(min=0, max=64),
     default=max(1, min(8, (os.cpu_count() or 1) // 2)),
     show_default="half the cores",
     help="Processes that read photographs ahead of the model; 0 reads them without limits.",

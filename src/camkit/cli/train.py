@@ -133,8 +133,8 @@ def _interrupts(checkpoint: Path) -> Iterator[None]:
         yield
     except KeyboardInterrupt:
         kept = "go on with --resume" if checkpoint.exists() else "no epoch was finished"
-        click.echo(f"Interrupted: {kept}", err=True)
-        raise
+        click.echo(f"\nInterrupted: {kept}", err=True)
+        raise SystemExit(130) from None
 
 
 @contextmanager

@@ -124,7 +124,7 @@ def coco(path: Path) -> Truth:
             return None
         try:
             shapes = list(_coco_shapes(annotations))
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, OverflowError) as error:
             raise UsageError(f"{name}: an annotation of {photo.name} cannot be read ({error})") from None
         return _drawn(
             size,
