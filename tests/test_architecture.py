@@ -78,6 +78,7 @@ ORDER = [
     "bench.rows",
     "bench.scenes",
     "bench.survey",
+    "bench.hard",
     "bench.run",
     "bench.conditions",
     "bench.compare",

@@ -22,9 +22,10 @@ from tests.conftest import runner
 
 from camkit.bench import compare, conditions, document, environment, report, request, run, stats, timing
 from camkit.bench.request import BenchRequest
-from camkit.bench.timing import Rounds, Sample, Timed
+from camkit.bench.timing import Cold, Rounds, Sample, Timed
 from camkit.cli import cli
 from camkit.errors import CamkitError, OptionError, UsageError
+from camkit.metrics.controls import CONTROLS
 
 # A model source whose model is small and whose classes have odd names, and explainers that go wrong.
 SITE = """
@@ -44,7 +45,39 @@ class Toy(ModelSource):
             net.flat = nn.Flatten()
             net.fc = nn.Linear(8, 3)
         names = ("<script>alert(1)</script>", "a|b", "`c`")
-        return LoadedModel(net.eval(), names, Preprocess(size=(32, 32)), name="toy:net")
+        if reference in ("colours", "fixed"):
+            net, names = Colours(reference == "fixed"), ("red", "green", "blue", "grey")
+        return LoadedModel(net.eval(), names, Preprocess(size=(32, 32)), name=f"toy:{reference}")
+
+class Colours(nn.Module):
+    # How red, green, blue and grey an image is, of one size only if it is fixed.
+    def __init__(self, fixed):
+        super().__init__()
+        self.fixed = fixed
+        self.conv = nn.Conv2d(3, 4, 4, stride=4)
+        with torch.no_grad():
+            kernel = torch.tensor([[2.0, -1, -1], [-1, 2.0, -1], [-1, -1, 2.0], [-1.0, -1, -1]])
+            self.conv.weight.copy_(kernel[:, :, None, None].expand(4, 3, 4, 4))
+            self.conv.bias.copy_(torch.tensor([0.0, 0, 0, 20]))
+    def forward(self, x):
+        assert not self.fixed or x.shape[-1] == 32, "32 pixels only"
+        return self.conv(x).relu().mean((2, 3))
+
+class InPlace(Explainer):
+    summary = "as careless as some libraries are"
+    methods = ("gradcam",)
+    def maps(self, query):
+        kept = []
+        hook = query.module.get_submodule(query.layer).register_forward_hook(lambda *a: kept.append(a[2]))
+        try:
+            with torch.enable_grad():
+                scores = query.module(query.inputs)
+                score = scores.gather(1, query.targets[:, None]).sum()
+                gradient = torch.autograd.grad(score, kept[0])[0]
+        finally:
+            hook.remove()
+        kept = kept[0].detach()
+        return (kept * gradient.mean((2, 3), keepdim=True)).sum(1)
 
 class Raises(Explainer):
     summary = "always fails"
@@ -87,6 +120,7 @@ toy = camkit_toy:Toy
 raises = camkit_toy:Raises
 own = camkit_toy:Own
 slow = camkit_toy:Slow
+inplace = camkit_toy:InPlace
 gone = camkit_nowhere:Gone
 [camkit.metrics]
 strange = camkit_toy:Strange
@@ -237,16 +271,16 @@ def interleaved(machine: Machine, calls: dict[str, Any], rounds: Rounds) -> dict
     return timing.interleaved(calls, machine.timed, rounds, seed=0, now=lambda: machine.time)
 
 
-def test_every_round_calls_everything_once_in_changing_order_after_cold_calls() -> None:
+def test_every_round_calls_everything_once_in_changing_order() -> None:
     machine = Machine()
     calls = {name: machine.call(name, seconds) for name, seconds in (("a", 1.0), ("b", 2.0), ("c", 3.0))}
     found = interleaved(machine, calls, Rounds(warmup=2, least=10, most=10))
     rounds = [machine.calls[i : i + 3] for i in range(0, len(machine.calls), 3)]
-    assert rounds[0] == ["a", "b", "c"] and len(rounds) == 1 + 2 + 10
+    assert len(rounds) == 2 + 10
     assert all(sorted(one) == ["a", "b", "c"] for one in rounds)
     assert len({tuple(one) for one in rounds}) > 2
     assert {name: set(timed.host) for name, timed in found.items()} == {"a": {1.0}, "b": {2.0}, "c": {3.0}}
-    assert all(len(timed.samples) == 10 and timed.cold == timed.host[0] for timed in found.values())
+    assert all(len(timed.samples) == 10 for timed in found.values())
 
 
 @pytest.mark.parametrize(("seconds", "count"), [(0.0, 5), (50.0, 50 - 2), (1e9, 64)])
@@ -259,7 +293,7 @@ def test_time_decides_on_the_number_of_rounds_within_limits(seconds: float, coun
 
 def test_a_call_that_fails_is_left_out_from_then_on() -> None:
     machine = Machine()
-    calls = {"good": machine.call("good", 1.0), "bad": machine.call("bad", 1.0, fails_at=4)}
+    calls = {"good": machine.call("good", 1.0), "bad": machine.call("bad", 1.0, fails_at=3)}
     found = interleaved(machine, calls, Rounds(warmup=1, least=6, most=6))
     assert len(found["good"].samples) == 6 and found["good"].error is None
     assert len(found["bad"].samples) == 2 and str(found["bad"].error) == "broken"
@@ -272,13 +306,40 @@ def test_launch_bound_is_what_queues_as_long_as_it_runs(enqueue: float | None, b
 
 
 def test_a_latency_record_by_hand() -> None:
-    own, bare = (Timed(9.0, [Sample(s)] * 5) for s in (0.3, 0.1))
-    found = run.latency_record(4, own, bare, Timed(1.0, [Sample(0.2)] * 5), seed=0)
+    own, bare, other = (Timed([Sample(s)] * 5) for s in (0.3, 0.1, 0.2))
+    found = run.latency_record(4, own, bare, other, Cold(9.0), seed=0)
     assert found["seconds"] == {"median": 0.3, "low": 0.3, "high": 0.3}
     assert found["ratio"]["median"] == pytest.approx(3.0)
     assert found["against"]["median"] == pytest.approx(1.5) and found["against"]["verdict"] == "SLOWER"
     assert found["images_per_second"] == pytest.approx(4 / 0.3) and found["cold"] == 9.0
     assert found["p90"] is None and found["samples"]["host"] == [0.3] * 5
+
+
+@pytest.mark.parametrize(
+    ("cold", "seconds", "compiling"),
+    [(None, None, None), (Cold(9.0), 9.0, None), (Cold(9.0, True), 9.0, 8.0), (Cold(0.5, True), 0.5, 0.0)],
+)
+def test_compiling_is_what_the_first_call_took_beyond_a_usual_one(
+    cold: Cold | None, seconds: float | None, compiling: float | None
+) -> None:
+    usual = Timed([Sample(1.0)] * 5)
+    found = run.latency_record(1, usual, usual, None, cold, seed=0)
+    assert (found["cold"], found["compile"]) == (seconds, compiling)
+
+
+def test_a_first_call_is_one_call_and_one_that_fails_is_none() -> None:
+    machine = Machine()
+    assert timing.cold(machine.call("a", 3.0), machine.timed) == Cold(3.0)
+    assert machine.calls == ["a"]
+    assert timing.cold(machine.call("b", 1.0, fails_at=0), machine.timed) is None
+
+
+def test_a_first_call_sees_whether_the_compiler_ran() -> None:
+    # Only the tracing part of it: no compiler for C is needed.
+    compiled = torch.compile(lambda x: x + 1, backend="eager")
+    timer = timing.timer(torch.device("cpu"))
+    first, second = (timing.cold(lambda: compiled(torch.ones(2)), timer) for _ in range(2))
+    assert first and second and first.compiled and not second.compiled
 
 
 def test_peak_memory_sees_what_a_call_takes() -> None:
@@ -427,7 +488,8 @@ def test_maps_of_the_same_method_are_compared_with_the_reference_before_they_are
     )
     assert wrong["parity"] > 0.1
     assert wrong["notes"] == [
-        f"its maps differ from those of native gradcam by {wrong['parity']:.1e} of the peak"
+        "its maps of the photographs differ from those of native gradcam by "
+        f"{wrong['parity']:.1e} of the peak"
     ]
 
 
@@ -502,6 +564,148 @@ def test_the_matrix_is_symmetric_and_stands_beside_its_null() -> None:
         assert table == [list(column) for column in zip(*table, strict=True)] and table[0][1] is not None
         low, middle, high = found["measures"][measure]["null"]
         assert low < middle < high
+
+
+def test_controls_do_not_cost_an_explanation_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    import camkit_toy  # type: ignore[import-not-found]
+
+    calls: list[int] = []
+
+    def maps(self: Any, query: Any) -> Any:
+        calls.append(len(query.inputs))
+        return query.inputs.mean(1)[:, ::4, ::4]
+
+    monkeypatch.setattr(camkit_toy.Own, "maps", maps)
+    found = toy(backends=("own",), metrics=("gini",))
+    assert all(row(found, "control", name)["scores"]["photographs"]["gini"] for name in CONTROLS)
+    assert calls == [2, 2], "its own and those that are blurred"
+
+
+# --- mosaics ----------------------------------------------------------------------------------------
+
+
+def coloured(count: int) -> list[str]:
+    """Photographs of one colour each, `count` of each of four that `SURE_NET` tells apart."""
+    names = []
+    for number in range(4 * count):
+        pixels = np.full((32, 32, 3), 10 * (number // 4), np.uint8)
+        pixels[..., :3] += np.array(SHADES[number % 4], np.uint8)
+        names.append(f"colours/{number:02}.png")
+        Path("colours").mkdir(exist_ok=True)
+        Image.fromarray(pixels).save(names[-1])
+    return names
+
+
+SHADES = ((200, 0, 0), (0, 200, 0), (0, 0, 200), (100, 100, 100))
+
+
+def test_the_grid_pointing_game_is_played_on_mosaics_of_sure_photographs() -> None:
+    images = tuple(coloured(3))
+    chosen = {"model": "toy:colours", "images": images, "metrics": ("localisation",), "quick": False}
+    found = toy(**chosen)
+    (mosaics,) = [scene for scene in found["scenes"] if scene["name"] == "mosaics"]
+    assert mosaics["images"] == 3 * 4 and mosaics["truth_share"] == 0.25
+    assert mosaics["remark"].startswith("2 x 2 photographs, each recognised with 90% or more")
+    grid = {(r["backend"], r["method"]): document.grid(r) for r in found["rows"] if r["kind"] != "forward"}
+    assert grid["native", "gradcam"]["mean"] > 0.7  # type: ignore[index]
+    assert grid["control", "uniform"]["values"] == [0.25] * 12  # type: ignore[index]
+    assert grid["control", "random"]["mean"] == pytest.approx(0.25, abs=0.1)  # type: ignore[index]
+    assert list(row(found, "native")["scores"]["mosaics"]) == ["energy-pointing-game"]
+    assert found["agreement"]["mosaics"] == {}
+    assert document.all_figures(found)["native.gradcam.grid"] == grid["native", "gradcam"]["mean"]  # type: ignore[index]
+    again = toy(**chosen)
+    assert [r["scores"] for r in again["rows"]] == [r["scores"] for r in found["rows"]], "seeded"
+
+
+def test_without_enough_sure_photographs_the_mosaics_are_of_shapes_and_the_reason_is_told() -> None:
+    found = toy(metrics=("energy-pointing-game",), quick=False)
+    assert [scene["name"] for scene in found["scenes"]] == ["photographs", "shapes", "mosaics"]
+    remark = found["scenes"][2]["remark"]
+    assert remark.startswith("2 x 2 shapes, each recognised with 90% or more; of the mosaic's four classes")
+    assert "not of photographs: a mosaic of 2 x 2 needs images of 4 classes" in remark
+    assert document.grid(row(found, "native"))["mean"] > 0.4  # type: ignore[index]
+    assert remark in report.markdown(report.contents(found, Path())).replace("\\", "")
+
+
+def test_a_model_that_takes_one_size_only_is_explained_on_mosaics_of_shapes() -> None:
+    chosen = {"model": "toy:fixed", "images": tuple(coloured(1)), "metrics": ("energy-pointing-game",)}
+    found = toy(**chosen, quick=False)
+    assert "the model does not take images twice as large" in found["scenes"][2]["remark"]
+
+
+def test_a_quick_run_plays_no_grid_pointing_game() -> None:
+    assert [scene["name"] for scene in toy(metrics=("localisation",))["scenes"]] == [
+        "photographs",
+        "shapes",
+    ]
+
+
+# --- hard cases -------------------------------------------------------------------------------------
+
+
+def test_every_backend_with_a_method_faces_every_hard_case(other_backend: str) -> None:
+    wanted = {"backends": ("native", other_backend), "methods": ("gradcam", "extra")}
+    found = toy(**wanted, metrics=("agreement",))["hard_cases"]
+    cases = ["plain", "in-place ReLU", "frozen", "bfloat16", "ViT"]
+    assert [(c["case"], c["backend"]) for c in found] == [
+        (case, backend) for case in cases for backend in ("native", "other")
+    ]
+    assert {c["method"] for c in found} == {"gradcam"}, "extra is of one backend only: nothing to compare"
+    assert all(c["equal"] and c["error"] is None for c in found)
+    rounded = [c["difference"] for c in found if c["case"] == "bfloat16"]
+    assert all(1e-4 < difference < 5e-2 for difference in rounded)
+
+
+def test_what_differs_or_fails_in_a_hard_case_is_told_with_its_reason() -> None:
+    found = toy(backends=("native", "own", "raises", "inplace"), metrics=("agreement",))
+    by_key = {(c["backend"], c["case"]): c for c in found["hard_cases"]}
+    assert by_key["own", "plain"]["equal"] is False and by_key["own", "plain"]["difference"] > 0.1
+    assert by_key["raises", "ViT"]["error"] == "RuntimeError: <b>out of luck</b>"
+    assert by_key["inplace", "plain"]["equal"] is True
+    assert by_key["inplace", "in-place ReLU"]["equal"] is False, "it keeps what the ReLU overwrites"
+    assert by_key["inplace", "frozen"]["error"].startswith("RuntimeError: element 0 of tensors")
+    headers, rows = document.hard_table(found)
+    cells = {line[0]: dict(zip(headers, line, strict=True)) for line in rows}
+    assert cells["inplace"]["FROZEN"] == "error" and "frozen: RuntimeError" in cells["inplace"]["NOTES"]
+    assert cells["own"]["PLAIN"].endswith(" DIFFERS") and cells["native"]["NOTES"] == "-"
+    sections = {section.title: section for section in report.contents(found, Path())}
+    assert sections["Parity in hard cases"].rows == rows
+
+
+@pytest.mark.parametrize("chosen", [{"backends": ("native",)}, {"metrics": ("gini",)}])
+def test_hard_cases_need_several_backends_and_the_metrics_of_agreement(chosen: dict[str, Any]) -> None:
+    found = toy(**({"backends": ("native", "own"), "metrics": ("agreement",)} | chosen))
+    assert found["hard_cases"] == [] and document.hard_table(found)[1] == []
+
+
+# --- against the controls ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("own", "verdict"),
+    [
+        ([0.6, 0.7, 0.8, 0.7, 0.6, 0.7], "BETTER"),
+        ([0.1, 0.0, 0.1, 0.1, 0.0, 0.1], "WORSE"),
+        ([0.6, 0.1, 0.8, 0.0, 0.6, 0.1], "UNCLEAR"),
+        ([0.6, 0.7, None, None, None, None], "UNCLEAR"),
+    ],
+)
+def test_an_explainer_is_held_against_the_best_control(own: list[float | None], verdict: str) -> None:
+    def line(kind: str, backend: str, method: str, values: list[float | None]) -> dict[str, Any]:
+        mean = float(np.mean([v for v in values if v is not None]))
+        gain = {"mean": mean, "low": None, "high": None, "values": values}
+        scores = {"photographs": {"symmetric-relevance-gain": gain}}
+        return {"kind": kind, "backend": backend, "method": method, "scores": scores}
+
+    rows = [
+        line("explainer", "a", "gradcam", own),
+        line("explainer", "b", "gradcam", [None if v is None else v + 1e-7 for v in own]),
+        line("control", "control", "random", [0.0] * 6),
+        line("control", "control", "edges", [0.3, 0.4] * 3),
+        line("control", "control", "blurred", [0.9] * 6),
+    ]
+    (found,) = report._better({"rows": rows, "scenes": [{"name": "photographs"}]})
+    assert (found[0], found[5], found[7]) == ("a", "edges", verdict), "the one that is alike is left out"
 
 
 def test_without_an_explainer_that_works_there_is_one_line() -> None:
@@ -584,6 +788,7 @@ def test_every_field_of_a_request_has_its_option() -> None:
 
 def test_figures_by_hand() -> None:
     record = {"seconds": {"median": 0.02}, "ratio": {"median": 1.5}, "memory": {"resident": 2**21}}
+    record |= {"cold": 0.5, "compile": None}
     fast = {"seconds": {"median": 0.1}, "ratio": None, "memory": {}, "images_per_second": 80.0, "batch": 8}
     scores = {
         "first": {"gini": {"mean": 0.5, "passed": None}, "random-logit": {"mean": 0.1, "passed": True}},
@@ -591,6 +796,7 @@ def test_figures_by_hand() -> None:
             "gini": {"mean": 0.9, "passed": None},
             "sanity-cascading": {"mean": 0.9, "passed": False},
         },
+        "mosaics": {"energy-pointing-game": {"mean": 0.6, "passed": None}},
     }
     line = {
         "backend": "grad-cam",
@@ -606,7 +812,11 @@ def test_figures_by_hand() -> None:
             "ratio": 1.5,
             "throughput": 80.0,
             "memory": 2.0,
+            "cold": 500.0,
+            "compile": None,
             "parity": 0.01,
+            "grid": 0.6,
+            "energy_pointing_game": 0.6,
             "sanity": 0.0,
             "gini": 0.5,
             "random_logit": 0.1,
@@ -703,7 +913,8 @@ def quick(site: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Result,
 def test_a_quick_run_prints_one_table_and_writes_everything(quick: tuple[Result, Path]) -> None:
     result, folder = quick
     assert result.exit_code == 0, result.stderr
-    header, *lines = result.stdout.splitlines()
+    table, hard = result.stdout.split("\n\n")
+    header, *lines = table.splitlines()
     assert header.split() == " ".join(document.HEADERS).split()
     assert [line.split()[:2] for line in lines] == [
         ["bare", "forward"],
@@ -711,6 +922,10 @@ def test_a_quick_run_prints_one_table_and_writes_everything(quick: tuple[Result,
         ["own", "gradcam"],
         *(["control", name] for name in ("random", "centre", "uniform", "edges", "blurred")),
     ]
+    _, header, *lines = hard.splitlines()
+    assert re.split(" {2,}", header)[2:] == ["PLAIN", "IN-PLACE RELU", "FROZEN", "BFLOAT16", "VIT", "NOTES"]
+    assert [line.split()[:2] for line in lines] == [["native", "gradcam"], ["own", "gradcam"]]
+    assert "DIFFERS" in lines[1] and "DIFFERS" not in lines[0]
     assert "spearman of independent random maps of 8 x 8, 95 %: -0." in result.stderr
     names = {path.name for path in folder.iterdir()}
     assert names == {"bench.json", "report.md", "report.html", "examples"}
@@ -825,6 +1040,64 @@ def test_compare_fails_if_something_is_slower(quick: tuple[Result, Path]) -> Non
     assert "FASTER" in back.stdout and "SLOWER" not in back.stdout and back.exit_code == 0
 
 
+def test_compare_names_the_rows_that_only_one_of_them_has(quick: tuple[Result, Path]) -> None:
+    found = document.read(quick[1])
+    row(found, "own")["latency"].pop()
+    found["rows"][1]["method"] = "layercam"
+    document.write(Path("fewer"), found)
+    result = bench("compare", quick[1], "fewer", "--tolerance", "1000")
+    assert result.exit_code == 0
+    assert result.stderr.splitlines() == [
+        "only before: native gradcam at 1, native gradcam at 2, own gradcam at 2",
+        "only after: native layercam at 1, native layercam at 2",
+    ]
+    assert "layercam" not in result.stdout
+
+
+def test_compare_does_not_divide_by_zero_or_compare_nothing(quick: tuple[Result, Path]) -> None:
+    found = document.read(quick[1])
+    found["rows"][1]["latency"][0]["samples"]["host"] = []
+    document.write(Path("odd"), found)
+    result = bench("compare", quick[1], "odd", "--tolerance", "1000")
+    assert result.exit_code == 0 and "only before: native gradcam at 1" in result.stderr
+    found["rows"][0]["latency"][0]["samples"]["host"] = [0.0] * 5
+    document.write(Path("odd"), found)
+    result = bench("compare", quick[1], "odd")
+    assert result.exit_code == 2 and "odd is damaged (ZeroDivisionError" in result.stderr
+
+
+def broken(found: dict[str, Any], change: Callable[[dict[str, Any]], Any]) -> str:
+    """A document that was changed by hand."""
+    change(found)
+    return json.dumps(found)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("{", "is no JSON"),
+        ("\0\1", "is no JSON"),
+        ('{"schema": 2}', "has schema 2, this camkit reads 1"),
+        ('{"schema": 1, "rows": []}', "is damaged: command is missing or no str"),
+        (lambda found: found["rows"].append(7), "is damaged (TypeError"),
+        (lambda found: found["rows"][1].pop("latency"), "is damaged (KeyError: 'latency')"),
+        (lambda found: found["rows"][1]["latency"][0].pop("samples"), "is damaged (KeyError: 'samples')"),
+        (lambda found: found["rows"][1]["latency"][0]["samples"].update(host="x"), "is damaged (TypeError"),
+    ],
+)
+@pytest.mark.parametrize("command", ["compare", "report"])
+def test_a_document_that_was_damaged_is_one_line_and_wrong_usage(
+    quick: tuple[Result, Path], command: str, text: Any, said: str
+) -> None:
+    Path("bad").mkdir()
+    content = text if isinstance(text, str) else broken(document.read(quick[1]), text)
+    Path("bad/bench.json").write_text(content)
+    result = bench(command, *([quick[1]] if command == "compare" else []), "bad")
+    assert result.exit_code == 2, result.output
+    assert said in result.stderr and len(result.stderr.splitlines()) == 1 and result.stdout == ""
+    assert not Path("bad/report.html").exists()
+
+
 FEW = ("--model", "toy:net", "--backend", "native", "--rounds", "5", "--quick", "--batch-size", "1")
 
 
@@ -842,6 +1115,20 @@ def test_fail_if_decides_on_the_exit_code(limit: str, code: int) -> None:
     assert result.exit_code == code, result.stderr
     assert (f"Error: --fail-if holds: {condition} (native.gradcam.ms is " in result.stderr) == bool(code)
     assert Path("camkit-bench/bench.json").is_file()
+
+
+def test_fail_if_of_what_was_not_measured_fails_in_one_line_after_the_work() -> None:
+    condition = ("--fail-if", "native.gradcam.ms > 1e9 or native.gradcam.compile > 1")
+    result = bench(*FEW, "--images", photo("a.png"), "--metrics", "latency", *condition)
+    assert result.exit_code == 1
+    assert "native.gradcam.compile was not measured (see the notes)" in result.stderr.splitlines()[-1]
+    assert Path("camkit-bench/bench.json").is_file()
+
+
+def test_json_stays_json_when_something_failed() -> None:
+    result = bench(*FEW, "--images", photo("a.png"), "--backend", "raises", "--metrics", "gini", "--json")
+    assert result.exit_code == 3 and "\n" not in result.stdout.rstrip("\n")
+    assert row(json.loads(result.stdout), "raises")["failed"]
 
 
 def test_what_failed_in_part_is_written_and_told_by_the_exit_code() -> None:

@@ -20,6 +20,7 @@ from camkit.metrics.faithfulness import (
     blurred,
     deletion,
     deletion_curve,
+    gain_curve,
     increase,
     infidelity,
     insertion,
@@ -345,6 +346,22 @@ def test_an_image_of_which_nothing_is_known_cannot_be_filled_in() -> None:
     known = torch.tensor([False, True])[:, None, None].expand(2, 8, 8)
     filled = impute(torch.rand(2, 3, 8, 8), known)
     assert filled[0].isnan().all() and filled[1].isfinite().all()
+
+
+def test_the_gain_is_the_difference_of_both_orders_and_asks_for_their_common_ends_once() -> None:
+    f, x, _, targets = problem()
+    maps, seen = torch.rand(3, 12, 12, generator=torch.Generator().manual_seed(0)), []
+
+    def counted(inputs: Tensor) -> Tensor:
+        seen.append(len(inputs))
+        return f(inputs)
+
+    for steps in (1, 5):
+        seen.clear()
+        curve = gain_curve(counted, x, maps, targets, steps=steps, chunk=4)
+        assert sum(seen) == 3 * 2 * steps
+        least, most = (deletion_curve(f, x, maps, targets, first=o, steps=steps) for o in ("least", "most"))
+        assert curve.numpy() == pytest.approx((least - most).numpy(), abs=1e-6)
 
 
 def test_road_is_seeded_and_leaves_the_global_generator_alone() -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 from camkit.errors import UsageError
 from camkit.metrics import localisation
 from camkit.metrics.complexity import entropy, gini
-from camkit.metrics.controls import CONTROLS
+from camkit.metrics.controls import CONTROLS, OF_MAPS
 from camkit.metrics.localisation import (
     energy_pointing_game,
     iou,
@@ -156,6 +156,20 @@ def test_controls_are_like_the_maps_and_know_nothing_of_the_model() -> None:
         assert torch.equal(made, control(inputs, maps, 1))
     assert not torch.equal(CONTROLS["random"](inputs, maps, 1), CONTROLS["random"](inputs, maps, 2))
     assert torch.equal(CONTROLS["uniform"](inputs, maps, 0), torch.ones_like(maps))
+
+
+@pytest.mark.parametrize("name", [name for name in CONTROLS if name not in OF_MAPS])
+def test_other_controls_do_not_look_at_the_values_of_maps(name: str) -> None:
+    inputs, first, second = torch.randn(2, 3, 16, 16), torch.randn(2, 4, 4), torch.randn(2, 4, 4)
+    assert torch.equal(CONTROLS[name](inputs, first, 0), CONTROLS[name](inputs, second, 0))
+
+
+def test_a_random_map_belongs_to_its_image_whatever_the_batch() -> None:
+    inputs, maps = torch.randn(5, 3, 16, 16), torch.zeros(5, 4, 4)
+    found = CONTROLS["random"](inputs, maps, 0)
+    assert torch.equal(found[3:], CONTROLS["random"](inputs[3:], maps[3:], 0))
+    assert len({tuple(values.flatten().tolist()) for values in found}) == 5
+    assert not torch.equal(found, CONTROLS["random"](inputs, maps, 1))
 
 
 def test_controls_show_what_they_are_called() -> None:

@@ -177,8 +177,8 @@ def distributions(samples: Mapping[str, Sequence[float]], label: str) -> Image.I
         ax.plot(values, [row] * len(values), "|", color="#4477aa", alpha=0.5, markersize=12)
         ax.plot([np.median(values)], [row], "|", color="#aa3377", markersize=20, markeredgewidth=2.5)
     ax.set_yticks(range(len(samples)), list(samples), fontsize=8, parse_math=False)
-    ax.invert_yaxis()
-    ax.set_xscale("log")
+    ax.set_ylim(len(samples) - 0.5, -0.5)
+    _logarithmic(ax, min(map(min, samples.values())), max(map(max, samples.values())))
     ax.set_xlabel(label)
     return _drawn(figure)
 
@@ -190,13 +190,16 @@ def tradeoff(
     figure = _figure(7, 4.5)
     ax = figure.subplots()
     ax.plot(*zip(*(points[name] for name in front), strict=True), color="#aa3377", drawstyle="steps-post")
+    costs = [x for x, _ in points.values()]
+    cheapest, dearest = min(costs), max(costs)
     for number, (name, (x, y)) in enumerate(points.items()):
         ax.plot([x], [y], "o", color="#aa3377" if name in front else "#4477aa")
-        # At different heights: points of equal worth stand in a line.
-        at = (5, 5 + 11 * (number % 4))
-        ax.annotate(name, (x, y), at, textcoords="offset points", fontsize=8, parse_math=False)
-    ax.set_xscale("log")
-    ax.margins(0.2)
+        # At different heights: points of equal worth stand in a line. On the inner side of the point.
+        left = x * x > dearest * cheapest
+        at, side = (-5 if left else 5, 5 + 11 * (number % 4)), "right" if left else "left"
+        ax.annotate(name, (x, y), at, textcoords="offset points", fontsize=7, ha=side, parse_math=False)
+    _logarithmic(ax, cheapest, dearest)
+    ax.margins(0.1, 0.2)
     ax.set_xlabel(labels[0])
     ax.set_ylabel(labels[1])
     return _drawn(figure)
@@ -233,6 +236,17 @@ def bands(lines: Mapping[str, np.ndarray[Any, Any]], labels: tuple[str, str]) ->
     ax.set_xlabel(labels[0])
     ax.set_ylabel(labels[1])
     return _drawn(figure)
+
+
+def _logarithmic(ax: Any, low: float, high: float) -> None:
+    """A logarithmic x axis from `low` to `high`, with plain numbers that do not run into each other."""
+    from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
+
+    ax.set_xscale("log")
+    between = (1, 2, 5) if high < 300 * low else (1,)
+    ax.xaxis.set_major_locator(LogLocator(subs=between, numticks=12))
+    ax.xaxis.set_minor_locator(NullLocator())
+    ax.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
 
 
 def _figure(width: float, height: float) -> Any:

@@ -56,7 +56,7 @@ def compare(
         raise UsageError(
             f"these cannot be compared: {'; '.join(different)} (--force compares all the same)"
         )
-    old, new = _samples(before), _samples(after)
+    old, new = samples(before), samples(after)
     shared = [key for key in old if key in new]
     if not shared:
         raise UsageError("these cannot be compared: no row and batch size was timed in both")
@@ -79,12 +79,24 @@ def _shown(value: Any) -> str:
     return f"{text[:12]}…" if len(text) == 64 else text
 
 
-def _samples(document: Mapping[str, Any]) -> dict[tuple[str, str, int], list[float]]:
+def unmatched(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
+    """A line for each document with the rows and batch sizes that the other does not have."""
+    old, new = samples(before), samples(after)
+    lines = []
+    for which, own, other in (("before", old, new), ("after", new, old)):
+        names = [f"{backend} {method} at {batch}" for backend, method, batch in own.keys() - other.keys()]
+        if names:
+            lines.append(f"only {which}: {', '.join(sorted(names))}")
+    return lines
+
+
+def samples(document: Mapping[str, Any]) -> dict[tuple[str, str, int], list[float]]:
     """Multiples of the forward of the same round; of the forward itself seconds."""
     raw = {
         (row["backend"], row["method"], record["batch"]): record["samples"]["host"]
         for row in document["rows"]
         for record in row["latency"]
+        if record["samples"]["host"]
     }
     found = {}
     for (backend, method, batch), samples in raw.items():

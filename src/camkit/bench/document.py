@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,11 @@ from camkit.files import write_whole
 SCHEMA = 1
 NAME = "bench.json"
 EXAMPLES = "examples"
+MOSAICS = "mosaics"  # the scene of the grid pointing game, whose score is `ENERGY`
+ENERGY = "energy-pointing-game"
+GAIN = "symmetric-relevance-gain"
 FORWARD = ("bare", "forward")
+BUSY = 0.75  # of the cores at work before the run has begun
 MAX_BYTES = 256 * 2**20
 
 # What a document must hold to be read.
@@ -43,11 +48,12 @@ HEADERS = (
         "GAIN",
         "POINTING",
         "ENERGY",
+        "GRID",
     ),
     *("SANITY", "NOTES"),
 )
 # Columns of scores, by the metric they show.
-SHOWN = ("spearman", "symmetric-relevance-gain", "pointing-game", "energy-pointing-game")
+SHOWN = ("spearman", GAIN, "pointing-game", ENERGY)
 SANITY = ("sanity-cascading", "sanity-independent", "random-logit")
 NOTHING = "-"
 
@@ -100,6 +106,16 @@ def read(source: Path) -> dict[str, Any]:
     return document
 
 
+@contextmanager
+def damage(*sources: Path) -> Iterator[None]:
+    """What goes wrong inside because a document was changed by hand, as one `UsageError`."""
+    try:
+        yield
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise UsageError(f"{' or '.join(map(str, sources))} is damaged ({reason})") from error
+
+
 # --- figures ----------------------------------------------------------------------------------------
 
 
@@ -107,6 +123,12 @@ def score(row: Mapping[str, Any], metric: str) -> dict[str, Any] | None:
     """A metric of a row: of the first scene that has it."""
     found = (scores[metric] for scores in row["scores"].values() if metric in scores)
     return next(found, None)
+
+
+def grid(row: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The score of the grid pointing game."""
+    found: dict[str, Any] | None = row["scores"].get(MOSAICS, {}).get(ENERGY)
+    return found
 
 
 def best(row: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -125,7 +147,8 @@ def peak(row: Mapping[str, Any]) -> int | None:
 def figures(row: Mapping[str, Any]) -> dict[str, float | None]:
     """The figures of a row by name, as `--fail-if` has them; a test is 1 if it is passed, 0 if not.
 
-    ms, ratio and memory (MiB) are those of the first batch size, throughput that of the best.
+    ms, ratio, memory (MiB), cold and compile (ms) are those of the first batch size, throughput that of the
+    best.
     """
     first = row["latency"][0] if row["latency"] else None
     top, bytes_ = best(row), peak(row)
@@ -134,12 +157,20 @@ def figures(row: Mapping[str, Any]) -> dict[str, float | None]:
         "ratio": first["ratio"]["median"] if first and first["ratio"] else None,
         "throughput": top["images_per_second"] if top else None,
         "memory": None if bytes_ is None else bytes_ / 2**20,
+        "cold": _ms(first, "cold"),
+        "compile": _ms(first, "compile"),
         "parity": row["parity"],
+        "grid": (grid(row) or {}).get("mean"),
         "sanity": None if sane(row) is None else float(bool(sane(row))),
     }
     for scores in reversed(list(row["scores"].values())):  # the first scene has the last word
         values |= {name: found["mean"] for name, found in scores.items()}
     return values
+
+
+def _ms(record: Mapping[str, Any] | None, key: str) -> float | None:
+    seconds = record.get(key) if record else None
+    return None if seconds is None else 1000 * seconds
 
 
 def all_figures(document: Mapping[str, Any]) -> dict[str, float | None]:
@@ -156,7 +187,10 @@ def figure_name(backend: str, method: str, figure: str) -> str:
     return ".".join(map(slug, (backend, method, figure)))
 
 
-FIGURES = ("ms", "ratio", "throughput", "memory", "parity", "sanity")
+FIGURES = (
+    *("ms", "ratio", "throughput", "memory", "cold", "compile"),
+    *("parity", "grid", "sanity"),
+)
 
 
 def sane(row: Mapping[str, Any]) -> bool | None:
@@ -203,9 +237,44 @@ def _line(row: Mapping[str, Any]) -> list[str]:
         ms = span(first["seconds"], 1000)
         ratio = span(first["ratio"]) if first["ratio"] else "1"
         speed = f"{_short(top['images_per_second'])} at {top['batch']}"
-    shown = [_mean(score(row, name)) for name in SHOWN]
+    shown = [*(_mean(score(row, name), interval=name == GAIN) for name in SHOWN), _mean(grid(row))]
     memory = NOTHING if values["memory"] is None else _short(values["memory"])
     return [row["backend"], row["method"], ms, ratio, speed, memory, *shown, _sanity(row), _notes(row)]
+
+
+def hard_table(document: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Headers and rows of the hard cases, a column for each; no rows if none was run."""
+    records = document.get("hard_cases", [])
+    cases = list(dict.fromkeys(record["case"] for record in records))
+    lines: dict[tuple[str, str], dict[str, Any]] = {}
+    for record in records:
+        lines.setdefault((record["backend"], record["method"]), {})[record["case"]] = record
+    rows = [
+        [*key, *(_difference(found.get(case)) for case in cases), _errors(found)]
+        for key, found in lines.items()
+    ]
+    return ["BACKEND", "METHOD", *(case.upper() for case in cases), "NOTES"], rows
+
+
+def _difference(record: Mapping[str, Any] | None) -> str:
+    if record is None:
+        return NOTHING
+    if record["difference"] is None:
+        return "error" if record["error"] else NOTHING
+    return f"{record['difference']:.1e}" + ("" if record["equal"] else " DIFFERS")
+
+
+def _errors(found: Mapping[str, Mapping[str, Any]]) -> str:
+    told = (f"{case}: {record['error']}" for case, record in found.items() if record["error"])
+    return "; ".join(told) or NOTHING
+
+
+def busy(document: Mapping[str, Any]) -> str | None:
+    """A line to be told if other work kept the machine busy when the run began, otherwise `None`."""
+    load, cores = document["conditions"].get("before", {}).get("load"), document["environment"].get("cores")
+    if load is None or not cores or load < BUSY * cores:
+        return None
+    return f"the machine was busy when this began, load {load:.1f} on {cores} cores: distrust the times"
 
 
 def _sanity(row: Mapping[str, Any]) -> str:
@@ -227,8 +296,11 @@ def span(value: Mapping[str, Any], scale: float = 1) -> str:
     return f"{middle} [{_short(value['low'] * scale)}, {_short(value['high'] * scale)}]"
 
 
-def _mean(found: Mapping[str, Any] | None) -> str:
-    return f"{found['mean']:.2f}" if found and found["mean"] is not None else NOTHING
+def _mean(found: Mapping[str, Any] | None, interval: bool = False) -> str:
+    if not found or found["mean"] is None:
+        return NOTHING
+    known = interval and found["low"] is not None
+    return f"{found['mean']:.2f}" + (f" [{found['low']:.2f}, {found['high']:.2f}]" if known else "")
 
 
 def _short(value: float) -> str:

@@ -15,7 +15,7 @@ import numpy as np
 from camkit import render
 from camkit.bench import document as documents
 from camkit.bench import stats
-from camkit.bench.document import HEADERS, NOTHING, best, headline, score
+from camkit.bench.document import ENERGY, GAIN, HEADERS, NOTHING, best, headline, score
 from camkit.files import write_whole
 
 if TYPE_CHECKING:
@@ -24,8 +24,9 @@ if TYPE_CHECKING:
     Picture = Image | bytes
 
 Document = Mapping[str, Any]
+Curves = np.ndarray[Any, np.dtype[Any]]
+ALIKE = 1e-3  # of the score: curves that are nowhere further apart are drawn as one
 Rows = Sequence[Sequence[str]]
-GAIN = "symmetric-relevance-gain"
 CURVES = {  # with what happens along the way
     "deletion": "share of the pixels set to zero, the most relevant first",
     "insertion": "share of the pixels put into a blurred image, the most relevant first",
@@ -68,8 +69,13 @@ def contents(document: Document, folder: Path) -> Iterator[Section]:
         yield Section("Latency and memory", [TIMING_WORDS], LATENCY, rows, pictures)
     if found := _tradeoff(document):
         yield Section("Speed against faithfulness", [FRONT_WORDS], pictures=[found])
+    if rows := list(_better(document)):
+        yield Section("Better than maps that know nothing?", [BETTER_WORDS], BETTER, rows)
     if rows := list(_parity(document)):
         yield Section("Parity", [PARITY_WORDS], ("BACKEND", "METHOD", "DIFFERENCE"), rows)
+    headers, rows = documents.hard_table(document)
+    if rows:
+        yield Section("Parity in hard cases", [HARD_WORDS], headers, rows)
     for scene, agreement in document["agreement"].items():
         if agreement:
             pictures = list(_matrices(agreement, scene))
@@ -90,11 +96,21 @@ def contents(document: Document, folder: Path) -> Iterator[Section]:
 TIMING_WORDS = (
     "Medians with 95 % bootstrap intervals. Ratios are paired: both calls of the same round. A percentile "
     "is left out below 64 (p90) or 662 (p99) samples, and the verdict is a claim only where the interval "
-    "excludes 1. Cold is the very first call in the process. Resident memory is a lower bound."
+    "excludes 1. Cold is the first call of that row and batch size, before anything else of it has run; "
+    "compiling is what it took beyond a usual call where torch's compiler ran in it, imports and checks "
+    "included, less what a cache on disk spared. Resident memory is a lower bound."
 )
 FRONT_WORDS = "On the line are those that no other beats in both."
-MATRIX_WORDS = "Means over the images, at the maps' own resolution; empty where resolutions differ."
+MATRIX_WORDS = (
+    "Means over the images, at the maps' own resolution; empty where resolutions differ or a map is "
+    "constant."
+)
 PARITY_WORDS = "Largest absolute difference of the raw maps from the reference, relative to its peak."
+HARD_WORDS = (
+    "The same on tiny networks, from the first backend's maps on the plain twin in float32. An in-place "
+    "ReLU behind the layer, frozen weights, bfloat16 (where rounding alone comes to 0.05) and tokens are "
+    "no reason for another map."
+)
 
 
 def _introduction(document: Document) -> Iterator[str]:
@@ -104,12 +120,15 @@ def _introduction(document: Document) -> Iterator[str]:
         f"{machine.get('device_name')}, threads: {machine.get('threads')}."
     )
     yield from map(_scene, document["scenes"])
+    if line := documents.busy(document):
+        yield f"Note: {line}."
     yield TABLE_WORDS
 
 
 TABLE_WORDS = (
     "MS, X FORWARD and PEAK MIB are those of the smallest batch. AGREE is the rank correlation with the "
-    "reference, GAIN the symmetric relevance gain, POINTING and ENERGY the pointing games. Agreement is "
+    "reference, GAIN the symmetric relevance gain, POINTING and ENERGY the pointing games, GRID that of "
+    "mosaics, where chance is 0.25; a mean has its 95 % bootstrap interval over the images. Agreement is "
     "not correctness; controls know nothing of the model, so what they reach is worth nothing."
 )
 
@@ -118,12 +137,13 @@ def _scene(scene: Mapping[str, Any]) -> str:
     truth = f", truth for {scene['with_truth']}" if scene["with_truth"] else ", without truth"
     share = scene.get("truth_share")
     chance = f", which covers {share:.0%}: the level of chance" if share else ""
-    return f"{scene['name']}: {scene['images']} images{truth}{chance}."
+    remark = f" {scene['remark']}." if scene.get("remark") else ""
+    return f"{scene['name']}: {scene['images']} images{truth}{chance}.{remark}"
 
 
 LATENCY = (
     *("BACKEND", "METHOD", "BATCH", "MS", "X FORWARD", "X REFERENCE", "VERDICT", "P90", "P99"),
-    *("COLD MS", "IMAGES/S", "MEMORY MIB", "ROUNDS"),
+    *("COLD MS", "COMPILING MS", "IMAGES/S", "MEMORY MIB", "ROUNDS"),
 )
 
 
@@ -138,7 +158,7 @@ def _latency(document: Document) -> Iterator[list[str]]:
                 documents.span(record["ratio"]) if record["ratio"] else NOTHING,
                 documents.span(against) if against else NOTHING,
                 against["verdict"] if against else NOTHING,
-                *(_ms(record[key]) for key in ("p90", "p99", "cold")),
+                *(_ms(record.get(key)) for key in ("p90", "p99", "cold", "compile")),
                 f"{record['images_per_second']:.1f}",
                 ", ".join(memory) or "not readable here",
                 str(len(record["samples"]["host"])),
@@ -172,6 +192,58 @@ def _tradeoff(document: Document) -> tuple[str, Picture] | None:
     front = [names[i] for i in stats.pareto(list(points.values()))]
     labels = ("ms per image, at the best batch size", "symmetric relevance gain")
     return "speed against faithfulness", render.tradeoff(points, front, labels)
+
+
+# What tells an explainer from the controls, and where it was measured.
+WORTH = (GAIN, "road", "pointing-game", ENERGY, "relevance-rank")
+BLIND = ("random", "centre", "uniform", "edges")  # the blurred map knows what the map knows
+BETTER = ("BACKEND", "METHOD", "SCORE", "IMAGES", "MEAN", "BEST CONTROL", "DIFFERENCE", "VERDICT")
+BETTER_WORDS = (
+    "Each explainer against the control that does best: the mean of the differences on the same images, "
+    "with its 95 % bootstrap interval. BETTER and WORSE only where that excludes 0. Choosing the best of "
+    "the controls afterwards favours them a little. Of backends whose maps are equal one is shown."
+)
+
+
+def _better(document: Document) -> Iterator[list[str]]:
+    places = [(scene["name"], name) for scene in document["scenes"] for name in WORTH]
+    for scene, name in places:
+        found = {_name(row): row["scores"].get(scene, {}).get(name) for row in document["rows"]}
+        controls = {
+            row["method"]: score
+            for row in document["rows"]
+            if row["method"] in BLIND and (score := found[_name(row)]) and score["mean"] is not None
+        }
+        if not controls:
+            continue
+        best_control = max(controls, key=lambda method: controls[method]["mean"])
+        seen: list[Curves] = []
+        for row in document["rows"]:
+            own = found[_name(row)]
+            if row["kind"] != "explainer" or not own:
+                continue
+            values = np.array(own["values"], dtype=float)
+            if any(np.allclose(values, other, atol=ALIKE, equal_nan=True) for other in seen):
+                continue
+            seen.append(values)
+            pairs = zip(own["values"], controls[best_control]["values"], strict=True)
+            apart = [a - b for a, b in pairs if a is not None and b is not None]
+            if apart:
+                yield _better_row(row, f"{name}, {scene}", own, best_control, apart)
+
+
+def _better_row(
+    row: Mapping[str, Any], where: str, own: Mapping[str, Any], control: str, apart: Sequence[float]
+) -> list[str]:
+    gain = stats.mean(apart)
+    span, verdict = "too few images", "UNCLEAR"
+    if gain.low is not None and gain.high is not None:
+        span = f"[{gain.low:+.3f}, {gain.high:+.3f}]"
+        verdict = "BETTER" if gain.low > 0 else "WORSE" if gain.high < 0 else "UNCLEAR"
+    return [
+        *(row["backend"], row["method"], where, str(len(apart)), f"{own['mean']:.3f}"),
+        *(control, f"{gain.middle:+.3f} {span}", verdict),
+    ]
 
 
 def _parity(document: Document) -> Iterator[list[str]]:
@@ -224,7 +296,23 @@ def _bands(document: Document, scene: str) -> Iterator[tuple[str, Picture]]:
             if defined := [curve for curve in curves if None not in curve]:
                 lines[_name(row)] = np.array(defined)
         if lines:
-            yield f"{metric}, {scene}", render.bands(lines, (along, metric))
+            yield f"{metric}, {scene}", render.bands(_apart(lines), (along, metric))
+
+
+def _apart(lines: Mapping[str, Curves]) -> dict[str, Curves]:
+    """Without those that would lie upon another, which tells how many they are."""
+    same: dict[str, list[str]] = {}
+    for name, curves in lines.items():
+        for first in same:
+            if lines[first].shape == curves.shape and np.allclose(lines[first], curves, atol=ALIKE):
+                same[first].append(name)
+                break
+        else:
+            same[name] = []
+    return {
+        f"{first} and {len(others)} alike" if others else first: lines[first]
+        for first, others in same.items()
+    }
 
 
 def _examples(document: Document, folder: Path) -> Iterator[tuple[str, Picture]]:

@@ -40,23 +40,25 @@ class Effort:
     """What a run may cost.
 
     rounds: of timing for each batch size. batch_sizes: on a CPU, on a GPU. images: photographs that are
-    looked at. shapes: drawn images. groups: metrics; options: those of metrics.
+    looked at. shapes: drawn images. mosaics: of 2 x 2 images each. groups: metrics; options: theirs.
     """
 
     rounds: Rounds
     batch_sizes: tuple[tuple[int, ...], tuple[int, ...]]
     images: int
     shapes: int
+    mosaics: int
     groups: Groups
     options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
-FULL = Effort(Rounds(seconds=10), ((1, 8), (1, 8, 32)), images=16, shapes=24, groups=GROUPS)
+FULL = Effort(Rounds(seconds=10), ((1, 8), (1, 8, 32)), images=16, shapes=24, mosaics=4, groups=GROUPS)
 QUICK = Effort(
     Rounds(warmup=1, seconds=2),
     ((1, 4), (1, 8)),
     images=4,
     shapes=16,
+    mosaics=0,
     groups=QUICK_GROUPS,
     options={"symmetric-relevance-gain": {"steps": 10}, "sanity-cascading": {"stages": 3}},
 )

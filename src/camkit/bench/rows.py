@@ -44,16 +44,19 @@ class Row:
 
     def fail(self, what: str, error: Exception) -> None:
         """Note that something raised."""
-        text = str(error).strip().partition("\n")[0]
-        self.note(
-            f"{what}: {text if isinstance(error, CamkitError) else f'{type(error).__name__}: {text}'}"
-        )
+        self.note(f"{what}: {told(error)}")
         self.failed = True
 
     def to_dict(self) -> dict[str, Any]:
         """Without the explainer, which is no value."""
         fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         return {name: value for name, value in fields.items() if name != "explainer"}
+
+
+def told(error: Exception) -> str:
+    """One line of what was raised, with its type if camkit did not mean it for people."""
+    text = str(error).strip().partition("\n")[0]
+    return text if isinstance(error, CamkitError) else f"{type(error).__name__}: {text}"
 
 
 def all_rows(request: BenchRequest) -> list[Row]:

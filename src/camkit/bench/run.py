@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime
+from functools import cache
 from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +19,8 @@ from torch import Tensor
 from camkit import images, plugins, render
 from camkit.api import LoadedModel, Metric
 from camkit.bench import environment, scenes, stats, timing
-from camkit.bench.document import FIGURES, FORWARD, SCHEMA, estimate, figure_name, plain
+from camkit.bench.document import ENERGY, FIGURES, FORWARD, SCHEMA, estimate, figure_name, plain
+from camkit.bench.hard import hard_cases
 from camkit.bench.request import GROUPS, BenchRequest, command
 from camkit.bench.rows import Row, all_rows
 from camkit.bench.scenes import Scene
@@ -32,6 +34,8 @@ if TYPE_CHECKING:
 
 EXAMPLES = 3
 ALIKE = 0.999  # rank correlation from which on two maps differ by rounding only
+
+Colds = Mapping[tuple[str, int], timing.Cold | None]
 
 
 @dataclass(frozen=True)
@@ -60,17 +64,18 @@ def run(request: BenchRequest, progress: Progress = lambda text: None) -> Outcom
     before = environment.conditions(model.device)
     limit = request.limit or request.effort.images
     places = [scenes.photographs(model, request.layer, paths, limit, masks)]
+    colds = _cold(request, places[0], rows, progress) if "latency" in request.metrics else {}
     surveys = [_surveyed(request, places[0], rows, progress)]
     if not surveys[0].maps:
         reasons = [note for row in rows for note in row.notes]
         raise CamkitError(f"no explainer gives maps: {reasons[0] if reasons else 'none is installed'}")
-    if places[0].truth is None and any("truth" in metric.needs for metric in metrics.values()):
-        progress("training a small model of drawn shapes, whose evidence is known")
-        count = request.effort.shapes
-        places.append(scenes.drawn_shapes(count, model.device, model.dtype, request.seed))
-        surveys.append(_surveyed(request, places[1], rows, progress))
+    if any("truth" in metric.needs for metric in metrics.values()):
+        places += _with_truth(request, places[0], paths, progress)
+        surveys += [_surveyed(request, place, rows, progress) for place in places[1:]]
     if "latency" in request.metrics:
-        _latency(request, places[0], rows, surveys[0].maps, progress)
+        with timing.settled():
+            _latency(request, places[0], rows, surveys[0].maps, colds, progress)
+    hard = hard_cases(rows, model.device, request.seed) if "agreement" in request.metrics else []
     pictures, examples = _examples(places[0], surveys[0].maps)
     document = {
         "schema": SCHEMA,
@@ -83,9 +88,36 @@ def run(request: BenchRequest, progress: Progress = lambda text: None) -> Outcom
         "metrics": {name: _explained(metric) for name, metric in metrics.items()},
         "rows": [row.to_dict() for row in rows],
         "agreement": {scene.name: found.matrix for scene, found in zip(places, surveys, strict=True)},
+        "hard_cases": hard,
         "examples": examples,
     }
     return Outcome(plain(document), pictures, places[0].failures)
+
+
+def _with_truth(
+    request: BenchRequest, first: Scene, paths: Sequence[Path], progress: Progress
+) -> list[Scene]:
+    """What localisation is measured on beside photographs: mosaics of them; of drawn shapes, if those fail.
+
+    And drawn shapes themselves, if nobody says where the objects in the photographs are.
+    """
+
+    @cache
+    def shapes() -> Scene:
+        progress("training a small model of drawn shapes, whose evidence is known")
+        device, dtype, count = first.inputs.device, first.model.dtype, request.effort.shapes
+        return scenes.drawn_shapes(count, device, dtype, request.seed)
+
+    found = [shapes()] if first.truth is None else []
+    count = request.effort.mosaics
+    if count and ENERGY in request.measures():
+        progress("making mosaics")
+        try:
+            pool = scenes.photographs(first.model, first.layer, paths, scenes.POOL)
+            found.append(scenes.mosaics(pool, count, request.seed))
+        except CamkitError as error:
+            found.append(scenes.mosaics(shapes(), count, request.seed, f"not of photographs: {error}"))
+    return found
 
 
 def _surveyed(request: BenchRequest, scene: Scene, rows: Sequence[Row], progress: Progress) -> Survey:
@@ -104,6 +136,8 @@ def _metrics(request: BenchRequest, scene: Scene | None = None) -> dict[str, Met
             raise OptionError(f"there is no metric {name!r}{hint}")
     made = {}
     for name in request.measures():
+        if scene is not None and scene.only and name not in scene.only:
+            continue
         values = dict(request.effort.options.get(name, {}))
         if scene is not None:
             has = {field.name for field in fields(plugins.load(plugins.get("metric", name)).Options)}
@@ -122,26 +156,55 @@ def figure_names(request: BenchRequest) -> list[str]:
 # --- time and memory --------------------------------------------------------------------------------
 
 
+def _batch_sizes(request: BenchRequest, device: torch.device) -> tuple[int, ...]:
+    return request.batch_sizes or request.effort.batch_sizes[device.type != "cpu"]
+
+
+def _calls(scene: Scene, rows: Sequence[Row], batch: int) -> dict[str, timing.Call]:
+    """What is timed of the bare forward and of the explainers, by row."""
+    inputs, targets = scene.first(batch)
+
+    def forward() -> Tensor:
+        with torch.inference_mode():
+            return scene.model.module(inputs)  # type: ignore[no-any-return]
+
+    def mapped(row: Row) -> timing.Call:
+        make = maker(scene, row)
+        return lambda: make(inputs, targets)
+
+    return {row.key: forward if row.kind == "forward" else mapped(row) for row in rows}
+
+
+def _cold(request: BenchRequest, scene: Scene, rows: Sequence[Row], progress: Progress) -> Colds:
+    """The first call of each row at each batch size, before anything else of it has run.
+
+    Only the model has, to find the classes of the photographs.
+    """
+    device = scene.inputs.device
+    timer, able = timing.timer(device), [row for row in rows if row.kind == "forward" or row.explainer]
+    progress("first calls")
+    return {
+        (key, batch): timing.cold(call, timer)
+        for batch in _batch_sizes(request, device)
+        for key, call in _calls(scene, able, batch).items()
+    }
+
+
 def _latency(
-    request: BenchRequest, scene: Scene, rows: Sequence[Row], maps: Mapping[str, Tensor], progress: Progress
+    request: BenchRequest,
+    scene: Scene,
+    rows: Sequence[Row],
+    maps: Mapping[str, Tensor],
+    colds: Colds,
+    progress: Progress,
 ) -> None:
     """Time of the bare forward and of every explainer that gives maps, for each batch size."""
-    module, device = scene.model.module, scene.inputs.device
+    device = scene.inputs.device
     timed_rows = [row for row in rows if row.kind == "forward" or (row.explainer and row.key in maps)]
     reference_of = references(rows, maps)
-    for batch in request.batch_sizes or request.effort.batch_sizes[device.type != "cpu"]:
+    for batch in _batch_sizes(request, device):
         progress(f"timing, batch of {batch}")
-        inputs, targets = scene.first(batch)
-
-        def forward(inputs: Tensor = inputs) -> Tensor:
-            with torch.inference_mode():
-                return module(inputs)  # type: ignore[no-any-return]
-
-        def mapped(row: Row, inputs: Tensor = inputs, targets: Tensor = targets) -> timing.Call:
-            make = maker(scene, row)
-            return lambda: make(inputs, targets)
-
-        calls = {row.key: forward if row.kind == "forward" else mapped(row) for row in timed_rows}
+        calls = _calls(scene, timed_rows, batch)
         timed = timing.interleaved(calls, timing.timer(device), request.timing, request.seed)
         bare = timed[" ".join(FORWARD)]
         for row in timed_rows:
@@ -150,19 +213,26 @@ def _latency(
                 row.fail(f"batch of {batch}", own.error)
                 continue
             reference = None if row.kind == "forward" else timed.get(reference_of[row.key])
-            record = latency_record(batch, own, bare, reference, request.seed)
+            cold = colds[row.key, batch]
+            record = latency_record(batch, own, bare, reference, cold, request.seed)
             row.latency.append(record | {"memory": timing.peak_memory(calls[row.key], device)})
             if record["launch_bound"]:
                 row.note(f"launch-bound at a batch of {batch}")
 
 
 def latency_record(
-    batch: int, own: timing.Timed, bare: timing.Timed, reference: timing.Timed | None, seed: int
+    batch: int,
+    own: timing.Timed,
+    bare: timing.Timed,
+    reference: timing.Timed | None,
+    cold: timing.Cold | None,
+    seed: int,
 ) -> dict[str, Any]:
     """Raw samples of one call in seconds, and what they come to.
 
-    `ratio` is to the bare forward of the same rounds, `against` to the reference backend. The cold call is
-    the first of all, with whatever is compiled or fetched then.
+    `ratio` is to the bare forward of the same rounds, `against` to the reference backend. `cold` is the
+    first call of all, and `compile` what it took beyond a usual one if torch's compiler ran in it: that is
+    how long the user waits for it, imports and checks included.
     """
     against = None
     if reference is not None and reference is not own and reference.host:
@@ -179,7 +249,8 @@ def latency_record(
         if own is not bare and bare.host
         else None,
         "against": against,
-        "cold": own.cold,
+        "cold": cold and cold.seconds,
+        "compile": max(0.0, cold.seconds - middle.middle) if cold and cold.compiled else None,
         "launch_bound": own.launch_bound,
         "samples": {
             name: [getattr(sample, name) for sample in own.samples]
@@ -250,6 +321,7 @@ def _described(scene: Scene) -> dict[str, Any]:
         "titles": list(scene.titles),
         "with_truth": 0 if scene.truth is None else int(scene.truth.flatten(1).any(1).sum()),
         "truth_share": None if scene.truth is None else float(scene.truth.float().mean()),
+        "remark": scene.remark,
         "failures": list(scene.failures),
     }
 

@@ -20,7 +20,7 @@ from camkit.bench.scenes import Scene
 from camkit.host import run as explain
 from camkit.metrics import agreement
 from camkit.metrics.basics import telling, usable
-from camkit.metrics.controls import CONTROLS
+from camkit.metrics.controls import CONTROLS, OF_MAPS
 from camkit.metrics.measure import measure, passes
 from camkit.targets import given
 
@@ -47,24 +47,25 @@ def survey(
     progress: Progress,
 ) -> Survey:
     """Maps of all rows, equality with the reference, and all scores, on one scene; no maps if all fail."""
-    makers = _makers(scene, rows, request.seed)
+    makers = {row.key: maker(scene, row) for row in rows if row.explainer is not None}
     maps: dict[str, Tensor] = {}
     for row in rows:
+        if row.kind == "control" and maps:
+            first = next(iter(maps))
+            makers[row.key] = _control(row.method, makers[first], maps[first], request.seed)
         if row.key not in makers:
             continue
         progress(f"{scene.name}: maps of {row.key}")
         try:
             maps[row.key] = _all_maps(scene, makers[row.key])
         except Exception as error:  # of a plugin, which may raise anything
-            # A control has the maps of an explainer, and shares its fate.
-            if row.kind == "explainer":
-                row.fail(f"no maps of the {scene.name}", error)
+            row.fail(f"no maps of the {scene.name}", error)
         else:
             _note_odd(row, scene, maps[row.key])
     if not maps:
         return Survey({}, {})
     reference_of = references(rows, maps)
-    _parity(request.dtype, rows, maps, reference_of)
+    _parity(request.dtype, scene.name, rows, maps, reference_of)
     for row in rows:
         if row.key not in maps:
             continue
@@ -76,16 +77,8 @@ def survey(
         make = makers[row.key]
         scores = _scores(scene, row, metrics, maps[row.key], reference, make, request.seed)
         row.scores[scene.name] = scores
-    return Survey(maps, _matrix(maps, request.seed) if "agreement" in request.metrics else {})
-
-
-def _makers(scene: Scene, rows: Sequence[Row], seed: int) -> dict[str, Maps]:
-    """What makes the maps of each row; the controls' are like those of the first explainer."""
-    makers = {row.key: maker(scene, row) for row in rows if row.explainer is not None}
-    for row in rows:
-        if row.kind == "control" and makers:
-            makers[row.key] = _control(row.method, next(iter(makers.values())), seed)
-    return makers
+    compared = "agreement" in request.metrics and not scene.only
+    return Survey(maps, _matrix(maps, request.seed) if compared else {})
 
 
 def _scores(
@@ -128,8 +121,14 @@ def maker(scene: Scene, row: Row) -> Maps:
     return maps
 
 
-def _control(name: str, real: Maps, seed: int) -> Maps:
-    return lambda inputs, targets: CONTROLS[name](inputs, real(inputs, targets), seed)
+def _control(name: str, real: Maps, like: Tensor, seed: int) -> Maps:
+    """Maps of a control, of the size of those that `real` makes, `like` being some of them."""
+
+    def maps(inputs: Tensor, targets: Tensor) -> Tensor:
+        basis = real(inputs, targets) if name in OF_MAPS else like[:1].expand(len(inputs), -1, -1)
+        return CONTROLS[name](inputs, basis, seed)
+
+    return maps
 
 
 def _all_maps(scene: Scene, make: Maps) -> Tensor:
@@ -154,7 +153,11 @@ def references(rows: Sequence[Row], maps: Mapping[str, Tensor]) -> dict[str, str
 
 
 def _parity(
-    dtype: str, rows: Sequence[Row], maps: Mapping[str, Tensor], reference_of: Mapping[str, str]
+    dtype: str,
+    scene: str,
+    rows: Sequence[Row],
+    maps: Mapping[str, Tensor],
+    reference_of: Mapping[str, str],
 ) -> None:
     """The largest difference from the reference of the same method, relative to the peak of that."""
     for row in rows:
@@ -167,7 +170,7 @@ def _parity(
         worst = float(agreement.difference(maps[reference], maps[row.key]).max())
         row.parity = worst if row.parity is None else max(worst, row.parity)
         if not worst <= EQUAL[dtype]:
-            row.note(f"its maps differ from those of {reference} by {worst:.1e} of the peak")
+            row.note(f"its maps of the {scene} differ from those of {reference} by {worst:.1e} of the peak")
 
 
 def _scored(

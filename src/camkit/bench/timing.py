@@ -9,8 +9,10 @@ from __future__ import annotations
 import ctypes
 import gc
 import random
+import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -49,14 +51,21 @@ class Rounds:
     seconds: float = 10.0
 
 
+@dataclass(frozen=True, slots=True)
+class Cold:
+    """The very first time of a call: seconds, and whether torch's compiler ran in it."""
+
+    seconds: float
+    compiled: bool = False
+
+
 @dataclass
 class Timed:
-    """What was measured of one call: seconds of the very first time, a sample of each round.
+    """What was measured of one call: a sample of each round.
 
     error: what it raised; from then on it was not called again.
     """
 
-    cold: float | None = None
     samples: list[Sample] = field(default_factory=list)
     error: Exception | None = None
 
@@ -94,9 +103,6 @@ def interleaved(
                 timed[name].error = error
         return None
 
-    for name in calls:
-        first = once(name)
-        timed[name].cold = first.host if first else None
     order, shuffle = list(calls), random.Random(seed)
     gc.collect()
     start, count = now(), 0
@@ -110,6 +116,22 @@ def interleaved(
                 timed[name].samples.append(sample)
         count += 1
     return timed
+
+
+def cold(call: Call, timer: Timer) -> Cold | None:
+    """The first time of a call, before anything of it has run; `None` if it raises."""
+    before = _compiler_times()
+    try:
+        sample = timer(call)
+    except Exception:  # of a plugin, which may raise anything; it will say so again where maps are made
+        return None
+    return Cold(sample.host, _compiler_times() != before)
+
+
+def _compiler_times() -> object:
+    """What torch's compiler has spent so far, phase by phase; nothing where it was never imported."""
+    compiler = sys.modules.get("torch._dynamo.utils")
+    return compiler.compile_times(repr="csv", aggregate=True) if compiler else ([], [])
 
 
 def timer(device: torch.device) -> Timer:
@@ -138,6 +160,17 @@ def _on_cuda(call: Call) -> Sample:
 
 
 # --- memory -----------------------------------------------------------------------------------------
+
+
+@contextmanager
+def settled() -> Iterator[None]:
+    """Without garbage, and so that collecting it does not go through all that was there before."""
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 def peak_memory(call: Call, device: torch.device) -> dict[str, int]:

@@ -162,8 +162,13 @@ def bench(out: Path, as_json: bool, fail_if: tuple[str, ...], **given: Any) -> N
         click.echo(document.as_json(outcome.document), nl=False)
     else:
         tables.show(document.HEADERS, document.headline(outcome.document))
-    for line in document.null_lines(outcome.document):
-        click.echo(line, err=True)
+        headers, rows = document.hard_table(outcome.document)
+        if rows:
+            click.echo("\nLargest difference of raw maps from the first backend's, relative to their peak:")
+            tables.show(headers, rows)
+    for line in (*document.null_lines(outcome.document), document.busy(outcome.document)):
+        if line:
+            click.echo(line, err=True)
     for failure in outcome.failures:
         click.echo(f"Error: {failure}", err=True)
     click.echo(f"bench.json and report.html are in {out}", err=True)
@@ -197,13 +202,17 @@ def compare(before: Path, after: Path, tolerance: float, force: bool) -> None:
     from camkit.bench import document
 
     documents = document.read(before), document.read(after)
-    found = comparing.compare(*documents, tolerance=tolerance, force=force)
+    with document.damage(before, after):
+        found = comparing.compare(*documents, tolerance=tolerance, force=force)
+        unmatched = comparing.unmatched(*documents)
     rows = []
     for one in found:
         ratio = one.ratio
         span = "too few rounds" if ratio.low is None else f"{ratio.low:.3f} to {ratio.high:.3f}"
         rows.append((one.backend, one.method, str(one.batch), f"{ratio.middle:.3f}", span, one.verdict))
     tables.show(("BACKEND", "METHOD", "BATCH", "NEW/OLD", "95 %", "VERDICT"), rows)
+    for line in unmatched:
+        click.echo(line, err=True)
     if any(one.verdict == "SLOWER" for one in found):
         raise SystemExit(1)
 
@@ -217,5 +226,7 @@ def report(source: Path) -> None:
 
     found = document.read(source)
     folder = source if source.is_dir() else source.parent
-    for path in reporting.write(found, folder):
+    with document.damage(source):
+        paths = reporting.write(found, folder)
+    for path in paths:
         click.echo(path)

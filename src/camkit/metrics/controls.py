@@ -1,11 +1,12 @@
 """Maps that know nothing of the model: what a metric says of them tells what its figures are worth.
 
 Each takes inputs `[B, C, H, W]`, maps `[B, h, w]` of a real explainer and a seed, and gives maps like
-those.
+those; only the controls in `OF_MAPS` look at the values.
 """
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable
 
 import torch
@@ -16,8 +17,9 @@ from camkit.metrics.basics import uniform as drawn
 
 
 def random(inputs: Tensor, maps: Tensor, seed: int = 0) -> Tensor:
-    """Independent uniform values in [0, 1)."""
-    return drawn(tuple(maps.shape), seed, maps)
+    """Uniform values in [0, 1), other ones for every image, whatever the batch that it comes in."""
+    own = [seed + zlib.crc32(image.float().cpu().numpy().tobytes()) for image in inputs]
+    return torch.stack([drawn(tuple(maps.shape[1:]), number, maps) for number in own])
 
 
 def centre(inputs: Tensor, maps: Tensor, seed: int = 0) -> Tensor:
@@ -53,3 +55,4 @@ CONTROLS: dict[str, Callable[[Tensor, Tensor, int], Tensor]] = {
     "edges": edges,
     "blurred": blurred,
 }
+OF_MAPS = ("blurred",)

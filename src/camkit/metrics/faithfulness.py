@@ -47,18 +47,39 @@ def deletion_curve(
     first: whether the most or the least relevant pixels go first. baseline: `[B, C, H, W]` or what can be
     expanded to it; zero by default. The first point is the input itself, the last the baseline.
     """
+    parts = range(steps + 1) if first == "most" else range(0, -steps - 1, -1)
+    return _deleted(f, inputs, maps, targets, parts, baseline, steps, chunk, logits)
+
+
+def _deleted(
+    f: Model,
+    inputs: Tensor,
+    maps: Tensor,
+    targets: Tensor,
+    parts: Sequence[int],
+    baseline: Tensor | None,
+    steps: int,
+    chunk: int,
+    logits: bool,
+) -> Tensor:
+    """Score without some of `steps` equal parts of the pixels: `[B, len(parts)]`.
+
+    A part is how many of them are gone: the most relevant ones, or if it is negative the least relevant.
+    """
     gone = torch.zeros_like(inputs) if baseline is None else baseline.expand_as(inputs)
     full = resized(maps, inputs.shape[-2:])
     ranks = positions(full).view(full.shape)
-    if first == "least":
-        ranks = full[0].numel() - 1 - ranks
-    counts = torch.linspace(0, full[0].numel(), steps + 1, device=inputs.device).round().long()
+    pixels = full[0].numel()
+    part = torch.tensor(parts, device=inputs.device)
+    counts = torch.linspace(0, pixels, steps + 1, device=inputs.device).round().long()[part.abs()]
+    least = part < 0
 
     def change(step: Tensor, image: Tensor) -> Tensor:
-        removed = ranks[image] < counts[step, None, None]
+        rank = torch.where(least[step, None, None], pixels - 1 - ranks[image], ranks[image])
+        removed = rank < counts[step, None, None]
         return torch.where(removed[:, None], gone[image], inputs[image])
 
-    curves = _evaluate(f, targets, change, steps + 1, chunk, logits)
+    curves = _evaluate(f, targets, change, len(parts), chunk, logits)
     return only(telling(maps)[:, None], curves)
 
 
@@ -107,10 +128,23 @@ def insertion(f: Model, inputs: Tensor, maps: Tensor, targets: Tensor, **setting
     return area(insertion_curve(f, inputs, maps, targets, **settings))
 
 
-def gain_curve(f: Model, inputs: Tensor, maps: Tensor, targets: Tensor, **settings: Any) -> Tensor:
+def gain_curve(
+    f: Model,
+    inputs: Tensor,
+    maps: Tensor,
+    targets: Tensor,
+    *,
+    baseline: Tensor | None = None,
+    steps: int = STEPS,
+    chunk: int = CHUNK,
+    logits: bool = False,
+) -> Tensor:
     """`deletion_curve` with the least relevant pixels first, less that with the most: `[B, steps + 1]`."""
-    least = deletion_curve(f, inputs, maps, targets, first="least", **settings)
-    return least - deletion_curve(f, inputs, maps, targets, first="most", **settings)
+    # Both begin and end with the same image, of which the score is asked for once.
+    parts = [*range(steps + 1), *range(-1, -steps, -1)]
+    scores = _deleted(f, inputs, maps, targets, parts, baseline, steps, chunk, logits)
+    most, least = scores[:, : steps + 1], scores[:, steps + 1 :]
+    return torch.cat([most[:, :1], least, most[:, -1:]], dim=1) - most
 
 
 def symmetric_relevance_gain(
