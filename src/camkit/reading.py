@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import threading
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -83,6 +84,7 @@ class Processes:
         context: Any = multiprocessing.get_context(method)
         if method == "forkserver":
             context.set_forkserver_preload([__name__])
+            _start_server()
         self._count, self._seconds = count, seconds
         self._pool: ProcessPool = ProcessPool(
             max_workers=count, context=context, initializer=_begin, initargs=(memory,)
@@ -106,6 +108,10 @@ class Processes:
 
     def stop(self) -> None:
         """End the processes, whatever they are doing."""
+        # Ctrl-C in the middle of `schedule` may leave the pool's queue so that the next wake-up of its
+        # thread is lost. That must not be the one that ends it.
+        with suppress(RuntimeError):  # of a pool that has ended already
+            self._pool.schedule(int)
         self._pool.stop()  # type: ignore[no-untyped-call]
         self._pool.join()
 
@@ -141,6 +147,27 @@ def _failure(position: int, source: ImageSource, error: ImageError) -> Failure:
     path = source.path if isinstance(source, Source) else source
     text = "image" if isinstance(path, Image.Image) else images.display(path)
     return Failure(text, error, position, name=name_of(source))
+
+
+def _start_server() -> None:
+    """Start the process that others are forked from.
+
+    It is deaf to Ctrl-C, which goes to all of a terminal's processes, and says nothing when it is ended.
+    """
+    from multiprocessing import forkserver
+
+    in_main = threading.current_thread() is threading.main_thread()
+    heard = signal.signal(signal.SIGINT, signal.SIG_IGN) if in_main else None
+    stderr, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        forkserver.ensure_running()
+    finally:
+        os.dup2(stderr, 2)
+        os.close(stderr)
+        os.close(nowhere)
+        if in_main:
+            signal.signal(signal.SIGINT, heard)
 
 
 def _begin(memory: int) -> None:

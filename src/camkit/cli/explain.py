@@ -5,11 +5,14 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import signal
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from itertools import groupby, islice
 from pathlib import Path
+from threading import Event, current_thread, main_thread
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -257,13 +260,13 @@ def _run(
     )
     if given["on_error"] == "fail":
         groups = _until_failure(groups)
-    with progress(sources, report, given["out"]) as done:
-        try:
-            for written in output.write_all(groups):
+    try:
+        with _interrupts() as interrupted, progress(sources, report, given["out"]) as done:
+            for written in output.write_all(_until_interrupt(groups, interrupted)):
                 done(written)
-        except KeyboardInterrupt:
-            report.interrupted(given["out"], output.finished)
-            raise SystemExit(130) from None
+    except KeyboardInterrupt:
+        report.interrupted(given["out"], output.finished)
+        raise SystemExit(130) from None
     return report
 
 
@@ -297,6 +300,34 @@ def _until_failure(groups: Iterable[list[Result]]) -> Iterator[list[Result]]:
         yield group
         if any(isinstance(result, Failure) for result in group):
             return
+
+
+@contextmanager
+def _interrupts() -> Iterator[Event]:
+    """An event that Ctrl-C sets, so that nothing is cut short somewhere; the second time all ends."""
+    interrupted = Event()
+
+    def note(*_: Any) -> None:
+        if interrupted.is_set():
+            os._exit(130)
+        interrupted.set()
+        os.write(2, b"\nStopping behind what was begun; Ctrl-C again stops at once\n")
+
+    if current_thread() is not main_thread() or signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        yield interrupted
+        return
+    before = signal.signal(signal.SIGINT, note)
+    try:
+        yield interrupted
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _until_interrupt(groups: Iterable[list[Result]], interrupted: Event) -> Iterator[list[Result]]:
+    for group in groups:
+        if interrupted.is_set():
+            raise KeyboardInterrupt
+        yield group
 
 
 def _shard(text: str) -> tuple[int, int]:
