@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import re
+import socket
 import threading
 from collections.abc import Iterator, Sequence
 from itertools import groupby
@@ -523,7 +524,7 @@ def test_a_failure_is_told_again_and_not_written_again(tmp_path: Path) -> None:
 
 
 def test_drafts_that_a_killed_process_left_are_swept_away(tmp_path: Path) -> None:
-    host = os.uname().nodename
+    host = socket.gethostname()
     dead = [f".{host}-999999999-1.partial", f"a/.{host}-999999998-22.partial"]
     kept = [f".{host}-{os.getpid()}-1.partial", ".elsewhere-999999999-1.partial", "mine.partial"]
     for name in (*dead, *kept):
