@@ -40,6 +40,7 @@ ORDER = [
     "cams",
     "perturb",
     "targets",
+    "winograd",
     "fast",
     "native",
     "render",

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from camkit import capture
+from camkit import capture, winograd
 from camkit.capture import Captured
 from camkit.errors import CamkitWarning
 from camkit.layers import layout
@@ -77,10 +77,10 @@ def _fast(module: nn.Module, inputs: Tensor, names: Sequence[str], extras: Seque
         memory = _memory(owner)
         if any(memory.hooks):
             return "the model has hooks, which compiled code does not call"
-        return memory.get(key, lambda: _build(owner, layer, inputs))
+        return memory.get(key, lambda: _build(owner, layer, inputs, memory.transformed))
 
 
-def _build(module: nn.Module, layer: str, inputs: Tensor) -> _Fast | str:
+def _build(module: nn.Module, layer: str, inputs: Tensor, kept: dict[str, Tensor]) -> _Fast | str:
     parts = split_or_reason(module, layer)
     if isinstance(parts, str):
         return parts
@@ -88,7 +88,7 @@ def _build(module: nn.Module, layer: str, inputs: Tensor) -> _Fast | str:
     try:
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")
-            fast = _Fast(_compiled(parts.body, noise), parts.head)
+            fast = _Fast(_compiled(parts.body, noise, kept), parts.head)
             scores, expected = tree_leaves(fast.head(*fast.body(noise))), tree_leaves(module(noise))
     except Exception as error:  # of tracing, generating, compiling with a compiler that may not be there
         return f"the model cannot be compiled ({_cause(error)})"
@@ -97,14 +97,17 @@ def _build(module: nn.Module, layer: str, inputs: Tensor) -> _Fast | str:
     return fast
 
 
-def _compiled(body: nn.Module, example: Tensor) -> Callable[[Tensor], Sequence[Any]]:
+def _compiled(
+    body: nn.Module, example: Tensor, kept: dict[str, Tensor]
+) -> Callable[[Tensor], Sequence[Any]]:
     import torch._inductor  # takes its time
     from torch._inductor.codecache import PyCodeCache
 
     memory_format = _LAYOUTS.get(example.ndim, torch.contiguous_format)
     example = example.clone(memory_format=memory_format)
     own = copy.deepcopy(body).to(memory_format=torch.channels_last)
-    graph = torch.export.export(own, (example,)).module(check_guards=False)
+    program = torch.export.export(own, (example,))
+    graph = program.module(check_guards=False) if example.is_cuda else winograd.rewritten(program, kept)
     before = len(PyCodeCache.modules)
     code = torch._inductor.compile(graph, [example], options={"freezing": True})
     generated = PyCodeCache.modules[before:]
@@ -201,6 +204,7 @@ class _Memory:
     def __init__(self, module: nn.Module) -> None:
         self.weights = Weights(module)
         self.hooks = [h for m in module.modules() for h in (m._forward_hooks, m._forward_pre_hooks)]
+        self.transformed: dict[str, Tensor] = {}  # weights that all compiled shapes share
         self._values: dict[Any, Any] = {}
 
     def get(self, key: Any, make: Callable[[], T]) -> T:

@@ -104,11 +104,12 @@ class Native(Explainer):
         found = work.from_curvatures() | work.from_gradients()  # which gives the graph up
         found |= work.from_features() | work.from_perturbations()
         keys = [(method, layer) for method in sweep.methods for layer in sweep.layers]
-        return {key: found[key] / self._divisor(key[0], captured[key[1]].features) for key in keys}
+        return {key: self._reduced(found[key], key[0], captured[key[1]].features) for key in keys}
 
-    def _divisor(self, method: str, features: Tensor) -> int:
+    def _reduced(self, maps: Tensor, method: str, features: Tensor) -> Tensor:
         """The mean over channels is the sum, divided at the end."""
-        return features.shape[1] if self.options.reduction == "mean" and method not in SUMLESS else 1
+        mean = self.options.reduction == "mean" and method not in SUMLESS
+        return maps / features.shape[1] if mean else maps
 
 
 Maps = dict[tuple[str, str], Tensor]  # [B, T, h, w] by method and layer
@@ -214,10 +215,8 @@ def class_gradients(
     """
     chunks = torch.split(targets, classes_at_once(outputs), dim=1)
     for index, columns in enumerate(chunks):
-        seeds = torch.zeros(columns.shape[1], *scores.shape, dtype=scores.dtype, device=scores.device)
-        seeds.scatter_(2, columns.t().unsqueeze(2), 1.0)
         with _explained_errors():
-            gradients = _gradients(scores, outputs, seeds, keep or index < len(chunks) - 1)
+            gradients = _gradients(scores, columns, outputs, keep or index < len(chunks) - 1)
         yield gradients
 
 
@@ -261,16 +260,22 @@ def finer(scores: Tensor, targets: Tensor, alpha: float, comparisons: int) -> Te
     return cams.contrast(scores, targets, alpha, comparisons)
 
 
-def _gradients(scores: Tensor, outputs: Sequence[Tensor], seeds: Tensor, keep: bool) -> tuple[Tensor, ...]:
-    if len(seeds) > 1:
+def _gradients(
+    scores: Tensor, targets: Tensor, outputs: Sequence[Tensor], keep: bool
+) -> tuple[Tensor, ...]:
+    columns = torch.split(targets, 1, dim=1)
+    if len(columns) > 1:
+        seeds = scores.new_zeros(len(columns), *scores.shape).scatter_(2, targets.t().unsqueeze(2), 1.0)
         try:
             return torch.autograd.grad(scores, outputs, seeds, retain_graph=True, is_grads_batched=True)
         except RuntimeError:  # an operation that vmap cannot batch: one class after the other
             pass
-    # A sum, not `grad_outputs=seed`: to check its shape torch would import sympy, for 0.4 seconds.
+    # A sum, not `grad_outputs`: to check its shape torch would import sympy, for 0.4 seconds.
     single = [
-        torch.autograd.grad((scores * seed).sum(), outputs, retain_graph=keep or seed is not seeds[-1])
-        for seed in seeds
+        torch.autograd.grad(
+            scores.gather(1, column).sum(), outputs, retain_graph=keep or column is not columns[-1]
+        )
+        for column in columns
     ]
     return tuple(torch.stack(parts) for parts in zip(*single, strict=True))
 
