@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Iterator
+from importlib.resources import files
 
 import pytest
 import torch
@@ -11,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import camkit
-from camkit import winograd
+from camkit import fast, winograd
 
 
 @pytest.fixture(autouse=True)
@@ -67,6 +70,15 @@ def test_threads_and_neighbours_do_not_change_a_bit() -> None:
     finally:
         torch.set_num_threads(before)
     assert torch.equal(together, torch.cat(alone))
+
+
+@pytest.mark.parametrize("without", ["__AVX512F__", "__AVX__"])
+def test_narrower_vectors_do_the_same(without: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = files("camkit").joinpath("winograd.cpp").read_text(encoding="utf-8")
+    kernel = winograd._compiled("#undef __AVX512F__\n#undef " + without + "\n" + source)
+    monkeypatch.setattr(winograd, "_kernel", lambda: kernel)
+    for size in SIZES.values():
+        test_it_is_the_convolution(size, "both")
 
 
 def test_nan_stays_nan() -> None:
@@ -192,3 +204,16 @@ def test_a_network_is_explained_the_same() -> None:
     plain = camkit.maps(net, x, [0, 3], layer="layer4")
     quick = camkit.maps(net, x, [0, 3], layer="layer4", fast=True)
     torch.testing.assert_close(quick, plain, rtol=0, atol=1e-5 * float(plain.abs().max()))
+
+
+def test_transformed_weights_go_with_the_model() -> None:
+    net, x = (
+        nn.Sequential(conv(3, 64), conv(), nn.Flatten(), nn.Linear(64 * 256, 2)).eval(),
+        torch.randn(1, 3, 16, 16),
+    )
+    camkit.maps(net, x, 0, layer="1", fast=True)
+    kept = [weakref.ref(tensor) for tensor in fast._MEMORIES[net].transformed.values()]
+    assert len(kept) == 2 and all(ref() is not None for ref in kept)
+    del net
+    gc.collect()
+    assert all(ref() is None for ref in kept)

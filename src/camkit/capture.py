@@ -8,7 +8,7 @@ layer (VGG, DenseNet) cannot change what was kept.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -96,21 +96,28 @@ def with_output(module: nn.Module, inputs: Sequence[Tensor], name: str, output: 
 @contextmanager
 def as_it_was(module: nn.Module, device: torch.device) -> Iterator[None]:
     """Eval mode and plain gradient mode inside; afterwards every mode and RNG state is as before."""
-    training = [(part, part.training) for part in module.modules()]
+    training = _training(module)
     generators = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(generators), torch.inference_mode(False), torch.enable_grad():
-        try:
-            _set_modes((part, False) for part, _ in training)
+        try:  # one by one, not by `train()`, which modules override
+            for part in training:
+                part.training = False
             yield
         finally:
-            _set_modes(training)
+            for part in training:
+                part.training = True
 
 
-def _set_modes(modes: Iterable[tuple[nn.Module, bool]]) -> None:
-    """One by one, not by `train()`, which modules override; and only where it changes something."""
-    for part, training in modes:
-        if part.training != training:
-            part.training = training
+def _training(module: nn.Module) -> list[nn.Module]:
+    """Those of `module.modules()` in training mode; beside one image the time of `modules()` is seen."""
+    seen: set[nn.Module | None] = {None}
+    ahead: list[nn.Module | None] = [module]
+    while ahead:
+        part = ahead.pop()
+        if part not in seen:
+            seen.add(part)
+            ahead += part._modules.values()  # type: ignore[union-attr]
+    return [part for part in seen if part is not None and part.training]
 
 
 def usable(tensor: Tensor) -> Tensor:

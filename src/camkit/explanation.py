@@ -295,7 +295,7 @@ def _explain_photos(
         )
         answers |= {(backend.name, *key): value.float().cpu() for key, value in found.items()}
     scores, chosen = seen
-    hint = cache(lambda layer: better_layer(model.module, layer, inputs[:1]))
+    hint = cache(lambda layer: better_layer(model.module, layer, inputs))
     for row, (position, photo) in enumerate(photos):
         yield list(_results(work, answers, scores, chosen, row, position, photo, hint))
 

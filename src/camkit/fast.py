@@ -1,9 +1,10 @@
 """The fast mode: what is below the target layer, compiled.
 
 The model is split at the layer. A copy of its body goes through `torch.export` to inductor, which folds
-BatchNorm into convolutions and lays weights out for the machine; on a GPU a CUDA graph replays it. The
-head stays as it is, and with it the gradients. What was compiled belongs to one model, layer, shape and
-dtype; it goes when the model goes, and when its weights change.
+BatchNorm into convolutions and lays weights out for the machine; on a CPU most 3x3 convolutions take fewer
+multiplications (`winograd`), on a GPU a CUDA graph replays it all. The head stays as it is, and with it the
+gradients. What was compiled belongs to one model, layer, shape and dtype; it goes when the model goes, and
+when its weights change.
 """
 
 from __future__ import annotations
@@ -106,8 +107,7 @@ def _compiled(
     memory_format = _LAYOUTS.get(example.ndim, torch.contiguous_format)
     example = example.clone(memory_format=memory_format)
     own = copy.deepcopy(body).to(memory_format=torch.channels_last)
-    program = torch.export.export(own, (example,))
-    graph = program.module(check_guards=False) if example.is_cuda else winograd.rewritten(program, kept)
+    graph = winograd.rewritten(torch.export.export(own, (example,)), kept)
     before = len(PyCodeCache.modules)
     code = torch._inductor.compile(graph, [example], options={"freezing": True})
     generated = PyCodeCache.modules[before:]

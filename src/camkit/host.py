@@ -119,7 +119,7 @@ def _sweep(
     explainer: Explainer = plugins.make("explainer", backend, options)
     module = _unwrapped(module)
     home = inputs[0].device
-    names = resolve_layers(module, layer, *(tensor[:1] for tensor in inputs))
+    names = resolve_layers(module, layer, *inputs)
     if device is not None or dtype is not None:
         keep = getattr(explainer.options, "fast", False)  # what is compiled belongs to the copy
         module, inputs = _converted(module, inputs, device, dtype, keep)
@@ -131,21 +131,21 @@ def _sweep(
     for (name, at), maps in result.items():
         # As behind the last attention of a ViT, from where the class token alone goes on.
         if name not in explainer.class_agnostic and not maps.any():
-            hint = better_layer(module, at, *(tensor[:1] for tensor in inputs))
+            hint = better_layer(module, at, *inputs)
             text = f"{name} is zero everywhere at layer {at!r}, as where no gradient arrives{hint}"
             warnings.warn(CamkitWarning(text), stacklevel=3)
     return {key: value.to(home) for key, value in result.items()}
 
 
 def resolve_layers(
-    module: nn.Module, layer: Layer | Sequence[Layer], example: Tensor, *extras: Tensor
+    module: nn.Module, layer: Layer | Sequence[Layer], inputs: Tensor, *extras: Tensor
 ) -> list[str]:
-    """Dotted names of what `layer` means; `auto` may take a forward of `example` and `extras`."""
+    """Dotted names of what `layer` means; `auto` may take a forward of the first rows of the inputs."""
     specs = [layer] if isinstance(layer, str | nn.Module) else list(layer)
     if "auto" not in specs:
-        return layers.resolve(module, specs, example)
-    with capture.as_it_was(module, example.device):
-        return layers.resolve(module, specs, example, *extras)
+        return layers.resolve(module, specs, inputs)
+    with capture.as_it_was(module, inputs.device):
+        return layers.resolve(module, specs, *(tensor[:1] for tensor in (inputs, *extras)))
 
 
 def run(
@@ -187,10 +187,10 @@ def run(
     return {(method, named[layer]): value.detach() for (method, layer), value in found.items()}
 
 
-def better_layer(module: nn.Module, layer: str, example: Tensor, *extras: Tensor) -> str:
+def better_layer(module: nn.Module, layer: str, inputs: Tensor, *extras: Tensor) -> str:
     """A half-sentence with the automatic layer, for a layer whose maps say nothing, or ""."""
     try:
-        (better,) = resolve_layers(module, "auto", example, *extras)
+        (better,) = resolve_layers(module, "auto", inputs, *extras)
     except LayerError:
         return ""
     return f"; try layer {better!r}" if better != layer else ""

@@ -277,7 +277,9 @@ def _gradients(
         )
         for column in columns
     ]
-    return tuple(torch.stack(parts) for parts in zip(*single, strict=True))
+    return tuple(
+        torch.stack(parts) if len(parts) > 1 else parts[0][None] for parts in zip(*single, strict=True)
+    )
 
 
 # What autograd says, and what it means.

@@ -66,12 +66,11 @@ def checked(choose: Chooser, batch: int) -> Chooser:
                 f"the model returns {_told(scores)}; a classifier returns scores [B, n_classes]{hint}"
             )
         targets = usable(choose(scores).to(scores.device, torch.int64))
-        bad = targets[(targets < 0) | (targets >= scores.shape[1])]
-        if len(bad):
-            raise TargetError(
-                f"there is no class {int(bad[0])}: the model has {scores.shape[1]} classes, "
-                f"0 to {scores.shape[1] - 1}"
-            )
+        lowest, highest = torch.stack(targets.aminmax()).tolist()  # the quickest way, and seen in the total
+        count = scores.shape[1]
+        if lowest < 0 or highest >= count:
+            wrong = lowest if lowest < 0 else highest
+            raise TargetError(f"there is no class {wrong}: the model has {count} classes, 0 to {count - 1}")
         return targets
 
     return chosen

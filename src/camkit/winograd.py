@@ -45,7 +45,7 @@ _ATEN = torch.ops.aten
 def rewritten(program: ExportedProgram, kept: dict[str, Tensor]) -> fx.GraphModule:
     """The exported program as a module, with the convolutions replaced that are faster this way.
 
-    program: on the CPU, its images channels-last.
+    program: its images channels-last. Elsewhere than on the CPU it stays as it is.
     kept: transformed weights by name, for programs of the same model: they are read, and new ones added.
     """
     if not any(map(_suits, _convolutions(program.graph))) or _kernel() is None:
@@ -93,16 +93,20 @@ def _empty(x: Tensor, weights: Tensor, bias: Tensor, padding: Sequence[int], *_:
 
 @functools.cache
 def _kernel() -> Callable[..., None] | None:
-    """The kernel, compiled once for each machine by inductor's compiler; `None` where that fails."""
+    """The kernel, or `None` where it cannot be compiled: oneDNN serves, too."""
+    try:
+        return _compiled(files("camkit").joinpath("winograd.cpp").read_text(encoding="utf-8"))
+    except Exception:  # no compiler, or one that knows no vectors
+        return None
+
+
+def _compiled(source: str) -> Callable[..., None]:
+    """The kernel, compiled for this machine as inductor compiles, and kept on the disk where it does."""
     from torch._inductor import config
     from torch._inductor.codecache import CppCodeCache  # takes its time
 
-    source = files("camkit").joinpath("winograd.cpp").read_text(encoding="utf-8")
-    try:
-        with config.patch({"cpp.enable_floating_point_contract_flag": "fast"}):  # multiply and add at once
-            kernel: Any = CppCodeCache.load(source).winograd
-    except Exception:  # no compiler, or one without vectors: oneDNN serves, too
-        return None
+    with config.patch({"cpp.enable_floating_point_contract_flag": "fast"}):  # multiply and add at once
+        kernel: Any = CppCodeCache.load(source).winograd
     pointer, number = ctypes.c_void_p, ctypes.c_int64
     kernel.argtypes = [*[pointer] * 4, ctypes.c_int, pointer, *[number] * 7, ctypes.c_int]
     kernel.restype = None
@@ -141,7 +145,7 @@ def _suits(convolution: fx.Node) -> bool:
     batch = prod(several)
     tiles, pixels = batch * ceil(height / 4) * ceil(width / 4), batch * height * width
     return bool(
-        x.meta["val"].dtype == torch.float32
+        (x.meta["val"].device.type, x.meta["val"].dtype) == ("cpu", torch.float32)
         and several  # it may be a single image without a batch
         and (outputs % PANEL, channels % LANES) == (0, 0)
         and tiles >= FEWEST_TILES
