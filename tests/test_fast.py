@@ -316,6 +316,13 @@ class Stem(nn.Module):
         return x * 2 if x.mean() > 0 else x * 3
 
 
+class Item(nn.Module):
+    """Asks for a value, which an export does not know."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * 2 if x.sum().item() > 0 else x * 3
+
+
 class Noise(nn.Module):
     """Never returns the same twice."""
 
@@ -340,10 +347,15 @@ def hooked() -> nn.Module:
         (Skip, ["norm", "conv"], "one layer of a model with one input"),
         (hooked, "norm", "the model has hooks"),
         (lambda: behind(Stem), "1", "cannot be compiled"),
+        (lambda: behind(Item), "1", "cannot be compiled"),
     ],
 )
 def test_the_plain_path_serves_the_others(
-    batch: Tensor, make: Callable[[], nn.Module], layer: Any, reason: str
+    batch: Tensor,
+    make: Callable[[], nn.Module],
+    layer: Any,
+    reason: str,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     model = make().eval()
     plain = camkit.maps(model, batch, 1, layer=layer)
@@ -352,6 +364,7 @@ def test_the_plain_path_serves_the_others(
             quick = camkit.maps(model, batch, 1, layer=layer, fast=True)
         assert len(warned) == 1 and "\n" not in str(warned[0].message)
         torch.testing.assert_close(quick, plain)
+    assert capsys.readouterr().err == ""  # torch prints graphs and logs of what it cannot export
 
 
 def test_what_is_compiled_is_compared_with_the_model(batch: Tensor, compiles: None) -> None:

@@ -10,12 +10,15 @@ when its weights change.
 from __future__ import annotations
 
 import copy
+import io
+import sys
 import threading
 import warnings
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, TextIO, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -87,7 +90,7 @@ def _build(module: nn.Module, layer: str, inputs: Tensor, kept: dict[str, Tensor
         return parts
     noise = torch.randn(inputs.shape, generator=torch.Generator().manual_seed(0)).to(inputs)
     try:
-        with warnings.catch_warnings(), torch.no_grad():
+        with warnings.catch_warnings(), _silent(), torch.no_grad():
             warnings.simplefilter("ignore")
             fast = _Fast(_compiled(parts.body, noise, kept), parts.head)
             scores, expected = tree_leaves(fast.head(*fast.body(noise))), tree_leaves(module(noise))
@@ -150,6 +153,23 @@ class _Replayed:
             self._inputs.copy_(inputs)
             self._graph.replay()
             return tree_map_only(Tensor, Tensor.clone, self._output)
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """Keeps back what torch prints to stderr from this thread: one line of ours says it all."""
+    with redirect_stderr(_OfOthers(sys.stderr, threading.get_ident())):
+        yield
+
+
+class _OfOthers(io.TextIOBase):
+    """A stream for all threads but `owner`."""
+
+    def __init__(self, stream: TextIO, owner: int) -> None:
+        self._stream, self._owner = stream, owner
+
+    def write(self, text: str) -> int:
+        return len(text) if threading.get_ident() == self._owner else self._stream.write(text)
 
 
 def _close(fast: Tensor, plain: Tensor) -> bool:
