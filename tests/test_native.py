@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import camkit
+from camkit import perturb
 from camkit.errors import LayerError, ModelError, UsageError
 from camkit.native import GRADIENT_BYTES, SUMLESS, Native, class_gradients, classes_at_once
 
@@ -314,6 +315,77 @@ def test_class_maps_in_chunks(small_net: nn.Module, batch: Tensor, monkeypatch: 
     whole = camkit.class_maps(small_net, batch, layer="body")
     monkeypatch.setattr("camkit.native.GRADIENT_BYTES", 1)  # one class at a time
     torch.testing.assert_close(camkit.class_maps(small_net, batch, layer="body"), whole)
+
+
+def flat(kind: Any, pool: Any, *head: nn.Module) -> nn.Module:
+    """One layer, `0`, and behind it a pool and a head."""
+    return nn.Sequential(kind(3, 8, 3), pool, nn.Flatten(), *head)
+
+
+class Means(nn.Sequential):
+    """The global mean in the forward itself."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self[1](self[0](x).mean((2, 3)))
+
+
+POOLED = {  # a model with `n` classes, an input, and whether its maps have a closed form
+    "global mean": (lambda n: flat(nn.Conv2d, nn.AdaptiveAvgPool2d(1), nn.Linear(8, n)), (9, 8), True),
+    "in the forward": (lambda n: Means(nn.Conv2d(3, 8, 3), nn.Linear(8, n)), (9, 8), True),
+    "several affine steps": (
+        lambda n: flat(
+            nn.Conv2d,
+            nn.AdaptiveAvgPool2d(1),
+            nn.BatchNorm1d(8),
+            nn.Dropout(),
+            nn.Linear(8, 4),
+            nn.Linear(4, n),
+        ),
+        (9, 8),
+        True,
+    ),
+    "signals": (lambda n: flat(nn.Conv1d, nn.AdaptiveAvgPool1d(1), nn.Linear(8, n)), (11,), True),
+    "volumes": (lambda n: flat(nn.Conv3d, nn.AdaptiveAvgPool3d(1), nn.Linear(8, n)), (6, 5, 7), True),
+    "a mean over windows": (
+        lambda n: flat(nn.Conv2d, nn.AdaptiveAvgPool2d(2), nn.Linear(32, n)),
+        (9, 8),
+        False,
+    ),
+    "no mean": (lambda n: flat(nn.Conv2d, nn.Identity(), nn.Linear(8 * 42, n)), (9, 8), False),
+    "borders": (
+        lambda n: nn.Sequential(
+            nn.Conv2d(3, 8, 3), nn.Conv2d(8, n, 3, padding=1), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+        ),
+        (9, 8),
+        False,
+    ),
+    "a maximum": (lambda n: flat(nn.Conv2d, nn.AdaptiveMaxPool2d(1), nn.Linear(8, n)), (9, 8), False),
+    "not affine": (
+        lambda n: flat(nn.Conv2d, nn.AdaptiveAvgPool2d(1), nn.Linear(8, n), nn.Softmax(1)),
+        (9, 8),
+        False,
+    ),
+}
+
+
+@pytest.mark.parametrize(("make", "size", "closed"), POOLED.values(), ids=POOLED.keys())
+def test_many_classes_behind_a_global_mean_are_those_of_autograd(
+    make: Callable[[int], nn.Module], size: tuple[int, ...], closed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    model, x = make(7).double().eval(), torch.randn(2, 3, *size).double()
+    features = model[0](x).detach()  # type: ignore[index]
+    assert (perturb.pooled(model, "0", features) is not None) is closed
+    assert perturb.pooled(model.float(), "0", features.bfloat16()) is None  # it could not be told
+    model.double()
+    methods = [m for m in Native.methods if m != "scorecam"]
+    whole = {c: camkit.maps(model, x, c, layer=["0"], method=methods) for c in (0, 5)}
+    monkeypatch.setattr("camkit.native.GRADIENT_BYTES", 3 * features.numel() * 8)
+    every = camkit.class_maps(model, x, layer=["0"], method=methods)
+    assert isinstance(every, dict) and len(every) == len(methods)
+    for (method, layer), maps in every.items():
+        for c, single in whole.items():
+            torch.testing.assert_close(maps[:, c], single[method, layer])  # type: ignore[index]
 
 
 class Unbatchable(torch.autograd.Function):

@@ -2,7 +2,8 @@
 
 Shapes, everywhere; for signals and volumes `[l]` and `[d, h, w]` stand in place of `[h, w]`:
     features   [B, C, h, w]      what the target layer returned
-    gradients  [T, B, C, h, w]   of T class scores with respect to the features
+    gradients  [T, B, C, h, w]   of T class scores with respect to the features; [T, B, C, 1, 1] where
+                                 they are the same at all positions
     scores     [B, n]            of the model; targets int64 [B, T] are the classes explained
     map        [B, T, h, w]      raw: signed, neither rectified nor scaled
 
@@ -10,6 +11,8 @@ Reductions run in float32 at least, so a bfloat16 model loses nothing here.
 """
 
 from __future__ import annotations
+
+from math import prod
 
 import torch
 import torch.nn.functional as F
@@ -33,7 +36,7 @@ def gradcam_plus_plus(features: Tensor, gradients: Tensor) -> Tensor:
     a, g, space = _wide(features), _wide(gradients), _positions(features)
     denominator = 2 * g**2 + g**3 * a.sum(space, keepdim=True)
     share = torch.where(denominator == 0, 0.0, g**2 / denominator)
-    return _weighted(a, (share * g.clamp(min=0)).sum(space))
+    return _weighted(a, (share * g.clamp(min=0)).mean(space) * prod(features.shape[2:]))
 
 
 def xgradcam(features: Tensor, gradients: Tensor) -> Tensor:

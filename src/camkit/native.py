@@ -7,10 +7,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
+from math import prod
 from typing import ClassVar, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from camkit import cams, capture, fast, perturb
@@ -152,13 +153,25 @@ class _Work:
         pieces: dict[tuple[str, str], list[Tensor]] = {key: [] for p in passes for key in p[0]}
         for formulas, scores, targets in passes:
             layers = list(dict.fromkeys(layer for _, layer in formulas))
-            outputs = [self.captured[layer].output for layer in layers]
             keep = formulas is not passes[-1][0]
-            for gradients in class_gradients(scores, targets, outputs, keep=keep):
+            for gradients in self._gradients(scores, targets, layers, keep=keep):
                 for (method, layer), formula in formulas.items():
                     kept, gradient = self.captured[layer], gradients[layers.index(layer)]
                     pieces[method, layer].append(formula(kept.features, kept.layout.to_map(gradient)))
         return {key: torch.cat(parts, dim=1) for key, parts in pieces.items()}
+
+    def _gradients(
+        self, scores: Tensor, targets: Tensor, layers: Sequence[str], keep: bool
+    ) -> Iterator[tuple[Tensor, ...]]:
+        """Those of `class_gradients`; of many classes behind a global mean without differentiating each."""
+        outputs = [self.captured[layer].output for layer in layers]
+        at_once, slopes = classes_at_once(outputs), None
+        if targets.shape[1] > at_once and scores is self.scores and len(layers) == 1:
+            slopes = pooled_slopes(self.sweep.module, layers[0], self.captured[layers[0]])
+        if slopes is None:
+            yield from class_gradients(scores, targets, outputs, keep=keep)
+        else:
+            yield from ((slopes[columns.t()],) for columns in torch.split(targets, at_once, dim=1))
 
     def _passes(self) -> Iterator[tuple[dict[tuple[str, str], GradientFormula], Tensor, Tensor]]:
         """Formulas by method and layer, with the scores and targets whose gradients they take."""
@@ -229,6 +242,24 @@ def classes_at_once(outputs: Sequence[Tensor]) -> int:
     """
     per_class = sum(output.numel() * output.element_size() for output in outputs)
     return max(1, GRADIENT_BYTES // per_class)
+
+
+def pooled_slopes(module: nn.Module, layer: str, captured: Captured) -> Tensor | None:
+    """Gradients of all scores `[n, C, 1, 1]` where they are the same at all positions of all images.
+
+    That is behind a global mean and a linear layer with weights `W`, where they are `W / (h w)`: the class
+    activation maps of Zhou et al. 2016, arXiv:1512.04150. `None` behind anything else.
+    """
+    features = captured.features
+    head = perturb.pooled(module, layer, features) if captured.layout.kind == "channels-first" else None
+    if head is None:
+        return None
+    means = features.new_zeros(1, features.shape[1], *[1] * (features.ndim - 2)).requires_grad_()
+    with torch.enable_grad():
+        scores = head(means.clone())
+    classes = torch.arange(scores.shape[1], device=scores.device)[None]
+    gradients = torch.cat([chunk[:, 0] for (chunk,) in class_gradients(scores, classes, [means])])
+    return gradients / prod(features.shape[2:])
 
 
 def second_order(scores: Tensor, targets: Tensor, captured: Captured) -> Iterator[tuple[Tensor, Tensor]]:

@@ -134,6 +134,27 @@ def is_affine(head: Callable[..., Tensor]) -> bool:
     return all(node.op in known and known[node.op](node.target) for node in head.graph.nodes)
 
 
+def pooled(module: nn.Module, layer: str, features: Tensor) -> Callable[[Tensor], Tensor] | None:
+    """What `module` does above `layer`, if that is certainly affine in the means of the channels.
+
+    It takes them as `[n, C, 1, 1]`. features `[B, C, h, w]` is what the layer returned. Tried on noise: an
+    affine function that is the same for it and for its means is one of the means.
+    """
+    parts = split(module, layer) if features.dtype in (torch.float32, torch.float64) else None
+    if parts is None or parts.around or not is_affine(parts.head):
+        return None
+    noise = torch.randn(features.shape[1:], generator=torch.Generator().manual_seed(0)).to(features)[None]
+    means = noise.mean(tuple(range(2, noise.ndim)), keepdim=True)
+    try:
+        with torch.no_grad():
+            zero = parts.head(torch.zeros_like(means))
+            of_means, of_noise = parts.head(means), parts.head(noise)
+    except RuntimeError:  # it wants as many positions as there were
+        return None
+    same = (of_noise - of_means).norm() <= 1e-3 * (of_noise - zero).norm()
+    return parts.head if same else None
+
+
 def _affine_module(module: nn.Module) -> bool:
     """By the very type: a subclass may do anything. Hooks may, too."""
     if module.training or module._forward_hooks or module._forward_pre_hooks:
