@@ -81,6 +81,13 @@ def test_narrower_vectors_do_the_same(without: str, monkeypatch: pytest.MonkeyPa
         test_it_is_the_convolution(size, "both")
 
 
+def test_other_weights_are_refused() -> None:
+    weights = winograd.transformed(torch.randn(64, 32, 3, 3))
+    for channels in (16, 64):
+        with pytest.raises(ValueError, match=f"not those of inputs \\[1, {channels}, 8, 8\\]"):
+            winograd.convolve(torch.zeros(1, channels, 8, 8), weights, torch.zeros(64), (1, 1), None, False)
+
+
 def test_nan_stays_nan() -> None:
     x = torch.zeros(1, 16, 8, 8)
     x[0, 3, 0, 0] = torch.nan

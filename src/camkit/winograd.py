@@ -14,12 +14,14 @@ import functools
 from collections.abc import Callable, Sequence
 from importlib.resources import files
 from math import ceil, prod
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, fx
-from torch.export import ExportedProgram
 from torch.nn.utils.fusion import fuse_conv_bn_weights
+
+if TYPE_CHECKING:
+    from torch.export import ExportedProgram
 
 PANEL = 64  # the kernel takes outputs in groups of so many, and inputs in groups of at most 16
 LANES = 16
@@ -75,7 +77,10 @@ def convolve(
     result. relu: whether negative values become zero.
     """
     kernel = _kernel()
-    assert kernel is not None, "rewrite leaves graphs alone where there is no kernel"
+    if kernel is None:
+        raise RuntimeError("the kernel cannot be compiled here")
+    if weights.shape != (36, len(bias) // PANEL, x.shape[1], PANEL) or x.shape[1] % LANES:
+        raise ValueError(f"weights {list(weights.shape)} are not those of inputs {list(x.shape)}")
     y = _empty(x, weights, bias, padding, residual, relu)
     x = x.contiguous(memory_format=torch.channels_last)
     if residual is not None:
