@@ -1,11 +1,11 @@
 """What the native explainer costs beside the forward that it explains, and beside others.
 
 Interleaved, shuffled rounds: every candidate runs once in each round and is divided by the bare
-`inference_mode` forward of the same round, after a check that all maps agree. Prints Markdown tables and
-writes the raw samples as JSON. On a GPU every call is timed by events, too, and a result counts when it
-is there: each call ends with a synchronisation.
+`inference_mode` forward of the same round, after a check that all maps agree. Prints the table,
+writes it into a page, and the raw samples as JSON. On a GPU every call is timed by events, too, and
+a result counts when it is there: each call ends with a synchronisation.
 
-    python -m benchmarks.native [--rounds N] [--threads N] [--device cpu] [--case 8x224] [--out FILE.json]
+    python -m benchmarks.native --page docs/benchmarks.md [--device cuda] [--rounds N] [--case 8x224]
 """
 
 from __future__ import annotations
@@ -17,11 +17,12 @@ import platform
 import random
 import resource
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from statistics import median
+from textwrap import fill
 from typing import Any
 
 import torch
@@ -174,19 +175,60 @@ def ratio(samples: Samples, above: str, below: str) -> tuple[float, float, float
     return median(pairs), medians[25], medians[975]
 
 
-def rows(samples: Samples, bounds: Mapping[tuple[str, str], str]) -> list[str]:
-    """Lines of the Markdown table of one case."""
-    lines = []
-    for above, below in dict.fromkeys([*((name, BARE) for name in samples), *bounds]):
-        middle, low, high = ratio(samples, above, below)
-        times = {kind: median(values) for kind, values in samples[above].items()}
-        launch = (
-            " (launch-bound)" if times.get("asked", 0) > 0.9 * times.get("gpu", times["result"]) else ""
+def table(cases: Sequence[Mapping[str, Any]], bounds: Mapping[tuple[str, str], str]) -> str:
+    """Markdown: a row for every ratio, a column for every case."""
+    samples = [case["seconds"] for case in cases]
+    lines = ["| what | bound |" + "".join(f" {case['batch']} x {case['size']} |" for case in cases)]
+    lines.append("|---|---|" + "---|" * len(cases))
+    times = (f"{1000 * median(case[BARE]['result']):.1f} ms{launch_bound(case[BARE])}" for case in samples)
+    lines.append(f"| {BARE} | | {' | '.join(times)} |")
+    for above, below in dict.fromkeys([*((name, BARE) for name in list(samples[0])[1:]), *bounds]):
+        cells = (
+            "{:.3f} ({:.3f} to {:.3f})".format(*ratio(case, above, below)) + launch_bound(case[above])
+            for case in samples
         )
         what = above if below == BARE else f"{above} / {below}"
-        shown = f"{1000 * times['result']:.1f}{launch} | {middle:.3f} | {low:.3f} to {high:.3f}"
-        lines.append(f"| {what} | {shown} | {bounds.get((above, below), '')} |")
-    return lines
+        bound = bounds.get((above, below), "")
+        lines.append(f"| {what} | {bound}{' ' if bound else ''}| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def launch_bound(samples: Mapping[str, list[float]]) -> str:
+    """Says so where a GPU waits for what it is asked, so that the ratio tells of the host."""
+    waits = "gpu" in samples and median(samples["asked"]) > 0.9 * median(samples["gpu"])
+    return ", launch-bound" if waits else ""
+
+
+def report(result: Mapping[str, Any], bounds: Mapping[tuple[str, str], str]) -> str:
+    """Markdown: on what it was measured, the table, the agreement of the maps, the memory."""
+    cases = result["cases"]
+    device = f"{result['threads']} threads of a CPU" if result["device"] == "cpu" else result["device"]
+    rounds = ", ".join(str(len(case["seconds"][BARE]["result"])) for case in cases)
+    errors = {
+        name: max(case["agreement"][name]["error"] for case in cases) for name in cases[0]["agreement"]
+    }
+    grown = {name: found["growth_kib"] for name, found in result["memory"].items()}
+    hooks = sum(found["hooks"] for found in result["memory"].values())
+    paragraphs = [
+        f"{device}, torch {result['torch']}, Python {result['python']}; rounds: {rounds}.",
+        table(cases, bounds),
+        "Largest difference from the maps of one class, relative to their peak: "
+        + "; ".join(f"{name} {error:.1e}" for name, error in errors.items())
+        + ".",
+        f"500 calls in a row: the peak of the resident memory grows by {grown['plain']} KiB, in fast mode by "
+        f"{grown['fast']} KiB; {hooks} hooks are left.",
+    ]
+    return "\n\n".join(text if text.startswith("|") else fill(text, 120) for text in paragraphs)
+
+
+def into(page: Path, kind: str, text: str) -> None:
+    """Put the text between the two marks of this kind of device."""
+    first, last = f"<!-- native on {kind} -->\n", f"<!-- end of native on {kind} -->"
+    before, _, rest = page.read_text().partition(first)
+    _, found, after = rest.partition(last)
+    if not found:
+        raise SystemExit(f"{page}: no place for the table: {first.strip()} ... {last}")
+    page.write_text(f"{before}{first}\n{text}\n\n{last}{after}")
 
 
 def memory(model: nn.Sequential, inputs: Tensor, calls: int = 500, **options: Any) -> dict[str, int]:
@@ -219,7 +261,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--case", action="append", help="BATCHxSIZE, such as 8x224")
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/native.json"))
+    parser.add_argument("--out", type=Path, help="JSON, by default below benchmarks/results")
+    parser.add_argument("--page", type=Path, help="where the tables go, such as docs/benchmarks.md")
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     model = lesson_model().to(given.device)
@@ -236,26 +279,19 @@ def main() -> None:
         rounds = given.rounds if batch == 1 else max(given.rounds // 3, min(11, given.rounds))
         samples = measure(calls, rounds, kind)
         result["cases"].append({"batch": batch, "size": size, "agreement": agreement, "seconds": samples})
-        print(f"\n{batch} x {size}, {rounds} rounds\n")
-        print("| what | ms (median) | ratio to the bare forward | 95 % interval | bound |")
-        print("|---|---|---|---|---|")
-        print("\n".join(rows(samples, bounds)), flush=True)
-        for name, found in agreement.items():
-            print(
-                f"\n{name}: error {found['error']:.0e} of the peak, rank correlation {found['rank']:.4f}",
-                end="",
-            )
-        print(flush=True)
+        print(f"\n{table(result['cases'][-1:], bounds)}", flush=True)
     small = torch.randn(1, 3, 64, 64).to(given.device)
     result["memory"] = {
         "plain": memory(model, small),
         "fast": memory(model, small, fast=True),
     }
-    for name, found in result["memory"].items():
-        print(f"\n500 calls, {name}: the peak of the memory grew by {found['growth_kib']} KiB, ", end="")
-        print(f"{found['hooks']} hooks left.")
-    given.out.parent.mkdir(parents=True, exist_ok=True)
-    given.out.write_text(json.dumps(result) + "\n")
+    out = given.out or Path(f"benchmarks/results/native{'' if kind == 'cpu' else '-' + kind}.json")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps(result) + "\n")
+    text = report(result, bounds)
+    print(f"\n{text}")
+    if given.page:
+        into(given.page, kind, text)
 
 
 if __name__ == "__main__":
