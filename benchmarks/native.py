@@ -212,10 +212,10 @@ def report(result: Mapping[str, Any], bounds: Mapping[tuple[str, str], str]) -> 
     paragraphs = [
         f"{device}, torch {result['torch']}, Python {result['python']}; rounds: {rounds}.",
         table(cases, bounds),
-        "Largest difference from the maps of one class, relative to their peak: "
+        "Largest difference from the maps of one class, relative to the peak: "
         + "; ".join(f"{name} {error:.1e}" for name, error in errors.items())
         + ".",
-        f"500 calls in a row: the peak of the resident memory grows by {grown['plain']} KiB, in fast mode by "
+        f"500 calls in a row: the peak of resident memory grows by {grown['plain']} KiB, in fast mode by "
         f"{grown['fast']} KiB; {hooks} hooks are left.",
     ]
     return "\n\n".join(text if text.startswith("|") else fill(text, 120) for text in paragraphs)

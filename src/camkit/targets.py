@@ -66,7 +66,8 @@ def checked(choose: Chooser, batch: int) -> Chooser:
                 f"the model returns {_told(scores)}; a classifier returns scores [B, n_classes]{hint}"
             )
         targets = usable(choose(scores).to(scores.device, torch.int64))
-        lowest, highest = torch.stack(targets.aminmax()).tolist()  # the quickest way, and seen in the total
+        rows = targets.tolist()  # quicker than asking torch, which is seen in the total
+        lowest, highest = min(map(min, rows)), max(map(max, rows))
         count = scores.shape[1]
         if lowest < 0 or highest >= count:
             wrong = lowest if lowest < 0 else highest
