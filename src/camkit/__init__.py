@@ -88,7 +88,8 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name in _HOME_OF:
-        return getattr(importlib.import_module(_HOME_OF[name]), name)
+        # Kept, so that the next use is an ordinary one.
+        return globals().setdefault(name, getattr(importlib.import_module(_HOME_OF[name]), name))
     raise AttributeError(f"module 'camkit' has no attribute {name!r}")
 
 

@@ -201,9 +201,9 @@ class _Work:
     def from_perturbations(self) -> Maps:
         """By further runs of the head, or of everything, for each channel."""
         maps, rows = {}, self.options.batch_size
-        own = self.scores.detach().gather(1, self.targets)
         for layer, head in self.heads.items():
             if not head.affine:
+                own = self.scores.detach().gather(1, self.targets)
                 ablated = perturb.without_channel(head, self.captured[layer], self.targets, rows)
                 maps["ablationcam", layer] = cams.ablationcam(self.captured[layer].features, own, ablated)
         for layer, kept in self.captured.items() if "scorecam" in self.sweep.methods else ():
