@@ -65,6 +65,18 @@ def assert_close_to_peak(actual: Tensor, expected: Tensor, relative: float = 1e-
     assert (actual - expected).abs().max() <= relative * expected.abs().max()
 
 
+def two_stages() -> nn.Module:
+    """Layers `0` and `1`, and within the latter `1.0`, `1.1` and `1.2`."""
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU()),
+        nn.Sequential(nn.Conv2d(4, 5, 3), nn.BatchNorm2d(5), nn.ReLU(inplace=True)),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(5, 4),
+    )
+
+
 # --- the same maps --------------------------------------------------------------------------------
 
 
@@ -99,6 +111,20 @@ def small_vit() -> nn.Module:
     model = timm.create_model("vit_tiny_patch16_224", img_size=32, embed_dim=48, depth=2, num_classes=5)
     nn.init.uniform_(model.blocks[1].norm1.weight)  # with equal weights the mean over channels is zero
     return model
+
+
+def test_several_layers_from_what_is_compiled_below_the_lowest(
+    batch: Tensor, compilations: list[torch.Size]
+) -> None:
+    model = two_stages().eval()
+    for layers in (["1", "0"], ["1.1", "0", "1.0"], ["0"]):
+        plain = camkit.maps(model, batch, 1, layer=layers, method=["gradcam", "ablationcam"])
+        quick = camkit.maps(model, batch, 1, layer=layers, method=["gradcam", "ablationcam"], fast=True)
+        assert isinstance(plain, dict) and list(quick) == list(plain) and len(plain) == 2 * len(layers)
+        for key, expected in plain.items():
+            assert_close_to_peak(quick[key], expected)
+    assert len(compilations) == 1
+    assert not any(m._forward_hooks for m in model.modules())
 
 
 class Passing(nn.Module):
@@ -344,7 +370,7 @@ def hooked() -> nn.Module:
     ("make", "layer", "reason"),
     [
         (Undecided, "conv", "its forward cannot be traced .*control flow"),
-        (Skip, ["norm", "conv"], "one layer of a model with one input"),
+        (two_stages, ["1", "1.0"], "of several layers it needs one below all others"),
         (hooked, "norm", "the model has hooks"),
         (lambda: behind(Stem), "1", "cannot be compiled"),
         (lambda: behind(Item), "1", "cannot be compiled"),
@@ -389,7 +415,7 @@ def test_a_layer_without_a_map(small_net: nn.Module, batch: Tensor, compiles: No
 
 
 def test_several_inputs_and_autocast(small_net: nn.Module, batch: Tensor) -> None:
-    with pytest.warns(CamkitWarning, match="one layer of a model with one input"):
+    with pytest.warns(CamkitWarning, match="a model with one input"):
         camkit.maps(Skip().eval(), [batch, torch.ones(3, 1)], 1, layer="norm", fast=True)
     with torch.autocast("cpu"), pytest.warns(CamkitWarning, match="autocast"):
         camkit.maps(small_net, batch, 1, layer="body", fast=True)

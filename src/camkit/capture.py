@@ -42,21 +42,32 @@ def forward(
     `autograd.grad` of the output with respect to `Captured.output` works whatever the grad mode of the
     caller. Raises `LayerError` for a layer that did not run, ran twice or returned no feature map.
     """
-    captured: dict[str, Captured] = {}
+    with captured(module, names, inputs.shape) as found, torch.no_grad():
+        output = module(inputs, *extras)
+    return output, found
+
+
+@contextmanager
+def captured(module: nn.Module, names: Sequence[str], size: Sequence[int]) -> Iterator[dict[str, Captured]]:
+    """Captures the layers `names` while `module`, or a part of it, runs inside; errors as in `forward`.
+
+    size: the shape of the inputs.
+    """
+    found: dict[str, Captured] = {}
     owner = threading.get_ident()
 
     def hook(_: nn.Module, __: Any, output: Any, name: str) -> Any:
         if threading.get_ident() != owner:  # another thread uses the same model
             return None
-        if name in captured:
+        if name in found:
             raise LayerError(
                 f"layer {name!r} ran more than once in one forward, so it has no single map; "
                 "choose a layer that runs once (`camkit model layers`)"
             )
-        shape = layout(output, inputs.shape, name)
-        torch.set_grad_enabled(True)  # from here upwards; `no_grad` below restores it at the end
+        shape = layout(output, size, name)
+        torch.set_grad_enabled(True)  # from here upwards; `no_grad` of the caller restores it at the end
         kept = output if output.requires_grad else _leaf(output)
-        captured[name] = Captured(kept, shape)
+        found[name] = Captured(kept, shape)
         return kept.clone()
 
     handles = []
@@ -64,18 +75,16 @@ def forward(
         for name in names:
             layer = module.get_submodule(name)
             handles.append(layer.register_forward_hook(lambda m, i, o, name=name: hook(m, i, o, name)))
-        with torch.no_grad():
-            output = module(inputs, *extras)
+        yield found
     finally:
         for handle in handles:
             handle.remove()
     for name in names:
-        if name not in captured:
+        if name not in found:
             raise LayerError(
                 f"layer {name!r} did not run in the forward, or its hook did not fire: hooks do not "
                 "fire inside compiled, traced or exported modules; pass the original module"
             )
-    return output, {name: captured[name] for name in names}
 
 
 def with_output(module: nn.Module, inputs: Sequence[Tensor], name: str, output: Tensor) -> Any:

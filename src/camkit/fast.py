@@ -45,34 +45,43 @@ def forward(
     module: nn.Module, inputs: Tensor, names: Sequence[str], extras: Sequence[Tensor] = ()
 ) -> tuple[Any, dict[str, Captured]]:
     """As `capture.forward`, faster where that is possible; a `CamkitWarning` says why it is not."""
-    fast = _fast(module, inputs, names, extras)
+    order = {name: index for index, (name, _) in enumerate(module.named_modules(remove_duplicate=False))}
+    lowest, *above = sorted(names, key=order.__getitem__) if len(names) > 1 else names
+    fast = _fast(module, inputs, lowest, above, extras)
     if isinstance(fast, str):
         warnings.warn(CamkitWarning(f"without fast mode: {fast}"), stacklevel=2)
         return capture.forward(module, inputs, names, extras)
     output, *around = fast.body(inputs)
-    found = layout(output, inputs.shape, names[0])
-    captured = Captured(output.detach().requires_grad_(), found)  # it may also be what goes around
-    with torch.enable_grad():
-        returned = fast.head(captured.output.clone(), *around)
+    # It may also be what goes around: the head gets a clone.
+    kept = Captured(output.detach().requires_grad_(), layout(output, inputs.shape, lowest))
+    with capture.captured(module, above, inputs.shape) as found, torch.enable_grad():
+        returned = fast.head(kept.output.clone(), *around)
         scores = module.scores(returned) if isinstance(module, Scored) else returned
-    return scores, {names[0]: captured}
+    return scores, {lowest: kept, **found}
 
 
 @dataclass(frozen=True)
 class _Fast:
-    """The body, compiled for one shape and without a graph, and the head of the model itself."""
+    """The body, compiled for one shape and without a graph, and the head of the model itself.
+
+    above: the parts of the model that only the head runs.
+    """
 
     body: Callable[[Tensor], Sequence[Any]]
     head: Callable[..., Any]
+    above: frozenset[nn.Module]
 
 
-def _fast(module: nn.Module, inputs: Tensor, names: Sequence[str], extras: Sequence[Tensor]) -> _Fast | str:
+def _fast(
+    module: nn.Module, inputs: Tensor, layer: str, above: Sequence[str], extras: Sequence[Tensor]
+) -> _Fast | str:
     """What serves this call, or one line that says why nothing does."""
-    if extras or len(names) > 1:
-        return "it takes one layer of a model with one input"
+    if extras:
+        return "it takes a model with one input"
     if torch.is_autocast_enabled(inputs.device.type):
         return "it does not work under autocast; pass dtype="
-    owner, layer = module, names[0]
+    others = [module.get_submodule(name) for name in above]
+    owner = module
     if isinstance(module, Scored):  # made anew for each call: what is remembered belongs to the model
         owner, layer = module.module, layer.removeprefix("module").lstrip(".")
     # Compiled code keeps the number of threads.
@@ -81,7 +90,10 @@ def _fast(module: nn.Module, inputs: Tensor, names: Sequence[str], extras: Seque
         memory = _memory(owner)
         if any(memory.hooks):
             return "the model has hooks, which compiled code does not call"
-        return memory.get(key, lambda: _build(owner, layer, inputs, memory.transformed))
+        fast = memory.get(key, lambda: _build(owner, layer, inputs, memory.transformed))
+    if isinstance(fast, _Fast) and not fast.above.issuperset(others):
+        return "of several layers it needs one below all others"
+    return fast
 
 
 def _build(module: nn.Module, layer: str, inputs: Tensor, kept: dict[str, Tensor]) -> _Fast | str:
@@ -92,7 +104,8 @@ def _build(module: nn.Module, layer: str, inputs: Tensor, kept: dict[str, Tensor
     try:
         with warnings.catch_warnings(), _silent(), torch.no_grad():
             warnings.simplefilter("ignore")
-            fast = _Fast(_compiled(parts.body, noise, kept), parts.head)
+            above = frozenset(parts.head.modules()).difference(parts.body.modules())
+            fast = _Fast(_compiled(parts.body, noise, kept), parts.head, above)
             scores, expected = tree_leaves(fast.head(*fast.body(noise))), tree_leaves(module(noise))
     except Exception as error:  # of tracing, generating, compiling with a compiler that may not be there
         return f"the model cannot be compiled ({_cause(error)})"

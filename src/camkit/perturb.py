@@ -54,7 +54,7 @@ def head(module: nn.Module, inputs: Sequence[Tensor], layer: str) -> Head:
         return Head(whole, affine=False)
 
     @torch.no_grad()
-    def part(output: Tensor, image: Tensor) -> Tensor:
+    def part(output: Tensor, image: Tensor) -> Any:
         return parts.head(output, *(value[image] for value in around))
 
     return Head(part, is_affine(parts.head))

@@ -402,6 +402,8 @@ def type_name(hint: Any) -> str:
         return "|".join(map(str, typing.get_args(hint)))
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
         return " or ".join(type_name(part) for part in typing.get_args(hint))
+    if hint is bool:
+        return "true|false"
     return "none" if hint is type(None) else getattr(hint, "__name__", str(hint))
 
 

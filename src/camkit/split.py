@@ -8,13 +8,13 @@ others are called as they are, so whatever they do inside stays as it is.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import fx, nn
 
 from camkit import capture
 
@@ -34,7 +34,7 @@ class Split:
     """
 
     body: fx.GraphModule
-    head: Callable[..., Tensor]
+    head: fx.GraphModule
     around: int
 
 
