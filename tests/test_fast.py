@@ -9,6 +9,7 @@ import threading
 import warnings
 import weakref
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -18,7 +19,7 @@ from scipy.stats import spearmanr
 from torch import Tensor, nn
 
 import camkit
-from camkit import fast
+from camkit import capture, fast
 from camkit.capture import as_it_was
 from camkit.errors import CamkitWarning, LayerError
 from camkit.fast import KEPT, Weights, remembered
@@ -183,6 +184,16 @@ def test_threads_share_what_is_compiled(
     for scale in range(1, 5):
         assert_close_to_peak(found[scale], expected[scale - 1])
     assert compilations == [batch.shape]
+
+
+def test_hooks_of_camkit_in_another_thread_are_no_hindrance(batch: Tensor, compiles: None) -> None:
+    model = two_stages().eval()
+    expected = camkit.maps(model, batch, 1, layer="1")
+    with ThreadPoolExecutor(1) as other, capture.captured(model, ["0", "1"], batch.shape) as found:
+        quick = other.submit(camkit.maps, model, batch, 1, layer="1", fast=True).result()
+        assert not found
+        model(batch)
+    assert_close_to_peak(quick, expected)
 
 
 def test_a_photograph_in_bfloat16(compiles: None) -> None:

@@ -8,9 +8,10 @@ layer (VGG, DenseNet) cannot change what was kept.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,6 +19,23 @@ from torch import Tensor, nn
 
 from camkit.errors import LayerError
 from camkit.layers import Layout, layout
+
+
+class Hook:
+    """A forward hook of camkit's own: in the thread that made it, it replaces what the layer returns."""
+
+    def __init__(self, replace: Callable[[Any], Any]) -> None:
+        self._replace, self._owner = replace, threading.get_ident()
+
+    def __call__(self, _: nn.Module, __: Any, output: Any) -> Any:
+        """What takes the place of `output`; nothing if another thread uses the same model."""
+        return self._replace(output) if threading.get_ident() == self._owner else None
+
+
+def has_hooks(part: nn.Module) -> bool:
+    """Whether someone else than camkit, perhaps in another thread, listens to `part`."""
+    hooks = [*part._forward_hooks.values(), *part._forward_pre_hooks.values()]
+    return not all(isinstance(hook, Hook) for hook in hooks)
 
 
 @dataclass(frozen=True)
@@ -54,11 +72,8 @@ def captured(module: nn.Module, names: Sequence[str], size: Sequence[int]) -> It
     size: the shape of the inputs.
     """
     found: dict[str, Captured] = {}
-    owner = threading.get_ident()
 
-    def hook(_: nn.Module, __: Any, output: Any, name: str) -> Any:
-        if threading.get_ident() != owner:  # another thread uses the same model
-            return None
+    def keep(output: Any, name: str) -> Tensor:
         if name in found:
             raise LayerError(
                 f"layer {name!r} ran more than once in one forward, so it has no single map; "
@@ -74,7 +89,7 @@ def captured(module: nn.Module, names: Sequence[str], size: Sequence[int]) -> It
     try:
         for name in names:
             layer = module.get_submodule(name)
-            handles.append(layer.register_forward_hook(lambda m, i, o, name=name: hook(m, i, o, name)))
+            handles.append(layer.register_forward_hook(Hook(partial(keep, name=name))))
         yield found
     finally:
         for handle in handles:
@@ -89,12 +104,7 @@ def captured(module: nn.Module, names: Sequence[str], size: Sequence[int]) -> It
 
 def with_output(module: nn.Module, inputs: Sequence[Tensor], name: str, output: Tensor) -> Any:
     """What `module` returns for `inputs` if the layer `name` returns `output`, without a graph."""
-    owner = threading.get_ident()
-
-    def hook(_: nn.Module, __: Any, ___: Any) -> Tensor | None:
-        return output if threading.get_ident() == owner else None
-
-    handle = module.get_submodule(name).register_forward_hook(hook)
+    handle = module.get_submodule(name).register_forward_hook(Hook(lambda _: output))
     try:
         with torch.no_grad():
             return module(*inputs)

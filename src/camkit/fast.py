@@ -88,7 +88,7 @@ def _fast(
     key = (layer, inputs.shape, inputs.dtype, inputs.device, torch.get_num_threads())
     with _LOCK:
         memory = _memory(owner)
-        if any(memory.hooks):
+        if any(memory.hooks) and any(map(capture.has_hooks, owner.modules())):
             return "the model has hooks, which compiled code does not call"
         fast = memory.get(key, lambda: _build(owner, layer, inputs, memory.transformed))
     if isinstance(fast, _Fast) and not fast.above.issuperset(others):
@@ -123,6 +123,8 @@ def _compiled(
     memory_format = _LAYOUTS.get(example.ndim, torch.contiguous_format)
     example = example.clone(memory_format=memory_format)
     own = copy.deepcopy(body).to(memory_format=torch.channels_last)
+    for part in own.modules():  # of camkit in another thread
+        part._forward_hooks.clear()
     graph = winograd.rewritten(torch.export.export(own, (example,)), kept)
     before = len(PyCodeCache.modules)
     code = torch._inductor.compile(graph, [example], options={"freezing": True})

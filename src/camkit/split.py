@@ -56,7 +56,7 @@ def split_or_reason(module: nn.Module, layer: str) -> Split | str:
     path = layer.split(".")
     around = [module.get_submodule(".".join(path[:depth])) for depth in range(len(path))]
     # Hooks of a traced module would be called with what stands for tensors, not with tensors.
-    hooked = [part for part in around if part._forward_hooks or part._forward_pre_hooks]
+    hooked = [part for part in around if capture.has_hooks(part)]
     if hooked:
         return f"{type(hooked[0]).__name__}, which contains the layer, has hooks"
     tracer = _Tracer(around)
