@@ -242,7 +242,7 @@ def test_what_cannot_be_done_is_one_line_and_exit_code_1(arguments: list[str], m
         (["-o", "reduction=men"], r"option reduction of native must be sum\|mean, not 'men'"),
         (["--option", "reduction"], "option 'reduction' is not of the form KEY=VALUE"),
         (["--class", "taby"], "no class 'taby'; did you mean 'tabby'"),
-        (["--class", "4"], "there is no class 4: the model has 0 to 3"),
+        (["--class", "4"], "there is no class 4: the model has 4 classes, 0 to 3"),
         (["--class", "-1"], "the model has no class '-1'"),
         (["--class", "top:0"], "K in top:K is a positive number"),
         (["--layer", "bodi"], "no layer 'bodi'; did you mean 'body'"),

@@ -177,6 +177,24 @@ def test_two_backends_side_by_side(colours: LoadedModel, other_backend: str) -> 
     assert other.options["size"] == 2 and "size" not in native.options
 
 
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        (
+            {"method": ["gradcam", "layercam"]},
+            r"method is a single one .* \['gradcam', 'layercam'\]",
+        ),
+        ({"backend": ("native",)}, "backend is a single one here"),
+        ({"layer": ["conv"]}, "layer is a single one here"),
+        ({"target": lambda scores: scores[:, 0]}, "target is a single one here.*`camkit.maps` takes more"),
+        ({"layer": "*"}, "means several layers"),
+    ],
+)
+def test_one_map_for_one_photograph(colours: LoadedModel, asked: Any, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        camkit.explain(colours, sample(), **asked)
+
+
 def test_wrong_requests(colours: LoadedModel) -> None:
     image = picture("red", "top left")
     with pytest.raises(TargetError, match="did you mean 'green'"):

@@ -171,15 +171,34 @@ def test_a_target_function_of_a_list_of_layers(small_net: nn.Module, batch: Tens
 @pytest.mark.parametrize(
     ("target", "message"),
     [
-        (lambda scores: scores, r"returns \[3, 5\] for \[3, 5\]"),
-        (lambda scores: scores.sum(), r"returns \[\] for \[3, 5\]"),
-        (lambda scores: scores[0], r"returns \[5\] for \[3, 5\]"),
+        (lambda scores: scores, r"returns a tensor \[3, 5\] for a tensor \[3, 5\]"),
+        (lambda scores: scores.sum(), r"returns a single number for a tensor \[3, 5\]"),
+        (lambda scores: scores[0], r"returns a tensor \[5\] for a tensor \[3, 5\]"),
         (lambda scores: 1.0, r"returns float for .*one score for each row, \[B\]"),
     ],
 )
 def test_wrong_target_functions(small_net: nn.Module, batch: Tensor, target: Any, message: str) -> None:
     with pytest.raises(TargetError, match=message):
         camkit.maps(small_net, batch, target, layer="body")
+
+
+def test_layers_have_the_names_that_the_user_gave(small_net: nn.Module, batch: Tensor) -> None:
+    with pytest.raises(LayerError, match="of layer 'fc' is not a feature map"):
+        camkit.maps(small_net, batch, lambda scores: scores[:, 0], layer=["body", "fc"])
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"), [({"layer": []}, "no layer is given"), ({"method": []}, "no method is given")]
+)
+def test_nothing_is_no_question(small_net: nn.Module, batch: Tensor, asked: Any, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        camkit.maps(small_net, batch, 1, **({"layer": "body"} | asked))
+
+
+def test_the_module_of_a_loaded_model_is_wanted(batch: Tensor) -> None:
+    pets = camkit.load_model("pets", device="cpu")
+    with pytest.raises(ModelError, match=r"not LoadedModel: pass its \.module"):
+        camkit.maps(pets, batch)  # type: ignore[call-overload]
 
 
 def test_a_target_function_without_a_gradient(small_net: nn.Module, batch: Tensor) -> None:
@@ -226,7 +245,7 @@ def test_output_takes_the_scores_out(wrap: Any, output: Any, small_net: nn.Modul
         (lambda s: {"a": s, "b": s}, None, r"a dict with 'a', 'b'; .*choose them with output="),
         (lambda s: (s, s), 2, r"output=2 is not in what the model returns: a tuple of 2"),
         (lambda s: {"a": s}, "b", r"output='b' is not in what the model returns: a dict with 'a'"),
-        (lambda s: s, 0, r"output=0 is not in what the model returns: \[3, 5\]"),
+        (lambda s: s, 0, r"output=0 is not in what the model returns: a tensor \[3, 5\]"),
         (lambda s: (s, s), "scores", r"output='scores' is not in"),
     ],
 )

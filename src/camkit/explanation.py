@@ -190,6 +190,7 @@ def explain(
     """Explain one photograph for one class.
 
     image: a file or a Pillow image. target: a class name or index; `None` is the predicted class.
+    For several methods, layers or classes at once, and for functions as targets, there is `maps`.
     Raises `ImageError`, `MapError` and what `maps` raises.
     """
     results = explain_many(
@@ -222,6 +223,9 @@ def explain_many(
         that asks for them is imported by each, so it begins with `if __name__ == "__main__":`.
     The first photograph that cannot be explained ends the stream with its error.
     """
+    for name, value in {"target": target, "backend": backend, "method": method, "layer": layer}.items():
+        if isinstance(value, list | tuple) or (callable(value) and not isinstance(value, nn.Module)):
+            raise UsageError(f"{name} is a single one here, not {value!r}: `camkit.maps` takes more")
     spec = "pred" if target is None else target
     work = plan(
         model,
@@ -231,6 +235,8 @@ def explain_many(
         layer=layer,
         options=options,
     )
+    if len(work.layers) > 1:
+        raise UsageError(f"layer {layer!r} means several layers ({', '.join(work.layers)}): name one")
     with reading.processes(workers) as pool:
         read = partial(pool.read, ahead=2 * batch_size) if pool else reading.read
         for result in stream(work, images, batch_size=batch_size, read=read):

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from camkit import capture, layers, models, plugins
-from camkit.api import Explainer, Sweep
+from camkit.api import Explainer, LoadedModel, Sweep
 from camkit.errors import CamkitWarning, LayerError, ModelError, UsageError, closest
 from camkit.fast import remembered
 from camkit.targets import Chooser, Output, Score, Scored, Targets, checked, every, given
@@ -74,10 +74,11 @@ def maps(
     output: where a model returns a tuple or a dict, the index, key or name of what is explained, or a
         function that takes it out.
     device, dtype: run on a moved or cast copy of the model instead.
-    options: those of the backend (`camkit plugin show BACKEND`).
+    options: those of the backend, such as `fast=True` of `native` (`camkit plugin show BACKEND`).
 
     Maps are at least float32 and on the device of the inputs. NaN in a map stays NaN.
-    Raises `LayerError`, `TargetError`, `OptionError`, `PluginError`, `ModelError`.
+    Raises `UsageError` (no such method, inputs that are none), `LayerError`, `TargetError`, `OptionError`,
+    `PluginError`, `ModelError`, all of them in `camkit.errors`.
     """
     several = _inputs(module, inputs)
     chooser, score = given(targets, len(several[0])), targets if callable(targets) else None
@@ -124,6 +125,8 @@ def _sweep(
         keep = getattr(explainer.options, "fast", False)  # what is compiled belongs to the copy
         module, inputs = _converted(module, inputs, device, dtype, keep)
     methods = [method] if isinstance(method, str) else list(method)
+    if not (methods and names):
+        raise UsageError(f"there is nothing to do: no {'layer' if methods else 'method'} is given")
     first, *extras = inputs
     result = run(
         explainer, backend, module, first, names, methods, choose, extras=extras, output=output, score=score
@@ -183,8 +186,18 @@ def run(
     named = {f"module.{name}".rstrip(".") if adapted else name: name for name in names}
     sweep = Sweep(model, inputs, tuple(named), tuple(methods), checked(choose, len(inputs)), tuple(others))
     with capture.as_it_was(model, inputs.device):
-        found = explainer.many(sweep)
+        try:
+            found = explainer.many(sweep)
+        except LayerError as error:
+            raise LayerError(_renamed(str(error), named)) from error
     return {(method, named[layer]): value.detach() for (method, layer), value in found.items()}
+
+
+def _renamed(text: str, names: Mapping[str, str]) -> str:
+    """`text` with the layers as the user calls them."""
+    for name, own in names.items():
+        text = text.replace(repr(name), repr(own))
+    return text
 
 
 def better_layer(module: nn.Module, layer: str, inputs: Tensor, *extras: Tensor) -> str:
@@ -218,7 +231,8 @@ def _unwrapped(module: nn.Module) -> nn.Module:
     """The module behind `torch.compile`, on which hooks fire."""
     module = getattr(module, "_orig_mod", module)
     if not isinstance(module, nn.Module):
-        raise ModelError(f"a model is a torch.nn.Module, not {type(module).__name__}")
+        hint = ": pass its .module" if isinstance(module, LoadedModel) else ""
+        raise ModelError(f"a model is a torch.nn.Module, not {type(module).__name__}{hint}")
     return module
 
 

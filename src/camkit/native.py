@@ -315,7 +315,11 @@ def _gradients(
 
 # What autograd says, and what it means.
 _ONCE = UsageError, "shapleycam needs second derivatives, which this model lacks"
-_NO_PATH = LayerError, "the scores do not depend on the target layer through differentiable steps"
+_NO_PATH = (
+    LayerError,
+    "the scores do not depend on the target layer through differentiable steps, of the model and of the "
+    "target function if there is one",
+)
 _MEANINGS: dict[str, tuple[type[CamkitError], str]] = {
     "is not implemented": _ONCE,
     "differentiate twice": _ONCE,

@@ -391,7 +391,7 @@ def parse_assignments(texts: tuple[str, ...]) -> dict[str, str]:
     for text in texts:
         key, equals, value = text.partition("=")
         if not (key.strip() and equals):
-            raise OptionError(f"option {text!r} is not of the form KEY=VALUE")
+            raise OptionError(f"option {text!r} is not of the form KEY=VALUE, such as fast=true")
         table[key.strip()] = value.strip()
     return table
 

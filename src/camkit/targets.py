@@ -127,7 +127,7 @@ def _selected(returned: Any, output: str | int | Callable[[Any], Any]) -> Any:
 def _told(value: Any) -> str:
     """What a model returned, in a few words."""
     if isinstance(value, Tensor):
-        return str(list(value.shape))
+        return f"a tensor {list(value.shape)}" if value.ndim else "a single number"
     if isinstance(value, Mapping):
         return f"a {type(value).__name__} with {', '.join(map(repr, value))}"
     if isinstance(value, list | tuple):
@@ -171,7 +171,8 @@ def class_index(name: str, classes: Sequence[str]) -> int:
     if re.fullmatch(r"\d+", name):
         if len(name) < 10 and int(name) < len(classes):  # Python reads no number of thousands of digits
             return int(name)
-        raise TargetError(f"there is no class {name}: the model has 0 to {len(classes) - 1}")
+        count = len(classes)
+        raise TargetError(f"there is no class {name}: the model has {count} classes, 0 to {count - 1}")
     hint = closest(name.replace("_", " "), [c.replace("_", " ") for c in classes])
     raise TargetError(
         f"the model has no class {name!r}{hint} ({len(classes)} classes: `camkit model classes`)"

@@ -92,7 +92,7 @@ class Explain(click.Command):
     "options",
     multiple=True,
     metavar="KEY=VALUE",
-    help="An option of the backend, such as reduction=mean; repeatable.",
+    help="An option of the backend, such as fast=true (`camkit plugin show native`); repeatable.",
 )
 @click.option("--counterfactual", is_flag=True, help="Draw what speaks against the class.")
 @click.option("--relu", is_flag=True, help="Draw only what speaks for it, as the Grad-CAM paper does.")
