@@ -422,12 +422,13 @@ def test_quiet_and_json_are_the_lines_alone() -> None:
 def test_verbose_tells_what_is_run_and_how_much_was_done() -> None:
     photos(3)
     done = quick("photos", "-v", "--batch-size", 2, "--class", "top:2")
-    first, where, last = done.stderr.splitlines()
+    first, options, where, last = done.stderr.splitlines()
     request, sha256 = lines()[0]["request"], lines()[0]["model_sha256"]
     assert first == (
         f"model tiny:net ({sha256[:12]}) on cpu in float32, layers body; "
         f"batches of 2, 0 processes read; request {request}"
     )
+    assert options.startswith("native: reduction=sum, ") and "fast=False" in options
     assert where == "Raw maps and manifest.jsonl are in out"
     assert last.startswith("3 photographs, 6 maps in ")
 

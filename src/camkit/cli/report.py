@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -47,6 +48,10 @@ class Report:
                 f"{str(model.dtype).removeprefix('torch.')}, layers {', '.join(work.layers)}; "
                 f"batches of {batch}, {workers} processes read; request {request}"
             )
+            for backend in work.backends:
+                options = asdict(backend.explainer.options).items()
+                told = ", ".join(f"{name}={value}" for name, value in options) or "no options"
+                self._say(f"{backend.name}: {told}")
 
     def written(self, written: Written, folder: Path) -> None:
         """Everything of one photograph."""
