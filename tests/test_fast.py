@@ -128,6 +128,14 @@ def test_several_layers_from_what_is_compiled_below_the_lowest(
     assert not any(m._forward_hooks for m in model.modules())
 
 
+def test_nothing_is_compiled_where_no_layer_is_below_all_others(
+    batch: Tensor, compilations: list[torch.Size]
+) -> None:
+    with pytest.warns(CamkitWarning, match="one below all others"):
+        camkit.maps(two_stages().eval(), batch, 1, layer=["1", "1.0"], fast=True)
+    assert not compilations
+
+
 class Passing(nn.Module):
     """A layer that returns what goes around it."""
 

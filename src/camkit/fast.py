@@ -28,7 +28,7 @@ from camkit import capture, winograd
 from camkit.capture import Captured
 from camkit.errors import CamkitWarning
 from camkit.layers import layout
-from camkit.split import split_or_reason
+from camkit.split import Split, split_or_reason
 from camkit.targets import Scored
 
 KEPT = 8  # values that are remembered for one model, such as compiled shapes
@@ -45,8 +45,9 @@ def forward(
     module: nn.Module, inputs: Tensor, names: Sequence[str], extras: Sequence[Tensor] = ()
 ) -> tuple[Any, dict[str, Captured]]:
     """As `capture.forward`, faster where that is possible; a `CamkitWarning` says why it is not."""
-    order = {name: index for index, (name, _) in enumerate(module.named_modules(remove_duplicate=False))}
-    lowest, *above = sorted(names, key=order.__getitem__) if len(names) > 1 else names
+    if len(names) > 1:  # in the order of the model
+        names = [name for name, _ in module.named_modules(remove_duplicate=False) if name in names]
+    lowest, *above = names
     fast = _fast(module, inputs, lowest, above, extras)
     if isinstance(fast, str):
         warnings.warn(CamkitWarning(f"without fast mode: {fast}"), stacklevel=2)
@@ -62,14 +63,10 @@ def forward(
 
 @dataclass(frozen=True)
 class _Fast:
-    """The body, compiled for one shape and without a graph, and the head of the model itself.
-
-    above: the parts of the model that only the head runs.
-    """
+    """The body, compiled for one shape and without a graph, and the head of the model itself."""
 
     body: Callable[[Tensor], Sequence[Any]]
     head: Callable[..., Any]
-    above: frozenset[nn.Module]
 
 
 def _fast(
@@ -90,22 +87,22 @@ def _fast(
         memory = _memory(owner)
         if any(memory.hooks) and any(map(capture.has_hooks, owner.modules())):
             return "the model has hooks, which compiled code does not call"
-        fast = memory.get(key, lambda: _build(owner, layer, inputs, memory.transformed))
-    if isinstance(fast, _Fast) and not fast.above.issuperset(others):
-        return "of several layers it needs one below all others"
-    return fast
+        if layer not in memory.splits:
+            memory.splits[layer] = split_or_reason(owner, layer)
+        parts = memory.splits[layer]
+        if isinstance(parts, str):
+            return parts
+        if others and not set(parts.head.modules()).difference(parts.body.modules()).issuperset(others):
+            return "of several layers it needs one below all others"
+        return memory.get(key, lambda: _build(owner, parts, inputs, memory.transformed))
 
 
-def _build(module: nn.Module, layer: str, inputs: Tensor, kept: dict[str, Tensor]) -> _Fast | str:
-    parts = split_or_reason(module, layer)
-    if isinstance(parts, str):
-        return parts
+def _build(module: nn.Module, parts: Split, inputs: Tensor, kept: dict[str, Tensor]) -> _Fast | str:
     noise = torch.randn(inputs.shape, generator=torch.Generator().manual_seed(0)).to(inputs)
     try:
         with warnings.catch_warnings(), _silent(), torch.no_grad():
             warnings.simplefilter("ignore")
-            above = frozenset(parts.head.modules()).difference(parts.body.modules())
-            fast = _Fast(_compiled(parts.body, noise, kept), parts.head, above)
+            fast = _Fast(_compiled(parts.body, noise, kept), parts.head)
             scores, expected = tree_leaves(fast.head(*fast.body(noise))), tree_leaves(module(noise))
     except Exception as error:  # of tracing, generating, compiling with a compiler that may not be there
         return f"the model cannot be compiled ({_cause(error)})"
@@ -239,6 +236,7 @@ class _Memory:
     def __init__(self, module: nn.Module) -> None:
         self.weights = Weights(module)
         self.hooks = [h for m in module.modules() for h in (m._forward_hooks, m._forward_pre_hooks)]
+        self.splits: dict[str, Split | str] = {}  # by layer; or why there is none
         self.transformed: dict[str, Tensor] = {}  # weights that all compiled shapes share
         self._values: dict[Any, Any] = {}
 
