@@ -18,6 +18,7 @@ from camkit.errors import (
     CamkitWarning,
     OptionError,
     PluginNotFound,
+    closest,
 )
 from camkit.plugins import Found, Kind
 
@@ -641,6 +642,11 @@ def test_texts_and_values_become_the_field(key: str, value: Any, expected: Any) 
 def test_wrong_options_say_what_would_be_right(key: str, value: Any, message: str) -> None:
     with pytest.raises(OptionError, match=message):
         plugins.read_options(Options, {key: value}, owner="toy")
+
+
+def test_what_is_hardly_alike_is_not_suggested() -> None:
+    assert closest("fast", ["absolute", "baseline"]) == ""
+    assert closest("fas", ["absolute", "fast"]) == "; did you mean 'fast'?"
 
 
 def test_a_plugin_without_options_says_so() -> None:

@@ -57,8 +57,9 @@ def forward(
     """Run `module` once; its output, connected to the captured outputs of the layers `names`.
 
     extras: what the module takes beside `inputs`, which the maps lie over.
-    `autograd.grad` of the output with respect to `Captured.output` works whatever the grad mode of the
-    caller. Raises `LayerError` for a layer that did not run, ran twice or returned no feature map.
+    `autograd.grad` of the output with respect to `Captured.output` works, also under `no_grad`; inference
+    mode must be off, as it is within `as_it_was`. Raises `LayerError` for a layer that did not run, ran
+    twice or returned no feature map.
     """
     with captured(module, names, inputs.shape) as found, torch.no_grad():
         output = module(inputs, *extras)

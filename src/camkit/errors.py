@@ -102,5 +102,5 @@ def closest(word: str, known: Iterable[str], count: int = 3) -> str:
     word = word.casefold()
     # A name that holds the word as one of its own, as `tiger cat` does `cat`, is what was meant.
     near = [name for name in folded if len(word) > 2 and word in re.split(r"[\W_]+", name)][:count]
-    near = near or difflib.get_close_matches(word, folded, n=count, cutoff=0.55)
+    near = near or difflib.get_close_matches(word, folded, n=count)
     return f"; did you mean {' or '.join(repr(folded[key]) for key in near)}?" if near else ""

@@ -189,7 +189,8 @@ def run(
         try:
             found = explainer.many(sweep)
         except LayerError as error:
-            raise LayerError(_renamed(str(error), named)) from error
+            error.args = (_renamed(str(error), named),)
+            raise
     return {(method, named[layer]): value.detach() for (method, layer), value in found.items()}
 
 

@@ -7,7 +7,6 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -49,7 +48,7 @@ class Report:
                 f"batches of {batch}, {workers} processes read; request {request}"
             )
             for backend in work.backends:
-                options = asdict(backend.explainer.options).items()
+                options = vars(backend.explainer.options).items()
                 told = ", ".join(f"{name}={value}" for name, value in options) or "no options"
                 self._say(f"{backend.name}: {told}")
 
