@@ -224,11 +224,11 @@ def report(result: Mapping[str, Any], bounds: Mapping[tuple[str, str], str]) -> 
 def into(page: Path, kind: str, text: str) -> None:
     """Put the text between the two marks of this kind of device."""
     first, last = f"<!-- native on {kind} -->\n", f"<!-- end of native on {kind} -->"
-    before, _, rest = page.read_text().partition(first)
+    before, _, rest = page.read_text("utf-8").partition(first)
     _, found, after = rest.partition(last)
     if not found:
         raise SystemExit(f"{page}: no place for the table: {first.strip()} ... {last}")
-    page.write_text(f"{before}{first}\n{text}\n\n{last}{after}")
+    page.write_text(f"{before}{first}\n{text}\n\n{last}{after}", "utf-8")
 
 
 def memory(model: nn.Sequential, inputs: Tensor, calls: int = 500, **options: Any) -> dict[str, int]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -41,6 +43,31 @@ def test_the_python_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.Monke
     for block in blocks:
         exec(block, space)
     assert space["maps"].shape == (2, 1000, 2, 2)
+
+
+@pytest.fixture
+def native() -> Any:
+    """The benchmark, which imports what it compares with."""
+    for peer in ("captum", "pytorch_grad_cam", "torchcam"):
+        pytest.importorskip(peer)
+    return importlib.import_module("benchmarks.native")
+
+
+def test_the_table_of_native_is_that_of_its_samples(native: Any) -> None:
+    page = text("docs/benchmarks.md")
+    result = json.loads(text("benchmarks/results/native.json"))
+    assert f"<!-- native on cpu -->\n\n{native.report(result, native.BOUNDS)}\n\n" in page
+
+
+def test_a_page_without_a_place_for_the_table_stays_as_it_is(native: Any, tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("before <!-- native on cpu -->\nold\n<!-- end of native on cpu --> after", "utf-8")
+    native.into(page, "cpu", "new")
+    written = page.read_text("utf-8")
+    assert written == "before <!-- native on cpu -->\n\nnew\n\n<!-- end of native on cpu --> after"
+    with pytest.raises(SystemExit, match="no place for the table"):
+        native.into(page, "cuda", "new")
+    assert page.read_text("utf-8") == written
 
 
 def test_quoted_files_are_the_files() -> None:
