@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -56,6 +56,10 @@ class NoOptions:
 # --- explainers -----------------------------------------------------------------------------------
 
 
+def _ignored(*_: Any) -> None:
+    """What is told to nobody."""
+
+
 @dataclass(frozen=True)
 class Query:
     """One request to an explainer.
@@ -67,6 +71,10 @@ class Query:
     layer: dotted name of the target layer in `module` ("" is `module` itself).
     method: one of the explainer's `methods`.
     extras: further inputs, `[B, ...]` each: `module(inputs, *extras)`; see `Explainer.several_inputs`.
+    layout: how the user says the output of the layer is to be read (`camkit.layout.KINDS`), or `None`.
+    seen: to be called with the scores of a forward of `inputs`, where an explainer makes one anyway, before
+        the targets are looked up in them: it refuses a class that is not there, and saves the host a forward.
+        `camkit.stand_in.StandIn` does it.
     """
 
     module: nn.Module
@@ -75,6 +83,8 @@ class Query:
     layer: str
     method: str
     extras: tuple[Tensor, ...] = ()
+    layout: str | None = None
+    seen: Callable[[Tensor], object] = _ignored
 
     @property
     def layer_module(self) -> nn.Module:
@@ -86,8 +96,12 @@ class Query:
 class Sweep:
     """Several methods, layers and classes over one batch, so that an explainer may share the forward.
 
-    choose: from the model's scores `[B, n_classes]` to the class indices to explain, int64 `[B, T]`.
-        It checks scores and indices and raises `TargetError` or `ModelError`: call it exactly once.
+    choose: from the model's scores `[B, n_classes]` to the class indices to explain, int64 `[B, T]`. It
+        checks scores and indices and raises `TargetError` or `ModelError`; the host keeps the scores.
+    targets: what `choose` will say, where it is given and needs no scores, else `None`.
+    remark: to be called with a method, a layer, the images concerned (bool `[B]`) and a sentence, where a
+        map is not to be trusted. The host tells the user.
+    frozen: the caller promises that the model does not change between calls, for those who keep something.
     The other fields are as in `Query`.
     """
 
@@ -97,6 +111,19 @@ class Sweep:
     methods: tuple[str, ...]
     choose: Callable[[Tensor], Tensor]
     extras: tuple[Tensor, ...] = ()
+    targets: Tensor | None = None
+    layout: str | None = None
+    remark: Callable[[str, str, Tensor, str], None] = _ignored
+    frozen: bool = False
+
+    def queries(self, method: str, layer: str, targets: Tensor) -> Iterator[Query]:
+        """One query for each column of `targets`, int64 `[B, T]`."""
+        for column in targets.unbind(1):
+            yield Query(
+                *(self.module, self.inputs, column.contiguous(), layer, method, self.extras),
+                layout=self.layout,
+                seen=self.choose,
+            )
 
 
 class Explainer(ABC):
@@ -131,20 +158,23 @@ class Explainer(ABC):
         """Raw maps `[B, h, w]`, at least float32, on the inputs' device, without a graph."""
 
     def many(self, sweep: Sweep) -> dict[tuple[str, str], Tensor]:
-        """Raw maps `[B, T, h, w]` keyed by `(method, layer)`; by default one `maps` call for each."""
+        """Raw maps `[B, T, h, w]` keyed by `(method, layer)`; by default one `maps` call for each.
+
+        Targets that are given cost no forward.
+        """
         import torch
 
-        with torch.no_grad():
-            targets = sweep.choose(sweep.module(sweep.inputs, *sweep.extras))
-
-        def one(method: str, layer: str) -> Tensor:
-            columns = (
-                Query(sweep.module, sweep.inputs, column.contiguous(), layer, method, sweep.extras)
-                for column in targets.unbind(1)
+        targets = sweep.targets
+        if targets is None:
+            with torch.no_grad():
+                targets = sweep.choose(sweep.module(sweep.inputs, *sweep.extras))
+        return {
+            (method, layer): torch.stack(
+                [self.maps(query) for query in sweep.queries(method, layer, targets)], dim=1
             )
-            return torch.stack([self.maps(query) for query in columns], dim=1)
-
-        return {(m, layer): one(m, layer) for m in sweep.methods for layer in sweep.layers}
+            for method in sweep.methods
+            for layer in sweep.layers
+        }
 
 
 # --- metrics --------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ Reductions run in float32 at least, so a bfloat16 model loses nothing here.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from math import prod
 
 import torch
@@ -113,6 +114,7 @@ def contrast(scores: Tensor, targets: Tensor, alpha: float, comparisons: int) ->
     Those are the `comparisons` classes whose scores are nearest to that of `c`, or as many as there are.
     Zhang et al. 2025, arXiv:2501.11309; the map is the Grad-CAM of this.
     """
+    scores = _wide(scores)  # in bfloat16 neighbours and means are off by 0.17 of the peak of a map
     count, similar = min(comparisons, scores.shape[1] - 1), []
     for column in torch.split(targets, 1, dim=1):  # one by one: [B, T, n] may be large
         distance = (scores - scores.gather(1, column)).detach().abs()
@@ -120,6 +122,31 @@ def contrast(scores: Tensor, targets: Tensor, alpha: float, comparisons: int) ->
         similar.append(distance.topk(count, dim=1, largest=False).indices)
     near = scores.gather(1, torch.cat(similar, dim=1)).reshape(*targets.shape, count)
     return scores.gather(1, targets) - alpha * near.mean(2)
+
+
+# --- doubts ---------------------------------------------------------------------------------------
+
+# How much of its terms a sum has to be, in units of the type they were computed in, to be more than rounding.
+# Behind a LayerNorm over channels it is 0.5 to 8 of them where the truth is zero; half precision rounds less
+# of what it sums, so that a smaller multiple is noise.
+NOISE = {torch.float32: 16.0, torch.float64: 16.0, torch.bfloat16: 2.0, torch.float16: 2.0}
+SAMPLE = 1024  # positions whose terms are looked at
+
+
+def is_noise(formula: Callable[[Tensor, Tensor], Tensor], features: Tensor, gradients: Tensor) -> Tensor:
+    """For each image whether its map of the first of the T classes is only rounding noise, bool `[B]`.
+
+    That is where terms cancel: the map is nothing against the one that the formula makes of the absolute
+    features and gradients. A LayerNorm over the channels right behind a layer makes `sum_k G_k A_k` zero at
+    every position, since the score does not change with the scale of a position.
+    """
+    gradients = gradients[:1]
+    step = max(1, round((prod(features.shape[2:]) / SAMPLE) ** (1 / (features.ndim - 2))))
+    some = (..., *[slice(None, None, step)] * (features.ndim - 2))
+    found = formula(features, gradients).flatten(1).abs().amax(1)
+    terms = formula(features[some].abs(), gradients[some].abs()).flatten(1).amax(1)
+    limit = NOISE[features.dtype] * torch.finfo(features.dtype).eps
+    return (found > 0) & (found <= limit * terms)
 
 
 # --- perturbation: weights from scores of other features or inputs --------------------------------
@@ -179,7 +206,8 @@ def _wide(tensor: Tensor) -> Tensor:
 
 def _weighted(features: Tensor, weights: Tensor) -> Tensor:
     """`sum_k w_k A_k` for weights `[T, B, C]`."""
-    maps = torch.bmm(weights.movedim(0, 1), features.flatten(2))
+    with torch.autocast(features.device.type, enabled=False):  # which would sum in half precision
+        maps = torch.bmm(weights.movedim(0, 1), features.flatten(2))
     return maps.reshape(*maps.shape[:2], *features.shape[2:])
 
 

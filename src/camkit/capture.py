@@ -9,16 +9,18 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils.checkpoint import CheckpointFunction
 
 from camkit.errors import LayerError
-from camkit.layers import Layout, layout
+from camkit.layout import Layout, layout
 
 
 class Hook:
@@ -52,22 +54,30 @@ class Captured:
 
 
 def forward(
-    module: nn.Module, inputs: Tensor, names: Sequence[str], extras: Sequence[Tensor] = ()
+    module: nn.Module,
+    inputs: Tensor,
+    names: Sequence[str],
+    extras: Sequence[Tensor] = (),
+    *,
+    kind: str | None = None,
 ) -> tuple[Any, dict[str, Captured]]:
     """Run `module` once; its output, connected to the captured outputs of the layers `names`.
 
-    extras: what the module takes beside `inputs`, which the maps lie over.
+    extras: what the module takes beside `inputs`, which the maps lie over. kind: the layout that the user
+    says the layers have.
     `autograd.grad` of the output with respect to `Captured.output` works, also under `no_grad`; inference
     mode must be off, as it is within `as_it_was`. Raises `LayerError` for a layer that did not run, ran
     twice or returned no feature map.
     """
-    with captured(module, names, inputs.shape) as found, torch.no_grad():
+    with captured(module, names, inputs.shape, kind=kind) as found, torch.no_grad():
         output = module(inputs, *extras)
     return output, found
 
 
 @contextmanager
-def captured(module: nn.Module, names: Sequence[str], size: Sequence[int]) -> Iterator[dict[str, Captured]]:
+def captured(
+    module: nn.Module, names: Sequence[str], size: Sequence[int], *, kind: str | None = None
+) -> Iterator[dict[str, Captured]]:
     """Captures the layers `names` while `module`, or a part of it, runs inside; errors as in `forward`.
 
     size: the shape of the inputs.
@@ -76,31 +86,41 @@ def captured(module: nn.Module, names: Sequence[str], size: Sequence[int]) -> It
 
     def keep(output: Any, name: str) -> Tensor:
         if name in found:
-            raise LayerError(
-                f"layer {name!r} ran more than once in one forward, so it has no single map; "
-                "choose a layer that runs once (`camkit model layers`)"
-            )
-        shape = layout(output, size, name)
+            raise ran(name, 2)
+        shape = layout(output, size, name, module=module, kind=kind)
         torch.set_grad_enabled(True)  # from here upwards; `no_grad` of the caller restores it at the end
-        kept = output if output.requires_grad else _leaf(output)
-        found[name] = Captured(kept, shape)
-        return kept.clone()
+        # A model that runs its body in inference mode gets a copy that takes part in a graph all the same.
+        with torch.inference_mode(False) if torch.is_inference_mode_enabled() else nullcontext():
+            kept = output if output.requires_grad else _leaf(output)
+            found[name] = Captured(kept, shape)
+            return kept.clone()
 
     handles = []
     try:
         for name in names:
             layer = module.get_submodule(name)
-            handles.append(layer.register_forward_hook(Hook(partial(keep, name=name))))
+            # Before the hooks of others: what they store of the output is then part of the graph, too.
+            handles.append(layer.register_forward_hook(Hook(partial(keep, name=name)), prepend=True))
         yield found
     finally:
         for handle in handles:
             handle.remove()
     for name in names:
         if name not in found:
-            raise LayerError(
-                f"layer {name!r} did not run in the forward, or its hook did not fire: hooks do not "
-                "fire inside compiled, traced or exported modules; pass the original module"
-            )
+            raise ran(name, 0)
+
+
+def ran(name: str, times: int) -> LayerError:
+    """The error for a layer that did not run exactly once in a forward."""
+    if times:
+        return LayerError(
+            f"layer {name!r} ran more than once in one forward, so it has no single map; "
+            "choose a layer that runs once (`camkit model layers`)"
+        )
+    return LayerError(
+        f"layer {name!r} did not run in the forward, or its hook did not fire: as where the model calls its "
+        "`forward` instead of itself, or is compiled, traced or exported; pass the original module"
+    )
 
 
 def with_output(module: nn.Module, inputs: Sequence[Tensor], name: str, output: Tensor) -> Any:
@@ -116,12 +136,13 @@ def with_output(module: nn.Module, inputs: Sequence[Tensor], name: str, output: 
 @contextmanager
 def as_it_was(module: nn.Module, device: torch.device) -> Iterator[None]:
     """Eval mode and plain gradient mode inside; afterwards every mode and RNG state is as before."""
-    training = _training(module)
+    training, compiled = _training(module)
     # Not by `fork_rng`, which takes five times as long: that is seen beside one image.
     generators = [torch.default_generator]
     generators += [torch.cuda.default_generators[device.index]] if device.type == "cuda" else []
     states = [generator.get_state() for generator in generators]
-    with torch.inference_mode(False), torch.enable_grad():
+    eager = torch.compiler.set_stance("force_eager") if compiled else nullcontext()
+    with torch.inference_mode(False), torch.enable_grad(), eager:
         try:  # one by one, not by `train()`, which modules override
             for part in training:
                 part.training = False
@@ -133,17 +154,67 @@ def as_it_was(module: nn.Module, device: torch.device) -> Iterator[None]:
                 generator.set_state(state)
 
 
-def _training(module: nn.Module) -> list[nn.Module]:
-    """Those of `module.modules()` in training mode; beside one image the time of `modules()` is seen."""
+def _training(module: nn.Module) -> tuple[list[nn.Module], bool]:
+    """Those of `module.modules()` in training mode, and whether one is compiled.
+
+    Beside one image the time of `modules()` is seen.
+    """
     seen: set[nn.Module | None] = {None}
-    parts, training = [module], []
+    parts, training, compiled = [module], [], False
     for part in parts:  # which grows
         if part not in seen:
             seen.add(part)
             parts += part._modules.values()  # type: ignore[arg-type]
             if part.training:
                 training.append(part)
-    return training
+            # Hooks do not fire in compiled code.
+            compiled = compiled or part._compiled_call_impl is not None or "_orig_mod" in part._modules
+    return training, compiled
+
+
+@contextmanager
+def gradients_everywhere() -> Iterator[None]:
+    """Inside, a forward runs with gradients although it says `no_grad` itself, and without its checkpoints.
+
+    Models that run a frozen body under `no_grad` have no gradient otherwise. Reentrant checkpoints run their
+    part without gradients, and once more in the backward; here it simply runs.
+    """
+    owner, checkpointed = threading.get_ident(), CheckpointFunction.apply
+
+    def run(function: Callable[..., Any], preserve: bool, *args: Any) -> Any:
+        if threading.get_ident() == owner:
+            return function(*args)
+        return checkpointed(function, preserve, *args)
+
+    with _CHECKPOINTS:
+        CheckpointFunction.apply = run
+        try:
+            with _NeverOff():
+                yield
+        finally:
+            del CheckpointFunction.apply  # which uncovers that of its base
+
+
+_CHECKPOINTS = threading.Lock()  # torch has one function for them in the whole process
+
+
+class _NeverOff(TorchFunctionMode):
+    """Leaves out what would switch gradients off."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch._C._set_grad_enabled and not args[0]:
+            return None
+        return func(*args, **(kwargs or {}))
+
+
+@contextmanager
+def differentiable_rnns(module: nn.Module, device: torch.device) -> Iterator[None]:
+    """cuDNN differentiates recurrent layers in training mode only; torch's own ones are always."""
+    if device.type == "cuda" and any(isinstance(part, nn.RNNBase) for part in module.modules()):
+        with torch.backends.cudnn.flags(enabled=False):
+            yield
+    else:
+        yield
 
 
 def usable(tensor: Tensor) -> Tensor:

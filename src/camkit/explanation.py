@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from camkit import layers, plugins, reading, render
 from camkit.api import Explainer, LoadedModel
 from camkit.errors import MapError, ModelError, UsageError
-from camkit.host import Layer, better_layer, resolve_layers, run, unknown_method
+from camkit.host import Answer, Call, Layer, better_layer, resolve_layers, run, unknown_method
 from camkit.images import Photo
 from camkit.preprocess import Preprocess
 from camkit.reading import Failure, ImageSource
@@ -287,36 +287,36 @@ def _explain_photos(
     model = work.model
     views = [_view(photo, model.preprocess) for _, photo in photos]
     inputs = model.preprocess.batch(views, model.device).to(model.dtype)
-    seen: list[Tensor] = []
-
-    def choose(scores: Tensor) -> Tensor:  # the scores of the very forward that is explained
-        chosen = work.choose(scores)
-        seen[:] = [scores.detach().float().cpu(), chosen.cpu()]
-        return chosen
-
-    answers: dict[tuple[str, str, str], Tensor] = {}
-    for backend in work.backends:
-        found = run(
-            backend.explainer, backend.name, model.module, inputs, work.layers, backend.methods, choose
+    answers = {
+        backend.name: run(
+            *(backend.explainer, backend.name, model.module, inputs, work.layers, backend.methods, work.choose),
+            call=OWN,
         )
-        answers |= {(backend.name, *key): value.float().cpu() for key, value in found.items()}
-    scores, chosen = seen
+        for backend in work.backends
+    }
     hint = cache(lambda layer: better_layer(model.module, layer, inputs))
     for row, (position, photo) in enumerate(photos):
-        yield list(_results(work, answers, scores, chosen, row, position, photo, hint))
+        yield [
+            result
+            for backend in work.backends
+            for result in _results(work, backend, answers[backend.name], row, position, photo, hint)
+        ]
+
+
+OWN = Call(frozen=True)  # nobody changes the model while it is camkit's
 
 
 def _results(
     work: Plan,
-    answers: Mapping[tuple[str, str, str], Tensor],
-    scores: Tensor,
-    chosen: Tensor,
+    backend: Backend,
+    answer: Answer,
     row: int,
     position: int,
     photo: Photo,
     hint: Callable[[str], str],
 ) -> Iterator[Explanation | Failure]:
-    model, logits = work.model, scores[row]
+    """The results of one backend for one photograph, each with the scores of the forward it explains."""
+    model, logits = work.model, answer.scores[row].float().cpu()
     if len(model.classes) != len(logits):
         raise ModelError(
             f"model {model.name!r} names {len(model.classes)} classes but returns {len(logits)}"
@@ -324,24 +324,29 @@ def _results(
     probabilities = logits.softmax(0)
     top = probabilities.topk(min(5, len(logits)))
     best = [(model.classes[i], p) for i, p in zip(top.indices.tolist(), top.values.tolist(), strict=True)]
-    options = {backend.name: vars(backend.explainer.options) for backend in work.backends}
-    columns = {index: column for column, index in reversed(list(enumerate(chosen[row].tolist())))}
-    for (backend, method, layer), maps in answers.items():
+    columns = {index: column for column, index in reversed(list(enumerate(answer.targets[row].tolist())))}
+    for (method, layer), maps in answer.maps.items():
         for index, column in sorted(columns.items(), key=lambda item: item[1]):
-            map = maps[row, column].clone()
+            map = maps[row, column].float().cpu().clone()
             try:
                 render.check_finite(map)
                 # One NaN among the scores leaves no class a probability.
                 if not math.isfinite(float(logits[index] + probabilities[index])):
                     raise MapError("the model's score is NaN or infinite (try --dtype float32)")
             except MapError as error:
-                text = f"{photo.source}: {backend} {method}, class {model.classes[index]}: {error}"
+                text = f"{photo.source}: {backend.name} {method}, class {model.classes[index]}: {error}"
                 yield Failure(photo.source, MapError(text), position, photo.sha256, photo.name)
                 continue
-            flat = (f"the map is constant: it says nothing{hint(layer)}",) if render.is_flat(map) else ()
+            doubts = [
+                remark.text
+                for remark in answer.remarks
+                if (remark.method, remark.layer) == (method, layer) and bool(remark.concerned[row, column])
+            ]
+            if render.is_flat(map) and not doubts:
+                doubts = [f"the map is constant: it says nothing{hint(layer)}"]
             yield Explanation(
                 map=map,
-                backend=backend,
+                backend=backend.name,
                 method=method,
                 layer=layer,
                 class_index=index,
@@ -353,7 +358,7 @@ def _results(
                 predicted_name=model.classes[int(logits.argmax())],
                 photo=photo,
                 model=model,
-                options=options[backend],
+                options=vars(backend.explainer.options),
                 position=position,
-                warnings=(*photo.warnings, *flat),
+                warnings=(*photo.warnings, *doubts),
             )

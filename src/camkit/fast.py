@@ -27,7 +27,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from camkit import capture, winograd
 from camkit.capture import Captured
 from camkit.errors import CamkitWarning
-from camkit.layers import layout
+from camkit.layout import layout
 from camkit.split import Split, split_or_reason
 from camkit.targets import Scored
 
@@ -42,7 +42,13 @@ T = TypeVar("T")
 
 
 def forward(
-    module: nn.Module, inputs: Tensor, names: Sequence[str], extras: Sequence[Tensor] = ()
+    module: nn.Module,
+    inputs: Tensor,
+    names: Sequence[str],
+    extras: Sequence[Tensor] = (),
+    *,
+    kind: str | None = None,
+    frozen: bool = False,
 ) -> tuple[Any, dict[str, Captured]]:
     """As `capture.forward`, faster where that is possible; a `CamkitWarning` says why it is not."""
     if len(names) > 1:  # in the order of the model
@@ -51,11 +57,12 @@ def forward(
     fast = _fast(module, inputs, lowest, above, extras)
     if isinstance(fast, str):
         warnings.warn(CamkitWarning(f"without fast mode: {fast}"), stacklevel=2)
-        return capture.forward(module, inputs, names, extras)
+        return capture.forward(module, inputs, names, extras, kind=kind)
     output, *around = fast.body(inputs)
     # It may also be what goes around: the head gets a clone.
-    kept = Captured(output.detach().requires_grad_(), layout(output, inputs.shape, lowest))
-    with capture.captured(module, above, inputs.shape) as found, torch.enable_grad():
+    shape = layout(output, inputs.shape, lowest, module=module, kind=kind)
+    kept = Captured(output.detach().requires_grad_(), shape)
+    with capture.captured(module, above, inputs.shape, kind=kind) as found, torch.enable_grad():
         returned = fast.head(kept.output.clone(), *around)
         scores = module.scores(returned) if isinstance(module, Scored) else returned
     return scores, {lowest: kept, **found}

@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Mapping, Sequence
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from functools import partial
 from typing import Any, overload
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
-from camkit import capture, layers, models, plugins
+from camkit import automatic, capture, causes, layers, models, plugins
 from camkit.api import Explainer, LoadedModel, Sweep
-from camkit.errors import CamkitWarning, LayerError, ModelError, UsageError, closest
+from camkit.automatic import Choice
+from camkit.errors import CamkitError, CamkitWarning, LayerError, ModelError, UsageError, closest
 from camkit.fast import remembered
-from camkit.targets import Chooser, Output, Score, Scored, Targets, checked, every, given
+from camkit.layout import SPACE, OpenLayout, settle
+from camkit.targets import Checked, Chooser, Output, Score, Scored, Targets, every, given
 
 Layer = str | nn.Module
 Inputs = Tensor | Sequence[Tensor]
@@ -32,6 +39,8 @@ def maps(
     output: Output = None,
     device: str | torch.device | None = None,
     dtype: str | torch.dtype | None = None,
+    layout: str | None = None,
+    frozen: bool = False,
     **options: Any,
 ) -> Tensor: ...
 @overload
@@ -46,6 +55,8 @@ def maps(
     output: Output = None,
     device: str | torch.device | None = None,
     dtype: str | torch.dtype | None = None,
+    layout: str | None = None,
+    frozen: bool = False,
     **options: Any,
 ) -> Tensor | dict[tuple[str, str], Tensor]: ...
 def maps(
@@ -59,6 +70,8 @@ def maps(
     output: Output = None,
     device: str | torch.device | None = None,
     dtype: str | torch.dtype | None = None,
+    layout: str | None = None,
+    frozen: bool = False,
     **options: Any,
 ) -> Tensor | dict[tuple[str, str], Tensor]:
     """Raw attribution maps `[B, h, w]` of a batch.
@@ -74,6 +87,9 @@ def maps(
     output: where a model returns a tuple or a dict, the index, key or name of what is explained, or a
         function that takes it out.
     device, dtype: run on a moved or cast copy of the model instead.
+    layout: how the output of the layer is to be read, where that cannot be seen: `channels-first`,
+        `channels-last`, `tokens` `[B, N, C]` or `tokens-first` `[N, B, C]`.
+    frozen: a promise that the model does not change between calls, so that `fast=True` need not look.
     options: those of the backend, such as `fast=True` of `native` (`camkit plugin show BACKEND`).
 
     Maps are at least float32 and on the device of the inputs. NaN in a map stays NaN.
@@ -81,8 +97,9 @@ def maps(
     `PluginError`, `ModelError`, all of them in `camkit.errors`.
     """
     several = _inputs(module, inputs)
-    chooser, score = given(targets, len(several[0])), targets if callable(targets) else None
-    result = _sweep(module, several, chooser, score, layer, backend, method, output, device, dtype, options)
+    call = Call(output, targets if callable(targets) else None, layout, frozen)
+    chooser = given(targets, len(several[0]))
+    result = _sweep(module, several, chooser, layer, backend, method, call, device, dtype, options)
     return _shaped({key: m[:, 0] for key, m in result.items()}, layer, method)
 
 
@@ -96,23 +113,65 @@ def class_maps(
     output: Output = None,
     device: str | torch.device | None = None,
     dtype: str | torch.dtype | None = None,
+    layout: str | None = None,
+    frozen: bool = False,
     **options: Any,
 ) -> Tensor | dict[tuple[str, str], Tensor]:
     """Raw maps of every class, `[B, n_classes, h, w]`; arguments as for `maps`."""
-    several = _inputs(module, inputs)
-    result = _sweep(module, several, every, None, layer, backend, method, output, device, dtype, options)
+    several, call = _inputs(module, inputs), Call(output, None, layout, frozen)
+    result = _sweep(module, several, every, layer, backend, method, call, device, dtype, options)
     return _shaped(result, layer, method)
+
+
+@dataclass(frozen=True)
+class Call:
+    """What a call says of the model, beside its inputs and targets.
+
+    output, score: see `Scored`. layout, frozen: see `maps`.
+    """
+
+    output: Output = None
+    score: Score | None = None
+    layout: str | None = None
+    frozen: bool = False
+
+    @property
+    def adapts(self) -> bool:
+        """Whether the model alone does not return the scores."""
+        return self.output is not None or self.score is not None
+
+
+@dataclass(frozen=True)
+class Remark:
+    """Something that a user has to know of some maps: which, as bool `[B, T]`, and a sentence."""
+
+    method: str
+    layer: str
+    concerned: Tensor
+    text: str
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Maps `[B, T, h, w]` by method and layer, with the scores of the forward that they explain.
+
+    scores: `[B, n_classes]`; targets: int64 `[B, T]`.
+    """
+
+    maps: dict[tuple[str, str], Tensor]
+    scores: Tensor
+    targets: Tensor
+    remarks: tuple[Remark, ...]
 
 
 def _sweep(
     module: nn.Module,
     inputs: tuple[Tensor, ...],
     choose: Chooser,
-    score: Score | None,
     layer: Layer | Sequence[Layer],
     backend: str,
     method: str | Sequence[str],
-    output: Output,
+    call: Call,
     device: str | torch.device | None,
     dtype: str | torch.dtype | None,
     options: Mapping[str, Any],
@@ -120,35 +179,43 @@ def _sweep(
     explainer: Explainer = plugins.make("explainer", backend, options)
     module = _unwrapped(module)
     home = inputs[0].device
-    names = resolve_layers(module, layer, *inputs)
     if device is not None or dtype is not None:
         keep = getattr(explainer.options, "fast", False)  # what is compiled belongs to the copy
-        module, inputs = _converted(module, inputs, device, dtype, keep)
+        module, layer, inputs = _converted(module, layer, inputs, device, dtype, keep, call.frozen)
+    first, *extras = inputs
+    names = resolve_layers(module, layer, first, *extras, call=call)
     methods = [method] if isinstance(method, str) else list(method)
     if not (methods and names):
         raise UsageError(f"there is nothing to do: no {'layer' if methods else 'method'} is given")
-    first, *extras = inputs
-    result = run(
-        explainer, backend, module, first, names, methods, choose, extras=extras, output=output, score=score
-    )
-    for (name, at), maps in result.items():
-        # As behind the last attention of a ViT, from where the class token alone goes on.
-        if name not in explainer.class_agnostic and not maps.any():
-            hint = better_layer(module, at, *inputs)
-            text = f"{name} is zero everywhere at layer {at!r}, as where no gradient arrives{hint}"
-            warnings.warn(CamkitWarning(text), stacklevel=3)
-    return {key: value.to(home) for key, value in result.items()}
+    answer = run(explainer, backend, module, first, names, methods, choose, extras=extras, call=call)
+    for remark in answer.remarks:
+        rows = remark.concerned.any(1).nonzero().flatten().tolist()
+        whose = "" if len(rows) == len(first) else f"image {', '.join(map(str, rows))}: "
+        warnings.warn(CamkitWarning(whose + remark.text), stacklevel=3)
+    return {key: value.to(home) for key, value in answer.maps.items()}
 
 
 def resolve_layers(
-    module: nn.Module, layer: Layer | Sequence[Layer], inputs: Tensor, *extras: Tensor
+    module: nn.Module,
+    layer: Layer | Sequence[Layer],
+    inputs: Tensor,
+    *extras: Tensor,
+    call: Call = Call(),  # noqa: B008  it is frozen
 ) -> list[str]:
-    """Dotted names of what `layer` means; `auto` may take a forward of the first rows of the inputs."""
+    """Dotted names of what `layer` means; `auto` takes a forward of the first row at its first call."""
     specs = [layer] if isinstance(layer, str | nn.Module) else list(layer)
-    if "auto" not in specs:
-        return layers.resolve(module, specs, inputs)
-    with capture.as_it_was(module, inputs.device):
-        return layers.resolve(module, specs, *(tensor[:1] for tensor in (inputs, *extras)))
+    return layers.resolve(module, specs, lambda: automatic_layer(module, inputs, *extras, call=call).name)
+
+
+def automatic_layer(
+    module: nn.Module, inputs: Tensor, *extras: Tensor, call: Call = Call()  # noqa: B008
+) -> Choice:
+    """The layer that `auto` means, kept for the model; see `automatic.choose`."""
+    # A function of the user's may know how many images there are, as a loss with its labels does.
+    rows = len(inputs) if callable(call.output) or call.score else 1
+    tensors = [capture.usable(tensor.detach())[:rows] for tensor in (inputs, *extras)]
+    with capture.as_it_was(module, inputs.device), _told_in_our_words(module, tensors):
+        return automatic.choose(module, tensors, call.output, call.score)
 
 
 def run(
@@ -161,12 +228,11 @@ def run(
     choose: Chooser,
     *,
     extras: Sequence[Tensor] = (),
-    output: Output = None,
-    score: Score | None = None,
-) -> dict[tuple[str, str], Tensor]:
+    call: Call = Call(),  # noqa: B008
+) -> Answer:
     """Let `explainer` answer, with everything around it as every explainer may expect it.
 
-    extras: further inputs; output and score: see `Scored`.
+    extras: further inputs.
     """
     for method in methods:
         if method not in explainer.methods:
@@ -175,23 +241,140 @@ def run(
     if kind not in explainer.dtypes:
         raise UsageError(f"{backend} works in {', '.join(explainer.dtypes)}, not in {kind}")
     if inputs.ndim - 2 not in explainer.dimensions:
-        shapes = " or ".join(f"[B, C, {layers.SPACE[d]}]" for d in explainer.dimensions)
+        shapes = " or ".join(f"[B, C, {SPACE[d]}]" for d in explainer.dimensions)
         raise UsageError(f"{backend} explains inputs {shapes}, not {list(inputs.shape)}")
     if extras and not explainer.several_inputs:
         raise UsageError(f"{backend} explains models of one input, not of {1 + len(extras)}")
+    _check_module(module)
     # What the caller recorded stays recorded: nothing here is part of a graph of theirs.
     inputs, *others = (capture.usable(tensor.detach()) for tensor in (inputs, *extras))
-    adapted = output is not None or score is not None
-    model = Scored(module, output, score) if adapted else module
-    named = {f"module.{name}".rstrip(".") if adapted else name: name for name in names}
-    sweep = Sweep(model, inputs, tuple(named), tuple(methods), checked(choose, len(inputs)), tuple(others))
-    with capture.as_it_was(model, inputs.device):
+    model = Scored(module, call.output, call.score) if call.adapts else module
+    named = {f"module.{name}".rstrip(".") if call.adapts else name: name for name in names}
+    chosen, remarks = Checked(choose, len(inputs)), list[Remark]()
+
+    def remark(method: str, layer: str, images: Tensor, text: str) -> None:
+        concerned = images[:, None].expand(-1, _columns(chosen))
+        remarks.append(Remark(method, named[layer], concerned.cpu(), _renamed(text, named)))
+
+    sweep = Sweep(
+        *(model, inputs, tuple(named), tuple(methods), chosen, tuple(others)),
+        targets=chosen.given,
+        layout=call.layout,
+        remark=remark,
+        frozen=call.frozen,
+    )
+    with capture.as_it_was(model, inputs.device), capture.differentiable_rnns(model, inputs.device):
         try:
-            found = explainer.many(sweep)
+            found = _asked(explainer, sweep, chosen, module)
         except LayerError as error:
             error.args = (_renamed(str(error), named),)
             raise
-    return {(method, named[layer]): value.detach() for (method, layer), value in found.items()}
+    maps = {(method, named[layer]): value.detach() for (method, layer), value in found.items()}
+    assert chosen.scores is not None and chosen.chosen is not None, "_asked sees to it"
+    agnostic = explainer.class_agnostic
+    hint = partial(better_layer, module, inputs=inputs, extras=others, call=call)
+    remarks += _zero(maps, agnostic, chosen.scores, chosen.chosen, hint)
+    return Answer(maps, chosen.scores, chosen.chosen, tuple(remarks))
+
+
+def _columns(chosen: Checked) -> int:
+    targets = chosen.chosen if chosen.chosen is not None else chosen.given
+    return 1 if targets is None else targets.shape[1]
+
+
+def _asked(
+    explainer: Explainer, sweep: Sweep, chosen: Checked, module: nn.Module
+) -> dict[tuple[str, str], Tensor]:
+    """What the explainer answers, in a second try where the first shows what has to be found out before.
+
+    Afterwards scores and targets are checked, by the explainer or by a forward of the host's own.
+    """
+    inputs, settled = (sweep.inputs, *sweep.extras), set[str]()
+    while True:
+        careful = module in _CAREFUL
+        try:
+            with capture.gradients_everywhere() if careful else nullcontext():
+                found = explainer.many(sweep)
+            break
+        except OpenLayout as error:
+            if error.layer in settled:
+                raise
+            settled.add(error.layer)
+            settle(error, *inputs)
+        except Exception as error:
+            if not isinstance(error, CamkitError) and chosen.scores is None:
+                with _told_in_our_words(module, inputs), torch.no_grad():
+                    chosen(sweep.module(*inputs))  # a class that is not there may be the cause
+            told = causes.explained(error, module, inputs)
+            if isinstance(told or error, causes.NoGradient | causes.Checkpointed) and not careful:
+                _CAREFUL.add(module)  # its forward switches gradients off somewhere
+                continue
+            _CAREFUL.discard(module)
+            if told is None:
+                raise
+            raise told from error
+    if chosen.scores is None:
+        with torch.no_grad():
+            chosen(sweep.module(*inputs))
+    return found
+
+
+# Models whose forward has to run with gradients switched on, whatever it says itself.
+_CAREFUL: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+
+
+@contextmanager
+def _told_in_our_words(module: nn.Module, inputs: Sequence[Tensor]) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        told = causes.explained(error, module, inputs)
+        if told is None:
+            raise
+        raise told from error
+
+
+# --- maps that say nothing ------------------------------------------------------------------------
+
+SATURATED = 1e-6  # how near a probability is to 0 or 1 where its gradient is lost
+
+
+def _zero(
+    maps: Mapping[tuple[str, str], Tensor],
+    agnostic: Sequence[str],
+    scores: Tensor,
+    targets: Tensor,
+    hint: Callable[[str], str],
+) -> Iterator[Remark]:
+    """What to say of maps that are zero everywhere, and why they are."""
+    saturated: Tensor | None = None
+    for (method, layer), found in maps.items():
+        if method in agnostic:
+            continue
+        peaks = found.flatten(2).abs().amax(2)
+        if bool(peaks.all()):  # NaN counts as something
+            continue
+        zero = (peaks == 0).cpu()
+        if saturated is None:
+            saturated = _saturated(scores, targets).cpu()
+        if bool((sure := zero & saturated).any()):
+            text = (
+                f"{method} is zero at layer {layer!r} because the score is a probability so near to 0 or 1 that "
+                "it has no gradient: explain what is below the softmax or sigmoid"
+            )
+            yield Remark(method, layer, sure, text)
+        if bool((other := zero & ~saturated).any()):
+            # As behind the last attention of a ViT, from where the class token alone goes on.
+            where = hint(layer) if bool(zero.all()) else ""
+            text = f"{method} is zero everywhere at layer {layer!r}, as where no gradient arrives{where}"
+            yield Remark(method, layer, other, text)
+
+
+def _saturated(scores: Tensor, targets: Tensor) -> Tensor:
+    """Which of the scores explained are probabilities that nothing moves any more, bool `[B, T]`."""
+    are = ((scores >= 0) & (scores <= 1)).all(1, keepdim=True) & scores.any(1, keepdim=True)
+    own = scores.gather(1, targets).float()
+    return are & ((own <= SATURATED) | (own >= 1 - SATURATED))
 
 
 def _renamed(text: str, names: Mapping[str, str]) -> str:
@@ -201,13 +384,19 @@ def _renamed(text: str, names: Mapping[str, str]) -> str:
     return text
 
 
-def better_layer(module: nn.Module, layer: str, inputs: Tensor, *extras: Tensor) -> str:
-    """A half-sentence with the automatic layer, for a layer whose maps say nothing, or ""."""
+def better_layer(
+    module: nn.Module,
+    layer: str,
+    inputs: Tensor,
+    extras: Sequence[Tensor] = (),
+    call: Call = Call(),  # noqa: B008
+) -> str:
+    """A half-sentence with the automatic layer, for a layer whose maps say nothing; "" if that is none."""
     try:
-        (better,) = resolve_layers(module, "auto", inputs, *extras)
-    except LayerError:
+        better = automatic_layer(module, inputs, *extras, call=call)
+    except CamkitError:
         return ""
-    return f"; try layer {better!r}" if better != layer else ""
+    return f"; try layer {better.name!r}" if better.checked and better.name != layer else ""
 
 
 def unknown_method(method: str, owner: str, known: Sequence[str]) -> UsageError:
@@ -234,6 +423,7 @@ def _unwrapped(module: nn.Module) -> nn.Module:
     if not isinstance(module, nn.Module):
         hint = ": pass its .module" if isinstance(module, LoadedModel) else ""
         raise ModelError(f"a model is a torch.nn.Module, not {type(module).__name__}{hint}")
+    _check_module(module)
     return module
 
 
@@ -245,7 +435,7 @@ def _inputs(module: nn.Module, inputs: Any) -> tuple[Tensor, ...]:
         kind = first.dtype if isinstance(first, Tensor) else type(first).__name__
         raise UsageError(f"inputs must be a floating-point tensor [B, C, H, W], not {kind}")
     planar = first.ndim == 3 and _first_convolution(module) is nn.Conv2d
-    if first.ndim - 2 not in layers.SPACE or 0 in first.shape or planar:
+    if first.ndim - 2 not in SPACE or 0 in first.shape or planar:
         hint = ": add the batch dimension with inputs[None]" if first.ndim == 3 else ""
         raise UsageError(f"inputs must be [B, C, H, W], not {list(first.shape)}{hint}")
     for extra in several[1:]:
@@ -263,19 +453,53 @@ def _first_convolution(module: nn.Module) -> type[nn.Module] | None:
     return next((kind for part in parts for kind in kinds if isinstance(part, kind)), None)
 
 
+def _check_module(module: nn.Module) -> None:
+    """Refuses what has no hooks or no values, before something else fails for it."""
+    if isinstance(module, torch.jit.ScriptModule):
+        raise ModelError(
+            f"{type(module).__name__} is scripted, traced or frozen, so no hook sees into it: "
+            "pass the original module"
+        )
+    if (first := next(module.parameters(), None)) is not None and first.is_meta:
+        raise ModelError("the model is on the meta device: it has shapes but no weights; load them first")
+
+
 def _converted(
     module: nn.Module,
+    layer: Layer | Sequence[Layer],
     inputs: tuple[Tensor, ...],
     device: str | torch.device | None,
     dtype: str | torch.dtype | None,
     keep: bool,
-) -> tuple[nn.Module, tuple[Tensor, ...]]:
-    """A moved and cast copy, kept for the next call or not; convert once yourself when calling often."""
+    frozen: bool,
+) -> tuple[nn.Module, Layer | Sequence[Layer], tuple[Tensor, ...]]:
+    """A moved and cast copy, kept for the next call or not; convert once yourself when calling often.
+
+    Where nothing changes it is the module itself. Layers that are modules become names, as the copy has others.
+    """
     where = inputs[0].device if device is None else models.pick_device(device)
     kind = inputs[0].dtype if dtype is None else models.pick_dtype(dtype)
     moved = tuple(x.to(where, kind if x.is_floating_point() else None) for x in inputs)
+    tensors = [*module.parameters(), *module.buffers()]
+    if all(t.device == where and (t.dtype == kind or not t.is_floating_point()) for t in tensors):
+        return module, layer, moved
 
     def make() -> nn.Module:
-        return copy.deepcopy(module).to(where, kind)
+        return _copy(module).to(where, kind)
 
-    return remembered(module, ("copy", where, kind), make) if keep else make(), moved
+    specs = [layer] if isinstance(layer, str | nn.Module) else list(layer)
+    names = [layers.name_of(module, spec) if isinstance(spec, nn.Module) else spec for spec in specs]
+    return remembered(module, ("copy", where, kind), make) if keep else make(), names, moved
+
+
+def _copy(module: nn.Module) -> nn.Module:
+    """A deep copy; what a forward with gradients left in attributes comes without its graph.
+
+    Such as the weight that an old `weight_norm` computes, or activations that a module keeps.
+    """
+    memo: dict[int, Any] = {}
+    for part in module.modules():
+        for value in tree_leaves(list(vars(part).values())):
+            if isinstance(value, Tensor) and value.grad_fn is not None:
+                memo[id(value)] = value.detach().clone()
+    return copy.deepcopy(module, memo)

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from math import prod
 from typing import ClassVar, Literal
 
@@ -17,7 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from camkit import cams, capture, fast, perturb
 from camkit.api import Explainer, Query, Sweep, option
 from camkit.capture import Captured
-from camkit.errors import CamkitError, LayerError, UsageError
+from camkit.errors import UsageError
 from camkit.perturb import Head
 
 # Gradients of several classes are computed together; a chunk of classes holds at most this much. Larger
@@ -62,6 +62,9 @@ FURTHER_GRADIENTS = ("finercam", "shapleycam")
 # Methods that need further forwards, at best of what is above the layer.
 PERTURBATIONS = ("ablationcam", "scorecam")
 
+# A principal component, or a sum of what is positive, does not cancel.
+UNDOUBTED = ("eigengradcam", "gradcam-elementwise")
+
 # These have no sum over channels.
 SUMLESS = ("eigengradcam", *FEATURE_METHODS)
 
@@ -86,21 +89,26 @@ class Native(Explainer):
 
     def maps(self, query: Query) -> Tensor:
         """Raw maps `[B, h, w]`."""
+        targets = query.targets[:, None]
+
+        def choose(scores: Tensor) -> Tensor:
+            query.seen(scores)
+            return targets
+
         sweep = Sweep(
-            query.module,
-            query.inputs,
-            (query.layer,),
-            (query.method,),
-            choose=lambda _: query.targets[:, None],
-            extras=query.extras,
+            *(query.module, query.inputs, (query.layer,), (query.method,), choose, query.extras),
+            targets=targets,
+            layout=query.layout,
         )
         return self.many(sweep)[query.method, query.layer][:, 0]
 
     def many(self, sweep: Sweep) -> dict[tuple[str, str], Tensor]:
         """Raw maps `[B, T, h, w]` by method and layer, all from one forward of the whole model."""
-        forward = fast.forward if self.options.fast else capture.forward
+        forward = partial(fast.forward, frozen=sweep.frozen) if self.options.fast else capture.forward
         with _twice_differentiable() if "shapleycam" in sweep.methods else nullcontext():
-            scores, captured = forward(sweep.module, sweep.inputs, sweep.layers, sweep.extras)
+            scores, captured = forward(
+                *(sweep.module, sweep.inputs, sweep.layers, sweep.extras), kind=sweep.layout
+            )
         work = _Work(sweep, self.options, scores, sweep.choose(scores), captured)
         found = work.from_curvatures() | work.from_gradients()  # which gives the graph up
         found |= work.from_features() | work.from_perturbations()
@@ -130,7 +138,10 @@ class _Work:
     def heads(self) -> dict[str, Head]:
         """What is above each layer, for those who ablate."""
         layers = self.captured if "ablationcam" in self.sweep.methods else ()
-        return {layer: perturb.head(self.sweep.module, self.inputs, layer) for layer in layers}
+        return {
+            layer: perturb.head(self.sweep.module, self.inputs, layer, self.captured[layer].layout)
+            for layer in layers
+        }
 
     @property
     def inputs(self) -> tuple[Tensor, ...]:
@@ -157,8 +168,19 @@ class _Work:
             for gradients in self._gradients(scores, targets, layers, keep=keep):
                 for (method, layer), formula in formulas.items():
                     kept, gradient = self.captured[layer], gradients[layers.index(layer)]
-                    pieces[method, layer].append(formula(kept.features, kept.layout.to_map(gradient)))
+                    slopes = kept.layout.to_map(gradient)
+                    if not pieces[method, layer] and method not in UNDOUBTED:
+                        self._doubt(method, layer, cams.is_noise(formula, kept.features, slopes))
+                    pieces[method, layer].append(formula(kept.features, slopes))
         return {key: torch.cat(parts, dim=1) for key, parts in pieces.items()}
+
+    def _doubt(self, method: str, layer: str, images: Tensor) -> None:
+        if bool(images.any()):
+            text = (
+                f"{method} at layer {layer!r} is only rounding noise, as before a LayerNorm over channels: its "
+                "terms cancel; choose the layer behind that, or another method"
+            )
+            self.sweep.remark(method, layer, images, text)
 
     def _gradients(
         self, scores: Tensor, targets: Tensor, layers: Sequence[str], keep: bool
@@ -223,14 +245,12 @@ def class_gradients(
     """Gradients of `scores[b, targets[b, t]]` with respect to each of `outputs`.
 
     scores `[B, n]`, targets int64 `[B, T]`; yields, for consecutive chunks of the T classes, one tensor
-    `[chunk, *output.shape]` for each output. keep: the graph is used again afterwards. Raises
-    `LayerError` if the scores do not depend on one.
+    `[chunk, *output.shape]` for each output. keep: the graph is used again afterwards. Torch raises if the
+    scores do not depend on one.
     """
     chunks = torch.split(targets, classes_at_once(outputs), dim=1)
     for index, columns in enumerate(chunks):
-        with _explained_errors():
-            gradients = _gradients(scores, columns, outputs, keep or index < len(chunks) - 1)
-        yield gradients
+        yield _gradients(scores, columns, outputs, keep or index < len(chunks) - 1)
 
 
 def classes_at_once(outputs: Sequence[Tensor]) -> int:
@@ -251,7 +271,8 @@ def pooled_slopes(module: nn.Module, layer: str, captured: Captured) -> Tensor |
     activation maps of Zhou et al. 2016, arXiv:1512.04150. `None` behind anything else.
     """
     features = captured.features
-    head = perturb.pooled(module, layer, features) if captured.layout.kind == "channels-first" else None
+    plain = captured.layout.kind == "channels-first" and not captured.layout.flat
+    head = perturb.pooled(module, layer, features) if plain else None
     if head is None:
         return None
     means = features.new_zeros(1, features.shape[1], *[1] * (features.ndim - 2)).requires_grad_()
@@ -271,17 +292,22 @@ def second_order(scores: Tensor, targets: Tensor, captured: Captured) -> Iterato
     direction = torch.zeros_like(captured.output)
     captured.layout.to_map(direction).copy_(captured.features)  # a view: class tokens stay out
     for column in torch.split(targets, 1, dim=1):
-        own = scores.gather(1, column).sum()
         with _explained_errors():
-            (gradient,) = torch.autograd.grad(own, captured.output, create_graph=True)
-            curvature = torch.zeros_like(gradient)  # of scores that are linear in the output
-            if gradient.requires_grad:
-                (curvature,) = torch.autograd.grad(
-                    *(gradient, captured.output, direction),
-                    retain_graph=True,
-                    materialize_grads=True,
-                )
-        yield gradient.detach(), curvature
+            yield _scaled([scores, captured.output], partial(_second_order, scores, column, captured, direction))
+
+
+def _second_order(
+    scores: Tensor, column: Tensor, captured: Captured, direction: Tensor, scale: float
+) -> tuple[Tensor, ...]:
+    """Gradient and curvature of one class, times `scale`."""
+    own = _sum(scores, column, scale)
+    (gradient,) = torch.autograd.grad(own, captured.output, create_graph=True)
+    curvature = torch.zeros_like(gradient)  # of scores that are linear in the output
+    if gradient.requires_grad:
+        (curvature,) = torch.autograd.grad(
+            gradient, captured.output, direction, retain_graph=True, materialize_grads=True
+        )
+    return gradient.detach(), curvature
 
 
 def finer(scores: Tensor, targets: Tensor, alpha: float, comparisons: int) -> Tensor:
@@ -294,9 +320,17 @@ def finer(scores: Tensor, targets: Tensor, alpha: float, comparisons: int) -> Te
 def _gradients(
     scores: Tensor, targets: Tensor, outputs: Sequence[Tensor], keep: bool
 ) -> tuple[Tensor, ...]:
+    tensors = [scores, *outputs]
+    return _scaled(tensors, partial(_scaled_gradients, scores, targets, outputs, keep or _is_half(tensors)))
+
+
+def _scaled_gradients(
+    scores: Tensor, targets: Tensor, outputs: Sequence[Tensor], keep: bool, scale: float
+) -> tuple[Tensor, ...]:
+    """Those of the scores times `scale`."""
     columns = torch.split(targets, 1, dim=1)
     if len(columns) > 1:
-        seeds = scores.new_zeros(len(columns), *scores.shape).scatter_(2, targets.t().unsqueeze(2), 1.0)
+        seeds = scores.new_zeros(len(columns), *scores.shape).scatter_(2, targets.t().unsqueeze(2), scale)
         try:
             return torch.autograd.grad(scores, outputs, seeds, retain_graph=True, is_grads_batched=True)
         except RuntimeError:  # an operation that vmap cannot batch: one class after the other
@@ -304,7 +338,7 @@ def _gradients(
     # A sum, not `grad_outputs`: to check its shape torch would import sympy, for 0.4 seconds.
     single = [
         torch.autograd.grad(
-            scores.gather(1, column).sum(), outputs, retain_graph=keep or column is not columns[-1]
+            _sum(scores, column, scale), outputs, retain_graph=keep or column is not columns[-1]
         )
         for column in columns
     ]
@@ -313,30 +347,39 @@ def _gradients(
     )
 
 
-# What autograd says, and what it means.
-_ONCE = UsageError, "shapleycam needs second derivatives, which this model lacks"
-_NO_PATH = (
-    LayerError,
-    "the scores do not depend on the target layer through differentiable steps, of the model and of the "
-    "target function if there is one",
-)
-_MEANINGS: dict[str, tuple[type[CamkitError], str]] = {
-    "is not implemented": _ONCE,
-    "differentiate twice": _ONCE,
-    "graph": _NO_PATH,
-    "require grad": _NO_PATH,
-}
+def _sum(scores: Tensor, column: Tensor, scale: float) -> Tensor:
+    own = scores.gather(1, column)
+    return own.sum() if scale == 1 else (own.float() * scale).sum()
+
+
+# By what float16 gradients are multiplied, so that those of large maps do not vanish; less if they overflow.
+SCALES = (2.0**14, 2.0**7, 1.0)
+
+
+def _scaled(tensors: Sequence[Tensor], compute: Callable[[float], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
+    """`compute(1.0)`; where a tensor is float16 that of a larger scale, divided by it in float32."""
+    if not _is_half(tensors):
+        return compute(1.0)
+    for scale in SCALES:
+        found = compute(scale)
+        if all(bool(gradient.isfinite().all()) for gradient in found):
+            break
+    return tuple(gradient.float() / scale for gradient in found)
+
+
+def _is_half(tensors: Sequence[Tensor]) -> bool:
+    return any(tensor.dtype == torch.float16 for tensor in tensors)
 
 
 @contextmanager
 def _explained_errors() -> Iterator[None]:
+    """What cannot be differentiated twice; what not even once, the host explains."""
     try:
         yield
     except RuntimeError as error:
-        for sign, (kind, meaning) in _MEANINGS.items():
-            if sign in str(error):
-                raise kind(meaning) from error
-        raise
+        if "is not implemented" not in str(error) and "differentiate twice" not in str(error):
+            raise
+        raise UsageError("shapleycam needs second derivatives, which this model lacks") from error
 
 
 _SWITCHES = threading.Lock()  # the choice of attention kernels is one for the whole process

@@ -16,6 +16,7 @@ from torch import Tensor, fx, nn
 
 from camkit import cams, capture
 from camkit.capture import Captured
+from camkit.layout import Layout
 from camkit.split import split
 
 # What a chunk of altered outputs, or of masked inputs, holds at most.
@@ -35,12 +36,12 @@ class Head:
     affine: bool
 
 
-def head(module: nn.Module, inputs: Sequence[Tensor], layer: str) -> Head:
+def head(module: nn.Module, inputs: Sequence[Tensor], layer: str, layout: Layout) -> Head:
     """What `module` does above `layer`: only that is run, or, where it cannot be split, everything.
 
     What goes around the layer is computed once, and must be tensors with a row for each image.
     """
-    parts = split(module, layer) if len(inputs) == 1 else None
+    parts = split(module, layer) if len(inputs) == 1 and layout.batch == 0 else None
     around: Sequence[Any] = ()
     if parts and parts.around:
         with torch.no_grad():
@@ -66,11 +67,11 @@ def without_channel(head: Head, captured: Captured, targets: Tensor, batch_size:
     images, count = captured.features.shape[:2]
 
     def scores(image: Tensor, channel: Tensor) -> Tensor:
-        altered = output[image]
+        altered = output.index_select(captured.layout.batch, image)
         captured.layout.to_map(altered)[torch.arange(len(image)), channel] = 0  # a view
         return head.scores(altered, image)
 
-    return _every_channel(scores, images, count, targets, _rows(batch_size, output))
+    return _every_channel(scores, images, count, targets, _rows(batch_size, output, images))
 
 
 def through_channel(
@@ -86,7 +87,7 @@ def through_channel(
             result: Tensor = module(first[image] * mask, *(extra[image] for extra in extras))
         return result
 
-    return _every_channel(scores, images, count, targets, _rows(batch_size, first))
+    return _every_channel(scores, images, count, targets, _rows(batch_size, first, images))
 
 
 def _every_channel(
@@ -100,8 +101,8 @@ def _every_channel(
     return torch.cat(found).reshape(images, channels, -1).permute(2, 0, 1)
 
 
-def _rows(batch_size: int, like: Tensor) -> int:
-    return max(1, min(batch_size, ROW_BYTES // (like[0].numel() * like.element_size())))
+def _rows(batch_size: int, like: Tensor, images: int) -> int:
+    return max(1, min(batch_size, ROW_BYTES // (like.numel() // images * like.element_size())))
 
 
 # --- heads that are affine ------------------------------------------------------------------------

@@ -24,6 +24,21 @@ Output = str | int | Callable[[Any], Any] | None
 Chooser = Callable[[Tensor], Tensor]
 
 
+class Fixed:
+    """The chooser of targets that are known before there are scores: int64 `[B, T]`, or `[1, T]` for all."""
+
+    def __init__(self, targets: Tensor) -> None:
+        self.targets = targets
+
+    def __call__(self, scores: Tensor) -> Tensor:
+        """The targets, whatever the scores."""
+        return self.of(len(scores))
+
+    def of(self, rows: int) -> Tensor:
+        """For that many images."""
+        return self.targets.expand(rows, -1)
+
+
 def given(targets: Targets, batch: int) -> Chooser:
     """The chooser of fixed targets; `TargetError` for a wrong kind or length."""
     if targets is None:
@@ -43,7 +58,7 @@ def given(targets: Targets, batch: int) -> Chooser:
         tensor = tensor.expand(batch)
     if tensor.shape != (batch,):
         raise TargetError(f"{list(tensor.shape)} targets for {batch} inputs: give one for each")
-    return lambda scores: tensor[:, None]
+    return Fixed(tensor[:, None])
 
 
 def predicted(scores: Tensor) -> Tensor:
@@ -56,25 +71,35 @@ def every(scores: Tensor) -> Tensor:
     return torch.arange(scores.shape[1]).expand(len(scores), -1)
 
 
-def checked(choose: Chooser, batch: int) -> Chooser:
-    """`choose` behind the checks that every explainer relies on."""
+class Checked:
+    """`choose` behind the checks that every explainer relies on; it keeps the scores and what was chosen."""
 
-    def chosen(scores: Tensor) -> Tensor:
-        if not isinstance(scores, Tensor) or scores.ndim != 2 or len(scores) != batch:
+    def __init__(self, choose: Chooser, batch: int) -> None:
+        self._choose, self._batch = choose, batch
+        self.scores: Tensor | None = None  # [B, n_classes], detached
+        self.chosen: Tensor | None = None  # int64 [B, T]
+
+    @property
+    def given(self) -> Tensor | None:
+        """The targets, where they are known before there are scores."""
+        return self._choose.of(self._batch) if isinstance(self._choose, Fixed) else None
+
+    def __call__(self, scores: Tensor) -> Tensor:
+        """The targets, int64 `[B, T]`; `ModelError` or `TargetError` for what cannot be explained."""
+        if not isinstance(scores, Tensor) or scores.ndim != 2 or len(scores) != self._batch:
             hint = "" if isinstance(scores, Tensor) else ": choose them with output="
             raise ModelError(
                 f"the model returns {_told(scores)}; a classifier returns scores [B, n_classes]{hint}"
             )
-        targets = usable(choose(scores).to(scores.device, torch.int64))
+        targets = usable(self._choose(scores).to(scores.device, torch.int64))
         rows = targets.tolist()  # quicker than asking torch, which is seen in the total
         lowest, highest = min(map(min, rows)), max(map(max, rows))
         count = scores.shape[1]
         if lowest < 0 or highest >= count:
             wrong = lowest if lowest < 0 else highest
             raise TargetError(f"there is no class {wrong}: the model has {count} classes, 0 to {count - 1}")
+        self.scores, self.chosen = scores.detach(), targets
         return targets
-
-    return chosen
 
 
 class Scored(nn.Module):
@@ -138,6 +163,9 @@ def _told(value: Any) -> str:
 def class_chooser(specs: Sequence[str | int], classes: Sequence[str]) -> Chooser:
     """From `pred`, `top:K`, `all`, names and indices to a chooser of the classes they mean."""
     choosers = [_one_spec(spec, classes) for spec in specs]
+    if fixed := [c for c in choosers if isinstance(c, Fixed)]:
+        if len(fixed) == len(choosers):
+            return Fixed(torch.cat([c.targets for c in fixed], dim=1))
     return lambda scores: torch.cat([c(scores).to(scores.device) for c in choosers], dim=1)
 
 
@@ -152,8 +180,7 @@ def _one_spec(spec: str | int, classes: Sequence[str]) -> Chooser:
             raise TargetError(f"class {text!r}: K in top:K is a positive number")
         count = int(text[4:])
         return lambda scores: scores.topk(min(count, scores.shape[1]), dim=1).indices
-    index = class_index(text, classes)
-    return lambda scores: torch.full((len(scores), 1), index)
+    return Fixed(torch.tensor([[class_index(text, classes)]]))
 
 
 def class_index(name: str, classes: Sequence[str]) -> int:

@@ -138,7 +138,7 @@ def _maps(row: Row, network: nn.Module, inputs: Tensor, layer: str) -> tuple[Ten
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            found = explain(row.explainer, row.backend, network, inputs, [layer], [row.method], targets)
-        return found[row.method, layer][:, 0].float(), None
+            answer = explain(row.explainer, row.backend, network, inputs, [layer], [row.method], targets)
+        return answer.maps[row.method, layer][:, 0].float(), None
     except Exception as error:  # of a plugin, which may raise anything
         return None, told(error)

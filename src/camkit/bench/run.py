@@ -169,7 +169,7 @@ def _calls(scene: Scene, rows: Sequence[Row], batch: int) -> dict[str, timing.Ca
             return scene.model.module(inputs)  # type: ignore[no-any-return]
 
     def mapped(row: Row) -> timing.Call:
-        make = maker(scene, row)
+        make = maker(scene, row, frozen=True)
         return lambda: make(inputs, targets)
 
     return {row.key: forward if row.kind == "forward" else mapped(row) for row in rows}

@@ -17,6 +17,7 @@ from camkit.bench.document import estimate
 from camkit.bench.request import BenchRequest
 from camkit.bench.rows import Row
 from camkit.bench.scenes import Scene
+from camkit.host import Call
 from camkit.host import run as explain
 from camkit.metrics import agreement
 from camkit.metrics.basics import telling, usable
@@ -108,15 +109,18 @@ def _scores(
     return found
 
 
-def maker(scene: Scene, row: Row) -> Maps:
-    """From inputs and targets to maps `[B, h, w]` of an explainer, as every call of camkit makes them."""
+def maker(scene: Scene, row: Row, *, frozen: bool = False) -> Maps:
+    """From inputs and targets to maps `[B, h, w]` of an explainer, as every call of camkit makes them.
+
+    frozen: the weights stay as they are, as they do not where metrics make them random.
+    """
 
     def maps(inputs: Tensor, targets: Tensor) -> Tensor:
         assert row.explainer is not None
         choose = given(targets, len(inputs))
         arguments = (scene.model.module, inputs, [scene.layer], [row.method], choose)
-        found = explain(row.explainer, row.backend, *arguments)
-        return found[row.method, scene.layer][:, 0]
+        answer = explain(row.explainer, row.backend, *arguments, call=Call(frozen=frozen))
+        return answer.maps[row.method, scene.layer][:, 0]
 
     return maps
 

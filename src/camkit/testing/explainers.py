@@ -35,10 +35,10 @@ def maps_of(
     subject: Subject, method: str, targets: Any, model: nn.Module, inputs: Tensor, layer: str = LAYER
 ) -> Tensor:
     """Through the host, as a user's call goes."""
-    result = run(
+    answer = run(
         subject.make(), subject.name, model, inputs, [layer], [method], given(targets, len(inputs))
     )
-    return result[method, layer][:, 0]
+    return answer.maps[method, layer][:, 0]
 
 
 def check_registration(subject: Subject) -> None:

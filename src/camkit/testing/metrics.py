@@ -51,7 +51,7 @@ def evidence(batch: int = 4) -> MapBatch:
     def explain(x: Tensor, classes: Tensor) -> Tensor:
         native = plugins.make("explainer", "native")
         found = run(native, "native", model, x, ["1"], ["gradcam"], given(classes, len(x)))
-        return found["gradcam", "1"][:, 0]
+        return found.maps["gradcam", "1"][:, 0]
 
     oracle = truth * (1 + 0.1 * noise[:, 0])  # no two pixels of a square are equal
     return MapBatch(oracle, model, inputs, targets, truth, oracle.clone(), explain)

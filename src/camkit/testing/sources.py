@@ -44,8 +44,8 @@ def check_layer(subject: Subject) -> None:
     loaded = _loaded(subject)
     names = resolve_layers(loaded.module, loaded.default_layer, _example(loaded))
     native = plugins.make("explainer", "native")
-    maps = run(native, "native", loaded.module, _example(loaded), names[:1], ["gradcam"], given(0, 1))
-    assert next(iter(maps.values())).ndim == 4
+    answer = run(native, "native", loaded.module, _example(loaded), names[:1], ["gradcam"], given(0, 1))
+    assert next(iter(answer.maps.values())).ndim == 4
 
 
 def check_unknown_reference(subject: Subject) -> None:

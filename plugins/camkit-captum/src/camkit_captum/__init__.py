@@ -14,8 +14,9 @@ from captum import attr  # type: ignore[import-untyped]
 from torch import Tensor
 
 from camkit import Explainer, Query, option
-from camkit.errors import LayerError, OptionError, UsageError
-from camkit_captum.network import DEEPLIFT, GUIDED, Network, StandIns, replace, wide
+from camkit.errors import OptionError, UsageError
+from camkit.stand_in import wide
+from camkit_captum.network import DEEPLIFT, GUIDED, Network, StandIns, replace
 
 
 @dataclass(frozen=True)
@@ -201,7 +202,7 @@ METHODS: dict[str, Method] = {
 
 
 class Captum(Explainer):
-    """captum works on a twin of the model, which is thrown away afterwards."""
+    """captum works on a stand-in for the model, and where it changes modules on a twin of it."""
 
     summary = "Integrated gradients, DeepLIFT, occlusion, SmoothGrad and more by captum"
     methods = tuple(METHODS)
@@ -217,11 +218,9 @@ class Captum(Explainer):
         if options.noise_tunnel != "none" and method.noise != "tunnel":
             fitting = ", ".join(name for name, other in METHODS.items() if other.noise == "tunnel")
             raise OptionError(f"noise_tunnel does not go with {query.method}, but with {fitting}")
-        network = Network(query.module, query.inputs.dtype)
+        network = Network(query, watched=method.layer, ruled=bool(method.stand_ins))
         if method.stand_ins:
             replace(network, method.stand_ins, query.inputs[:1].clone(), query.method)
-        if method.layer:
-            network.watch(query.layer, query.inputs.shape)
         noisy = method.noise == "own" or options.noise_tunnel != "none"
         size = 1 if noisy or method.alone else len(query.inputs)
         attributions = []
@@ -231,19 +230,9 @@ class Captum(Explainer):
                 x, t = (part[start : start + size] for part in (query.inputs, query.targets))
                 job = Job(network, wide(x).clone(), t.clone(), options)
                 with _seeded(options.seed, x.device) if noisy else nullcontext():
-                    attributions.append(_computed(query, method, job))
+                    attributions.append(method.compute(job).detach())
         joined = torch.cat(attributions)
         return joined.mean(1) if method.mean else joined.sum(1)
-
-
-def _computed(query: Query, method: Method, job: Job) -> Tensor:
-    try:
-        return method.compute(job).detach()
-    except RuntimeError as error:
-        if "not have been used in the graph" not in str(error) and "require grad" not in str(error):
-            raise
-        kind, origin = (LayerError, f"layer {query.layer!r}") if method.layer else (UsageError, "inputs")
-        raise kind(f"the scores do not depend on the {origin} through differentiable steps") from error
 
 
 @contextmanager

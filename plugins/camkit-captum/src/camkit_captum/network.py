@@ -13,13 +13,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from camkit.errors import LayerError, UsageError
-from camkit.layers import layout
+from camkit import Query
+from camkit.errors import UsageError
+from camkit.stand_in import StandIn, wide
 
 
-def wide(tensor: Tensor) -> Tensor:
-    """At least float32."""
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+_TORCHS = {name for name, value in vars(nn.Module()).items() if isinstance(value, dict)}
 
 
 def twin(module: nn.Module) -> nn.Module:
@@ -32,8 +31,8 @@ def twin(module: nn.Module) -> nn.Module:
     scripted = torch.jit.ScriptModule
     parts = {m: m if isinstance(m, scripted) else object.__new__(type(m)) for m in module.modules()}
 
-    def own(value: Any) -> Any:
-        if isinstance(value, dict):  # parameters, buffers, hooks
+    def own(name: str, value: Any) -> Any:
+        if name in _TORCHS:  # parameters, buffers, hooks; a dict of the user's stays the one their hooks fill
             return copy.copy(value)
         if isinstance(value, MethodType) and isinstance(value.__self__, nn.Module):  # a patched forward
             return MethodType(value.__func__, parts.get(value.__self__, value.__self__))
@@ -41,65 +40,38 @@ def twin(module: nn.Module) -> nn.Module:
 
     for part, other in parts.items():
         if other is not part:
-            vars(other).update({name: own(value) for name, value in vars(part).items()})
+            vars(other).update({name: own(name, value) for name, value in vars(part).items()})
             other._modules.update({k: m if m is None else parts[m] for k, m in part._modules.items()})
     return parts[module]
 
 
 class Network(nn.Module):
-    """A twin of `module` that takes and returns float32 at least, whatever the type of its parameters.
+    """The model, taking and returning float32 at least, whatever the type of its parameters.
 
-    Once a layer is watched, every forward must run it exactly once, or raises `LayerError`.
+    watched: `view` is the target layer's feature map, which every forward must run exactly once.
+    ruled: captum changes how modules pass gradients, so it gets a twin; else nothing below the layer has a graph.
     """
 
-    def __init__(self, module: nn.Module, dtype: torch.dtype) -> None:
+    def __init__(self, query: Query, *, watched: bool, ruled: bool) -> None:
         super().__init__()
-        self.inner, self.dtype = twin(module), dtype
-        self.view: View | None = None
+        self.inner, self._query = twin(query.module) if ruled else query.module, query
+        self.dtype = query.inputs.dtype
+        self.watched = StandIn(query, self.inner, cut=not ruled) if watched else None
 
-    def watch(self, layer: str, size: torch.Size) -> None:
-        """From now on the output of `layer` goes through `view`; `size` is the shape of the inputs."""
-        self.view = View(layer, size)
-        self.inner.get_submodule(layer).register_forward_hook(self.view.hook)
+    @property
+    def view(self) -> nn.Module:
+        """The module that captum gets in place of the layer."""
+        assert self.watched is not None, "only of methods that look at the layer"
+        return self.watched.layer
 
     def forward(self, x: Tensor) -> Tensor:
         """Scores `[B, n_classes]`."""
-        x = x.to(self.dtype, copy=True)  # a copy: the first layer may be in-place
-        return wide(self.view.once(self.inner, x) if self.view else self.inner(x))
-
-
-class View(nn.Identity):
-    """A module whose output is the feature map `[B, C, h, w]` of a layer.
-
-    captum gets it in place of the layer: it would take the tokens `[B, N, C]` of a transformer for
-    channels, and an operation in-place behind the layer would change what it keeps.
-    """
-
-    def __init__(self, layer: str, size: torch.Size) -> None:
-        super().__init__()
-        self.layer, self.size, self.runs = layer, size, 0
-
-    def hook(self, _: nn.Module, __: Any, output: Tensor) -> Tensor:
-        """Of the layer: hands on what the view returns, in the layout and type of `output`."""
-        self.runs += 1
-        found = layout(output, self.size, self.layer)
-        features: Tensor = self(wide(found.to_map(output)))
-        if found.kind == "channels-last":
-            features = features.movedim(1, -1)
-        elif found.kind == "tokens":
-            features = torch.cat([output[:, : found.prefix], features.flatten(2).transpose(1, 2)], dim=1)
-        return features.to(output.dtype, copy=True)
-
-    def once(self, module: nn.Module, x: Tensor) -> Tensor:
-        """`module(x)`, in which the layer has to run exactly once."""
-        self.runs = 0
-        scores: Tensor = module(x)
-        if self.runs != 1:
-            raise LayerError(
-                f"layer {self.layer!r} ran {self.runs} times in one forward, so it has no single map; "
-                "choose one that runs once (hooks do not fire inside compiled or traced modules)"
-            )
-        return scores
+        if self.watched is not None:
+            return self.watched(x)  # type: ignore[no-any-return]
+        scores = self.inner(x.to(self.dtype, copy=True))  # a copy: the first layer may be in-place
+        if x.shape == self._query.inputs.shape and torch.equal(x, wide(self._query.inputs)):
+            self._query.seen(scores.detach())
+        return wide(scores)
 
 
 # --- modules for captum's rules -------------------------------------------------------------------

@@ -16,9 +16,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from camkit import Explainer, Query
 from camkit.errors import UsageError
+from camkit.stand_in import StandIn
 from camkit_pytorch_grad_cam.fullgrad import fullgrad
 from camkit_pytorch_grad_cam.methods import METHODS, SCORES, GradCamOptions, adapted
-from camkit_pytorch_grad_cam.stand_in import StandIn, differentiate
 
 # What the library averages over with `aug_smooth`: axes to mirror and contrasts.
 VIEWS = [(axes, contrast) for axes in ([], [-1]) for contrast in (0.9, 1.0, 1.1)]
@@ -41,13 +41,22 @@ class PytorchGradCam(Explainer):
         batches = zip(torch.split(query.inputs, size), torch.split(query.targets, size), strict=True)
         compute = _smooth if self.options.aug_smooth else _raw
         with torch.inference_mode(False), torch.enable_grad():
-            parts = [compute(replace(query, inputs=x, targets=t), self.options) for x, t in batches]
+            parts = [compute(_part(query, x, t), self.options) for x, t in batches]
         return torch.cat(parts).to(query.inputs.device)
+
+
+def _part(query: Query, inputs: Tensor, targets: Tensor) -> Query:
+    """The query for some of its images; their scores are not all that the host waits for."""
+    whole = {} if len(inputs) == len(query.inputs) else {"seen": lambda _: None}
+    return replace(query, inputs=inputs, targets=targets, **whole)
 
 
 def _smooth(query: Query, options: GradCamOptions) -> Tensor:
     """The mean of the raw maps of all views; the library averages its pictures, each scaled by itself."""
-    views = (replace(query, inputs=query.inputs.flip(axes) * contrast) for axes, contrast in VIEWS)
+    views = (
+        replace(query, inputs=query.inputs.flip(axes) * contrast, seen=lambda _: None)
+        for axes, contrast in VIEWS
+    )
     maps = [_raw(view, options).flip(axes) for view, (axes, _) in zip(views, VIEWS, strict=True)]
     return torch.stack(maps).mean(0)
 
@@ -66,8 +75,8 @@ def _raw(query: Query, options: GradCamOptions) -> Tensor:
         scores = model(query.inputs)
     features, slopes = model.features, torch.zeros_like(model.features)
     if cam.uses_gradients:
-        total, origin = _total(query, options, scores), f"layer {query.layer!r}"
-        (slopes,) = differentiate(total, [features], origin, create_graph=method.twice)
+        total = _total(query, options, scores)
+        (slopes,) = torch.autograd.grad(total, features, create_graph=method.twice)
     evidence: tuple[Any, Any] = (_array(features), _array(slopes))
     if method.twice:  # a zero keeps slopes connected that do not depend on the features
         evidence = (features, slopes + 0 * features)

@@ -12,8 +12,8 @@ from pytorch_grad_cam import FullGrad
 from torch import Tensor, nn
 
 from camkit import Query
+from camkit.stand_in import wide
 from camkit_pytorch_grad_cam.methods import adapted
-from camkit_pytorch_grad_cam.stand_in import differentiate, wide
 
 
 class _FullGrad(adapted(FullGrad)):  # type: ignore[misc]  # the library has no types
@@ -37,15 +37,17 @@ def fullgrad(query: Query, total: Callable[[Tensor], Tensor], eigen_smooth: bool
 
     inputs = query.inputs.detach().clone().requires_grad_()
     handles = [
-        layer.register_forward_hook(hook) for layer in query.module.modules() if _has_bias_map(layer)
+        layer.register_forward_hook(hook, prepend=True) for layer in query.module.modules() if _has_bias_map(layer)
     ]
     try:
-        score = total(wide(query.module(inputs.clone())))
+        scores = query.module(inputs.clone())
+        query.seen(scores.detach())
+        score = total(wide(scores))
     finally:
         for handle in handles:
             handle.remove()
     tensors = [inputs, *(output for _, output in runs)]
-    by_input, *by_output = differentiate(score, tensors, "the inputs", materialize_grads=True)
+    by_input, *by_output = torch.autograd.grad(score, tensors, materialize_grads=True)
     cam = _FullGrad([layer for layer, _ in runs], [wide(gradient) for gradient in by_output])
     leaf = wide(inputs.detach())
     leaf.grad = wide(by_input)

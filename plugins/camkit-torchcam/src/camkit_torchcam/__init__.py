@@ -1,15 +1,13 @@
 """torchcam as a backend of camkit."""
 
-from contextlib import ExitStack
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 from torchcam.methods import GradCAM, GradCAMpp, LayerCAM, ScoreCAM, XGradCAM
 
 from camkit import Explainer, Query
-from camkit.errors import LayerError
-from camkit.layers import layout
+from camkit.stand_in import StandIn
 
 METHODS = {
     "gradcam": GradCAM,
@@ -21,7 +19,7 @@ METHODS = {
 
 
 class TorchCam(Explainer):
-    """torchcam between two hooks: before it the graph is cut, behind it the model goes on with a copy."""
+    """torchcam hooks a stand-in for the model."""
 
     summary = "Grad-CAM, Grad-CAM++, LayerCAM, XGradCAM and ScoreCAM by torchcam"
     methods = tuple(METHODS)
@@ -33,24 +31,9 @@ class TorchCam(Explainer):
 
     def maps(self, query: Query) -> Tensor:
         """Raw maps `[B, h, w]`, signed."""
-        layer, layouts = query.layer_module, []
-
-        def leaf(_: Any, __: Any, output: Tensor) -> Tensor:  # so a frozen model has a gradient here too
-            layouts.append(layout(output, query.inputs.shape, query.layer))
-            return output.detach().requires_grad_()
-
-        def to_map(tensor: Tensor) -> Tensor:  # of the layer's output and of its gradient
-            return layouts[0].to_map(tensor).to(torch.promote_types(tensor.dtype, torch.float32))
-
-        with ExitStack() as stack:
-            stack.callback(layer.register_forward_hook(leaf).remove)
-            extractor = METHODS[query.method](query.module, query.layer, reshape_transform=to_map)
-            stack.enter_context(extractor)  # torchcam's hooks go at the end
-            # An in-place ReLU behind the layer gets a copy, or it would change what torchcam keeps.
-            stack.callback(layer.register_forward_hook(lambda _, __, output: output.clone()).remove)
-            scores = query.module(query.inputs.clone())
-            if len(layouts) != 1:
-                raise LayerError(f"layer {query.layer!r} ran {len(layouts)} times in one forward, not once")
+        model = StandIn(query)
+        with METHODS[query.method](model, "layer") as extractor:
+            scores = model(query.inputs)
             extractor._relu = False  # keeps the sign
             maps: Tensor = extractor(query.targets.tolist(), scores, normalized=False)[0]
             used = [t for t in (scores, *extractor.hook_a, *extractor.hook_g) if t is not None]
