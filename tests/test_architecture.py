@@ -41,6 +41,7 @@ ORDER = [
     "perturb",
     "targets",
     "winograd",
+    "state",
     "fast",
     "native",
     "render",

@@ -88,6 +88,7 @@ class Sweep:
 
     choose: from the model's scores `[B, n_classes]` to the class indices to explain, int64 `[B, T]`.
         It checks scores and indices and raises `TargetError` or `ModelError`: call it exactly once.
+    frozen: the caller promises that the model does not change between calls.
     The other fields are as in `Query`.
     """
 
@@ -97,6 +98,7 @@ class Sweep:
     methods: tuple[str, ...]
     choose: Callable[[Tensor], Tensor]
     extras: tuple[Tensor, ...] = ()
+    frozen: bool = False
 
 
 class Explainer(ABC):

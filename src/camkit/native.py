@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from math import prod
 from typing import ClassVar, Literal
 
@@ -98,7 +98,7 @@ class Native(Explainer):
 
     def many(self, sweep: Sweep) -> dict[tuple[str, str], Tensor]:
         """Raw maps `[B, T, h, w]` by method and layer, all from one forward of the whole model."""
-        forward = fast.forward if self.options.fast else capture.forward
+        forward = partial(fast.forward, frozen=sweep.frozen) if self.options.fast else capture.forward
         with _twice_differentiable() if "shapleycam" in sweep.methods else nullcontext():
             scores, captured = forward(sweep.module, sweep.inputs, sweep.layers, sweep.extras)
         work = _Work(sweep, self.options, scores, sweep.choose(scores), captured)
