@@ -18,7 +18,7 @@ from torch.nn.utils import parametrize
 
 from camkit import state
 from camkit.capture import as_it_was
-from camkit.state import Contents, Look
+from camkit.state import Contents, Look, copied
 
 
 class Config:
@@ -217,6 +217,14 @@ def test_nothing_holds_the_model() -> None:
         del net
         gc.collect()
         assert gone() is None and kept
+
+
+def test_a_copy_of_what_a_forward_has_left_behind(model: Any) -> None:
+    model.last = model(torch.randn(2, 3, 8, 8))
+    own = copied(model)
+    torch.testing.assert_close(own.last, model.last.detach(), equal_nan=True)
+    assert own.last.grad_fn is None and model.last.grad_fn is not None
+    assert own.conv.weight is not model.conv.weight and own.same is own.conv
 
 
 def test_what_cannot_be_compared(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,6 @@ does (`frozen`).
 
 from __future__ import annotations
 
-import copy
 import io
 import sys
 import threading
@@ -30,7 +29,7 @@ from camkit.capture import Captured
 from camkit.errors import CamkitWarning
 from camkit.layers import layout
 from camkit.split import Split, split_or_reason
-from camkit.state import Contents, Look
+from camkit.state import Contents, Look, copied
 from camkit.targets import Scored
 
 KEPT = 8  # values that are remembered for one model, such as compiled shapes
@@ -123,7 +122,7 @@ def _fast(
 
 def _settings() -> tuple[Any, ...]:
     """What compiled code keeps of the switches that are one for the whole process."""
-    backends = torch.backends
+    backends: Any = torch.backends
     return (
         torch.get_num_threads(),
         torch.get_default_dtype(),
@@ -222,7 +221,7 @@ def _compiled(
 
 def _copy(module: M) -> M:
     """A deep copy without hooks; there are none but those of camkit in another thread."""
-    own = copy.deepcopy(module)
+    own = copied(module)
     for part in own.modules():
         part._forward_hooks.clear()
     return own
@@ -355,7 +354,7 @@ def _memory(module: nn.Module, frozen: bool) -> _Memory:
 
 def _global_hooks() -> bool:
     """Whether somebody listens to all modules of the process."""
-    return bool(torch.nn.modules.module._has_any_global_hook())
+    return bool(torch.nn.modules.module._has_any_global_hook())  # type: ignore[no-untyped-call]
 
 
 def remembered(module: nn.Module, key: Any, make: Callable[[], T], *, frozen: bool = False) -> T:

@@ -9,13 +9,14 @@ forward reads from elsewhere, such as a global variable or a file, nobody sees.
 
 from __future__ import annotations
 
+import copy
 import functools
 import types
 import weakref
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -32,6 +33,8 @@ _STORES = ("_parameters", "_buffers", "_modules")
 _ATOMS = (int, str, bytes, types.NoneType, type, types.ModuleType, types.CodeType, range, slice)
 _QUICK = frozenset({*_ATOMS, bool, torch.dtype, torch.device, torch.layout, torch.memory_format})
 _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+M = TypeVar("M", bound=nn.Module)
 
 
 class Look:
@@ -91,6 +94,15 @@ class Contents:
         ]
 
 
+def copied(module: M) -> M:
+    """A deep copy, also where a forward has left results in the module: those lose their graph."""
+    memo: dict[int, Any] = {}
+    with suppress(RuntimeError):  # of a model that holds too much
+        results = [t for kept in _Walk(module).tensors.values() for t in kept if t.grad_fn is not None]
+        memo = {id(tensor): tensor.detach().clone() for tensor in results}
+    return copy.deepcopy(module, memo)
+
+
 def _equal(tensors: list[Tensor], copies: list[Tensor] | None) -> bool:
     """Whether all bytes are the same: a NaN is then equal to itself, and 0 is not -0."""
     if copies is None:
@@ -101,7 +113,7 @@ def _equal(tensors: list[Tensor], copies: list[Tensor] | None) -> bool:
 
 def _bits(tensor: Tensor) -> Tensor:
     """The same memory as whole numbers."""
-    if isinstance(tensor, nn.parameter.UninitializedTensorMixin) or tensor.is_meta:
+    if nn.parameter.is_lazy(tensor) or tensor.is_meta:
         raise RuntimeError("it has tensors without values")
     plain = tensor.detach()
     if plain.is_complex():
@@ -113,6 +125,7 @@ class _Same:
     """Equal to another one of the same object, for as long as that lives. It does not hold it."""
 
     def __init__(self, value: Any) -> None:
+        self.get: Callable[[], Any]
         try:
             self.get = weakref.ref(value)
         except TypeError:  # a builtin without weak references: held, it keeps its identity
