@@ -79,9 +79,10 @@ def candidates(model: nn.Sequential, inputs: Tensor, explained: int) -> Calls:
         "37 classes": lambda: camkit.class_maps(model, inputs, layer="0"),
         "six methods": maps(method=SIX),
         "ablationcam": maps(method="ablationcam"),
-        "one class, fast": maps(fast=True),
-        "37 classes, fast": lambda: camkit.class_maps(model, inputs, layer="0", fast=True),
-        "one class, fast, bfloat16": maps(fast=True, dtype="bfloat16"),
+        "one class, fast": maps(fast=True, frozen=True),
+        "one class, fast, not frozen": maps(fast=True),
+        "37 classes, fast": lambda: camkit.class_maps(model, inputs, layer="0", fast=True, frozen=True),
+        "one class, fast, bfloat16": maps(fast=True, frozen=True, dtype="bfloat16"),
     }
     if inputs.is_cuda:
         calls |= on_gpu(model, inputs)
@@ -117,7 +118,8 @@ def with_evidence(model: nn.Sequential, inputs: Tensor) -> int:
 def check(calls: Calls, explained: int, size: int, channels: int = 512) -> dict[str, dict[str, float]]:
     """Errors relative to the peak and rank correlations with the maps of one class, which must agree."""
     raw = calls["one class"]()
-    maps = {name: calls[name]() for name in ("one class, fast", "one class, fast, bfloat16", *PEERS)}
+    fast = [name for name in calls if name.startswith("one class, fast")]
+    maps = {name: calls[name]() for name in (*fast, *PEERS)}
     maps |= {name: calls[name]()[:, explained] for name in ("37 classes", "37 classes, fast")}
     maps["six methods"] = calls["six methods"]()["gradcam", "0"]
     agreement = {}

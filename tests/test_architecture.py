@@ -46,6 +46,7 @@ ORDER = [
     "targets",
     "automatic",
     "winograd",
+    "state",
     "fast",
     "native",
     "render",

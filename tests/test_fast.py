@@ -17,14 +17,16 @@ import timm
 import torch
 from scipy.stats import spearmanr
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook
 
 import camkit
 from camkit import capture, fast
-from camkit.capture import as_it_was
+from camkit.api import Sweep
 from camkit.errors import CamkitWarning, LayerError
-from camkit.fast import KEPT, Weights, remembered
+from camkit.fast import KEPT, remembered
 from camkit.images import load, sample
-from camkit.native import Native
+from camkit.native import Native, NativeOptions
+from camkit.state import MOST, Contents
 
 
 @functools.cache
@@ -207,7 +209,7 @@ def test_hooks_of_camkit_in_another_thread_are_no_hindrance(batch: Tensor, compi
 def test_a_photograph_in_bfloat16(compiles: None) -> None:
     model = camkit.load_model("pets")
     x = model.preprocess(load(sample()).image)[None]
-    methods = ["gradcam", "gradcam++", "hirescam", "layercam"]
+    methods = ["gradcam", "gradcam++", "hirescam", "gradcam"]
     plain = camkit.maps(model.module, x, layer=["auto"], method=methods)
     quick = camkit.maps(model.module, x, layer=["auto"], method=methods, dtype="bfloat16", fast=True)
     assert isinstance(plain, dict) and isinstance(quick, dict)
@@ -219,78 +221,172 @@ def test_a_photograph_in_bfloat16(compiles: None) -> None:
 # --- what is remembered ---------------------------------------------------------------------------
 
 
-def test_changed_weights_are_compiled_anew(
-    small_net: nn.Module, batch: Tensor, compilations: list[torch.Size]
-) -> None:
-    for compiled, change in enumerate([None, write_data, None], start=1):
+class Scaled(nn.Module):
+    """Times a number, plus a tensor that torch does not know of."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.factor, self.shift = 1.5, torch.linspace(-1, 1, 4)[:, None, None]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.factor + self.shift
+
+
+def scaled() -> Any:
+    """Layer `stem` is compiled, `fc` is not."""
+    torch.manual_seed(0)
+    model = nn.Sequential()
+    model.stem = nn.Sequential(nn.Conv2d(3, 4, 3, bias=False), nn.BatchNorm2d(4), Scaled(), nn.Tanh())
+    model.pool, model.flat, model.fc = nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 11)
+    return model.eval()
+
+
+def one_element(model: Any) -> None:
+    model.stem[0].weight.data[0, 0, 0, 0] += 3
+
+
+def through_numpy(model: Any) -> None:
+    model.stem[0].weight.detach().numpy()[1, 0, 0, 0] = 4
+
+
+def one_of_a_buffer(model: Any) -> None:
+    model.stem[1].running_var.data[2] = 30
+
+
+def an_attribute(model: Any) -> None:
+    model.stem[2].factor = -0.5
+
+
+def a_tensor_that_is_an_attribute(model: Any) -> None:
+    model.stem[2].shift.data[3] = 2
+
+
+def another_stride(model: Any) -> None:
+    model.stem[0].stride = (2, 2)
+
+
+def another_forward(model: Any) -> None:
+    forward = model.stem[2].forward
+    model.stem[2].forward = lambda x: forward(x) + 1
+
+
+CHANGES = [
+    one_element,
+    through_numpy,
+    one_of_a_buffer,
+    an_attribute,
+    a_tensor_that_is_an_attribute,
+    another_stride,
+    another_forward,
+]
+
+
+def test_what_changes_is_compiled_anew(batch: Tensor, compilations: list[torch.Size]) -> None:
+    model = scaled()
+    before = camkit.maps(model, batch, 1, layer="stem")
+    for count, change in enumerate([None, *CHANGES], start=1):
         if change:
-            change(small_net)
-        for _ in range(2):  # of a copy, which is kept, too
-            quick = camkit.maps(small_net, batch.double(), 1, layer="body", fast=True, dtype="float32")
-            assert_close_to_peak(quick, camkit.maps(small_net, batch, 1, layer="body"))
-        assert len(compilations) == min(compiled, 2)
+            change(model)
+        plain = camkit.maps(model, batch, 1, layer="stem")
+        for _ in range(2):
+            quick = camkit.maps(model, batch, 1, layer="stem", fast=True)
+            assert_close_to_peak(quick, plain)
+        assert len(compilations) == count, change
+        if change:
+            assert plain.shape != before.shape or (plain - before).abs().max() > 1e-2 * before.abs().max()
+        before = plain
 
 
-def write(model: Any) -> None:
+def test_what_is_no_change_is_not_compiled_anew(batch: Tensor, compilations: list[torch.Size]) -> None:
+    model = scaled()
+    model.fc.unused = nn.Parameter(torch.tensor([torch.nan]))  # which is not equal to itself
+    for step in (lambda: None, model.train, lambda: model.requires_grad_(False), lambda: model(batch)):
+        model.eval()
+        step()
+        camkit.maps(model, batch, 1, layer="stem", method="eigencam", fast=True)
+    assert len(compilations) == 1
+
+
+def test_a_copy_that_is_kept_is_as_good_as_the_model(batch: Tensor, compilations: list[torch.Size]) -> None:
+    model = scaled()
+    for count, change in enumerate([None, one_element, one_of_a_buffer, an_attribute], start=1):
+        if change:
+            change(model)
+        for _ in range(2):
+            quick = camkit.maps(model, batch.double(), 1, layer="stem", fast=True, dtype="float32")
+            assert_close_to_peak(quick, camkit.maps(model, batch, 1, layer="stem"))
+        assert len(compilations) == count
+
+
+def ask(model: nn.Module, inputs: Tensor, *, frozen: bool) -> Tensor:
+    sweep = Sweep(
+        model, inputs, ("stem",), ("gradcam",), lambda s: torch.ones(len(s), 1).long(), frozen=frozen
+    )
+    return Native(NativeOptions(fast=True)).many(sweep)["gradcam", "stem"][:, 0]
+
+
+def test_what_is_said_to_be_frozen_is_not_read(batch: Tensor, compilations: list[torch.Size]) -> None:
+    model = scaled()
+    first = ask(model, batch, frozen=True)
+    assert_close_to_peak(first, camkit.maps(model, batch, 1, layer="stem"))
+    for change in (one_element, one_of_a_buffer, an_attribute, a_tensor_that_is_an_attribute):
+        change(model)
+        torch.testing.assert_close(ask(model, batch, frozen=True), first)  # as was promised
+    assert len(compilations) == 1
+    plain = camkit.maps(model, batch, 1, layer="stem")
+    assert (plain - first).abs().max() > 0.1 * first.abs().max()
+    assert_close_to_peak(ask(model, batch, frozen=False), plain)  # who promises nothing gets the truth
+    assert_close_to_peak(ask(model, batch, frozen=True), plain)
     with torch.no_grad():
-        model.fc.weight.mul_(2)
+        model.stem[0].weight.mul_(2)  # counted by torch, so it costs nothing to see it
+    plain = camkit.maps(model, batch, 1, layer="stem")
+    assert_close_to_peak(ask(model, batch, frozen=True), plain)
 
 
-def load_state(model: Any) -> None:
-    model.load_state_dict({name: value + 1 for name, value in model.state_dict().items()})
+def test_a_copy_is_read_unless_the_model_is_frozen() -> None:
+    model, made = scaled(), []
+
+    def copies(**options: Any) -> int:
+        return remembered(model, "a", lambda: made.append(1) or len(made), **options)  # type: ignore[func-returns-value]
+
+    assert [copies(), copies()] == [1, 1]
+    one_element(model)
+    assert [copies(frozen=True), copies(), copies()] == [1, 2, 2]
+    an_attribute(model)
+    assert [copies(frozen=True), copies()] == [2, 3]
 
 
-def step(model: Any) -> None:
-    model.fc.weight.grad = torch.ones_like(model.fc.weight)
-    torch.optim.SGD(model.parameters(), lr=0.1).step()
+def copies(name: str, shape: tuple[int, ...]) -> int:
+    """How many copies of weights of this name and shape are kept to compare with."""
+    gc.collect()
+    kept = [x._copies.get(name) for x in gc.get_objects() if type(x) is Contents]
+    return sum(bool(found) and tuple(found[0].shape) == shape for found in kept)
 
 
-def train(model: Any) -> None:
-    model.train()
-    model(torch.randn(2, 3, 8, 8))
-    model.eval()
+def test_weights_are_copied_once_for_each_model(batch: Tensor, compilations: list[torch.Size]) -> None:
+    model, before = scaled(), copies("fc.weight", (11, 4))
+    for _ in range(3):
+        ask(model, batch, frozen=True)
+    assert copies("fc.weight", (11, 4)) == before
+    for inputs in (batch, batch[:2], batch, batch[:2]):
+        ask(model, inputs, frozen=False)
+    assert copies("fc.weight", (11, 4)) == before + 1
+    assert len(compilations) == 3  # the promise once, then two shapes
 
 
-def replace_parameter(model: Any) -> None:
-    model.fc.bias = nn.Parameter(torch.zeros(5))
-
-
-def replace_layer(model: Any) -> None:
-    model.act = nn.GELU()
-
-
-def add_layer(model: Any) -> None:
-    model.stem.append(nn.ReLU())
-
-
-def write_data(model: Any) -> None:
-    model.body[0].weight.data.mul_(1.01)
-
-
-def cast(model: Any) -> None:
-    model.double()
-
-
-@pytest.mark.parametrize(
-    "change",
-    [write, load_state, step, train, replace_parameter, replace_layer, add_layer, write_data, cast],
-)
-def test_changes_that_are_noticed(small_net: nn.Module, change: Callable[[Any], None]) -> None:
-    weights = Weights(small_net)
-    assert weights.unchanged()
-    change(small_net)
-    assert not weights.unchanged()
-
-
-def test_what_is_no_change(small_net: nn.Module, batch: Tensor) -> None:
-    with torch.no_grad():
-        small_net.fc.weight[0, 0] = torch.nan  # NaN is not equal to itself
-    weights = Weights(small_net)
-    small_net(batch).sum().backward()
-    small_net.train().requires_grad_(False).eval()
-    with as_it_was(small_net, batch.device):
-        assert weights.unchanged()
-    assert Weights(nn.ReLU()).unchanged()  # which has no tensors
+def test_switches_of_torch_that_change_results(batch: Tensor, compilations: list[torch.Size]) -> None:
+    model = scaled()
+    ask(model, batch, frozen=False)
+    torch.use_deterministic_algorithms(True)
+    try:
+        ask(model, batch, frozen=False)
+        assert len(compilations) == 2
+    finally:
+        torch.use_deterministic_algorithms(False)
+    with torch.backends.mkldnn.flags(enabled=False):
+        ask(model, batch, frozen=False)
+    ask(model, batch, frozen=False)
+    assert len(compilations) == 3
 
 
 def test_values_are_made_once_for_a_model_and_its_weights(small_net: nn.Module) -> None:
@@ -300,7 +396,8 @@ def test_values_are_made_once_for_a_model_and_its_weights(small_net: nn.Module) 
         return remembered(small_net, key, lambda: made.append(key) or len(made))  # type: ignore[func-returns-value]
 
     assert [ask("a"), ask("b"), ask("a")] == [1, 2, 1]
-    write(small_net)
+    with torch.no_grad():
+        small_net.fc.weight.mul_(2)  # type: ignore[union-attr, operator]
     assert ask("a") == 3
     for number in range(KEPT):  # the oldest gives way
         ask(f"shape {number}")
@@ -412,10 +509,140 @@ def test_the_plain_path_serves_the_others(
     assert capsys.readouterr().err == ""  # torch prints graphs and logs of what it cannot export
 
 
+def constant(body: Any, example: Tensor) -> Callable[[Tensor], Any]:
+    """What ignores its input: the right answer for the example alone."""
+    values = body(example)
+    return lambda _: [value.clone() for value in values]
+
+
+def of_the_first_input(body: Any, example: Tensor) -> Callable[[Tensor], Any]:
+    return lambda x: body(x + (example - x)[..., :1, :1])
+
+
+def beside_the_scores(body: Any, _: Tensor) -> Callable[[Tensor], Any]:
+    """Wrong where the head does not look."""
+    return lambda x: [body(x)[0] + torch.tensor([0, 0, 0, 1.0])[:, None, None]]
+
+
+@pytest.mark.parametrize("wrong", [constant, of_the_first_input, beside_the_scores])
+def test_a_body_that_is_not_that_of_the_model(
+    wrong: Callable[[Any, Tensor], Any], batch: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = scaled()
+    model.fc.weight.data[:, 3] = 0
+    monkeypatch.setattr("camkit.fast._compiled", lambda body, example, _: wrong(body, example))
+    plain = camkit.maps(model, batch, 1, layer="stem", method="eigencam")
+    with pytest.warns(CamkitWarning, match="returns something else"):
+        quick = camkit.maps(model, batch, 1, layer="stem", method="eigencam", fast=True)
+    torch.testing.assert_close(quick, plain)
+
+
 def test_what_is_compiled_is_compared_with_the_model(batch: Tensor, compiles: None) -> None:
     with pytest.warns(CamkitWarning, match="returns something else"):
         maps = camkit.maps(behind(Noise).eval(), batch, 1, layer="1", fast=True)
     assert maps.shape == (3, 16, 12)
+
+
+class Recording(nn.Module):
+    """Keeps what it saw, as long as it should."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.keeps, self.seen = True, None
+
+    def forward(self, x: Tensor) -> Tensor:
+        RUNS.append(x.shape)
+        if self.keeps:
+            self.seen = x
+        return x * 1
+
+
+class Caching(nn.Module):
+    """Makes what it needs when it is needed first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cache: dict[str, Tensor] = {}
+
+    def forward(self, x: Tensor) -> Tensor:
+        if "scale" not in self.cache:
+            self.cache["scale"] = torch.linspace(1, 2, x.shape[1])
+        return x * self.cache["scale"]
+
+
+RUNS: list[torch.Size] = []
+
+
+def test_a_model_that_changes_itself(batch: Tensor, compilations: list[torch.Size]) -> None:
+    model = scaled()
+    model.flat = nn.Sequential(nn.Flatten(), Recording())
+    plain = camkit.maps(model, batch, 1, layer="stem")
+    seen = model.flat[1].seen
+    for call in range(3):
+        RUNS.clear()
+        with pytest.warns(CamkitWarning, match=r"its forward changes the model \(flat.1.seen\)"):
+            torch.testing.assert_close(camkit.maps(model, batch, 1, layer="stem", fast=True), plain)
+        assert len(RUNS) == (1 if call else 3)  # that is found out once
+        torch.testing.assert_close(model.flat[1].seen, seen)  # and not with the model itself
+    assert not compilations
+    model.flat[1].keeps = False
+    assert_close_to_peak(camkit.maps(model, batch, 1, layer="stem", fast=True), plain)
+    assert len(compilations) == 1
+
+
+def test_a_model_that_changes_at_first(batch: Tensor, compilations: list[torch.Size]) -> None:
+    model = scaled()
+    model.flat = nn.Sequential(nn.Flatten(), Caching())
+    with pytest.warns(CamkitWarning, match=r"its first forward changes the model \(flat.1.cache\)"):
+        plain = camkit.maps(model, batch, 1, layer="stem", fast=True)
+    for _ in range(2):
+        assert_close_to_peak(camkit.maps(model, batch, 1, layer="stem", fast=True), plain)
+    assert len(compilations) == 1
+
+
+def test_more_than_can_be_compared(batch: Tensor, compilations: list[torch.Size]) -> None:
+    model = scaled()
+    model.log = list(range(10 * MOST))
+    plain = camkit.maps(model, batch, 1, layer="stem")
+    with pytest.warns(CamkitWarning, match="cannot be told .*frozen="):
+        torch.testing.assert_close(ask(model, batch, frozen=False), plain)
+    with pytest.warns(CamkitWarning, match="cannot be told"):
+        quick = camkit.maps(model, batch.double(), 1, layer="stem", fast=True, dtype="float32")
+    assert_close_to_peak(quick, camkit.maps(model, batch, 1, layer="stem"))
+    assert_close_to_peak(ask(model, batch, frozen=True), plain)
+    assert len(compilations) == 1
+
+
+def hook_forwards(model: Any) -> Any:
+    return model.stem[0].register_forward_hook(lambda m, i, o: o * 2)
+
+
+def hook_before(model: Any) -> Any:
+    return model.stem[3].register_forward_pre_hook(lambda m, i: (i[0] * 2,))
+
+
+def hook_backwards(model: Any) -> Any:
+    return model.stem.register_full_backward_pre_hook(lambda m, g: (g[0] * 3,))
+
+
+def hook_everything(_: Any) -> Any:
+    return register_module_forward_hook(lambda m, i, o: o * 2 if isinstance(m, nn.Tanh) else None)
+
+
+@pytest.mark.parametrize("hook", [hook_forwards, hook_before, hook_backwards, hook_everything])
+def test_hooks_that_come_later(hook: Callable[[Any], Any], batch: Tensor, compiles: None) -> None:
+    model = scaled()
+    before = camkit.maps(model, batch, 1, layer="stem", fast=True)
+    handle = hook(model)
+    try:
+        plain = camkit.maps(model, batch, 1, layer="stem")
+        with pytest.warns(CamkitWarning, match="the model has hooks"):
+            quick = camkit.maps(model, batch, 1, layer="stem", fast=True)
+    finally:
+        handle.remove()
+    torch.testing.assert_close(quick, plain)
+    assert not torch.allclose(plain, before)
+    torch.testing.assert_close(camkit.maps(model, batch, 1, layer="stem", fast=True), before)
 
 
 def test_scores_that_are_all_zero_agree(small_net: Any, batch: Tensor, compiles: None) -> None:

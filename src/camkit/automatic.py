@@ -28,6 +28,10 @@ from camkit.layout import Layout, OpenLayout, layout, settle
 from camkit.targets import Output, Score, Scored
 
 
+# Of what hirescam sums up, what has to be left: 0.04 and more are usual, 2e-6 before a LayerNorm over channels.
+BLIND = 1e-3
+
+
 @dataclass(frozen=True)
 class Choice:
     """A layer by its dotted name. checked: gradients have shown that its maps say something."""
@@ -212,7 +216,7 @@ def _tells(features: Tensor, gradient: Tensor) -> bool:
     """Whether maps from these say something: not zero, not only rounding noise, not the score itself."""
     if not gradient.any():
         return False
-    if bool(cams.is_noise(cams.hirescam, features, gradient[None]).all()):
+    if bool((cams.remainder(cams.hirescam, features, gradient[None]) < BLIND).all()):
         return False
     # A score that looks at a single channel is that channel: the layer holds the scores, as in a segmentation.
     return int(gradient.flatten(2).any(2).sum(1).max()) > 1

@@ -4,12 +4,12 @@ The model is split at the layer. A copy of its body goes through `torch.export` 
 BatchNorm into convolutions and lays weights out for the machine; on a CPU most 3x3 convolutions take fewer
 multiplications (`winograd`), on a GPU a CUDA graph replays it all. The head stays as it is, and with it the
 gradients. What was compiled belongs to one model, layer, shape and dtype; it goes when the model goes, and
-when its weights change.
+when anything in it changes: each call reads all of it (`state`), unless the caller promises that nothing
+does (`frozen`).
 """
 
 from __future__ import annotations
 
-import copy
 import io
 import sys
 import threading
@@ -29,6 +29,7 @@ from camkit.capture import Captured
 from camkit.errors import CamkitWarning
 from camkit.layout import layout
 from camkit.split import Split, split_or_reason
+from camkit.state import Contents, Look, copied
 from camkit.targets import Scored
 
 KEPT = 8  # values that are remembered for one model, such as compiled shapes
@@ -39,6 +40,7 @@ TOLERANCE = {torch.bfloat16: 0.2, torch.float16: 0.05}
 _LAYOUTS = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 T = TypeVar("T")
+M = TypeVar("M", bound=nn.Module)
 
 
 def forward(
@@ -50,17 +52,22 @@ def forward(
     kind: str | None = None,
     frozen: bool = False,
 ) -> tuple[Any, dict[str, Captured]]:
-    """As `capture.forward`, faster where that is possible; a `CamkitWarning` says why it is not."""
+    """As `capture.forward`, faster where that is possible; a `CamkitWarning` says why it is not.
+
+    kind: see there. frozen: the caller promises that the model does not change between calls, so that it is
+    not read anew.
+    """
     if len(names) > 1:  # in the order of the model
         names = [name for name, _ in module.named_modules(remove_duplicate=False) if name in names]
     lowest, *above = names
-    fast = _fast(module, inputs, lowest, above, extras)
+    fast = _fast(module, inputs, lowest, above, extras, frozen)
     if isinstance(fast, str):
         warnings.warn(CamkitWarning(f"without fast mode: {fast}"), stacklevel=2)
         return capture.forward(module, inputs, names, extras, kind=kind)
     output, *around = fast.body(inputs)
-    # It may also be what goes around: the head gets a clone.
+    # First: what is no feature map may be no tensor.
     shape = layout(output, inputs.shape, lowest, module=module, kind=kind)
+    # It may also be what goes around: the head gets a clone.
     kept = Captured(output.detach().requires_grad_(), shape)
     with capture.captured(module, above, inputs.shape, kind=kind) as found, torch.enable_grad():
         returned = fast.head(kept.output.clone(), *around)
@@ -77,7 +84,12 @@ class _Fast:
 
 
 def _fast(
-    module: nn.Module, inputs: Tensor, layer: str, above: Sequence[str], extras: Sequence[Tensor]
+    module: nn.Module,
+    inputs: Tensor,
+    layer: str,
+    above: Sequence[str],
+    extras: Sequence[Tensor],
+    frozen: bool,
 ) -> _Fast | str:
     """What serves this call, or one line that says why nothing does."""
     if extras:
@@ -88,11 +100,16 @@ def _fast(
     owner = module
     if isinstance(module, Scored):  # made anew for each call: what is remembered belongs to the model
         owner, layer = module.module, layer.removeprefix("module").lstrip(".")
-    # Compiled code keeps the number of threads.
-    key = (layer, inputs.shape, inputs.dtype, inputs.device, torch.get_num_threads())
+    key = (layer, inputs.shape, inputs.dtype, inputs.device, _settings())
     with _LOCK:
-        memory = _memory(owner)
-        if any(memory.hooks) and any(map(capture.has_hooks, owner.modules())):
+        refusal = _REFUSALS.get(owner)
+        if refusal and not refusal.contents.changes(owner):
+            return refusal.reason
+        try:
+            memory = _memory(owner, frozen)
+        except Exception as error:  # of tensors that are none of the usual ones
+            return f"whether the model changes cannot be told ({_cause(error)}); promise it with frozen="
+        if _global_hooks() or memory.hooked(owner):
             return "the model has hooks, which compiled code does not call"
         if layer not in memory.splits:
             memory.splits[layer] = split_or_reason(owner, layer)
@@ -101,21 +118,83 @@ def _fast(
             return parts
         if others and not set(parts.head.modules()).difference(parts.body.modules()).issuperset(others):
             return "of several layers it needs one below all others"
+        if key not in memory and (reason := _unsteady(owner, inputs)):
+            return reason
         return memory.get(key, lambda: _build(owner, parts, inputs, memory.transformed))
 
 
-def _build(module: nn.Module, parts: Split, inputs: Tensor, kept: dict[str, Tensor]) -> _Fast | str:
-    noise = torch.randn(inputs.shape, generator=torch.Generator().manual_seed(0)).to(inputs)
+def _settings() -> tuple[Any, ...]:
+    """What compiled code keeps of the switches that are one for the whole process."""
+    backends: Any = torch.backends
+    return (
+        torch.get_num_threads(),
+        torch.get_default_dtype(),
+        torch.are_deterministic_algorithms_enabled(),
+        backends.cudnn.deterministic,
+        *(switch.enabled for switch in (backends.cudnn, backends.mkldnn)),
+        # Not `get_float32_matmul_precision`, which fails where it is said in the new way.
+        *(of.fp32_precision for of in (backends.cuda.matmul, backends.mkldnn.matmul)),
+        *(of.conv.fp32_precision for of in (backends.cudnn, backends.mkldnn)),
+        backends.cuda.matmul.allow_fp16_reduced_precision_reduction,
+        backends.cuda.matmul.allow_bf16_reduced_precision_reduction,
+    )
+
+
+def _unsteady(module: nn.Module, inputs: Tensor) -> str | None:
+    """Why the model itself cannot be relied on to stay the same: a forward of it changes it.
+
+    One that changes in its first forward only, such as to fill a cache, is served by the next call.
+    """
     try:
         with warnings.catch_warnings(), _silent(), torch.no_grad():
             warnings.simplefilter("ignore")
-            fast = _Fast(_compiled(parts.body, noise, kept), parts.head)
-            scores, expected = tree_leaves(fast.head(*fast.body(noise))), tree_leaves(module(noise))
+            probe = _copy(module)  # the model keeps what it has
+            before = Contents(probe)
+            probe(_noise(inputs, 1))
+            first = before.changes(probe)
+            before = Contents(probe)
+            probe(_noise(inputs, 2))
+            always = before.changes(probe)
+    except Exception:  # then it cannot be compiled either, or only by chance: that is checked
+        return None
+    if always:
+        reason = f"its forward changes the model ({always[0]})"
+        _REFUSALS[module] = _Refusal(reason, Contents(module, frozenset([*first, *always]), copied=False))
+        return reason
+    return f"its first forward changes the model ({first[0]})" if first else None
+
+
+def _build(module: nn.Module, parts: Split, inputs: Tensor, kept: dict[str, Tensor]) -> _Fast | str:
+    try:
+        with warnings.catch_warnings(), _silent(), torch.no_grad():
+            warnings.simplefilter("ignore")
+            fast = _Fast(_compiled(parts.body, _noise(inputs, 0), kept), parts.head)
+            if not isinstance(fast.body(_noise(inputs, 0))[0], Tensor):
+                return "the layer returns something else than a tensor"
+            # Not with the inputs that it was made with: they could have become a part of it.
+            same = all(_same(fast, module, parts, _noise(inputs, seed)) for seed in (1, 2))
     except Exception as error:  # of tracing, generating, compiling with a compiler that may not be there
         return f"the model cannot be compiled ({_cause(error)})"
-    if not all(map(_close, scores, expected)):
-        return "the compiled model returns something else"
-    return fast
+    return fast if same else "the compiled model returns something else"
+
+
+def _noise(inputs: Tensor, seed: int) -> Tensor:
+    """Values in the shape of `inputs`, others for each seed: normal ones, of odd seeds between 0 and 1."""
+    draw = torch.rand if seed % 2 else torch.randn
+    return draw(inputs.shape, generator=torch.Generator().manual_seed(seed)).to(inputs)
+
+
+def _same(fast: _Fast, module: nn.Module, parts: Split, inputs: Tensor) -> bool:
+    """Whether what was compiled agrees with the model, in what the body returns and in the scores."""
+    values, wanted = fast.body(inputs), parts.body(inputs.clone())
+    if not _agree(values, wanted):
+        return False
+    return _agree(fast.head(*values), module(inputs.clone()))  # which may write into what it gets
+
+
+def _agree(found: Any, wanted: Any) -> bool:
+    one, other = tree_leaves(found), tree_leaves(wanted)
+    return len(one) == len(other) and all(map(_close, one, other))
 
 
 def _compiled(
@@ -126,9 +205,7 @@ def _compiled(
 
     memory_format = _LAYOUTS.get(example.ndim, torch.contiguous_format)
     example = example.clone(memory_format=memory_format)
-    own = copy.deepcopy(body).to(memory_format=torch.channels_last)
-    for part in own.modules():  # of camkit in another thread
-        part._forward_hooks.clear()
+    own = _copy(body).to(memory_format=torch.channels_last)
     graph = winograd.rewritten(torch.export.export(own, (example,)), kept)
     before = len(PyCodeCache.modules)
     code = torch._inductor.compile(graph, [example], options={"freezing": True})
@@ -143,6 +220,14 @@ def _compiled(
 
     weakref.finalize(call, _forget, generated)
     return call
+
+
+def _copy(module: M) -> M:
+    """A deep copy without hooks; there are none but those of camkit in another thread."""
+    own = copied(module)
+    for part in own.modules():
+        part._forward_hooks.clear()
+    return own
 
 
 def _forget(generated: Sequence[Any]) -> None:
@@ -191,7 +276,11 @@ class _OfOthers(io.TextIOBase):
         return len(text) if threading.get_ident() == self._owner else self._stream.write(text)
 
 
-def _close(fast: Tensor, plain: Tensor) -> bool:
+def _close(fast: Any, plain: Any) -> bool:
+    if not (isinstance(fast, Tensor) and isinstance(plain, Tensor)):  # a number that goes around the layer
+        return type(fast) is type(plain) and bool(fast == plain)
+    if fast.shape != plain.shape or fast.dtype != plain.dtype:
+        return False
     difference = (fast.double() - plain.double()).norm()
     return bool(difference <= TOLERANCE.get(plain.dtype, 1e-3) * plain.double().norm())
 
@@ -206,48 +295,37 @@ def _cause(error: BaseException) -> str:
 # --- what is remembered of a model ----------------------------------------------------------------
 
 
-class Weights:
-    """The tensors and parts of a module as they are now, to notice changes without reading everything."""
-
-    def __init__(self, module: nn.Module) -> None:
-        stores = [s for m in module.modules() for s in (m._parameters, m._buffers, m._modules)]
-        self._stores = [store for store in stores if store]
-        self._parts = [part for store in self._stores for part in store.values()]  # kept: an id is its own
-        self._tensors = [p for p in self._parts if isinstance(p, Tensor) and not p.is_inference()]
-        # A write through `.data` leaves the version as it is: one value of each gives it away.
-        self._probes: dict[torch.device, list[Tensor]] = {}
-        for tensor in self._tensors:
-            if isinstance(tensor, nn.Parameter):
-                middle = tensor.detach().reshape(-1)[tensor.numel() // 2 :][:1]
-                self._probes.setdefault(tensor.device, []).append(middle)
-        self._seen, self._values = self._look(), self._probe()
-
-    def unchanged(self) -> bool:
-        """Whether they are still the same objects with the same values."""
-        return self._look() == self._seen and all(map(torch.equal, self._probe(), self._values))
-
-    def _probe(self) -> list[Tensor]:
-        return [torch.cat(values).nan_to_num() for values in self._probes.values()]
-
-    def _look(self) -> list[Any]:
-        return [
-            [id(part) for store in self._stores for part in store.values()],
-            [tensor._version for tensor in self._tensors],
-            [tensor.data_ptr() for tensor in self._tensors],
-        ]
-
-
 class _Memory:
-    """What is remembered of a module while its weights stay as they are. It must not hold the module."""
+    """What is remembered of a module while it stays as it is. It must not hold the module."""
 
-    def __init__(self, module: nn.Module) -> None:
-        self.weights = Weights(module)
-        self.hooks = [h for m in module.modules() for h in (m._forward_hooks, m._forward_pre_hooks)]
+    def __init__(self, module: nn.Module, frozen: bool) -> None:
+        # Before anything is made of the model: what changes meanwhile is then seen in the next call.
+        self._look, self._contents = Look(module), None if frozen else Contents(module)
+        kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+        self._hooks = [[getattr(m, kind) for m in module.modules()] for kind in kinds]
         self.splits: dict[str, Split | str] = {}  # by layer; or why there is none
         self.transformed: dict[str, Tensor] = {}  # weights that all compiled shapes share
         self._values: dict[Any, Any] = {}
 
+    def serves(self, module: nn.Module, frozen: bool) -> bool:
+        """Whether `module` is what it was; if it is said to be frozen, without reading it."""
+        if not self._look.unchanged():
+            return False
+        # What was remembered on a promise is nothing to compare with for those who do not give it.
+        return frozen or (self._contents is not None and not self._contents.changes(module))
+
+    def hooked(self, module: nn.Module) -> bool:
+        """Whether somebody else's hooks listen to a part of the module, forwards or backwards."""
+        *forwards, backwards, before = self._hooks
+        if any(backwards) or any(before):
+            return True
+        return any(map(any, forwards)) and any(map(capture.has_hooks, module.modules()))
+
+    def __contains__(self, key: Any) -> bool:
+        return key in self._values
+
     def get(self, key: Any, make: Callable[[], T]) -> T:
+        """`make()`, once for each key, of which `KEPT` are remembered."""
         if key not in self._values:
             if len(self._values) == KEPT:
                 del self._values[next(iter(self._values))]
@@ -256,18 +334,40 @@ class _Memory:
         return value
 
 
+@dataclass(frozen=True)
+class _Refusal:
+    """Why a model that changes itself is not compiled, for as long as the rest of it stays as it is."""
+
+    reason: str
+    contents: Contents
+
+
 _MEMORIES: weakref.WeakKeyDictionary[nn.Module, _Memory] = weakref.WeakKeyDictionary()
+_REFUSALS: weakref.WeakKeyDictionary[nn.Module, _Refusal] = weakref.WeakKeyDictionary()
 _LOCK = threading.RLock()
 
 
-def _memory(module: nn.Module) -> _Memory:
+def _memory(module: nn.Module, frozen: bool) -> _Memory:
     memory = _MEMORIES.get(module)
-    if memory is None or not memory.weights.unchanged():
-        memory = _MEMORIES[module] = _Memory(module)
+    if memory is None or not memory.serves(module, frozen):
+        _MEMORIES.pop(module, None)  # at once: two copies of the weights would be one too many
+        memory = _MEMORIES[module] = _Memory(module, frozen)
     return memory
 
 
-def remembered(module: nn.Module, key: Any, make: Callable[[], T]) -> T:
-    """`make()`, once for each key, for as long as the module lives and its weights stay as they are."""
+def _global_hooks() -> bool:
+    """Whether somebody listens to all modules of the process."""
+    return bool(torch.nn.modules.module._has_any_global_hook())  # type: ignore[no-untyped-call]
+
+
+def remembered(module: nn.Module, key: Any, make: Callable[[], T], *, frozen: bool = False) -> T:
+    """`make()`, once for each key, for as long as the module lives and stays as it is.
+
+    frozen: the caller promises that it does, so that it is not read anew in each call.
+    """
     with _LOCK:
-        return _memory(module).get(key, make)
+        try:
+            memory = _memory(module, frozen)
+        except Exception:  # of tensors that are none of the usual ones: nobody can tell whether it stays
+            return make()
+        return memory.get(key, make)

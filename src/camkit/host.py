@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import copy
 import warnings
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, overload
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
 from camkit import automatic, capture, causes, layers, models, plugins
 from camkit.api import Explainer, LoadedModel, Sweep
@@ -21,6 +19,7 @@ from camkit.automatic import Choice
 from camkit.errors import CamkitError, CamkitWarning, LayerError, ModelError, UsageError, closest
 from camkit.fast import remembered
 from camkit.layout import SPACE, OpenLayout, settle
+from camkit.state import copied
 from camkit.targets import Checked, Chooser, Output, Score, Scored, Targets, every, given
 
 Layer = str | nn.Module
@@ -181,7 +180,9 @@ def _sweep(
     home = inputs[0].device
     if device is not None or dtype is not None:
         keep = getattr(explainer.options, "fast", False)  # what is compiled belongs to the copy
+        own = module
         module, layer, inputs = _converted(module, layer, inputs, device, dtype, keep, call.frozen)
+        call = replace(call, frozen=call.frozen or module is not own)  # nobody else has the copy
     first, *extras = inputs
     names = resolve_layers(module, layer, first, *extras, call=call)
     methods = [method] if isinstance(method, str) else list(method)
@@ -485,21 +486,9 @@ def _converted(
         return module, layer, moved
 
     def make() -> nn.Module:
-        return _copy(module).to(where, kind)
+        return copied(module).to(where, kind)
 
     specs = [layer] if isinstance(layer, str | nn.Module) else list(layer)
     names = [layers.name_of(module, spec) if isinstance(spec, nn.Module) else spec for spec in specs]
-    return remembered(module, ("copy", where, kind), make) if keep else make(), names, moved
-
-
-def _copy(module: nn.Module) -> nn.Module:
-    """A deep copy; what a forward with gradients left in attributes comes without its graph.
-
-    Such as the weight that an old `weight_norm` computes, or activations that a module keeps.
-    """
-    memo: dict[int, Any] = {}
-    for part in module.modules():
-        for value in tree_leaves(list(vars(part).values())):
-            if isinstance(value, Tensor) and value.grad_fn is not None:
-                memo[id(value)] = value.detach().clone()
-    return copy.deepcopy(module, memo)
+    key = ("copy", where, kind)
+    return remembered(module, key, make, frozen=frozen) if keep else make(), names, moved

@@ -159,12 +159,12 @@ def _readings(
 def _token_grid(
     tokens: int, size: tuple[int, ...], module: nn.Module | None
 ) -> tuple[tuple[int, ...], int] | None:
-    """The grid of tokens and how many stand before it: what the model says, else the fewest that fit.
+    """The grid of tokens and how many stand before it: as many as the model says, else the fewest that fit.
 
     Between the squares of 7 and 8 lie more numbers than a model has tokens of that kind.
     """
-    known = [_known(module, "num_prefix_tokens")] if module is not None else []
-    for prefix in [p for p in known if isinstance(p, int) and 0 <= p < tokens] or range(MAX_PREFIX + 1):
+    known = _known(module, "num_prefix_tokens") if module is not None else None
+    for prefix in (*([known] if isinstance(known, int) and known < tokens else []), *range(MAX_PREFIX + 1)):
         if len(size) == 1:
             return (tokens - prefix,), prefix
         if grid := _grid(tokens - prefix, size, module):

@@ -139,7 +139,7 @@ class _Work:
         """What is above each layer, for those who ablate."""
         layers = self.captured if "ablationcam" in self.sweep.methods else ()
         return {
-            layer: perturb.head(self.sweep.module, self.inputs, layer, self.captured[layer].layout)
+            layer: perturb.head(self.sweep.module, self.inputs, layer, self.captured[layer].layout.batch)
             for layer in layers
         }
 

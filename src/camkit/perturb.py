@@ -16,7 +16,6 @@ from torch import Tensor, fx, nn
 
 from camkit import cams, capture
 from camkit.capture import Captured
-from camkit.layout import Layout
 from camkit.split import split
 
 # What a chunk of altered outputs, or of masked inputs, holds at most.
@@ -36,12 +35,13 @@ class Head:
     affine: bool
 
 
-def head(module: nn.Module, inputs: Sequence[Tensor], layer: str, layout: Layout) -> Head:
+def head(module: nn.Module, inputs: Sequence[Tensor], layer: str, batch: int = 0) -> Head:
     """What `module` does above `layer`: only that is run, or, where it cannot be split, everything.
 
     What goes around the layer is computed once, and must be tensors with a row for each image.
+    batch: the dimension of the images in the output of the layer.
     """
-    parts = split(module, layer) if len(inputs) == 1 and layout.batch == 0 else None
+    parts = split(module, layer) if len(inputs) == 1 and batch == 0 else None
     around: Sequence[Any] = ()
     if parts and parts.around:
         with torch.no_grad():
