@@ -48,6 +48,7 @@ ORDER = [
     "explanation",
     "parquet",
     "manifest",
+    "naming",
     "output",
     "collect",
     "metrics",

@@ -27,7 +27,8 @@ from camkit.errors import CamkitError, ImageError, MapError
 from camkit.explanation import Explanation, plan
 from camkit.images import Photo
 from camkit.manifest import load_map
-from camkit.output import Output, Result, output_name, request_id, slug
+from camkit.naming import output_name, slug
+from camkit.output import Output, Result, request_id
 from camkit.preprocess import Preprocess
 from camkit.reading import Failure
 from camkit.render import Style
@@ -36,8 +37,8 @@ from camkit.render import Style
 FIELDS = """
     schema request name results image image_sha256 status error backend backend_dist backend_version method
     options layer class_index class_name probability logit predicted_index predicted_name map_file map_key
-    map_sha256 map_shape overlay_file overlay_sha256 picture model model_spec model_sha256 preprocessing
-    camkit_version torch_version device dtype warnings
+    map_sha256 map_shape map_range overlay_file overlay_sha256 picture sheet_file model model_spec
+    model_sha256 preprocessing camkit_version torch_version device dtype warnings
 """.split()
 
 
@@ -78,7 +79,7 @@ def explanation(
 
 def output(folder: Path, **changes: Any) -> Output:
     """An output as the command line opens it."""
-    return Output(folder, **{"style": Style(), "view": "model", "several_layers": False} | changes)
+    return Output(folder, **{"style": Style(), "view": "model"} | changes)
 
 
 def put(out: Output, *results: Result) -> list[dict[str, Any]]:
@@ -120,7 +121,7 @@ def test_files_are_named_by_image_backend_method_and_class(tmp_path: Path) -> No
 
 
 def test_several_layers_are_part_of_the_name(tmp_path: Path) -> None:
-    out = output(tmp_path, several_layers=True)
+    out = output(tmp_path, name_layers=True)
     lines = put(out, *(explanation(layer=layer) for layer in ("body.0", "body.1")))
     assert [line["map_file"] for line in lines] == [
         "cat.jpg.native.gradcam.cat.body.0.npy",
@@ -203,7 +204,7 @@ ODD_CLASSES = [
 
 @pytest.mark.parametrize("odd", ODD_CLASSES, ids=ascii)
 def test_odd_classes_become_plain_names(tmp_path: Path, odd: str) -> None:
-    (line,) = put(output(tmp_path, several_layers=True), explanation(model=tiny_model([odd, "dog"])))
+    (line,) = put(output(tmp_path, name_layers=True), explanation(model=tiny_model([odd, "dog"])))
     assert written(tmp_path) == sorted([line["map_file"], line["overlay_file"]])
     for file in written(tmp_path):
         assert len(file.encode()) <= 255
@@ -219,7 +220,7 @@ def test_names_that_are_too_long_together_are_cut_and_stay_apart(tmp_path: Path)
         for number, layer in enumerate(("body." * 30 + "1", "body." * 30 + "2"))
         for i in (0, 1)
     ]
-    lines = put(output(tmp_path, several_layers=True), *results)
+    lines = put(output(tmp_path, name_layers=True), *results)
     assert len({line["overlay_file"] for line in lines}) == 4
     assert len(written(tmp_path)) == 8
     assert all(len(name.encode()) <= 255 for name in written(tmp_path))
@@ -287,13 +288,15 @@ def test_a_manifest_line_has_exactly_the_documented_fields(tmp_path: Path) -> No
         "logit": 1.5,
         "predicted_index": 1,
         "predicted_name": "dog",
-        "map_file": "cat.jpg.native.gradcam.cat.npy",
-        "map_key": "native.gradcam.cat",
+        "map_file": "cat.jpg.native.gradcam.cat.the_spec.npy",
+        "map_key": "native.gradcam.cat.the_spec",
         "map_sha256": hashlib.sha256(MAP.numpy().tobytes()).hexdigest(),
         "map_shape": [2, 2],
-        "overlay_file": "cat.jpg.native.gradcam.cat.png",
+        "map_range": [-1.5, 3.0],
+        "overlay_file": "cat.jpg.native.gradcam.cat.the_spec.png",
         "overlay_sha256": hashlib.sha256((tmp_path / line["overlay_file"]).read_bytes()).hexdigest(),
         "picture": {"view": "model", "relu": False, "counterfactual": False, "alpha": 0.6, "cmap": "magma"},
+        "sheet_file": None,
         "model": "tiny",
         "model_spec": "the spec",
         "model_sha256": MODEL.sha256,
@@ -438,7 +441,7 @@ def test_others_read_the_parquet_table(tmp_path: Path, reader: str) -> None:
     assert [row["name"] for row in rows] == ["cat.jpg", "cat.jpg", "bad.jpg", "b.jpg", "b.jpg"]
     for row, line, result in zip(rows, lines, several(), strict=True):
         assert set(row) == {*FIELDS, "height", "width", "map"} - {
-            *("map_file", "overlay_file", "overlay_sha256"),
+            *("map_file", "overlay_file", "overlay_sha256", "sheet_file", "map_range"),
         }
         assert row["schema"] == 2 and row["status"] == line["status"]
         if isinstance(result, Failure):
@@ -639,7 +642,7 @@ def test_not_more_photographs_are_in_memory_than_asked(tmp_path: Path) -> None:
             begun.append(position)
             yield [explanation(f"{position}.jpg", position=position)]
 
-    out = Blocked(tmp_path, style=Style(), view="model", several_layers=False)
+    out = Blocked(tmp_path, style=Style(), view="model")
     threading.Timer(0.3, gate.set).start()  # enough for all of them, if nothing held them back
     found = out.write_all(photos(), ahead=5)
     assert next(found).lines[0]["image"] == "0.jpg"

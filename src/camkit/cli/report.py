@@ -69,11 +69,13 @@ class Report:
         if good and self._table:
             top = ", ".join(f"{name} {p:.1%}" for name, p in good[0].top[:3])
             click.echo(f"{good[0].photo.source}: {top}")
-        for result, line in zip(written.results, written.lines, strict=True):
+        remarks = written.remarks or [()] * len(written.lines)
+        for result, line, said in zip(written.results, written.lines, remarks, strict=True):
             if self._as_json:
                 click.echo(as_json(line))
             for warning in line["warnings"]:
-                if warning not in warned and not self.quiet:
+                in_table = self._table and warning.endswith(said)
+                if warning not in warned and not self.quiet and not in_table:
                     click.echo(f"Warning: {warning}", err=True)
                 warned.add(warning)
             if not isinstance(result, Explanation):
@@ -81,7 +83,8 @@ class Report:
             elif self._table:
                 file = str(folder / (line["overlay_file"] or line["map_file"]))
                 name, probability = result.class_name, f"{result.probability:.1%}"
-                click.echo(self._line(name, probability, result.backend, result.method, result.layer, file))
+                row = self._line(name, probability, result.backend, result.method, result.layer, file)
+                click.echo("  ".join([row, *(f"({text})" for text in said)]))
         if written.sheet and self._table:
             click.echo(f"  side by side: {written.sheet}")
             for text in _agreement(good):
@@ -102,6 +105,11 @@ class Report:
         """After Ctrl-C, when what was begun is finished."""
         told = f"{finished} maps are finished, in {folder}; --resume does the rest"
         click.echo(f"\nInterrupted: {told}", err=True)
+
+    def kept(self, what: str) -> None:
+        """Files that were there, and where the new ones are instead."""
+        if what:
+            self._say(what)
 
     def nothing(self, why: str) -> None:
         """Nothing was asked for."""
