@@ -249,6 +249,7 @@ def _run(
         request=request,
         resume=given["resume"],
     )
+    report.names = output.names
     stream = explanation.stream(
         work,
         _missing(sources(), batch, output, report) if given["resume"] else sources(),
@@ -268,8 +269,6 @@ def _run(
     except KeyboardInterrupt:
         report.interrupted(given["out"], output.finished)
         raise SystemExit(130) from None
-    finally:
-        report.kept(output.names.told())
     return report
 
 

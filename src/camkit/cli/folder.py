@@ -92,9 +92,9 @@ def render(folder: Path, images: Path | None, view: Any, **look: Any) -> None:
     ):
         if error is None:
             done += 1
-            click.echo(folder / line["overlay_file"])
+            click.echo(picture := folder / line["overlay_file"])
             for warning in line["warnings"]:
-                click.echo(f"Warning: {warning}", err=True)
+                click.echo(f"Warning: {picture}: {warning}", err=True)
         else:
             failed += 1
             click.echo(f"Error: {error}", err=True)

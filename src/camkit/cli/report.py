@@ -15,7 +15,7 @@ import click
 
 if TYPE_CHECKING:
     from camkit.explanation import Explanation, Plan
-    from camkit.output import Written
+    from camkit.output import Names, Written
 
 
 class Report:
@@ -26,6 +26,7 @@ class Report:
 
     def __init__(self, work: Plan, *, as_json: bool, quiet: bool, verbose: bool) -> None:
         self.done = self.failed = self.photos = self.skipped = 0
+        self.names: Names | None = None  # of the files that are written, if any are
         self.quiet = quiet
         self._verbose = verbose
         self._as_json = as_json
@@ -96,6 +97,7 @@ class Report:
             self._say(f"{self.skipped} photographs were done already")
         if self.failed:
             click.echo(f"{self.done} maps done, {self.failed} failed", err=True)
+        self._say_kept()
         if self.done:
             self._say(f"Raw maps and manifest.jsonl are in {folder}")
         if self._verbose:
@@ -105,15 +107,16 @@ class Report:
         """After Ctrl-C, when what was begun is finished."""
         told = f"{finished} maps are finished, in {folder}; --resume does the rest"
         click.echo(f"\nInterrupted: {told}", err=True)
-
-    def kept(self, what: str) -> None:
-        """Files that were there, and where the new ones are instead."""
-        if what:
-            self._say(what)
+        self._say_kept()
 
     def nothing(self, why: str) -> None:
         """Nothing was asked for."""
         self._say(f"Nothing to do: {why}")
+
+    def _say_kept(self) -> None:
+        """That files were in the way, and where the new ones are instead."""
+        if self.names and (told := self.names.told()):
+            self._say(told)
 
     def _say(self, text: str) -> None:
         if not self.quiet:
