@@ -426,7 +426,8 @@ def encoded(picture: Image.Image) -> bytes:
 
 
 def _defaults(backend: str) -> Mapping[str, Any]:
-    return vars(plugins.load(plugins.get("explainer", backend)).Options())
+    options: object = plugins.load(plugins.get("explainer", backend)).Options()
+    return vars(options)
 
 
 def _measured(map: torch.Tensor) -> dict[str, Any]:
