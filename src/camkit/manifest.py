@@ -40,6 +40,7 @@ TOLERANCES = {"float64": 1e-6, "float32": 1e-4, "bfloat16": 5e-2, "float16": 1e-
 UNSAYABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")  # in no name that camkit writes
 
 Line = dict[str, Any]
+_SORTED = json.JSONEncoder(sort_keys=True).encode
 
 
 def append(folder: Path, lines: Sequence[Mapping[str, Any]]) -> None:
@@ -184,11 +185,12 @@ class Owners:
     def noting(self, lines: Iterable[Line]) -> Iterator[Line]:
         """The same lines; when all have passed, their files are known."""
         for line in lines:
-            for field in FILES:
+            for field, kinds in _KINDS.items():
                 file = line[field]
-                if file is not None and file.endswith(tuple(_KINDS[field])):
+                kind = kinds.get(file[file.rfind(".") :]) if file else None
+                if kind is not None:
                     self._noted[0].append(_hash(file))
-                    self._noted[1].append(question(line, _KINDS[field][file[file.rindex(".") :]]))
+                    self._noted[1].append(question(line, kind))
             yield line
         files, questions = (np.array(values, np.uint64) for values in self._noted)
         self._noted = array("Q"), array("Q")
@@ -207,7 +209,7 @@ def question(line: Mapping[str, Any], kind: str) -> int:
 
     A map and its picture are told by what made them, a file of several maps by the request.
     """
-    return _hash(json.dumps([line[key] for key in _QUESTIONS[kind]], sort_keys=True))
+    return _hash(_SORTED([line[key] for key in _QUESTIONS[kind]]))
 
 
 class Done:
