@@ -69,7 +69,7 @@ def rates(folder: Path, count: int, rounds: int) -> dict[str, list[float]]:
 
         def explain(format: Format) -> None:
             out = Path(tempfile.mkdtemp(dir=place))
-            output = Output(out, style=Style(), view="model", several_layers=False, format=format)
+            output = Output(out, style=Style(), view="model", format=format)
             read = partial(pool.read, ahead=2 * BATCH)
             stream = explanation.stream(
                 work, images.find([photos]), batch_size=BATCH, read=read, whole=False

@@ -54,6 +54,7 @@ ORDER = [
     "explanation",
     "parquet",
     "manifest",
+    "naming",
     "output",
     "collect",
     "metrics",

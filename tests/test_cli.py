@@ -361,12 +361,12 @@ def test_one_file_name_from_two_folders() -> None:
     result = explain(photo("a/cat.png", 1), photo("b/cat.png", 2), "--class", "tabby")
     assert result.exit_code == 0
     assert [(line["image"], line["map_file"]) for line in lines()] == [
-        ("a/cat.png", "cat.png.native.gradcam.tabby.npy"),
-        ("b/cat.png", "cat.png~2.native.gradcam.tabby.npy"),
+        ("a/cat.png", "cat.png.native.gradcam.tabby.tiny_net.npy"),
+        ("b/cat.png", "cat.png~2.native.gradcam.tabby.tiny_net.npy"),
     ]
     first, second = maps().values()
     assert not np.allclose(first, second)
-    assert "cat.png~2.native.gradcam.tabby.png" in result.stdout
+    assert "cat.png~2.native.gradcam.tabby.tiny_net.png" in result.stdout
 
 
 @pytest.mark.parametrize(
@@ -427,8 +427,8 @@ def test_several_layers_by_name_index_and_glob() -> None:
     # `auto` is `body`: its output is that of `body.1`, and it finishes later.
     shapes = {line["layer"]: line["map_shape"] for line in lines()}
     assert shapes == {"body": [8, 8], "stem.0": [16, 16], "body.1": [8, 8]}
-    assert list(maps()) == sorted(f"cat.png.native.gradcam.tabby.{layer}.npy" for layer in shapes)
-    assert f"  side by side: {Path('out/cat.png.sheet.png')}\n" in result.stdout
+    assert list(maps()) == sorted(f"cat.png.native.gradcam.tabby.{layer}.tiny_net.npy" for layer in shapes)
+    assert f"  side by side: {Path('out/cat.png.tiny_net.sheet.png')}\n" in result.stdout
 
 
 def test_an_option_reaches_the_backend() -> None:
@@ -438,15 +438,17 @@ def test_an_option_reaches_the_backend() -> None:
         *("explain", "cat.png", "--model", "tiny:net", "--class", "0", "--out", "mean"),
         *("-o", "reduction=mean"),
     ).exit_code == 0  # fmt: skip
-    name = "cat.png.native.gradcam.tabby.npy"
-    assert np.allclose(maps("mean")[name] * 8, maps()[name])  # of the layer's 8 channels
+    name = "cat.png.native.gradcam.tabby.tiny_net"
+    assert np.allclose(
+        maps("mean")[f"{name}.reduction-mean.npy"] * 8, maps()[f"{name}.npy"]
+    )  # of the layer's 8 channels
     assert [line["options"]["reduction"] for line in lines() + lines("mean")] == ["sum", "mean"]
 
 
 def test_methods_of_one_backend_stand_side_by_side_without_agreement() -> None:
     result = explain(photo(), "--method", "gradcam", "--method", "activations")
     assert [line["method"] for line in lines()] == ["gradcam", "activations"]
-    assert Image.open("out/cat.png.sheet.png").width > 300
+    assert Image.open("out/cat.png.tiny_net.sheet.png").width > 300
     assert "side by side" in result.stdout and "rank correlation" not in result.stdout
 
 
@@ -461,8 +463,11 @@ def test_backends_are_compared(other_backend: str, size: str, difference: float)
     columns = [(line["backend"], line["method"]) for line in lines()]
     assert columns == [("native", "gradcam"), ("native", "activations"), ("other", "gradcam")]
     assert [line["backend_dist"] for line in lines()] == ["camkit", "camkit", "camkit-other"]
-    assert Path("out/cat.png.sheet.png").is_file()
-    peak = np.abs(maps()["cat.png.native.gradcam.tabby.npy"]).max()
+    option = "" if size == "1" else f".size-{size}"
+    assert Path(f"out/cat.png.tiny_net{option}.sheet.png").is_file()
+    assert lines()[-1]["map_file"] == f"cat.png.other.gradcam.tabby.tiny_net{option}.npy"
+    assert {line["sheet_file"] for line in lines()} == {f"cat.png.tiny_net{option}.sheet.png"}
+    peak = np.abs(maps()["cat.png.native.gradcam.tabby.tiny_net.npy"]).max()
     line = (
         r"^  (\w+) at body, native and other: rank correlation (\S+), largest difference (\S+) of the peak$"
     )
@@ -476,25 +481,28 @@ def test_backends_are_compared(other_backend: str, size: str, difference: float)
 
 
 @pytest.mark.parametrize(
-    ("arguments", "style"),
+    ("arguments", "style", "part"),
     [
-        ([], Style()),
-        (["--relu"], Style(relu=True)),
-        (["--counterfactual"], Style(counterfactual=True)),
-        (["--cmap", "viridis", "--alpha", "1"], Style(cmap="viridis", alpha=1)),
-        (["--alpha", "0"], Style(alpha=0)),
+        ([], Style(), ""),
+        (["--relu"], Style(relu=True), ".relu"),
+        (["--counterfactual"], Style(counterfactual=True), ".against"),
+        (["--cmap", "viridis", "--alpha", "1"], Style(cmap="viridis", alpha=1), ".alpha-1.0.viridis"),
+        (["--alpha", "0"], Style(alpha=0), ".alpha-0.0"),
     ],
 )
-def test_the_look_changes_the_picture_and_not_the_map(arguments: list[str], style: Style) -> None:
+def test_the_look_changes_the_picture_and_not_the_map(
+    arguments: list[str], style: Style, part: str
+) -> None:
     photo()
     explain("cat.png", "--class", "1")
     ((name, plain),) = maps().items()
     assert plain.min() < 0 < plain.max()  # else nothing would be rectified
     explain("cat.png", "--class", "1", *arguments)
-    assert np.array_equal(maps()[name], plain)
+    assert [*maps()] == [name] and np.array_equal(maps()[name], plain)
     seen = Preprocess(size=(32, 32)).view(Image.open("cat.png"))
     expected = np.asarray(render.overlay(seen, torch.from_numpy(plain), style))
-    assert np.array_equal(pictures()[name.replace("npy", "png")], expected)
+    assert np.array_equal(pictures()[name.replace(".npy", f"{part}.png")], expected)
+    assert len(pictures()) == (2 if part else 1)
 
 
 @pytest.mark.parametrize(("view", "size"), [("model", (32, 32)), ("original", (60, 40))])

@@ -180,6 +180,50 @@ def test_results_below_the_photographs_are_not_explained_themselves() -> None:
     assert camkit_("explain", "camkit-out", "--model", "tiny:net").exit_code == 0  # if that is asked for
 
 
+@pytest.mark.parametrize("format", ["png", "npz"])
+def test_what_stands_beside_an_earlier_run_keeps_its_names_when_it_is_resumed(format: str) -> None:
+    names = photos(6)
+    quick("photos", "--format", format)
+    before = content()
+    for seed, name in enumerate(names):
+        photo(f"photos/{name}", seed=40 + seed)
+    arguments = ("photos", "--format", format, "--class", "all", "--batch-size", 2)
+    done = quick(*arguments)
+    assert "Files of the same names that tell something else are kept" in done.stderr
+    assert before.items() <= content().items()
+    calm = content()
+    kept = lines()[: len(names) + 5]  # killed while the second photograph was told
+    Path("out/manifest.jsonl").write_text("".join(json.dumps(line) + "\n" for line in kept))
+    quick(*arguments, "--resume")
+    assert content() == calm
+    *findings, told = camkit_("verify", "out").stdout.splitlines()  # the earlier ones are still told of
+    assert findings == [f"photos/{name}: it is another photograph now" for name in names]
+    assert told.startswith("30 results: 30 maps")
+
+
+def test_requests_that_differ_share_a_folder_and_lose_nothing() -> None:
+    photos(2)
+    requests: list[tuple[str, ...]] = [
+        *((), ("--relu",), ("--counterfactual",), ("--view", "original"), ("--cmap", "viridis")),
+        *(("--layer", "stem"), ("-o", "reduction=mean"), ("--dtype", "bfloat16"), ("--alpha", "0.2")),
+    ]
+    seen: dict[str, bytes] = {}
+    for request in requests:
+        quick("photos", "--class", "all", *request)
+        found = content()
+        assert seen.items() <= found.items() and len(found) > len(seen)
+        seen = found
+    assert not [name for name in seen if "~" in name]
+    maps = 2 * 4 * 4  # photographs, classes, and what makes another map
+    assert len([name for name in seen if name.endswith(".npy")]) == maps
+    done = camkit_("verify", "out", "--sample", 40)
+    assert done.exit_code == 0
+    assert done.stdout.startswith(f"72 results: {maps} maps, 72 pictures and")
+    for request in requests:  # which are their own
+        assert "Files of the same names" not in quick("photos", "--class", "all", *request).stderr
+    assert content() == seen
+
+
 # --- interrupted ----------------------------------------------------------------------------------
 
 MANY = ("photos", "--model", "tiny:net", "--batch-size", "2")

@@ -20,7 +20,7 @@ from camkit.render import Style
 pytestmark = pytest.mark.usefixtures("here")
 
 CAT, DOG = "photos/cat.png", "photos/a/dog.png"
-TABBY = "cat.png.native.gradcam.tabby"
+TABBY = "cat.png.native.gradcam.tabby.tiny_net"
 SECRET = b"nobody else should read this"
 FORMATS = ["png", "npz", "parquet"]
 
@@ -230,11 +230,14 @@ def test_pictures_drawn_afterwards_are_those_of_explain(
 ) -> None:
     expected = content(finished(*look, out="expected"))
     folder = finished("--format", format)
+    before = {name for name in content(folder) if name.endswith(".png")} if look else set()
     monkeypatch.setenv("CAMKIT_PLUGINS", "")  # no model is needed
     done = camkit_("render", "out", *look)
     assert done.exit_code == 0, done.stderr
     drawn = {name: data for name, data in content(folder).items() if name.endswith(".png")}
-    assert drawn == {name: data for name, data in expected.items() if name.endswith(".png")}
+    assert before <= drawn.keys()  # pictures of another look stay
+    new = {name: data for name, data in drawn.items() if name not in before}
+    assert new == {name: data for name, data in expected.items() if name.endswith(".png")}
     assert done.stdout.splitlines() == [f"out/{line['overlay_file']}" for line in lines()[-4:]]
     latest = {line["overlay_file"]: line for line in manifest.latest(folder)}
     assert latest.keys() == drawn.keys()
@@ -243,18 +246,36 @@ def test_pictures_drawn_afterwards_are_those_of_explain(
         assert [same[key] for key in ("overlay_sha256", "picture", "map_sha256")] == [
             line[key] for key in ("overlay_sha256", "picture", "map_sha256")
         ]
-    assert collect.verify(folder, sample=0) == collect.Verdict(4, 4, 4, 2, 0, 0.0, ())
+    count = len(drawn)
+    assert collect.verify(folder, sample=0) == collect.Verdict(count, 4, count, 2, 0, 0.0, ())
 
 
-def test_drawing_anew_replaces_pictures_and_leaves_maps() -> None:
+def test_drawing_anew_adds_pictures_of_another_look_and_leaves_everything_else() -> None:
     folder = finished()
     before = content(folder)
     assert camkit_("render", "out", "--cmap", "viridis").exit_code == 0
     after = content(folder)
-    assert after.keys() == before.keys()
-    changed = {name for name in after if after[name] != before[name]}
-    assert changed == {"manifest.jsonl", *(name for name in after if name.endswith(".png"))}
-    assert camkit_("verify", "out").exit_code == 0
+    assert {name for name in before if after[name] != before[name]} == {manifest.NAME}
+    assert sorted(after.keys() - before.keys()) == sorted(
+        f"{name.removesuffix('.png')}.viridis.png" for name in before if name.endswith(".png")
+    )
+    again = camkit_("render", "out", "--cmap", "viridis")  # which are their own
+    assert (again.exit_code, again.stderr) == (0, "")
+    assert content(folder).keys() == after.keys()
+    assert camkit_("verify", "out").stdout.startswith("8 results: 4 maps, 8 pictures and")
+
+
+def test_a_picture_of_somebody_else_is_in_nobodys_way() -> None:
+    folder = finished("--format", "npz")
+    (folder / f"{TABBY}.png").write_bytes(b"mine")
+    done = camkit_("render", "out")
+    assert done.exit_code == 0
+    assert f"out/{TABBY}~2.png" in done.stdout.splitlines()
+    assert done.stderr.splitlines() == [
+        f"Files of the same names that tell something else are kept; the new ones are out/{TABBY}~2.png"
+    ]
+    assert (folder / f"{TABBY}.png").read_bytes() == b"mine"
+    assert collect.verify(folder, sample=0).pictures == 4
 
 
 @pytest.mark.parametrize("kind", ["missing", "another", "elsewhere"])
@@ -269,7 +290,7 @@ def test_a_photograph_that_cannot_be_drawn_on_costs_only_its_own_pictures(kind: 
         assert done.stderr.endswith("0 pictures drawn, 4 failed\n")
         return
     assert done.exit_code == 3
-    assert drawn == [f"a/dog.png.native.gradcam.{name}.png" for name in ("red_fox", "tabby")]
+    assert drawn == [f"a/dog.png.native.gradcam.{name}.tiny_net.png" for name in ("red_fox", "tabby")]
     assert done.stderr.endswith("2 pictures drawn, 2 failed\n")
     assert collect.verify(folder, sample=0).pictures == 2
 
@@ -300,7 +321,7 @@ def test_joined_folders_hold_every_result_once(format: str) -> None:
     merged = content(Path("all"))
     for part in parts:
         assert all(merged[name] == data for name, data in content(part).items() if name != manifest.NAME)
-    assert ("cat.png.sheet.png" in merged) == (format == "png")
+    assert ("cat.png.tiny_net.sheet.png" in merged) == (format == "png")
     assert camkit_("verify", "all").exit_code == 0
     before = content(Path("all"))
     for sources in (parts, [Path("all")]):
@@ -318,10 +339,11 @@ def test_of_several_lines_for_one_map_the_last_is_joined() -> None:
 
 
 def test_two_files_of_one_name_are_an_error_and_nothing_is_overwritten() -> None:
-    finished("--cmap", "magma", out="a")
-    finished("--cmap", "viridis", out="b")
+    finished(out="a")
     finished(out="c")
     change(f"c/{TABBY}.npy")
+    photo(CAT, 7)
+    explain("photos", "--class", "tabby", "--workers", "0", "--out", "b")  # of another photograph
     for other in ("b", "c"):
         shutil.copytree("a", "all")
         before = content(Path("all"))
@@ -332,8 +354,19 @@ def test_two_files_of_one_name_are_an_error_and_nothing_is_overwritten() -> None
             assert done.exit_code == 1 and "are different: choose another --out" in done.stderr
         assert content(Path("all")) == before
         shutil.rmtree("all")
+    photo(CAT, 0)
     assert camkit_("explain", "merge", "c", "--out", "all").exit_code == 0
     assert camkit_("verify", "all").exit_code == 1  # which joining does not hide
+
+
+def test_several_looks_of_one_map_are_joined() -> None:
+    finished(out="a")
+    finished("--cmap", "viridis", out="b")
+    list(collect.redraw(finished("--format", "npz", out="c"), style=Style(relu=True)))
+    for _ in range(2):
+        assert camkit_("explain", "merge", "a", "b", "c", "--out", "all").exit_code == 0
+        assert camkit_("verify", "all").stdout.startswith("12 results: 8 maps, 12 pictures and")
+    assert len(lines("all")) == 12
 
 
 @pytest.mark.parametrize(

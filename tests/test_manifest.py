@@ -213,6 +213,46 @@ def test_maps_of_one_file_are_told_apart_by_photograph_and_key(tmp_path: Path) -
     assert manifest.latest(tmp_path) == lines
 
 
+def test_a_map_may_have_several_pictures_so_long_as_it_stays_the_same(tmp_path: Path) -> None:
+    bare, plain, relu = line(), line(overlay_file="a.png"), line(overlay_file="a.relu.png", request="other")
+    manifest.append(tmp_path, [bare, plain, relu])
+    assert manifest.latest(tmp_path) == [plain, relu]
+    manifest.append(tmp_path, [bare, plain | {"logit": 2.0}])  # a map without picture adds nothing
+    assert manifest.latest(tmp_path) == [relu, plain | {"logit": 2.0}]
+    new = line(overlay_file="a.relu.png", map_sha256="cd" * 32)
+    manifest.append(tmp_path, [new])
+    assert manifest.latest(tmp_path) == [new]
+
+
+def test_what_a_request_found_in_a_photograph_holds_until_it_has_other_contents(tmp_path: Path) -> None:
+    old = [line(class_index=i, map_file=f"{i}.npy") for i in range(2)]
+    elsewhere, asked = line(image="b/cat.jpg", map_file="b.npy"), line(request="q", map_file="q.npy")
+    new = line(map_file="cat~2.npy", image_sha256="cd" * 32)
+    manifest.append(tmp_path, [*old, elsewhere, asked, failure(), new])
+    assert manifest.latest(tmp_path) == [elsewhere, asked, failure(), new]
+
+
+def test_a_file_belongs_to_the_answer_that_the_last_line_tells(tmp_path: Path) -> None:
+    lines = [
+        line(overlay_file="a.png", picture={"view": "model"}, sheet_file="s.png"),
+        line(overlay_file="b.png", picture={"view": "original"}, request="q", sheet_file="t.png"),
+        line(name="dog.jpg", map_file="a/dog.npz", image_sha256="cd" * 32),
+        line(map_file="maps-1.parquet"),
+        line(map_file="cat.npy", class_index=1),
+        failure(),
+    ]
+    owners = manifest.Owners()
+    assert list(owners.noting(lines)) == lines
+    one, two, dog, _, other, _ = lines
+    assert owners.get("cat.npy") == manifest.question(other, "map") != manifest.question(one, "map")
+    assert manifest.question(one, "map") == manifest.question(two, "map")  # of another look
+    assert owners.get("a.png") == manifest.question(one, "picture") != owners.get("b.png")
+    assert owners.get("s.png") == manifest.question(one, "run") != owners.get("t.png")
+    assert owners.get("a/dog.npz") == manifest.question(dog, "run")
+    assert owners.get("maps-1.parquet") is owners.get("dog.npz") is owners.get("") is None
+    assert manifest.Owners().get("cat.npy") is None
+
+
 # --- what is done already -------------------------------------------------------------------------
 
 

@@ -22,12 +22,15 @@ from PIL import Image
 from torch import nn
 
 import camkit
+import camkit.collect
+import camkit.output
 from camkit.api import LoadedModel
 from camkit.errors import CamkitError, ImageError, MapError
 from camkit.explanation import Explanation, plan
 from camkit.images import Photo
 from camkit.manifest import load_map
-from camkit.output import Output, Result, output_name, request_id, slug
+from camkit.naming import output_name, slug
+from camkit.output import Output, Result, request_id
 from camkit.preprocess import Preprocess
 from camkit.reading import Failure
 from camkit.render import Style
@@ -36,8 +39,8 @@ from camkit.render import Style
 FIELDS = """
     schema request name results image image_sha256 status error backend backend_dist backend_version method
     options layer class_index class_name probability logit predicted_index predicted_name map_file map_key
-    map_sha256 map_shape overlay_file overlay_sha256 picture model model_spec model_sha256 preprocessing
-    camkit_version torch_version device dtype warnings
+    map_sha256 map_shape map_range overlay_file overlay_sha256 picture sheet_file model model_spec
+    model_sha256 preprocessing camkit_version torch_version device dtype warnings
 """.split()
 
 
@@ -78,7 +81,7 @@ def explanation(
 
 def output(folder: Path, **changes: Any) -> Output:
     """An output as the command line opens it."""
-    return Output(folder, **{"style": Style(), "view": "model", "several_layers": False} | changes)
+    return Output(folder, **{"style": Style(), "view": "model"} | changes)
 
 
 def put(out: Output, *results: Result) -> list[dict[str, Any]]:
@@ -120,7 +123,7 @@ def test_files_are_named_by_image_backend_method_and_class(tmp_path: Path) -> No
 
 
 def test_several_layers_are_part_of_the_name(tmp_path: Path) -> None:
-    out = output(tmp_path, several_layers=True)
+    out = output(tmp_path, name_layers=True)
     lines = put(out, *(explanation(layer=layer) for layer in ("body.0", "body.1")))
     assert [line["map_file"] for line in lines] == [
         "cat.jpg.native.gradcam.cat.body.0.npy",
@@ -203,7 +206,7 @@ ODD_CLASSES = [
 
 @pytest.mark.parametrize("odd", ODD_CLASSES, ids=ascii)
 def test_odd_classes_become_plain_names(tmp_path: Path, odd: str) -> None:
-    (line,) = put(output(tmp_path, several_layers=True), explanation(model=tiny_model([odd, "dog"])))
+    (line,) = put(output(tmp_path, name_layers=True), explanation(model=tiny_model([odd, "dog"])))
     assert written(tmp_path) == sorted([line["map_file"], line["overlay_file"]])
     for file in written(tmp_path):
         assert len(file.encode()) <= 255
@@ -219,7 +222,7 @@ def test_names_that_are_too_long_together_are_cut_and_stay_apart(tmp_path: Path)
         for number, layer in enumerate(("body." * 30 + "1", "body." * 30 + "2"))
         for i in (0, 1)
     ]
-    lines = put(output(tmp_path, several_layers=True), *results)
+    lines = put(output(tmp_path, name_layers=True), *results)
     assert len({line["overlay_file"] for line in lines}) == 4
     assert len(written(tmp_path)) == 8
     assert all(len(name.encode()) <= 255 for name in written(tmp_path))
@@ -287,13 +290,15 @@ def test_a_manifest_line_has_exactly_the_documented_fields(tmp_path: Path) -> No
         "logit": 1.5,
         "predicted_index": 1,
         "predicted_name": "dog",
-        "map_file": "cat.jpg.native.gradcam.cat.npy",
-        "map_key": "native.gradcam.cat",
+        "map_file": "cat.jpg.native.gradcam.cat.the_spec.npy",
+        "map_key": "native.gradcam.cat.the_spec",
         "map_sha256": hashlib.sha256(MAP.numpy().tobytes()).hexdigest(),
         "map_shape": [2, 2],
-        "overlay_file": "cat.jpg.native.gradcam.cat.png",
+        "map_range": [-1.5, 3.0],
+        "overlay_file": "cat.jpg.native.gradcam.cat.the_spec.png",
         "overlay_sha256": hashlib.sha256((tmp_path / line["overlay_file"]).read_bytes()).hexdigest(),
         "picture": {"view": "model", "relu": False, "counterfactual": False, "alpha": 0.6, "cmap": "magma"},
+        "sheet_file": None,
         "model": "tiny",
         "model_spec": "the spec",
         "model_sha256": MODEL.sha256,
@@ -367,6 +372,249 @@ def test_several_calls_append_and_replace(tmp_path: Path) -> None:
     assert torch.equal(torch.from_numpy(np.load(tmp_path / lines[0]["map_file"])), -MAP)
 
 
+# --- what is there already ------------------------------------------------------------------------
+
+PARTS: dict[str, tuple[dict[str, Any], dict[str, Any], str, str]] = {
+    "nothing": ({}, {}, "", ""),
+    "the model by name": ({"spec": "pets"}, {}, "", ""),
+    "another model": ({"spec": "torchvision:resnet50@/a/b/c.pth"}, {}, ".torchvision_resnet50_b_c.pth", ""),
+    "a bundle": ({"spec": "/home/me/run/bundle/"}, {}, ".run_bundle", ""),
+    "a layer": ({"name_layers": True}, {"layer": "layer4.1"}, ".layer4.1", ""),
+    "options": (
+        {},
+        {"options": {"reduction": "mean", "fast": True, "alpha": 0.6}},
+        ".reduction-mean.fast-true",
+        "",
+    ),
+    "a view": ({"view": "original"}, {}, "", ".original"),
+    "positive": ({"style": Style(relu=True)}, {}, "", ".relu"),
+    "negative": ({"style": Style(counterfactual=True)}, {}, "", ".against"),
+    "a look": ({"style": Style(alpha=0.25, cmap="viridis")}, {}, "", ".alpha-0.25.viridis"),
+    "all of it": (
+        {
+            "spec": "imagenet",
+            "name_layers": True,
+            "view": "original",
+            "style": Style(True, False, 1, "gray"),
+        },
+        {"options": {"reduction": "mean"}},
+        ".0.imagenet.reduction-mean",
+        ".original.relu.alpha-1.gray",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", PARTS)
+def test_what_differs_from_the_default_is_part_of_the_name(tmp_path: Path, case: str) -> None:
+    how, changes, map_part, picture_part = PARTS[case]
+    (line,) = put(output(tmp_path, **how), explanation(**changes))
+    assert line["map_file"] == f"cat.jpg.native.gradcam.cat{map_part}.npy"
+    assert line["map_key"] == f"native.gradcam.cat{map_part}"
+    assert line["overlay_file"] == f"cat.jpg.native.gradcam.cat{map_part}{picture_part}.png"
+
+
+def test_the_type_of_the_model_is_part_of_the_name(tmp_path: Path) -> None:
+    half = dataclasses.replace(MODEL, module=tiny_model().module.bfloat16())
+    (line,) = put(output(tmp_path), explanation(model=half))
+    assert line["map_file"] == "cat.jpg.native.gradcam.cat.bfloat16.npy"
+
+
+def photograph(sha256: str) -> Photo:
+    """Another photograph of the same name."""
+    return dataclasses.replace(explanation().photo, sha256=sha256 * 32)
+
+
+OTHERS: dict[str, dict[str, Any]] = {
+    "photograph": {"photo": photograph("cd")},
+    "weights": {"model": tiny_model()},
+    "preprocessing": {"model": dataclasses.replace(MODEL, preprocess=Preprocess(size=(16, 16)))},
+    "layer, which auto chose": {"layer": "2"},
+}
+
+
+@pytest.mark.parametrize("other", OTHERS)
+def test_another_answer_of_the_same_name_is_numbered_and_nothing_is_overwritten(
+    tmp_path: Path, other: str
+) -> None:
+    put(output(tmp_path, request="a"), explanation())
+    before = {name: (tmp_path / name).read_bytes() for name in written(tmp_path)}
+    for number in range(2):  # the second time it is its own
+        out = output(tmp_path, request="b")
+        (line,) = put(out, explanation(map=MAP * (3 - number), **OTHERS[other]))
+        assert line["map_file"] == "cat.jpg.native.gradcam.cat~2.npy"
+        assert line["overlay_file"] == "cat.jpg.native.gradcam.cat~2.png"
+        assert load_map(tmp_path, line).tolist() == (MAP * (3 - number)).tolist()
+        assert out.names.told() == (
+            "Files of the same names that tell something else are kept; the new ones are "
+            f"{tmp_path / line['map_file']}"
+        )
+    assert {name: (tmp_path / name).read_bytes() for name in before} == before
+    assert len(written(tmp_path)) == 4
+    assert len(camkit.manifest.latest(tmp_path)) == 2
+    (line,) = put(output(tmp_path, request="a"), explanation())
+    assert line["map_file"] == "cat.jpg.native.gradcam.cat.npy"
+    (line,) = put(output(tmp_path, style=Style(relu=True)), explanation(**OTHERS[other], map=MAP * 2))
+    assert line["overlay_file"] == "cat.jpg.native.gradcam.cat~2.relu.png"  # beside its map
+
+
+def test_another_version_keeps_what_was_there_unless_it_is_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(output(tmp_path), explanation())
+    monkeypatch.setattr(camkit, "__version__", "999")
+    (same,) = put(output(tmp_path), explanation())
+    assert same["map_file"] == "cat.jpg.native.gradcam.cat.npy"
+    monkeypatch.setattr(camkit, "__version__", "1000")
+    (other,) = put(output(tmp_path), explanation(map=MAP * 2))
+    assert other["map_file"] == "cat.jpg.native.gradcam.cat~2.npy"
+
+
+@pytest.mark.parametrize("rounding", [1.0, 1 + 1e-6])
+def test_of_another_look_the_map_is_the_same_file(tmp_path: Path, rounding: float) -> None:
+    """Also where it was computed in another batch: else what the first line tells were wrong now."""
+    (first,) = put(output(tmp_path), explanation())
+    (tmp_path / first["map_file"]).chmod(0o400)
+    before = (tmp_path / first["map_file"]).stat()
+    out = output(tmp_path, style=Style(relu=True), request="another")
+    (second,) = put(out, explanation(map=MAP * rounding))
+    assert (tmp_path / first["map_file"]).stat() == before
+    assert [second[key] for key in ("map_file", "map_sha256", "map_range")] == [
+        first[key] for key in ("map_file", "map_sha256", "map_range")
+    ]
+    assert second["overlay_file"] == "cat.jpg.native.gradcam.cat.relu.png" and not out.names.told()
+    assert list(map(as_json, (first, second))) == camkit.manifest.latest(tmp_path)
+    assert load_map(tmp_path, second).tolist() == MAP.tolist()
+
+
+def test_what_no_line_tells_of_is_kept_but_for_the_run_that_was_interrupted(tmp_path: Path) -> None:
+    mine = tmp_path / "cat.jpg.native.gradcam.cat.png"
+    mine.write_bytes(b"mine")
+    (line,) = put(output(tmp_path / "a"), explanation())
+    assert line["overlay_file"] == mine.name
+    (line,) = put(output(tmp_path), explanation())
+    assert line["overlay_file"] == "cat.jpg.native.gradcam.cat~2.png" and mine.read_bytes() == b"mine"
+    (tmp_path / "manifest.jsonl").unlink()  # as if it had been killed before
+    (line,) = put(output(tmp_path, resume=True), explanation())
+    assert line["overlay_file"] == mine.name and mine.read_bytes() != b"mine"
+
+
+def test_what_an_older_camkit_wrote_is_known(tmp_path: Path) -> None:
+    put(output(tmp_path), explanation(), explanation(method="activations"))
+    new = ("map_range", "sheet_file")
+    old = [{k: v for k, v in line.items() if k not in new} for line in manifest(tmp_path)]
+    (tmp_path / "manifest.jsonl").write_text("".join(json.dumps(line) + "\n" for line in old))
+    assert [line["sheet_file"] for line in camkit.manifest.latest(tmp_path)] == [None, None]
+    files = written(tmp_path)
+    out = output(tmp_path)
+    put(out, explanation(), explanation(method="activations"))
+    assert written(tmp_path) == files and not out.names.told()
+    put(output(tmp_path), explanation(map=-MAP))
+    assert written(tmp_path) == files
+
+
+@pytest.mark.parametrize("kind", ["npz", "sheet"])
+def test_files_of_several_maps_belong_to_their_request(tmp_path: Path, kind: str) -> None:
+    format = "png" if kind == "sheet" else kind
+    names = []
+    for request, size in (("a", 1), ("b", 2), ("a", 3), ("b", 4)):
+        results = [explanation(method=m, map=MAP * size) for m in ("gradcam", "activations")]
+        lines = put(output(tmp_path, format=format, request=request), *results)
+        names += [{line["sheet_file" if kind == "sheet" else "map_file"] for line in lines}]
+    first, second = {
+        "npz": ("cat.jpg.npz", "cat.jpg.~2.npz"),
+        "sheet": ("cat.jpg.sheet.png", "cat.jpg.sheet~2.png"),
+    }[kind]
+    # Sheets of maps that differ by a factor are the same picture, of which one is enough.
+    assert names == [{first}, {second if kind == "npz" else first}] * 2
+    style = Style(cmap="viridis")
+    results = [explanation(method=m) for m in ("gradcam", "layercam")]
+    put(output(tmp_path, format=format, request="c", spec="imagenet", style=style), *results)
+    new = {"npz": "cat.jpg.imagenet.npz", "sheet": "cat.jpg.imagenet.viridis.sheet.png"}[kind]
+    assert new in written(tmp_path)
+    if kind == "sheet":
+        results = [explanation(method=m, map=MAP.T) for m in ("gradcam", "layercam")]
+        (line, _) = put(output(tmp_path, request="d"), *results)
+        assert line["sheet_file"] == second
+
+
+def test_the_manifest_is_read_once_for_many_photographs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    results = [explanation(f"{i}.jpg", position=i) for i in range(9)]
+    put(output(tmp_path), *results)
+    read, calls = camkit.manifest.read, []
+    monkeypatch.setattr(camkit.manifest, "read", lambda folder: calls.append(folder) or read(folder))
+    for resume in (False, True):
+        put(output(tmp_path, request="new", resume=resume, style=Style(relu=True)), *results)
+    assert len(calls) == 2
+
+
+# --- what a picture cannot show -------------------------------------------------------------------
+
+NEGATIVE = -MAP.abs() - 1
+SAID: list[tuple[torch.Tensor, str, Style, str | None]] = [
+    (MAP, "gradcam", Style(), None),
+    (MAP.abs() + 1, "gradcam", Style(), None),
+    (NEGATIVE, "gradcam", Style(), "nothing speaks for it, brightest is least against it"),
+    (NEGATIVE, "gradcam", Style(relu=True), "nothing speaks for it, the picture is flat"),
+    (NEGATIVE, "gradcam", Style(counterfactual=True), None),
+    (-NEGATIVE, "gradcam", Style(counterfactual=True), "nothing speaks against it, the picture is flat"),
+    (NEGATIVE, "activations", Style(), "no value is positive, brightest is least negative"),
+    (NEGATIVE, "activations", Style(relu=True), "no value is positive, the picture is flat"),
+    (-NEGATIVE, "activations", Style(counterfactual=True), "no value is negative, the picture is flat"),
+]
+
+
+@pytest.mark.parametrize(("map", "method", "style", "said"), SAID)
+def test_what_a_picture_cannot_show_is_said_everywhere(
+    tmp_path: Path,
+    map: torch.Tensor,
+    method: str,
+    style: Style,
+    said: str | None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    titles: list[str] = []
+    draw = camkit.output.sheet
+    monkeypatch.setattr(
+        camkit.output,
+        "sheet",
+        lambda rows, heading: titles.extend(p.title for row in rows for p in row) or draw(rows, heading),
+    )
+    result = explanation(map=map, method=method, warnings=("odd",))
+    other = explanation(method="layercam")
+    (found,) = output(tmp_path, style=style).write_all([[result, other]])
+    assert found.remarks == (() if said is None else (said,), ())
+    told = [] if said is None else [f"native {method}, cat: {said}"]
+    assert found.lines[0]["warnings"] == ["odd", *told]
+    assert found.lines[0]["map_range"] == [float(map.min()), float(map.max())]
+    where = [f"native · {method} · 0", "cat 75.0%"]
+    assert titles[0].splitlines() == [*where, *([] if said is None else [said])]
+    assert titles[1].splitlines() == ["native · layercam · 0", "cat 75.0%"]
+
+
+def test_the_caption_says_it_too() -> None:
+    plain = explanation().caption()
+    assert plain == "cat 75.0% · native gradcam at 0"
+    told = "nothing speaks for it, brightest is least against it"
+    assert explanation(map=NEGATIVE).caption() == f"{plain} · {told}"
+    assert f"{told}</figcaption>" in explanation(map=NEGATIVE)._repr_html_()
+    assert explanation(map=MAP * 0).caption() == f"{plain} · the map is constant, it says nothing"
+
+
+def test_of_a_picture_that_is_drawn_anew_only_its_own_remark_is_left(tmp_path: Path) -> None:
+    path = tmp_path / "cat.png"
+    Image.new("RGB", (40, 40), (9, 80, 9)).save(path)
+    photo = dataclasses.replace(camkit.images.load(path), name="cat.png")
+    folder = tmp_path / "out"
+    put(output(folder), explanation(photo=photo, map=NEGATIVE, warnings=("odd",)))
+    for style, said in [(Style(relu=True), "the picture is flat"), (Style(counterfactual=True), None)]:
+        ((line, error),) = camkit.collect.redraw(folder, style=style)
+        assert error is None
+        told = [] if said is None else [f"native gradcam, cat: nothing speaks for it, {said}"]
+        assert line["warnings"] == ["odd", *told]
+
+
 # --- other formats --------------------------------------------------------------------------------
 
 
@@ -438,7 +686,7 @@ def test_others_read_the_parquet_table(tmp_path: Path, reader: str) -> None:
     assert [row["name"] for row in rows] == ["cat.jpg", "cat.jpg", "bad.jpg", "b.jpg", "b.jpg"]
     for row, line, result in zip(rows, lines, several(), strict=True):
         assert set(row) == {*FIELDS, "height", "width", "map"} - {
-            *("map_file", "overlay_file", "overlay_sha256"),
+            *("map_file", "overlay_file", "overlay_sha256", "sheet_file", "map_range"),
         }
         assert row["schema"] == 2 and row["status"] == line["status"]
         if isinstance(result, Failure):
@@ -639,7 +887,7 @@ def test_not_more_photographs_are_in_memory_than_asked(tmp_path: Path) -> None:
             begun.append(position)
             yield [explanation(f"{position}.jpg", position=position)]
 
-    out = Blocked(tmp_path, style=Style(), view="model", several_layers=False)
+    out = Blocked(tmp_path, style=Style(), view="model")
     threading.Timer(0.3, gate.set).start()  # enough for all of them, if nothing held them back
     found = out.write_all(photos(), ahead=5)
     assert next(found).lines[0]["image"] == "0.jpg"

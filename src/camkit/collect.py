@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import random
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
@@ -20,13 +21,11 @@ from camkit.explanation import View
 from camkit.files import write_whole
 from camkit.manifest import Line
 from camkit.models import load_model
-from camkit.output import encoded, file_name
+from camkit.naming import file_name
+from camkit.output import Names, drawn, encoded, picture_stem, warnings
 from camkit.preprocess import Preprocess
 from camkit.reading import Failure
 from camkit.render import Style, overlay
-
-# How far a map made anew may lie from the stored one, relative to its peak.
-TOLERANCES = {"float64": 1e-6, "float32": 1e-4, "bfloat16": 5e-2, "float16": 1e-2}
 
 
 @dataclass(frozen=True)
@@ -41,8 +40,8 @@ class Finding:
 class Verdict:
     """What a verification came to.
 
-    lines: results that were looked at. maps, pictures, photographs: files whose hash holds.
-    anew: maps computed again; difference: the largest one of them, relative to the peak.
+    lines: results that were looked at. maps, pictures, photographs: those whose hash holds; a map may have
+    several pictures. anew: maps computed again; difference: the largest one of them, relative to the peak.
     """
 
     lines: int
@@ -59,23 +58,19 @@ def merge(folders: Sequence[Path], out: Path) -> int:
 
     Raises `CamkitError` if two folders hold different files under one name; nothing is overwritten.
     """
-    seen = (
-        {manifest.digest(line) for line in manifest.latest(out)}
-        if (out / manifest.NAME).exists()
-        else set()
-    )
+    seen = {_copy_id(line) for line in manifest.latest(out)} if (out / manifest.NAME).exists() else set()
     added = 0
     for folder in folders:
         for name, lines in groupby(manifest.latest(folder), key=lambda line: line["name"]):
-            fresh = [line for line in lines if manifest.digest(line) not in seen]
+            fresh = [line for line in lines if _copy_id(line) not in seen]
             files = {line[key] for line in fresh for key in ("map_file", "overlay_file") if line[key]}
-            for file in sorted(files):
+            # Lines of older runs do not name it.
+            sheets = {line["sheet_file"] or file_name(name, ".sheet.png") for line in fresh}
+            for file in sorted(files | {sheet for sheet in sheets if _is_file(folder, sheet)}):
                 _copy(folder, out, file)
-            if _is_file(folder, sheet := file_name(name, ".sheet.png")):
-                _copy(folder, out, sheet)
             if fresh:
                 manifest.append(out, fresh)
-            seen.update(manifest.digest(line) for line in fresh)
+            seen.update(map(_copy_id, fresh))
             added += len(fresh)
     return added
 
@@ -95,13 +90,15 @@ def verify(
     """
     findings: list[Finding] = []
     lines = [line for line in manifest.latest(folder) if line["status"] == "ok"]
+    by_map = {manifest.map_id(line): line for line in lines}
     maps = pictures = 0
-    for line in lines:
+    for line in by_map.values():
         try:
             manifest.load_map(folder, line)
             maps += 1
         except CamkitError as error:
             findings.append(Finding(line["map_file"], str(error)))
+    for line in lines:
         if line["overlay_file"]:
             try:
                 data = manifest.file(folder, line["overlay_file"]).read_bytes()
@@ -118,7 +115,7 @@ def verify(
             sound.add((name, sha256))
         except ImageError as error:
             findings.append(Finding(line["image"], str(error)))
-    able = [line for line in lines if (line["name"], line["image_sha256"]) in sound]
+    able = [line for line in by_map.values() if (line["name"], line["image_sha256"]) in sound]
     chosen = random.Random(seed).sample(able, min(sample, len(able)))
     load = cache(load_model)
     worst = 0.0
@@ -126,27 +123,57 @@ def verify(
         try:
             difference = _difference(folder, line, photographs, spec, load)
             worst = max(worst, difference)
-            if not difference <= TOLERANCES.get(line["dtype"], 0.0):
+            if not difference <= manifest.TOLERANCES.get(line["dtype"], 0.0):
                 raise CamkitError(f"made anew it differs by {difference:.1e} of its peak")
         except CamkitError as error:
             findings.append(Finding(line["map_file"], str(error)))
     return Verdict(len(lines), maps, pictures, len(sound), len(chosen), worst, tuple(findings))
 
 
+@dataclass(frozen=True)
+class Look:
+    """How maps are drawn, and under which names."""
+
+    style: Style
+    view: View
+    names: Names
+
+    @property
+    def picture(self) -> dict[str, Any]:
+        """What the manifest tells of it."""
+        return {"view": self.view, **asdict(self.style)}
+
+
 def redraw(
-    folder: Path, *, style: Style, view: View = "model", photographs: Path | None = None
+    folder: Path,
+    *,
+    style: Style,
+    view: View = "model",
+    photographs: Path | None = None,
+    names: Names | None = None,
 ) -> Iterator[tuple[Line, CamkitError | None]]:
-    """Draw every map of a folder, and tell the manifest; each line, and why it was not drawn if so."""
-    lines = (line for line in manifest.latest(folder) if line["status"] == "ok")
-    for _, group in groupby(lines, key=lambda line: (line["name"], line["image_sha256"])):
-        for line, error in _redraw_photo(folder, list(group), style, view, photographs):
+    """Draw every map of a folder, and tell the manifest; each line, and why it was not drawn if so.
+
+    A picture that looks the same is replaced; others stay, and those of this look get names of their own.
+    names: of the folder; afterwards they tell what was in the way.
+    """
+    look = Look(style, view, names or Names(folder))
+    deque(look.names.noting(), 0)
+    lines: dict[tuple[str, str, str], Line] = {}
+    for line in manifest.latest(folder):
+        if line["status"] == "ok":
+            known = lines.get(manifest.map_id(line))
+            if known is None or known["picture"] != look.picture:
+                lines[manifest.map_id(line)] = line
+    for _, group in groupby(lines.values(), key=lambda line: (line["name"], line["image_sha256"])):
+        for line, error in _redraw_photo(folder, list(group), look, photographs):
             if error is None:
                 manifest.append(folder, [line])
             yield line, error
 
 
 def _redraw_photo(
-    folder: Path, lines: Sequence[Line], style: Style, view: View, photographs: Path | None
+    folder: Path, lines: Sequence[Line], look: Look, photographs: Path | None
 ) -> Iterable[tuple[Line, CamkitError | None]]:
     try:
         photo = images.load(_photograph(lines[0], photographs))
@@ -159,18 +186,16 @@ def _redraw_photo(
         try:
             preprocess = Preprocess.from_dict(_table(line["preprocessing"]))
             values = torch.from_numpy(manifest.load_map(folder, line).copy())
-            if view == "original":
-                picture = overlay(photo.image, values, style, preprocess.box(*photo.image.size))
+            if look.view == "original":
+                picture = overlay(photo.image, values, look.style, preprocess.box(*photo.image.size))
             else:
-                picture = overlay(preprocess.view(photo.image), values, style)
-            file = line["overlay_file"] or file_name(f"{line['name']}.{line['map_key']}", ".png")
-            data = encoded(picture)
-            write_whole(manifest.inside(folder, file), data)
+                picture = overlay(preprocess.view(photo.image), values, look.style)
+            said = explanation.remarks(values, look.style, line["backend"], line["method"])
+            new = line | {"picture": look.picture, "warnings": warnings(line, said)}
+            manifest.inside(folder, file_name(picture_stem(new), ".png"))
+            results.append((new | drawn(look.names, new, encoded(picture)), None))
         except CamkitError as error:
             results.append((line, error))
-            continue
-        drawn = {"overlay_file": file, "overlay_sha256": hashlib.sha256(data).hexdigest()}
-        results.append((line | drawn | {"picture": {"view": view, **asdict(style)}}, None))
     return results
 
 
@@ -195,6 +220,11 @@ def _difference(folder: Path, line: Line, photographs: Path | None, spec: str | 
         raise CamkitError(f"made anew it is {list(again.shape)}")
     peak = float(stored.abs().max())
     return float((again - stored).abs().max()) / peak if peak else float(again.abs().max())
+
+
+def _copy_id(line: Line) -> tuple[bytes, str | None]:
+    """What tells a result and its picture from all others."""
+    return manifest.digest(line), line["overlay_file"]
 
 
 def _photograph(line: Line, folder: Path | None) -> Path:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from camkit import layers, plugins, reading, render
 from camkit.api import Explainer, LoadedModel
-from camkit.errors import MapError, ModelError, UsageError
+from camkit.errors import MapError, ModelError, PluginError, UsageError
 from camkit.host import Answer, Call, Layer, better_layer, resolve_layers, run, unknown_method
 from camkit.images import Photo
 from camkit.preprocess import Preprocess
@@ -27,6 +27,23 @@ from camkit.render import Style
 from camkit.targets import Chooser, class_chooser
 
 View = Literal["model", "original"]
+
+# What is said of a picture that cannot say it itself: of the map of a class; of one that knows no class.
+REMARKS: dict[render.Remark, tuple[str, str]] = {
+    "constant": ("the map is constant, it says nothing",) * 2,
+    "nothing for": (
+        "nothing speaks for it, the picture is flat",
+        "no value is positive, the picture is flat",
+    ),
+    "nothing against": (
+        "nothing speaks against it, the picture is flat",
+        "no value is negative, the picture is flat",
+    ),
+    "least against": (
+        "nothing speaks for it, brightest is least against it",
+        "no value is positive, brightest is least negative",
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -100,8 +117,13 @@ class Explanation:
             picture.show()
 
     def caption(self) -> str:
-        """One line: what is shown."""
-        return f"{self.class_name} {self.probability:.1%} · {self.backend} {self.method} at {self.layer}"
+        """One line: what is shown, and what the picture cannot show by itself."""
+        told = f"{self.class_name} {self.probability:.1%} · {self.backend} {self.method} at {self.layer}"
+        return " · ".join([told, *self.remarks()])
+
+    def remarks(self, style: Style | None = None) -> tuple[str, ...]:
+        """What the picture cannot show by itself: that nothing speaks for the class, or against it."""
+        return remarks(self.map, style or Style(), self.backend, self.method)
 
     def _repr_png_(self) -> bytes:
         buffer = io.BytesIO()
@@ -115,6 +137,18 @@ class Explanation:
             f'<figure style="margin:0"><img alt="{caption}" src="data:image/png;base64,{data}">'
             f"<figcaption>{caption}</figcaption></figure>"
         )
+
+
+def remarks(map: Tensor, style: Style, backend: str, method: str) -> tuple[str, ...]:
+    """What has to be said of the picture of a map, in words of the method: one remark or none."""
+    found = render.remark(map, style)
+    if found is None:
+        return ()
+    try:
+        knows_no_class = method in plugins.load(plugins.get("explainer", backend)).class_agnostic
+    except PluginError:  # not installed here, where its maps are drawn anew; those words are true of any
+        knows_no_class = True
+    return (REMARKS[found][knows_no_class],)
 
 
 @dataclass(frozen=True)

@@ -36,6 +36,14 @@ def write_whole(path: Path, data: bytes | str) -> Path:
     return path
 
 
+def holds(path: Path, data: bytes) -> bool:
+    """Whether there is a regular file with just these contents."""
+    try:
+        return path.is_file() and path.stat().st_size == len(data) and path.read_bytes() == data
+    except OSError:
+        return False
+
+
 def check_writable(folder: Path) -> None:
     """Raise `CamkitError` if `folder` cannot be made or written into; nothing is made yet."""
     there = next(path for path in (folder, *folder.absolute().parents) if os.path.lexists(path))

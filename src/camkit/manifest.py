@@ -1,7 +1,7 @@
 """`manifest.jsonl`: a line for every result, written as it is finished and read whatever happened.
 
-Later lines supersede earlier ones of the same `map_file`: a folder may collect the results of several
-calls, and of several processes at a time.
+A folder may collect the results of several calls, and of several processes at a time. Later lines supersede
+earlier ones of the same map and picture (`latest`); which question a file answers is told by `Owners`.
 """
 
 from __future__ import annotations
@@ -11,8 +11,9 @@ import json
 import os
 import re
 import zipfile
+from array import array
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import lru_cache, partial
 from pathlib import Path, PurePosixPath
@@ -29,14 +30,17 @@ NAME = "manifest.jsonl"
 FIELDS = (
     "schema request name results image image_sha256 status error backend backend_dist backend_version "
     "method options layer class_index class_name probability logit predicted_index predicted_name map_file "
-    "map_key map_sha256 map_shape overlay_file overlay_sha256 picture model model_spec model_sha256 "
-    "preprocessing camkit_version torch_version device dtype warnings"
+    "map_key map_sha256 map_shape map_range overlay_file overlay_sha256 picture sheet_file model "
+    "model_spec model_sha256 preprocessing camkit_version torch_version device dtype warnings"
 ).split()
 MAX_LINE = 2**20  # bytes; a stranger's manifest may hold anything
 MAX_MAP = 2**26  # values
+# How far two computations of one map may lie apart, relative to its peak.
+TOLERANCES = {"float64": 1e-6, "float32": 1e-4, "bfloat16": 5e-2, "float16": 1e-2}
 UNSAYABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")  # in no name that camkit writes
 
 Line = dict[str, Any]
+_SORTED = json.JSONEncoder(sort_keys=True).encode
 
 
 def append(folder: Path, lines: Sequence[Mapping[str, Any]]) -> None:
@@ -74,16 +78,47 @@ def read(folder: Path) -> Iterator[Line]:
         ) from None
 
 
+def held(folder: Path) -> Iterator[Line]:
+    """The lines of a folder's manifest; none if there is no manifest yet."""
+    return read(folder) if (folder / NAME).is_file() else iter(())
+
+
 def latest(folder: Path) -> list[Line]:
-    """The lines that hold: of several with the same map, or the same error, the last one."""
+    """The lines that hold: of several with the same map and picture, or the same error, the last one.
+
+    A map may have several pictures, so long as it stays the same. What a request found in a photograph does
+    not hold any more when it was asked again of other contents.
+    """
     lines: dict[tuple[Any, ...], Line] = {}
+    pictures: dict[tuple[Any, ...], list[Any]] = {}
+    contents: dict[tuple[Any, ...], Any] = {}
     for line in read(folder):
-        key = (
-            (line["map_file"], line["name"], line["map_key"]) if line["status"] == "ok" else _identity(line)
-        )
-        lines.pop(key, None)
-        lines[key] = line
-    return list(lines.values())
+        if line["status"] == "error":
+            key: tuple[Any, ...] = _identity(line)
+            lines.pop(key, None)
+            lines[key] = line
+            continue
+        map, picture = map_id(line), line["overlay_file"]
+        contents[_photograph(line)] = line["image_sha256"]
+        same = [p for p in pictures.get(map, ()) if lines[*map, p]["map_sha256"] == line["map_sha256"]]
+        kept = [p for p in same if p not in (None, picture)]
+        for gone in pictures.get(map, ()):
+            if gone not in kept:
+                del lines[*map, gone]
+        if picture is not None or not kept:
+            lines[*map, picture] = line
+            kept.append(picture)
+        pictures[map] = kept
+    return [
+        line
+        for line in lines.values()
+        if line["status"] == "error" or contents[_photograph(line)] == line["image_sha256"]
+    ]
+
+
+def map_id(line: Mapping[str, Any]) -> tuple[str, str, str]:
+    """Where a map lies: its file, and what it is called in a file of several."""
+    return line["map_file"], line["name"], line["map_key"]
 
 
 def inside(folder: Path, name: object) -> Path:
@@ -123,21 +158,73 @@ def load_map(folder: Path, line: Mapping[str, Any]) -> Map:
     return values
 
 
+def stored(path: Path, values: Map, dtype: str) -> Map | None:
+    """The map `[h, w]` that lies in a `.npy` file, if it is `values` but for rounding."""
+    try:
+        there = np.array(_npy(path, {}), np.float32) if path.is_file() else None
+    except Exception:  # a damaged file, of which numpy raises nearly anything
+        return None
+    if there is None or there.shape != values.shape:
+        return None
+    bound = TOLERANCES.get(dtype, 0.0) * float(np.abs(values).max())
+    return there if float(np.abs(there - values).max()) <= bound else None
+
+
 def map_digest(values: Map) -> str:
     """SHA-256 of a map's float32 values, little-endian, row by row: the same in every format of file."""
     return hashlib.sha256(np.ascontiguousarray(values, "<f4").tobytes()).hexdigest()
 
 
-class Done:
-    """What a folder holds of a request already. A result counts if its files are there, too."""
+class Owners:
+    """Which question each file of a folder answers, as far as its manifest tells: 16 bytes for a file."""
 
-    def __init__(self, folder: Path, request: str) -> None:
+    def __init__(self) -> None:
+        self._noted = array("Q"), array("Q")
+        self._files = self._questions = np.zeros(0, np.uint64)
+
+    def noting(self, lines: Iterable[Line]) -> Iterator[Line]:
+        """The same lines; when all have passed, their files are known."""
+        for line in lines:
+            for field, kinds in _KINDS.items():
+                file = line[field]
+                kind = kinds.get(file[file.rfind(".") :]) if file else None
+                if kind is not None:
+                    self._noted[0].append(_hash(file))
+                    self._noted[1].append(question(line, kind))
+            yield line
+        files, questions = (np.array(values, np.uint64) for values in self._noted)
+        self._noted = array("Q"), array("Q")
+        order = np.argsort(files, kind="stable")  # so that of one file the last line is the last
+        self._files, self._questions = files[order], questions[order]
+
+    def get(self, file: str) -> int | None:
+        """The question that a file answers; `None` if no line names it."""
+        place = int(np.searchsorted(self._files, np.uint64(_hash(file)), "right")) - 1
+        known = place >= 0 and self._files[place] == _hash(file)
+        return int(self._questions[place]) if known else None
+
+
+def question(line: Mapping[str, Any], kind: str) -> int:
+    """What a file of a kind (`map`, `picture`, `run`) tells: the same number for the same answer.
+
+    A map and its picture are told by what made them, a file of several maps by the request.
+    """
+    return _hash(_SORTED([line[key] for key in _QUESTIONS[kind]]))
+
+
+class Done:
+    """What a folder holds of a request already. A result counts if its files are there, too.
+
+    lines: those of the folder's manifest, if it is being read anyway.
+    """
+
+    def __init__(self, folder: Path, request: str, lines: Iterable[Line] | None = None) -> None:
         self._request = request
         self._lines: set[bytes] = set()
         count: Counter[tuple[str, str]] = Counter()
         total: dict[tuple[str, str], int] = {}
         is_there = lru_cache(maxsize=1024)(partial(_is_there, folder))  # a table is named by many lines
-        for line in read(folder) if (folder / NAME).exists() else ():
+        for line in held(folder) if lines is None else lines:
             if line["request"] != request or digest(line) in self._lines:
                 continue
             files = [name for name in (line["map_file"], line["overlay_file"]) if name is not None]
@@ -209,6 +296,15 @@ def _is_sound(line: Line) -> bool:
     return all(line[name].endswith(FILES[name]) for name in files)
 
 
+def _hash(text: str) -> int:
+    raw = text.encode("utf-8", "surrogatepass")
+    return int.from_bytes(hashlib.blake2b(raw, digest_size=8).digest(), "big")
+
+
+def _photograph(line: Mapping[str, Any]) -> tuple[str, str, str]:
+    return line["request"], line["image"], line["name"]
+
+
 def _identity(line: Mapping[str, Any]) -> tuple[Any, ...]:
     keys = "request name image_sha256 status error backend method layer class_index".split()
     return tuple(line[key] if isinstance(line[key], str | int | None) else None for key in keys)
@@ -251,4 +347,15 @@ def _bounded(values: Any) -> Any:
 
 _READERS = {".npy": _npy, ".npz": _npz, ".parquet": _parquet}
 # What the files are that a line may name; a manifest is none of them.
-FILES = {"map_file": tuple(_READERS), "overlay_file": (".png",)}
+FILES = {"map_file": tuple(_READERS), "overlay_file": (".png",), "sheet_file": (".png",)}
+# What a file answers, by its field and ending; the contents of a table give it its name.
+_KINDS = {
+    "map_file": {".npy": "map", ".npz": "run"},
+    "overlay_file": {".png": "picture"},
+    "sheet_file": {".png": "run"},
+}
+_MAP = (
+    "image_sha256 backend backend_dist backend_version method options layer class_index class_name "
+    "model_sha256 preprocessing camkit_version torch_version device dtype"
+).split()
+_QUESTIONS = {"map": _MAP, "picture": [*_MAP, "picture"], "run": ["request", "image_sha256"]}

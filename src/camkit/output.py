@@ -1,6 +1,8 @@
 """What `camkit explain` writes: overlays, raw maps, side-by-side sheets and the manifest.
 
-Every file is there whole or not at all, and a result is in the manifest once its files are there.
+Every file is there whole or not at all, and a result is in the manifest once its files are there. What an
+earlier run wrote is replaced by the answer to the same question alone; any other answer of the same name
+gets `~2`, `~3`, ... `naming` keeps that rare.
 """
 
 from __future__ import annotations
@@ -9,13 +11,13 @@ import hashlib
 import io
 import json
 import math
-import re
 import threading
-from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
-from functools import lru_cache, partial
+from functools import cache, partial
+from itertools import count
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,31 +28,91 @@ from PIL import Image
 import camkit
 from camkit import manifest, parquet, plugins
 from camkit.errors import CamkitError
-from camkit.explanation import Explanation, Plan, View
-from camkit.files import check_writable, sweep, write_whole
-from camkit.manifest import FIELDS, SCHEMA, Done, Line
+from camkit.explanation import REMARKS, Explanation, Plan, View
+from camkit.files import check_writable, holds, sweep, write_whole
+from camkit.manifest import FIELDS, SCHEMA, Done, Line, Owners, question
+from camkit.naming import MAP, PICTURE, class_slugs, file_name, output_name, parts, slug
 from camkit.parquet import Map
 from camkit.reading import Failure
-from camkit.render import Panel, Style, extent, is_flat, sheet, signed
+from camkit.render import Panel, Style, extent, sheet, signed
 
 Result = Explanation | Failure
 Format = Literal["png", "npz", "parquet"]
 
 MAX_SHEET_CLASSES, MAX_SHEET_COLUMNS = 8, 6
-MAX_NAME_BYTES = 120  # of one part of a file name
-MAX_STEM_BYTES = 240  # of all parts; file systems take 255 with the suffix
 WRITERS = 2  # threads; more only take turns
 _DRAWING = threading.Lock()  # matplotlib's sheets are not made for threads
 
 
 @dataclass(frozen=True)
 class Written:
-    """What was written of one photograph: its results and their lines, and the sheet if there is one."""
+    """What was written of one photograph: its results and their lines, and the sheet if there is one.
+
+    remarks: what its picture cannot show by itself, of each result.
+    """
 
     results: tuple[Result, ...]
     lines: tuple[Line, ...]
     sheet: Path | None = None
+    remarks: tuple[tuple[str, ...], ...] = ()
     maps: tuple[Map | None, ...] = field(default=(), repr=False)
+
+
+class Names:
+    """The files of a folder: which names are taken, and by what.
+
+    What the manifest tells of is known once `noting` has read it.
+    resume: what no line names is of the run that was interrupted; else it is somebody's own.
+    """
+
+    def __init__(self, folder: Path, *, resume: bool = False) -> None:
+        self._folder = folder
+        self._resume = resume
+        self._owners = Owners()
+        self.numbered = 0  # files that got a number, so that what was there is kept
+        self.example = ""
+        self._counting = threading.Lock()
+
+    def noting(self) -> Iterator[Line]:
+        """The lines of the folder's manifest; when all have passed, its names are known."""
+        return self._owners.noting(manifest.held(self._folder))
+
+    def choose(self, stem: str, suffix: str, answer: int, data: bytes, *, again: str | None = None) -> str:
+        """The first name that is free, or is of the same answer already, or holds just these bytes.
+
+        again: the stem that numbers are added to, if not `stem`.
+        """
+        name = file_name(stem, suffix)
+        for number in count(2):
+            if self._is_ours(name, answer, data):
+                break
+            name = file_name(again or stem, suffix, number)
+        if number > 2:
+            with self._counting:
+                self.numbered += 1
+                self.example = self.example or name
+        return name
+
+    def put(self, name: str, data: bytes) -> None:
+        """Write a file, unless it is there already."""
+        path = self._folder / name
+        if not holds(path, data):
+            write_whole(path, data)
+
+    def told(self) -> str:
+        """What was in the way, and where the new files are; nothing if all names were free."""
+        if not self.numbered:
+            return ""
+        more = f" and {self.numbered - 1} more" if self.numbered > 1 else ""
+        new = f"{self._folder / self.example}{more}"
+        return f"Files of the same names that tell something else are kept; the new ones are {new}"
+
+    def _is_ours(self, name: str, answer: int, data: bytes) -> bool:
+        known, path = self._owners.get(name), self._folder / name
+        if known is None:
+            # What is no file cannot be replaced by one, which writing tells.
+            return self._resume or not path.is_file() or holds(path, data)
+        return known == answer or holds(path, data)
 
 
 class Output:
@@ -58,6 +120,7 @@ class Output:
 
     format: `png` writes an overlay and a raw map (`.npy`) for each result, `npz` the raw maps of a
         photograph, `parquet` those of 256 photographs with all that the manifest says.
+    name_layers: whether the layer is part of the names, as it is where one was asked for.
     spec: the model as it was asked for, so that the maps can be made anew.
     request: what makes two runs the same; `resume`: leave out what the folder holds of it already.
     """
@@ -68,7 +131,7 @@ class Output:
         *,
         style: Style,
         view: View,
-        several_layers: bool,
+        name_layers: bool = False,
         format: Format = "png",
         spec: str = "",
         request: str = "",
@@ -78,12 +141,17 @@ class Output:
         if resume:
             sweep(folder)
         self.folder = folder
-        self._done = Done(folder, request) if resume else None
+        self.names = Names(folder, resume=resume)
+        lines = self.names.noting()
+        self._done = Done(folder, request, lines) if resume else None
+        deque(lines, 0)  # if nobody has read them yet
         self._style = style
         self._view: View = view
-        self._several_layers = several_layers
+        self._name_layers = name_layers
         self._format = format
         self._shared = {"request": request, "model_spec": spec}
+        self._picture = {"view": view, **asdict(style)}
+        self._defaults = cache(_defaults)
         self._table: list[Written] = []
         self.finished = 0  # maps that the manifest tells of
 
@@ -125,10 +193,10 @@ class Output:
             return written
         try:
             if self._format == "png":
-                written = self._write_png(name, written)
+                written = self._with_sheet(name, self._write_png(name, written), everything)
             elif self._format == "npz":
                 written = self._write_npz(name, written, everything)
-            return replace(written, sheet=self._write_sheet(name, everything))
+            return written
         except CamkitError as error:
             raise CamkitError(f"{error}; what was finished stays valid") from None
 
@@ -136,30 +204,60 @@ class Output:
         line: Line = dict.fromkeys(FIELDS) | _facts(result) | self._shared
         line |= {"name": name, "results": results}
         if isinstance(result, Explanation):
-            line["map_key"] = ".".join(self._parts(result))
-            line["map_sha256"] = manifest.map_digest(result.map.numpy())
+            line["map_key"] = self._key(result)
+            line |= _measured(result.map)
         return line
 
     def _write_png(self, name: str, written: Written) -> Written:
-        lines = []
-        for result, line, values in zip(written.results, written.lines, written.maps, strict=True):
+        lines, remarks = [], []
+        for result, line in zip(written.results, written.lines, strict=True):
+            said: tuple[str, ...] = ()
             if isinstance(result, Explanation):
-                stem = f"{name}.{line['map_key']}"
-                self._put(map_file := file_name(stem, ".npy"), _bytes(np.save, values))
+                line["picture"] = self._picture
+                result, line["map_file"] = self._write_map(f"{name}.{line['map_key']}", result, line)
+                line |= _measured(result.map)
                 picture = encoded(result.overlay(view=self._view, style=self._style))
-                self._put(overlay_file := file_name(stem, ".png"), picture)
-                line |= {"map_file": map_file, "overlay_file": overlay_file}
-                line["overlay_sha256"] = hashlib.sha256(picture).hexdigest()
-                line["picture"] = {"view": self._view, **asdict(self._style)}
-                line["warnings"] = [*line["warnings"], *self._notes(result)]
+                line |= drawn(self.names, line, picture)
+                said = result.remarks(self._style)
+                line["warnings"] = warnings(line, said)
             lines.append(line)
-        return replace(written, lines=tuple(lines))
+            remarks.append(said)
+        return replace(written, lines=tuple(lines), remarks=tuple(remarks))
+
+    def _write_map(self, stem: str, result: Explanation, line: Line) -> tuple[Explanation, str]:
+        """The file of a map, and the result with the map that lies there.
+
+        A map that is there already, but for rounding, stays: other pictures and lines tell of it.
+        """
+        data = _bytes(np.save, result.map.numpy())
+        file = self.names.choose(stem, ".npy", question(line, "map"), data)
+        there = manifest.stored(self.folder / file, result.map.numpy(), line["dtype"])
+        if there is not None:
+            return replace(result, map=torch.from_numpy(there)), file
+        self.names.put(file, data)
+        return result, file
 
     def _write_npz(self, name: str, written: Written, everything: Sequence[Explanation]) -> Written:
-        arrays = {".".join(self._parts(result)): result.map.numpy() for result in everything}
-        self._put(file := file_name(name, ".npz"), _bytes(np.savez, **arrays))
+        arrays = {self._key(result): result.map.numpy() for result in everything}
+        data = _bytes(np.savez, **arrays)
+        stem = ".".join([name, *parts(MAP, self._common(everything))])
+        answer = self._answer(everything)
+        # `cat.jpg~2` is what the second photograph of that name is called.
+        file = self.names.choose(stem, ".npz", answer, data, again=f"{name}." if stem == name else None)
+        self.names.put(file, data)
         lines = [line | {"map_file": file if line["map_key"] else None} for line in written.lines]
         return replace(written, lines=tuple(lines))
+
+    def _with_sheet(self, name: str, written: Written, everything: Sequence[Explanation]) -> Written:
+        picture = self._sheet(everything)
+        if picture is None:
+            return written
+        data = encoded(picture)
+        said = [*parts(MAP, self._common(everything)), *parts(PICTURE, self._picture), "sheet"]
+        file = self.names.choose(".".join([name, *said]), ".png", self._answer(everything), data)
+        self.names.put(file, data)
+        lines = [line | {"sheet_file": file if line["status"] == "ok" else None} for line in written.lines]
+        return replace(written, lines=tuple(lines), sheet=self.folder / file)
 
     def _finish(self, written: Written) -> Iterator[Written]:
         """Into the manifest, at once or with the table that the results become part of."""
@@ -181,7 +279,7 @@ class Output:
         if any(values is not None for values in maps):
             data = parquet.to_bytes(lines, maps)
             file = f"maps-{hashlib.sha256(data).hexdigest()[:16]}.parquet"
-            self._put(file, data)
+            self.names.put(file, data)
             for line in lines:
                 line["map_file"] = file if line["status"] == "ok" else None
         self._append(lines)
@@ -198,42 +296,28 @@ class Output:
         except CamkitError as error:
             raise CamkitError(f"{error}; what was finished stays valid") from None
 
-    def _put(self, name: str, data: bytes) -> None:
-        write_whole(self.folder / name, data)
-
-    def _write_sheet(self, name: str, results: Sequence[Explanation]) -> Path | None:
+    def _sheet(self, results: Sequence[Explanation]) -> Image.Image | None:
         """The maps of one photograph side by side, a row for each class; nothing if there is only one.
 
         Backends share the colour scale of a method, so that a difference can be seen. Of many classes the
         first eight are shown.
         """
         columns = list(dict.fromkeys((r.backend, r.method, r.layer) for r in results))
-        if len(columns) < 2 or self._format != "png":
+        if len(columns) < 2:
             return None
         rows: dict[int, list[Panel]] = {}
         scales = self._scales(results)
         for result in results:
-            title = f"{result.backend} · {result.method} · {result.layer}\n"
-            title += f"{result.class_name} {result.probability:.1%}"
+            where = f"{result.backend} · {result.method} · {result.layer}"
+            what = f"{result.class_name} {result.probability:.1%}"
+            title = "\n".join([where, what, *result.remarks(self._style)])
             if result.class_index in rows or len(rows) < MAX_SHEET_CLASSES:
                 scale = scales[result.method, result.layer, result.class_index]
                 picture = result.overlay(view=self._view, style=self._style, scale=scale)
                 rows.setdefault(result.class_index, []).append(Panel(title, picture))
+        heading = Path(results[0].photo.source).name
         with _DRAWING:
-            picture = sheet(
-                [part for row in rows.values() for part in _folded(row)], Path(results[0].photo.source).name
-            )
-        file = file_name(name, ".sheet.png")
-        self._put(file, encoded(picture))
-        return self.folder / file
-
-    def _notes(self, result: Explanation) -> list[str]:
-        """What the picture cannot show, although the map has something to say."""
-        if is_flat(result.map) or not is_flat(signed(result.map, self._style)):
-            return []
-        side = "against" if self._style.counterfactual else "for"
-        name = f"{result.backend} {result.method}"
-        return [f"the picture is flat: {name} finds nothing that speaks {side} {result.class_name}"]
+            return sheet([part for row in rows.values() for part in _folded(row)], heading)
 
     def _scales(self, results: Sequence[Explanation]) -> dict[tuple[str, str, int], tuple[float, float]]:
         maps: dict[tuple[str, str, int], list[torch.Tensor]] = {}
@@ -241,10 +325,55 @@ class Output:
             maps.setdefault((r.method, r.layer, r.class_index), []).append(signed(r.map, self._style))
         return {key: extent(group) for key, group in maps.items()}
 
-    def _parts(self, result: Explanation) -> list[str]:
+    def _key(self, result: Explanation) -> str:
+        """Backend, method and class, and what else makes another map of it."""
         name = class_slugs(tuple(result.model.classes))[result.class_index]
-        parts = [slug(result.backend), slug(result.method), name]
-        return [*parts, slug(result.layer)] if self._several_layers else parts
+        own = [slug(result.backend), slug(result.method), name]
+        return ".".join([*own, *parts(MAP, self._common([result]))])
+
+    def _answer(self, results: Sequence[Explanation]) -> int:
+        """What a file of all results of a photograph tells."""
+        return question(self._shared | {"image_sha256": results[0].photo.sha256}, "run")
+
+    def _common(self, results: Sequence[Explanation]) -> dict[str, Any]:
+        """What the names of these results tell together."""
+        layers = {result.layer for result in results}
+        options = [
+            (key, value)
+            for result in results
+            for key, value in result.options.items()
+            if value != self._defaults(result.backend).get(key)
+        ]
+        return {
+            "layer": layers.pop() if self._name_layers and len(layers) == 1 else "",
+            "model": self._shared["model_spec"] or MAP["model"].default,
+            "options": dict(options),
+            "dtype": str(results[0].model.dtype).removeprefix("torch."),
+        }
+
+
+def picture_stem(line: Line) -> str:
+    """What the picture of a line is called: like its map, if that has a file of its own, and its look."""
+    file = line["map_file"]
+    stem = file.removesuffix(".npy") if file.endswith(".npy") else f"{line['name']}.{line['map_key']}"
+    return ".".join([stem, *parts(PICTURE, line["picture"])])
+
+
+def drawn(names: Names, line: Line, picture: bytes) -> Line:
+    """Write the picture of a line, which says how it was drawn; what the line tells of the file."""
+    overlay_file = names.choose(picture_stem(line), ".png", question(line, "picture"), picture)
+    names.put(overlay_file, picture)
+    return {"overlay_file": overlay_file, "overlay_sha256": hashlib.sha256(picture).hexdigest()}
+
+
+def warnings(line: Line, remarks: Iterable[str]) -> list[str]:
+    """The warnings of a line with these remarks on its picture, and without those on another one."""
+    about = f"{line['backend']} {line['method']}, {line['class_name']}: "
+    others = {about + text for texts in REMARKS.values() for text in texts}
+    # That a map is constant was told when it was computed, with what can be done about it.
+    new = [about + text for text in remarks if text not in REMARKS["constant"]]
+    before = line["warnings"] if isinstance(line["warnings"], list) else []
+    return [*(text for text in before if text not in others), *new]
 
 
 def request_id(work: Plan, classes: Sequence[str], *, style: Style, view: View, format: Format) -> str:
@@ -267,20 +396,6 @@ def request_id(work: Plan, classes: Sequence[str], *, style: Style, view: View, 
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def output_name(name: str) -> str:
-    """How the results of a photograph are called: its name, as far as every file system takes it.
-
-    A part of a path that has to be changed gets a digest of what it was, so that no two are the same.
-    """
-    parts = []
-    for part in name.split("/"):
-        clean = re.sub(r'[\x00-\x1f\x7f-\x9f\ud800-\udfff<>:"|?*\\]', "_", part).strip(" ").lstrip(".")
-        if clean != part or not clean:
-            clean = f"{clean}-{_digest(part)}" if clean else _digest(part)
-        parts.append(shortened(clean, MAX_NAME_BYTES))
-    return "/".join(parts)
-
-
 def _first(waiting: deque[Future[Written]]) -> Written:
     """What is finished first; until then it stays among those that wait, if Ctrl-C comes meanwhile."""
     written = waiting[0].result()
@@ -299,12 +414,6 @@ def _values(result: Result) -> Map | None:
     return result.map.numpy() if isinstance(result, Explanation) else None
 
 
-def file_name(stem: str, suffix: str) -> str:
-    """A file name whose last part is not too long."""
-    folder, slash, name = stem.rpartition("/")
-    return f"{folder}{slash}{shortened(name, MAX_STEM_BYTES)}{suffix}"
-
-
 def _bytes(save: Callable[..., None], *values: Any, **named: Any) -> bytes:
     buffer = io.BytesIO()
     save(buffer, *values, **named)
@@ -316,32 +425,18 @@ def encoded(picture: Image.Image) -> bytes:
     return _bytes(partial(picture.save, format="PNG", compress_level=1))
 
 
-@lru_cache(maxsize=8)
-def class_slugs(classes: tuple[str, ...]) -> tuple[str, ...]:
-    """Each class as part of a file name; with its index where the name alone would be shared or empty."""
-    slugs = [slug(name) for name in classes]
-    count = Counter(slugs)
-    return tuple(
-        name if name and count[name] == 1 else f"{name or 'class'}-{index}"
-        for index, name in enumerate(slugs)
-    )
+def _defaults(backend: str) -> Mapping[str, Any]:
+    options: object = plugins.load(plugins.get("explainer", backend)).Options()
+    return vars(options)
 
 
-def slug(text: str) -> str:
-    """A text as part of a file name: no separators or blanks, and not too long."""
-    return shortened(re.sub(r"[^\w.+~-]+", "_", text).strip("_").lstrip("."), MAX_NAME_BYTES)
-
-
-def shortened(text: str, limit: int) -> str:
-    """At most `limit` bytes of UTF-8; what is cut off is replaced by a digest, so names stay apart."""
-    raw = text.encode()
-    if len(raw) <= limit:
-        return text
-    return f"{raw[: limit - 9].decode(errors='ignore')}-{_digest(text)}"
-
-
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:8]
+def _measured(map: torch.Tensor) -> dict[str, Any]:
+    """What the manifest tells of the values of a map."""
+    return {
+        "map_sha256": manifest.map_digest(map.numpy()),
+        "map_shape": list(map.shape),
+        "map_range": [float(map.min()), float(map.max())],
+    }
 
 
 def _facts(result: Explanation | Failure) -> dict[str, Any]:
@@ -376,7 +471,6 @@ def _facts(result: Explanation | Failure) -> dict[str, Any]:
         "logit": result.logit,
         "predicted_index": result.predicted_index,
         "predicted_name": result.predicted_name,
-        "map_shape": list(result.map.shape),
         "model": model.name,
         "model_sha256": model.sha256,
         "preprocessing": model.preprocess.to_dict(),

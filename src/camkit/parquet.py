@@ -26,7 +26,8 @@ KINDS = {
     "predicted_index": "int32",
 }
 JSON = ("options", "map_shape", "picture", "preprocessing", "warnings")
-LEFT_OUT = ("map_file", "overlay_file", "overlay_sha256")  # of a file that this table is
+# Of a file that this table is, of pictures that it has not, and what its maps say themselves.
+LEFT_OUT = ("map_file", "overlay_file", "overlay_sha256", "sheet_file", "map_range")
 
 
 def check() -> None:

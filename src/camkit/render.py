@@ -6,7 +6,7 @@ import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -48,6 +48,21 @@ def signed(map: Tensor, style: Style) -> Tensor:
     if style.counterfactual:
         return (-map).clamp(min=0)
     return map.clamp(min=0) if style.relu else map
+
+
+Remark = Literal["constant", "nothing for", "nothing against", "least against"]
+
+
+def remark(map: Tensor, style: Style) -> Remark | None:
+    """What the picture of a map cannot show by itself, because it is stretched to what there is.
+
+    `least against`: no value is positive, so the brightest place of the signed picture is no evidence.
+    """
+    if is_flat(map):
+        return "constant"
+    if is_flat(signed(map, style)):
+        return "nothing against" if style.counterfactual else "nothing for"
+    return "least against" if float(signed(map, style).max()) <= 0 else None
 
 
 def is_flat(map: Tensor) -> bool:

@@ -167,6 +167,7 @@ def explain(images: tuple[str, ...], **given: Any) -> None:
     Without IMAGES it explains the bundled photograph of a cat. For every image, backend, method and
     class it writes IMAGE.BACKEND.METHOD.CLASS.png, the raw map beside it as .npy, and a line in
     manifest.jsonl; several backends or methods also give one side-by-side sheet for each image.
+    Another model, layer, option or look is part of the name, and what an earlier run wrote is kept.
     Folders are kept: the results of photos/a/cat.jpg lie in a/ below --out.
 
     \b
@@ -242,12 +243,13 @@ def _run(
         given["out"],
         style=style,
         view=view,
-        several_layers=len(work.layers) > 1,
+        name_layers=given["layers"] != ("auto",),
         format=given["format"],
         spec=given["spec"],
         request=request,
         resume=given["resume"],
     )
+    report.names = output.names
     stream = explanation.stream(
         work,
         _missing(sources(), batch, output, report) if given["resume"] else sources(),
@@ -277,7 +279,7 @@ def _missing(sources: Iterator[Source], size: int, output: Output, report: Repor
     """
     from camkit.errors import ImageError
     from camkit.images import digest
-    from camkit.output import output_name
+    from camkit.naming import output_name
 
     def is_there(source: Source) -> bool:
         try:

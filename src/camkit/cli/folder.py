@@ -76,23 +76,32 @@ def verify(folder: Path, images: Path | None, spec: str | None, sample: int, see
 def render(folder: Path, images: Path | None, view: Any, **look: Any) -> None:
     """Draw the maps in FOLDER anew, or those that --format npz or parquet left undrawn.
 
-    No model is needed. The pictures lie beside the maps, and the manifest tells of them.
+    No model is needed. The pictures lie beside the maps, and the manifest tells of them. Those of another
+    look are kept: what differs from the default is part of the name.
     """
     from camkit import collect
+    from camkit.output import Names
     from camkit.render import Style
 
     if look["counterfactual"] and look["relu"]:
         raise UsageError("--counterfactual and --relu exclude each other: choose one")
     done = failed = 0
-    for line, error in collect.redraw(folder, style=Style(**look), view=view, photographs=images):
+    names = Names(folder)
+    for line, error in collect.redraw(
+        folder, style=Style(**look), view=view, photographs=images, names=names
+    ):
         if error is None:
             done += 1
-            click.echo(folder / line["overlay_file"])
+            click.echo(picture := folder / line["overlay_file"])
+            for warning in line["warnings"]:
+                click.echo(f"Warning: {picture}: {warning}", err=True)
         else:
             failed += 1
             click.echo(f"Error: {error}", err=True)
     if not done + failed:
         raise UsageError(f"{folder} holds no results")
+    if told := names.told():
+        click.echo(told, err=True)
     if failed:
         click.echo(f"{done} pictures drawn, {failed} failed", err=True)
         raise SystemExit(3 if done else 1)

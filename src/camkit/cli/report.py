@@ -15,7 +15,7 @@ import click
 
 if TYPE_CHECKING:
     from camkit.explanation import Explanation, Plan
-    from camkit.output import Written
+    from camkit.output import Names, Written
 
 
 class Report:
@@ -26,6 +26,7 @@ class Report:
 
     def __init__(self, work: Plan, *, as_json: bool, quiet: bool, verbose: bool) -> None:
         self.done = self.failed = self.photos = self.skipped = 0
+        self.names: Names | None = None  # of the files that are written, if any are
         self.quiet = quiet
         self._verbose = verbose
         self._as_json = as_json
@@ -69,11 +70,13 @@ class Report:
         if good and self._table:
             top = ", ".join(f"{name} {p:.1%}" for name, p in good[0].top[:3])
             click.echo(f"{good[0].photo.source}: {top}")
-        for result, line in zip(written.results, written.lines, strict=True):
+        remarks = written.remarks or [()] * len(written.lines)
+        for result, line, said in zip(written.results, written.lines, remarks, strict=True):
             if self._as_json:
                 click.echo(as_json(line))
             for warning in line["warnings"]:
-                if warning not in warned and not self.quiet:
+                in_table = self._table and warning.endswith(said)
+                if warning not in warned and not self.quiet and not in_table:
                     click.echo(f"Warning: {warning}", err=True)
                 warned.add(warning)
             if not isinstance(result, Explanation):
@@ -81,7 +84,8 @@ class Report:
             elif self._table:
                 file = str(folder / (line["overlay_file"] or line["map_file"]))
                 name, probability = result.class_name, f"{result.probability:.1%}"
-                click.echo(self._line(name, probability, result.backend, result.method, result.layer, file))
+                row = self._line(name, probability, result.backend, result.method, result.layer, file)
+                click.echo("  ".join([row, *(f"({text})" for text in said)]))
         if written.sheet and self._table:
             click.echo(f"  side by side: {written.sheet}")
             for text in _agreement(good):
@@ -93,6 +97,7 @@ class Report:
             self._say(f"{self.skipped} photographs were done already")
         if self.failed:
             click.echo(f"{self.done} maps done, {self.failed} failed", err=True)
+        self._say_kept()
         if self.done:
             self._say(f"Raw maps and manifest.jsonl are in {folder}")
         if self._verbose:
@@ -102,10 +107,16 @@ class Report:
         """After Ctrl-C, when what was begun is finished."""
         told = f"{finished} maps are finished, in {folder}; --resume does the rest"
         click.echo(f"\nInterrupted: {told}", err=True)
+        self._say_kept()
 
     def nothing(self, why: str) -> None:
         """Nothing was asked for."""
         self._say(f"Nothing to do: {why}")
+
+    def _say_kept(self) -> None:
+        """That files were in the way, and where the new ones are instead."""
+        if self.names and (told := self.names.told()):
+            self._say(told)
 
     def _say(self, text: str) -> None:
         if not self.quiet:
