@@ -110,11 +110,12 @@ def explained(error: Exception, module: nn.Module, inputs: Sequence[Tensor]) -> 
 
 
 def _is_of_torch(error: Exception) -> bool:
-    """Whether torch raised it: by C++, which raises these very types, or in a file of its own."""
-    if type(error) in (RuntimeError, NotImplementedError, IndexError):
-        return True
+    """Whether torch raised it: in a file of its own, or in C++, which no `raise` is seen of."""
     frames = traceback.extract_tb(error.__traceback__)
-    return bool(frames) and frames[-1].filename.startswith(_TORCH)
+    if frames and frames[-1].filename.startswith(_TORCH):
+        return True
+    raised = bool(frames) and (frames[-1].line or "").startswith("raise")
+    return type(error) in (RuntimeError, NotImplementedError, IndexError) and not raised
 
 
 def _mismatch(text: str, module: nn.Module, inputs: Tensor) -> CamkitError | None:
