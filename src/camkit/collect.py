@@ -210,6 +210,7 @@ def _difference(folder: Path, line: Line, photographs: Path | None, spec: str | 
         backends=[line["backend"]],
         methods=[line["method"]],
         layer=line["layer"],
+        layout=line["layout"],
         options=_table(line["options"]),
     )
     (made,) = explanation.stream(work, [_photograph(line, photographs)])

@@ -54,6 +54,7 @@ class Explanation:
     probability: softmax of the model's scores; logit: the score itself.
     top: the most probable classes with their probabilities, most probable first.
     position: of the photograph among those that were asked for.
+    layout: how the output of the layer was said to be read, if it was.
     """
 
     map: Tensor = field(repr=False)
@@ -71,6 +72,7 @@ class Explanation:
     model: LoadedModel = field(repr=False)
     options: Mapping[str, Any] = field(default_factory=dict)
     position: int = 0
+    layout: str | None = None
     warnings: tuple[str, ...] = ()
 
     def overlay(
@@ -168,6 +170,7 @@ class Plan:
     backends: tuple[Backend, ...]
     layers: tuple[str, ...]
     choose: Chooser
+    layout: str | None = None
 
 
 def plan(
@@ -177,6 +180,7 @@ def plan(
     backends: Sequence[str] = ("native",),
     methods: Sequence[str] = ("gradcam",),
     layer: Layer | Sequence[Layer] = "auto",
+    layout: str | None = None,
     options: Mapping[str, Any] | None = None,
 ) -> Plan:
     """Resolve names; raises `UsageError`s and `PluginError`s for whatever does not exist.
@@ -188,7 +192,7 @@ def plan(
     like = next(p for p in model.module.parameters() if p.is_floating_point())
     names = resolve_layers(model.module, specs, layers.example_inputs(model.preprocess.size, like))
     chooser = class_chooser(classes, model.classes)
-    return Plan(model, make_backends(backends, methods, options or {}), tuple(names), chooser)
+    return Plan(model, make_backends(backends, methods, options or {}), tuple(names), chooser, layout)
 
 
 def make_backends(
@@ -219,13 +223,14 @@ def explain(
     backend: str = "native",
     method: str = "gradcam",
     layer: Layer = "auto",
+    layout: str | None = None,
     **options: Any,
 ) -> Explanation:
     """Explain one photograph for one class.
 
     image: a file or a Pillow image. target: a class name or index; `None` is the predicted class.
     For several methods, layers or classes at once, and for functions as targets, there is `maps`.
-    Raises `ImageError`, `MapError` and what `maps` raises.
+    layout: see `maps`. Raises `ImageError`, `MapError` and what `maps` raises.
     """
     results = explain_many(
         model,
@@ -234,6 +239,7 @@ def explain(
         backend=backend,
         method=method,
         layer=layer,
+        layout=layout,
         **options,
     )
     return next(results)
@@ -247,6 +253,7 @@ def explain_many(
     backend: str = "native",
     method: str = "gradcam",
     layer: Layer = "auto",
+    layout: str | None = None,
     batch_size: int = 16,
     workers: int = 0,
     **options: Any,
@@ -267,6 +274,7 @@ def explain_many(
         backends=[backend],
         methods=[method],
         layer=layer,
+        layout=layout,
         options=options,
     )
     if len(work.layers) > 1:
@@ -324,7 +332,7 @@ def _explain_photos(
     answers = {
         backend.name: run(
             *(backend.explainer, backend.name, model.module, inputs, work.layers, backend.methods, work.choose),
-            call=OWN,
+            call=Call(layout=work.layout, frozen=True),  # nobody changes the model while it is camkit's
         )
         for backend in work.backends
     }
@@ -335,9 +343,6 @@ def _explain_photos(
             for backend in work.backends
             for result in _results(work, backend, answers[backend.name], row, position, photo, hint)
         ]
-
-
-OWN = Call(frozen=True)  # nobody changes the model while it is camkit's
 
 
 def _results(
@@ -383,6 +388,7 @@ def _results(
                 backend=backend.name,
                 method=method,
                 layer=layer,
+                layout=work.layout,
                 class_index=index,
                 class_name=model.classes[index],
                 probability=float(probabilities[index]),

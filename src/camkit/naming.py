@@ -42,6 +42,7 @@ def _model(spec: str) -> str:
 
 MAP = {
     "layer": Part("", str),
+    "layout": Part(None, str),
     "model": Part(models.DEFAULT, _model),
     "options": Part({}, _options),
     "dtype": Part("float32", str),

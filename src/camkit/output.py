@@ -345,6 +345,7 @@ class Output:
             if value != self._defaults(result.backend).get(key)
         ]
         return {
+            "layout": results[0].layout,
             "layer": layers.pop() if self._name_layers and len(layers) == 1 else "",
             "model": self._shared["model_spec"] or MAP["model"].default,
             "options": dict(options),
@@ -388,7 +389,7 @@ def request_id(work: Plan, classes: Sequence[str], *, style: Style, view: View, 
         "model": [model.sha256, model.preprocess.to_dict(), list(model.classes)],
         "where": [str(model.device), str(model.dtype)],
         "backends": backends,
-        "layers": work.layers,
+        "layers": [*work.layers, *([work.layout] if work.layout else [])],
         "classes": list(classes),
         "picture": [format, view, asdict(style)],
         "versions": [SCHEMA, camkit.__version__, str(torch.__version__)],
@@ -465,6 +466,7 @@ def _facts(result: Explanation | Failure) -> dict[str, Any]:
         "method": result.method,
         "options": dict(result.options),
         "layer": result.layer,
+        "layout": result.layout,
         "class_index": result.class_index,
         "class_name": result.class_name,
         "probability": result.probability,

@@ -27,7 +27,7 @@ KINDS = {
 }
 JSON = ("options", "map_shape", "picture", "preprocessing", "warnings")
 # Of a file that this table is, of pictures that it has not, and what its maps say themselves.
-LEFT_OUT = ("map_file", "overlay_file", "overlay_sha256", "sheet_file", "map_range")
+LEFT_OUT = ("map_file", "overlay_file", "overlay_sha256", "sheet_file", "map_range", "layout")
 
 
 def check() -> None:

@@ -87,6 +87,11 @@ class Explain(click.Command):
     help="auto, layer4, layer4.-1, layer4[-1] or a glob; repeatable.",
 )
 @click.option(
+    "--layout",
+    type=click.Choice(["channels-first", "channels-last", "tokens", "tokens-first"]),
+    help="How the output of the layer is to be read, where an error asks for it.",
+)
+@click.option(
     "-o",
     "--option",
     "options",
@@ -230,6 +235,7 @@ def _run(
         backends=given["backends"],
         methods=given["methods"],
         layer=given["layers"],
+        layout=given["layout"],
         options=options,
     )
     view, batch = given["view"], given["batch_size"]
