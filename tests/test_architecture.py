@@ -78,7 +78,9 @@ ORDER = [
     "bench.environment",
     "bench.rows",
     "bench.scenes",
+    "bench.measures",
     "bench.survey",
+    "bench.latency",
     "bench.hard",
     "bench.run",
     "bench.conditions",
@@ -122,6 +124,7 @@ OWNERS = {
     "torchvision": {"models", "torch_trainer", "run"},
     "safetensors": {"weights", "bundle"},
     "pebble": {"reading"},
+    "scipy": {"bench.stats"},
     "pyarrow": {"parquet"},
     "pytest": {"testing"},
 }
