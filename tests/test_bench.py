@@ -992,7 +992,7 @@ def test_an_explainer_is_held_against_the_best_control(own: list[float | None], 
         line("control", "control", "edges", [0.3, 0.4] * 6),
         line("control", "control", "blurred", [0.9] * 12),
     ]
-    (found,) = report._better({"rows": rows, "scenes": [{"name": "photographs"}]})
+    (found,) = report.better({"rows": rows, "scenes": [{"name": "photographs"}]})
     cells = dict(zip(report.BETTER, found, strict=True))
     assert (cells["BACKEND"], cells["BEST CONTROL"]) == ("a", "edges"), "the one that is alike is left out"
     assert cells["VERDICT"] == verdict and (float(cells["P"]) <= 0.05) is (verdict != "UNCLEAR")
@@ -1008,7 +1008,7 @@ def contest(random: np.random.Generator, count: int, rows: int, ahead: float = 0
 
     lines = [line("explainer", str(n), random.beta(0.6, 0.2, count) + ahead) for n in range(rows)]
     lines += [line("control", name, random.beta(6, 2, count)) for name in report.BLIND]
-    return report._better({"rows": lines, "scenes": [{"name": "photographs"}]})
+    return report.better({"rows": lines, "scenes": [{"name": "photographs"}]})
 
 
 @pytest.mark.parametrize("rows", [1, 6])

@@ -69,7 +69,7 @@ def contents(document: Document, folder: Path) -> Iterator[Section]:
         yield Section("Latency and memory", [TIMING_WORDS], LATENCY, rows, pictures)
     if found := _tradeoff(document):
         yield Section("Speed against faithfulness", [FRONT_WORDS], pictures=[found])
-    if rows := _better(document):
+    if rows := better(document):
         yield Section("Better than maps that know nothing?", [BETTER_WORDS], BETTER, rows)
     if rows := list(_parity(document)):
         yield Section("Parity", [PARITY_WORDS], ("BACKEND", "METHOD", "DIFFERENCE"), rows)
@@ -99,9 +99,10 @@ TIMING_WORDS = (
     "how processes differ. Ratios are paired: both calls of the same round. A percentile is left out below "
     "64 (p90) or 662 (p99) samples. The verdict is a claim only where the interval of X REFERENCE excludes "
     "1; these intervals are wide enough for all verdicts to be right at once with 95 % (Holm); with one "
-    "process there is none. Cold is the first call of that row and batch size, before anything else of it has run; "
-    "compiling is what it took beyond a usual call where torch's compiler ran in it, imports and checks "
-    "included, less what a cache on disk spared. Resident memory is a lower bound."
+    "process there is none. Cold is the first call of that row and batch size, before anything else of it "
+    "has run; compiling is what it took beyond a usual call where torch's compiler ran in it, imports and "
+    "checks included, less what a cache on disk spared. Both, and memory, are those of the first process. "
+    "Resident memory is a lower bound."
 )
 FRONT_WORDS = "On the line are those that no other beats in both."
 MATRIX_WORDS = (
@@ -222,7 +223,8 @@ class _Contest:
     p: float
 
 
-def _better(document: Document) -> list[list[str]]:
+def better(document: Document) -> list[list[str]]:
+    """The cells below `BETTER`: each explainer against the controls, by each score that suits it."""
     found = list(_contests(document))
     lines = []
     for contest, p in zip(found, stats.holm([contest.p for contest in found]), strict=True):

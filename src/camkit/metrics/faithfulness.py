@@ -300,8 +300,8 @@ def max_sensitivity(
     """Largest change of the map, `|M(x + d) - M(x)| / |M(x)|`, for noise d of at most `radius`: `[B]`.
 
     0 or more, lower is better, whatever the unit of the maps. explain: from inputs and targets to maps
-    `[B, h, w]`. The noise is uniform and the same for every image. NaN if the map is zero everywhere or not finite. Yeh et al. 2019,
-    arXiv:1901.09392.
+    `[B, h, w]`. The noise is uniform and the same for every image. NaN if the map is zero everywhere or not
+    finite. Yeh et al. 2019, arXiv:1901.09392.
     """
     noise = radius * (2 * uniform((samples, *inputs.shape[1:]), seed, inputs) - 1)
     # In units of the peak: squares of small values would vanish in the norm, those of large ones overflow.
