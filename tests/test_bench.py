@@ -40,7 +40,7 @@ from camkit.bench.request import BenchRequest
 from camkit.bench.rows import Row
 from camkit.bench.timing import Cold, Rounds, Sample, Timed
 from camkit.cli import cli
-from camkit.errors import CamkitError, OptionError, PluginError, UsageError
+from camkit.errors import AmbiguousPlugin, CamkitError, OptionError, PluginError, UsageError
 from camkit.metrics.controls import CONTROLS
 
 # A model source whose model is small and whose classes have odd names, and explainers that go wrong.
@@ -789,6 +789,16 @@ def test_a_metric_that_two_packages_offer_runs_under_both_names(
     found = measures.chosen(BenchRequest())
     assert {"camkit-toy:count", "camkit-twin:count", "gini"} <= set(found.classes)
     assert found.classes["gini"].category == "complexity" and not found.broken
+    with pytest.raises(AmbiguousPlugin, match="camkit-toy:count or camkit-twin:count"):
+        measures.chosen(BenchRequest(metrics=("count",)))
+
+
+def test_metrics_that_are_named_need_no_others(odd: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded = []
+    load = plugins.load
+    monkeypatch.setattr(plugins, "load", lambda found: loaded.append(found.name) or load(found))
+    measures.chosen(BenchRequest(metrics=("latency", "gini", "count")))
+    assert sorted(loaded) == ["count", "gini"]
 
 
 def test_a_metric_that_cannot_be_imported_costs_a_note(odd: None, monkeypatch: pytest.MonkeyPatch) -> None:

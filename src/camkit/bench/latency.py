@@ -122,6 +122,8 @@ def processes(
     one of them dies.
     """
     count, context = request.process_count, multiprocessing.get_context("spawn")
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        torch.cuda.empty_cache()
     progress(f"starting {count} processes to measure in")
     with ExitStack() as stack:
         pools = [stack.enter_context(ProcessPoolExecutor(1, mp_context=context)) for _ in range(count)]
@@ -168,7 +170,8 @@ def tell(rows: Sequence[Row], reference_of: Mapping[str, str], found: Sequence[P
     for batch in dict.fromkeys(batch for process in found for _, batch in process):
         bare = _all_of(found, " ".join(FORWARD), batch)
         for row in rows:
-            own = _all_of(found, row.key, batch)
+            if not (own := _all_of(found, row.key, batch)):
+                continue
             if errors := [one.error for one in own if one.error]:
                 row.fail(f"batch of {batch}", errors[0])
                 continue

@@ -110,14 +110,13 @@ class BenchRequest:
         return not self.metrics or what in self.metrics
 
     def measures(self, categories: Mapping[str, str]) -> tuple[str, ...]:
-        """The metrics that are meant, of those there are with their `categories`."""
+        """The metrics that are meant, of those there are with their `categories`; a name comes first."""
         if not self.metrics:
             return tuple(name for name in categories if name not in self.effort.left_out)
         names: list[str] = []
         for asked in self.metrics:
             of = [name for name, category in categories.items() if category == asked]
-            names += [name for name in of if name not in self.effort.left_out]
-            names += [asked] if asked in categories else []
+            names += [asked] if asked in categories else (n for n in of if n not in self.effort.left_out)
         return tuple(dict.fromkeys(names))
 
 

@@ -168,7 +168,8 @@ class Spread:
 
 def over_processes(figures: Sequence[float]) -> Spread:
     """Of the figure of each process: their geometric mean."""
-    logs = np.log(figures)
+    with np.errstate(all="ignore"):  # a document may come from anybody; NaN is nothing that is clear
+        logs = np.log(figures)
     if len(logs) < 2:
         return Spread(float(logs.mean()))
     return Spread(float(logs.mean()), float(_error(logs)), len(logs) - 1)
