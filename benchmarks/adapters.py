@@ -23,6 +23,7 @@ from torch import Tensor
 import camkit
 from benchmarks.peers import PEERS, comparable
 from benchmarks.road import case
+from camkit.bench import document as documents
 from camkit.bench import environment, stats, timing
 from camkit.host import resolve_layers
 
@@ -72,7 +73,7 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     cpu = torch.device("cpu")
-    result: dict[str, Any] = {"before": environment.conditions(cpu), "cases": []}
+    result: dict[str, Any] = {"conditions": {"before": environment.conditions(cpu)}, "cases": []}
     for batch in BATCHES:
         module, inputs, _, targets = case(batch)
         (layer,) = resolve_layers(module, "auto", inputs)
@@ -92,10 +93,9 @@ def main() -> None:
                 "seconds": {name: found.host for name, found in timed.items()},
             }
         )
-    result |= {
-        "after": environment.conditions(cpu),
-        "environment": environment.environment(cpu, torch.float32, ("grad-cam", "captum", "torchcam")),
-    }
+    result["conditions"]["after"] = environment.conditions(cpu)
+    packages = ("grad-cam", "captum", "torchcam")
+    result["environment"] = environment.environment(cpu, torch.float32, packages)
     given.out.parent.mkdir(parents=True, exist_ok=True)
     given.out.write_text(json.dumps(result) + "\n")
     print(report(result))
@@ -117,7 +117,8 @@ def report(result: Mapping[str, Any]) -> str:
         f"{name} {machine['versions'][name]}" for name in ("captum", "torchcam", "grad-cam")
     )
     told = f"{machine['threads']} threads of a CPU, torch {machine['versions']['torch']}, {versions}"
-    return "\n".join(lines) + f"\n\n{told}; rounds: {rounds}."
+    busy = f" Note: {line}." if (line := documents.busy(result)) else ""
+    return "\n".join(lines) + f"\n\n{told}; rounds: {rounds}.{busy}"
 
 
 def _cell(seconds: Mapping[str, list[float]], name: str) -> str:

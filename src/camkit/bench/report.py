@@ -132,8 +132,9 @@ def _introduction(document: Document) -> Iterator[str]:
 TABLE_WORDS = (
     "MS, X FORWARD and PEAK MIB are those of the smallest batch. AGREE is the rank correlation with the "
     "reference, GAIN the symmetric relevance gain, POINTING and ENERGY the pointing games, GRID that of "
-    "mosaics, where chance is 0.25; a mean has its 95 % interval over the images. Agreement is "
-    "not correctness; controls know nothing of the model, so what they reach is worth nothing."
+    "mosaics, where chance is 0.25; metrics of other packages have columns of their own. A mean has its "
+    "95 % interval over the images. Agreement is not correctness; controls know nothing of the model, so "
+    "what they reach is worth nothing."
 )
 
 

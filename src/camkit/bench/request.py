@@ -41,7 +41,7 @@ class Effort:
     options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
-FULL = Effort(Rounds(seconds=3), 3, ((1, 8), (1, 8, 32)), images=16, shapes=24, mosaics=4)
+FULL = Effort(Rounds(warmup=1, seconds=2), 3, ((1, 8), (1, 8, 32)), images=16, shapes=24, mosaics=4)
 QUICK = Effort(
     Rounds(warmup=1, seconds=2),
     1,
