@@ -26,7 +26,7 @@ fuzz: .venv/ready
 	$(BIN)/python -m tests.fuzz --cases 20000
 
 bench: .venv/ready
-	$(BIN)/python -m benchmarks.native --page docs/benchmarks.md
+	$(BIN)/python -m benchmarks.native && $(BIN)/python -m benchmarks.page
 
 clean:
 	rm -rf .venv camkit-out

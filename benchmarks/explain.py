@@ -20,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from itertools import groupby
 from pathlib import Path
@@ -154,34 +154,42 @@ def main() -> None:
     parser.add_argument("--many", type=int, default=5000)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--part", choices=["rate", "memory", "start"], action="append")
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/explain.json"))
     asked = parser.parse_args()
     parts = asked.part or ["rate", "memory", "start"]
     torch.set_num_threads(asked.threads)
     found: dict[str, Any] = {"torch": str(torch.__version__), "threads": asked.threads, "batch": BATCH}
     if "rate" in parts:
-        seconds = rates(asked.folder, asked.images, asked.rounds)
-        found["rate"] = {"images": asked.images, "seconds": seconds}
-        print("| what | images a second | of the bare forward, median | lowest to highest | bound |")
-        print("|---|---|---|---|---|")
-        for name, values in seconds.items():
-            ratios = [bare / value for bare, value in zip(seconds["bare"], values, strict=True)]
-            rate = asked.images / median(values)
-            extent = f"{min(ratios):.3f} to {max(ratios):.3f}"
-            print(f"| {name} | {rate:.1f} | {median(ratios):.3f} | {extent} | {BOUNDS.get(name, '')} |")
+        found["rate"] = {"images": asked.images, "seconds": rates(asked.folder, asked.images, asked.rounds)}
     if "start" in parts:
         found["start"] = start(asked.folder, asked.rounds)
-        print("\n| what | seconds, median |\n|---|---|")
-        for name, values in found["start"].items():
-            print(f"| {name} | {median(values):.2f} |")
     if "memory" in parts:
-        found["memory"] = {}
-        print("\n| what | |\n|---|---|")
-        for name, value in memory(asked.folder, asked.many):
-            found["memory"][name] = value
-            print(f"| {name} | {value:.1f} |", flush=True)
-    if asked.out:
-        asked.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        found["memory"] = dict(memory(asked.folder, asked.many))
+    print(report(found))
+    known = json.loads(asked.out.read_text("utf-8")) if asked.out.exists() else {}
+    asked.out.write_text(json.dumps(known | found, indent=1) + "\n", encoding="utf-8")
+
+
+def report(result: Mapping[str, Any]) -> str:
+    """Markdown: a table for each part that was measured."""
+    tables = []
+    if rate := result.get("rate"):
+        lines = ["| what | images a second | of the bare forward, median | lowest to highest | bound |"]
+        lines.append("|---|---|---|---|---|")
+        for name, values in rate["seconds"].items():
+            ratios = [bare / value for bare, value in zip(rate["seconds"]["bare"], values, strict=True)]
+            speed, extent = rate["images"] / median(values), f"{min(ratios):.3f} to {max(ratios):.3f}"
+            lines.append(
+                f"| {name} | {speed:.1f} | {median(ratios):.3f} | {extent} | {BOUNDS.get(name, '')} |"
+            )
+        tables.append(lines)
+    if begun := result.get("start"):
+        rows = [f"| {name} | {median(values):.2f} |" for name, values in begun.items()]
+        tables.append(["| from start to end, one photograph | seconds, median |", "|---|---|", *rows])
+    if held := result.get("memory"):
+        rows = [f"| {name} | {value:.1f} |" for name, value in held.items()]
+        tables.append(["| the whole command | |", "|---|---|", *rows])
+    return "\n\n".join("\n".join(lines) for lines in tables)
 
 
 if __name__ == "__main__":

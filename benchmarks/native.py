@@ -1,11 +1,11 @@
 """What the native explainer costs beside the forward that it explains, and beside others.
 
 Interleaved, shuffled rounds: every candidate runs once in each round and is divided by the bare
-`inference_mode` forward of the same round, after a check that all maps agree. Prints the table,
-writes it into a page, and the raw samples as JSON. On a GPU every call is timed by events, too, and
+`inference_mode` forward of the same round, after a check that all maps agree. Prints the table and
+writes the raw samples as JSON. On a GPU every call is timed by events, too, and
 a result counts when it is there: each call ends with a synchronisation.
 
-    python -m benchmarks.native --page docs/benchmarks.md [--device cuda] [--rounds N] [--case 8x224]
+    python -m benchmarks.native [--device cuda] [--rounds N] [--case 8x224]
 """
 
 from __future__ import annotations
@@ -223,16 +223,6 @@ def report(result: Mapping[str, Any], bounds: Mapping[tuple[str, str], str]) -> 
     return "\n\n".join(text if text.startswith("|") else fill(text, 120) for text in paragraphs)
 
 
-def into(page: Path, kind: str, text: str) -> None:
-    """Put the text between the two marks of this kind of device."""
-    first, last = f"<!-- native on {kind} -->\n", f"<!-- end of native on {kind} -->"
-    before, _, rest = page.read_text("utf-8").partition(first)
-    _, found, after = rest.partition(last)
-    if not found:
-        raise SystemExit(f"{page}: no place for the table: {first.strip()} ... {last}")
-    page.write_text(f"{before}{first}\n{text}\n\n{last}{after}", "utf-8")
-
-
 def memory(model: nn.Sequential, inputs: Tensor, calls: int = 500, **options: Any) -> dict[str, int]:
     """Growth of the resident peak over the last `calls` of 50 more, in KiB, and hooks left behind."""
     for _ in range(50):
@@ -264,7 +254,6 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--case", action="append", help="BATCHxSIZE, such as 8x224")
     parser.add_argument("--out", type=Path, help="JSON, by default below benchmarks/results")
-    parser.add_argument("--page", type=Path, help="where the tables go, such as docs/benchmarks.md")
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     model = lesson_model().to(given.device)
@@ -290,10 +279,7 @@ def main() -> None:
     out = given.out or Path(f"benchmarks/results/native{'' if kind == 'cpu' else '-' + kind}.json")
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps(result) + "\n")
-    text = report(result, bounds)
-    print(f"\n{text}")
-    if given.page:
-        into(given.page, kind, text)
+    print(f"\n{report(result, bounds)}")
 
 
 if __name__ == "__main__":

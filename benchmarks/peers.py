@@ -1,7 +1,7 @@
 """Grad-CAM of one class for each image as others compute it: the usage that their documentation shows.
 
-Each function takes the model, whose layer `"0"` is explained, inputs `[B, 3, H, W]` and class indices
-`[B]`, and returns maps `[B, h, w]` in its own form; `comparable` brings a raw map into that form.
+Each function takes the model, inputs `[B, 3, H, W]`, class indices `[B]` and the name of the layer, and
+returns maps `[B, h, w]` in its own form; `comparable` brings a raw map into that form.
 """
 
 from __future__ import annotations
@@ -18,27 +18,27 @@ from torch import Tensor, nn
 from torchcam.methods import GradCAM as TorchcamGradCAM
 
 
-def pytorch_grad_cam(model: nn.Sequential, inputs: Tensor, classes: list[int]) -> Tensor:
+def pytorch_grad_cam(model: nn.Module, inputs: Tensor, classes: list[int], layer: str = "0") -> Tensor:
     """Rectified, scaled and enlarged to the size of the inputs."""
-    with GradCAM(model=model, target_layers=[model[0]]) as cam:
+    with GradCAM(model=model, target_layers=[model.get_submodule(layer)]) as cam:
         return torch.from_numpy(cam(inputs, [ClassifierOutputTarget(c) for c in classes]))
 
 
-def captum(model: nn.Sequential, inputs: Tensor, classes: list[int]) -> Tensor:
+def captum(model: nn.Module, inputs: Tensor, classes: list[int], layer: str = "0") -> Tensor:
     """Raw."""
-    attribution = LayerGradCam(model, model[0]).attribute(
+    attribution = LayerGradCam(model, model.get_submodule(layer)).attribute(
         inputs, torch.tensor(classes, device=inputs.device)
     )
     return attribution.detach()[:, 0]  # type: ignore[no-any-return]
 
 
-def torchcam(model: nn.Sequential, inputs: Tensor, classes: list[int]) -> Tensor:
+def torchcam(model: nn.Module, inputs: Tensor, classes: list[int], layer: str = "0") -> Tensor:
     """Rectified and scaled."""
-    with TorchcamGradCAM(model, target_layer="0") as extractor:
+    with TorchcamGradCAM(model, target_layer=layer) as extractor:
         return extractor(classes, model(inputs))[0]
 
 
-def lesson(model: nn.Sequential, inputs: Tensor, classes: list[int]) -> Tensor:
+def lesson(model: nn.Module, inputs: Tensor, classes: list[int], layer: str = "0") -> Tensor:
     """The code of fast.ai's lesson 6 with its `hook_output`, for a batch: the mean over channels."""
     stored: dict[str, Tensor] = {}
 
@@ -49,8 +49,8 @@ def lesson(model: nn.Sequential, inputs: Tensor, classes: list[int]) -> Tensor:
         stored["grad"] = gradients[0].detach()
 
     hooks = [
-        model[0].register_forward_hook(keep_output),
-        model[0].register_full_backward_hook(keep_gradient),
+        model.get_submodule(layer).register_forward_hook(keep_output),
+        model.get_submodule(layer).register_full_backward_hook(keep_gradient),
     ]
     try:
         predictions = model(inputs)
@@ -63,7 +63,7 @@ def lesson(model: nn.Sequential, inputs: Tensor, classes: list[int]) -> Tensor:
     return (stored["acts"] * gradient[..., None, None]).mean(1)
 
 
-PEERS: dict[str, Callable[[nn.Sequential, Tensor, list[int]], Tensor]] = {
+PEERS: dict[str, Callable[..., Tensor]] = {
     "captum": captum,
     "torchcam": torchcam,
     "the lesson's code": lesson,

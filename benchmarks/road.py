@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -111,7 +111,6 @@ def main() -> None:
         if found.error is not None:
             raise found.error
     ratio = stats.paired(timed["theirs"].host, timed["ours"].host)
-    show(timed, ratio, apart, given.images)
     record: dict[str, Any] = {
         "environment": environment.environment(cpu, torch.float32, ["grad-cam"]),
         "conditions": {"before": before, "after": environment.conditions(cpu)},
@@ -121,21 +120,24 @@ def main() -> None:
     }
     given.out.parent.mkdir(parents=True, exist_ok=True)
     given.out.write_text(json.dumps(record) + "\n")
+    print(report(record))
     if max(apart.values()) > EQUAL or ratio.middle < BOUND:
         raise SystemExit(1)
 
 
-def show(
-    timed: dict[str, timing.Timed], ratio: stats.Estimate, apart: dict[str, float], count: int
-) -> None:
-    """The table, in Markdown."""
-    print("| ROAD | seconds an image, median | theirs over ours | bound |")
-    print("|---|---|---|---|")
+def report(result: Mapping[str, Any]) -> str:
+    """Markdown: the table, and how far both agree."""
+    seconds, count, apart = result["seconds"], result["images"], result["disagreement"]
+    ratio = stats.paired(seconds["theirs"], seconds["ours"])
     span = "" if ratio.low is None else f" ({ratio.low:.2f} to {ratio.high:.2f})"
     cells = {"ours": f"{ratio.middle:.2f}{span} | {BOUND:g} at least", "theirs": " | "}
-    for name, found in timed.items():
-        print(f"| {name} | {stats.median(found.host).middle / count:.3f} | {cells[name]} |")
-    print(f"\nLargest difference: pixels {apart['pixels']:.1e}, scores {apart['scores']:.1e}")
+    lines = ["| ROAD | seconds an image, median | theirs over ours | bound |", "|---|---|---|---|"]
+    for name, samples in seconds.items():
+        lines.append(f"| {name} | {stats.median(samples).middle / count:.3f} | {cells[name]} |")
+    told = f"a batch of {count}, {len(seconds['ours'])} rounds, {result['environment']['threads']} threads"
+    return "\n".join(lines) + (
+        f"\n\n{told}; largest difference of pixels {apart['pixels']:.1e}, of scores {apart['scores']:.1e}."
+    )
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ import random
 import tempfile
 import time
 import warnings
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -25,6 +26,7 @@ import camkit
 from camkit import dataset
 
 SIZE, BATCH, PRESIZE = 224, 64, 460
+BOUND = 1.15
 AUGMENTATION = {
     "max_rotate": 20.0,
     "max_zoom": 1.3,
@@ -86,6 +88,21 @@ def ours(folder: Path, arch: str, device: str, workers: int | None) -> float:
     return times[-1] - times[0]
 
 
+def report(result: Sequence[Mapping[str, Any]]) -> str:
+    """Markdown: a row for each network."""
+    lines = [
+        "| network | rounds | bare Learner | camkit | ratio, median | lowest to highest | bound |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for found in result:
+        samples = found["seconds"]
+        pairs = [c / b for c, b in zip(samples["camkit"], samples["bare"], strict=True)]
+        middles = " | ".join(f"{median(samples[name]):.2f} s" for name in ("bare", "camkit"))
+        extent = f"{median(pairs):.3f} | {min(pairs):.3f} to {max(pairs):.3f}"
+        lines.append(f"| `{found['arch']}` | {len(pairs)} | {middles} | {extent} | {BOUND} |")
+    return "\n".join(lines)
+
+
 def main() -> None:
     """Measure, print, write."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -105,15 +122,13 @@ def main() -> None:
             seconds = calls[name](given.folder, given.arch, given.device, given.workers)
             if number:
                 samples[name].append(seconds)
-    pairs = [c / b for c, b in zip(samples["camkit"], samples["bare"], strict=True)]
-    middles = " | ".join(f"{median(samples[name]):.2f} s" for name in calls)
-    print("| network | bare Learner | camkit | ratio, median | lowest to highest |\n|---|---|---|---|---|")
-    print(f"| {given.arch} | {middles} | {median(pairs):.3f} | {min(pairs):.3f} to {max(pairs):.3f} |")
     facts: dict[str, Any] = {"arch": given.arch, "device": given.device, "workers": given.workers}
     facts |= {"torch": str(torch.__version__), "python": platform.python_version(), "seconds": samples}
     known = json.loads(given.out.read_text()) if given.out.exists() else []
     given.out.parent.mkdir(parents=True, exist_ok=True)
-    given.out.write_text(json.dumps([*(r for r in known if r["arch"] != given.arch), facts]) + "\n")
+    result = [*(r for r in known if r["arch"] != given.arch), facts]
+    given.out.write_text(json.dumps(result) + "\n")
+    print(report(result))
 
 
 if __name__ == "__main__":

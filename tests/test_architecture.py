@@ -85,7 +85,9 @@ ORDER = [
     "bench.environment",
     "bench.rows",
     "bench.scenes",
+    "bench.measures",
     "bench.survey",
+    "bench.latency",
     "bench.hard",
     "bench.run",
     "bench.conditions",
@@ -129,6 +131,7 @@ OWNERS = {
     "torchvision": {"models", "torch_trainer", "run"},
     "safetensors": {"weights", "bundle"},
     "pebble": {"reading"},
+    "scipy": {"bench.stats"},
     "pyarrow": {"parquet"},
     "pytest": {"testing"},
 }

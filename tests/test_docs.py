@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import json
 import re
 from pathlib import Path
 from typing import Any
@@ -46,28 +45,56 @@ def test_the_python_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 @pytest.fixture
-def native() -> Any:
-    """The benchmark, which imports what it compares with."""
+def benchmarks() -> Any:
+    """The scripts behind the page, which import what they compare with."""
     for peer in ("captum", "pytorch_grad_cam", "torchcam"):
         pytest.importorskip(peer)
-    return importlib.import_module("benchmarks.native")
+    return importlib.import_module("benchmarks.page")
 
 
-def test_the_table_of_native_is_that_of_its_samples(native: Any) -> None:
+def test_every_table_of_the_benchmarks_is_that_of_its_samples(benchmarks: Any) -> None:
     page = text("docs/benchmarks.md")
-    result = json.loads(text("benchmarks/results/native.json"))
-    assert f"<!-- native on cpu -->\n\n{native.report(result, native.BOUNDS)}\n\n" in page
+    for name, block in benchmarks.BLOCKS.items():
+        first, last = benchmarks.marks(name)
+        told = benchmarks.text(name, ROOT / benchmarks.RESULTS)
+        assert f"{first}\n{told}\n\n{last}" in page, (
+            f"python -m benchmarks.page: {name} is of other samples"
+        )
+        script = block.command.split()[2]
+        assert (ROOT / f"{script.replace('.', '/')}.py").is_file(), "the command is one"
+        measured = (ROOT / benchmarks.RESULTS / block.file).exists()
+        assert measured == (block.file in told), "samples are named where there are some"
 
 
-def test_a_page_without_a_place_for_the_table_stays_as_it_is(native: Any, tmp_path: Path) -> None:
-    page = tmp_path / "page.md"
-    page.write_text("before <!-- native on cpu -->\nold\n<!-- end of native on cpu --> after", "utf-8")
-    native.into(page, "cpu", "new")
-    written = page.read_text("utf-8")
-    assert written == "before <!-- native on cpu -->\n\nnew\n\n<!-- end of native on cpu --> after"
-    with pytest.raises(SystemExit, match="no place for the table"):
-        native.into(page, "cuda", "new")
-    assert page.read_text("utf-8") == written
+def test_no_figure_of_the_benchmarks_is_without_samples(benchmarks: Any) -> None:
+    rest = text("docs/benchmarks.md")
+    for name in benchmarks.BLOCKS:
+        first, last = benchmarks.marks(name)
+        before, _, inside = rest.partition(first)
+        rest = before + inside.partition(last)[2]
+    assert [line for line in rest.splitlines() if line.startswith("|")] == []
+    figure = r"\d+\.\d+|\d[\d,]* ?(?:ms|s|seconds|MiB|KiB|times|forwards)\b"
+    assert re.findall(figure, rest) == [], "a figure outside of the tables has no samples"
+    assert re.findall(figure, "2.96, 44 ms, 1,003 MiB, 20 times") == [
+        "2.96",
+        "44 ms",
+        "1,003 MiB",
+        "20 times",
+    ]
+
+
+def test_a_page_without_a_place_for_a_table_is_refused(benchmarks: Any) -> None:
+    page = "before <!-- road -->\nold\n<!-- end of road -->\nafter"
+    written = benchmarks.into(page, "road", "new")
+    assert written == "before <!-- road -->\n\nnew\n\n<!-- end of road -->\nafter"
+    assert benchmarks.into(written, "road", "new") == written
+    for broken in ("nothing", page.replace("end of", "")):
+        with pytest.raises(SystemExit, match="no place for the table: <!-- road -->"):
+            benchmarks.into(broken, "road", "new")
+
+
+def test_what_was_not_measured_is_said(benchmarks: Any, tmp_path: Path) -> None:
+    assert benchmarks.text("road", tmp_path) == "`python -m benchmarks.road`: not measured."
 
 
 def test_quoted_files_are_the_files() -> None:

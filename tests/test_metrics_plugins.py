@@ -21,6 +21,7 @@ from camkit.testing.metrics import evidence
 
 PROJECT = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text(encoding="utf-8"))
 BUILT_IN: dict[str, str] = PROJECT["project"]["entry-points"]["camkit.metrics"]
+CATEGORIES = ("agreement", "faithfulness", "localisation", "sanity", "complexity")
 # What the metadata of an installed package say is for the wheel's own test.
 UNINSTALLED = [check for check in CHECKS["metric"] if check.__name__ != "check_registration"]
 
@@ -73,6 +74,37 @@ def test_all_metrics_are_announced_and_say_what_they_are() -> None:
         assert plugins.load(found) is the(name)
         assert plugins.summary(found) == the(name).summary != ""
         assert the(name).paper
+        assert the(name).category in CATEGORIES, "a word of its own is for plugins"
+
+
+def test_a_metric_without_a_category_is_of_the_others() -> None:
+    """As plugins were written before there were categories."""
+
+    class Old(Metric):
+        summary, direction, range = "old", "higher", (0.0, 1.0)
+
+        def score(self, batch: MapBatch) -> Scores:
+            return Scores(batch.maps.mean((1, 2)).clamp(0, 1))
+
+    assert Old.category == "other"
+    outcome = run_check(UNINSTALLED[0], Subject("metric", "old", Old))
+    assert (outcome.check, outcome.status) == ("check_declarations", "passed")
+
+
+@pytest.mark.parametrize("factor", [1e-30, 1e30])
+@pytest.mark.parametrize("name", BUILT_IN)
+def test_the_unit_of_a_map_does_not_matter(name: str, factor: float) -> None:
+    """The squares of such maps are nothing, or infinite, in float32."""
+    whole = evidence()
+    assert whole.explain is not None
+    explain = whole.explain
+    if "explain" in the(name).needs:
+        whole = dataclasses.replace(whole, maps=explain(whole.inputs, whole.targets))
+    other = dataclasses.replace(
+        whole, maps=factor * whole.maps, explain=lambda x, classes: factor * explain(x, classes)
+    )
+    expected, found = (measure(made(name), name, batch).values for batch in (whole, other))
+    assert torch.allclose(found, expected, rtol=1e-4, atol=1e-5) and found.isfinite().all()
 
 
 # --- mutants: each is a good metric with one fault --------------------------------------------------
@@ -136,6 +168,14 @@ class NeedsTheImpossible(Mutant):
     needs: ClassVar[tuple[str, ...]] = ("magic",)
 
 
+class IsOfNoCategory(Mutant):
+    category = "Two Words"
+
+
+class IsLatency(Mutant):
+    category = "latency"
+
+
 class LeavesRandomWeights(builtin.SanityCascading):
     def score(self, batch: MapBatch) -> Scores:
         scores = super().score(batch)
@@ -167,6 +207,8 @@ class KeepsRandomWeightsAfterAnError(builtin.SanityCascading):
         (OutOfRange, "check_output"),
         (OneForAll, "check_output"),
         (NeedsTheImpossible, "check_declarations"),
+        (IsOfNoCategory, "check_declarations"),
+        (IsLatency, "check_declarations"),
         (LeavesRandomWeights, "check_no_trace"),
         (KeepsRandomWeightsAfterAnError, "check_no_trace_after_error"),
     ],

@@ -224,11 +224,13 @@ class Metric(ABC):
     direction: whether a higher or a lower value is better. range: lowest and highest possible value.
     needs: the optional fields of `MapBatch` without which there is no score.
     limit: of a test that is passed or failed: passed if the mean over the images is better than this.
-    paper: where the definition is from.
+    paper: where the definition is from. category: `agreement`, `faithfulness`, `localisation`, `sanity`,
+    `complexity`, or a word of one's own: `camkit bench --metrics` takes it, and runs all of its metrics.
     """
 
     api_version: ClassVar[int] = API_VERSION
     summary: ClassVar[str]
+    category: ClassVar[str] = "other"
     direction: ClassVar[Literal["higher", "lower"]]
     range: ClassVar[tuple[float, float]]
     needs: ClassVar[tuple[str, ...]] = ()

@@ -355,7 +355,7 @@ _KINDS = {
     "sheet_file": {".png": "run"},
 }
 _MAP = (
-    "image_sha256 backend backend_dist backend_version method options layer class_index class_name "
+    "image_sha256 backend backend_dist backend_version method options layer layout class_index class_name "
     "model_sha256 preprocessing camkit_version torch_version device dtype"
 ).split()
 _QUESTIONS = {"map": _MAP, "picture": [*_MAP, "picture"], "run": ["request", "image_sha256"]}

@@ -58,7 +58,7 @@ BASES: dict[Kind, str] = {
 # What a plugin says about itself.
 ATTRIBUTES: dict[Kind, dict[str, type]] = {
     "explainer": {"summary": str, "methods": tuple},
-    "metric": {"summary": str, "direction": str, "range": tuple},
+    "metric": {"summary": str, "direction": str, "range": tuple, "category": str},
     "trainer": {"summary": str},
     "model": {"summary": str},
 }

@@ -1,7 +1,8 @@
 """Two documents: is a row faster or slower than it was?
 
 Explainers are compared by their multiple of the bare forward of the same rounds, so that a machine that is
-slower today slows nobody; the forward itself by its time.
+slower today slows nobody; the forward itself by its time. What is compared are processes: from one to the
+next the same code differs by more than the rounds of one process tell.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from camkit.bench import stats
-from camkit.bench.document import FORWARD
+from camkit.bench.document import FORWARD, by_process
 from camkit.bench.stats import Estimate, Verdict
 from camkit.errors import UsageError
 
@@ -45,26 +46,36 @@ def compare(
     *,
     tolerance: float = TOLERANCE,
     force: bool = False,
-    seed: int = 0,
 ) -> list[Comparison]:
-    """Every row and batch size that both documents have.
+    """Every row and batch size that both documents have; with 95 % all verdicts are right at once.
 
-    tolerance: a change that is surely less is SAME. force: compare what was measured under different
-    conditions, too. Raises `UsageError` if conditions differ, or if nothing is in both.
+    tolerance: a change that is surely less is SAME, one that is surely more FASTER or SLOWER. force:
+    compare what was measured under different conditions, too. Raises `UsageError` if conditions differ, or
+    if nothing is in both.
     """
     if not force and (different := list(_differences(before, after))):
         raise UsageError(
             f"these cannot be compared: {'; '.join(different)} (--force compares all the same)"
         )
-    old, new = samples(before), samples(after)
+    old, new = figures(before), figures(after)
     shared = [key for key in old if key in new]
     if not shared:
         raise UsageError("these cannot be compared: no row and batch size was timed in both")
-    found = []
-    for key in shared:
-        ratio = stats.quotient(old[key], new[key], seed)
-        found.append(Comparison(*key, ratio, stats.verdict(ratio, tolerance)))
-    return found
+    found = stats.verdicts([stats.change(old[key], new[key]) for key in shared], tolerance)
+    return [Comparison(*key, *one) for key, one in zip(shared, found, strict=True)]
+
+
+def unknown_spread(before: Mapping[str, Any], after: Mapping[str, Any]) -> str | None:
+    """The line that says why nothing is clear, if a document has rows of one process only."""
+    fewest = {
+        which: min(map(len, figures(d).values())) for which, d in (("before", before), ("after", after))
+    }
+    if not (single := [which for which, count in fewest.items() if count < 2]):
+        return None
+    return (
+        f"{' and '.join(single)}: measured in one process, so nobody knows how much processes differ, and "
+        "what differs is UNCLEAR; measure again with --processes 3 or more"
+    )
 
 
 def _differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[str]:
@@ -81,7 +92,7 @@ def _shown(value: Any) -> str:
 
 def unmatched(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
     """A line for each document with the rows and batch sizes that the other does not have."""
-    old, new = samples(before), samples(after)
+    old, new = figures(before), figures(after)
     lines = []
     for which, own, other in (("before", old, new), ("after", new, old)):
         names = [f"{backend} {method} at {batch}" for backend, method, batch in own.keys() - other.keys()]
@@ -90,20 +101,21 @@ def unmatched(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def samples(document: Mapping[str, Any]) -> dict[tuple[str, str, int], list[float]]:
-    """Multiples of the forward of the same round; of the forward itself seconds."""
+def figures(document: Mapping[str, Any]) -> dict[tuple[str, str, int], list[float]]:
+    """Of each process the median multiple of the forward of the same round; of the forward seconds."""
     raw = {
-        (row["backend"], row["method"], record["batch"]): record["samples"]["host"]
+        (row["backend"], row["method"], record["batch"]): by_process(record["samples"])
         for row in document["rows"]
         for record in row["latency"]
         if record["samples"]["host"]
     }
     found = {}
-    for (backend, method, batch), samples in raw.items():
+    for (backend, method, batch), parts in raw.items():
         bare = raw.get((*FORWARD, batch))
         if (backend, method) == FORWARD:
-            found[backend, method, batch] = samples
-        elif bare:
-            pairs = zip(samples, bare, strict=False)
-            found[backend, method, batch] = [own / base for own, base in pairs]
+            found[backend, method, batch] = [stats.median(part).middle for part in parts.values()]
+        elif bare and (shared := parts.keys() & bare.keys()):
+            found[backend, method, batch] = [
+                stats.paired(parts[process], bare[process]).middle for process in sorted(shared)
+            ]
     return found

@@ -13,6 +13,7 @@ from typing import Any
 from camkit.bench.stats import Estimate
 from camkit.errors import UsageError
 from camkit.files import write_whole
+from camkit.plugins import HOST
 
 SCHEMA = 1
 NAME = "bench.json"
@@ -52,6 +53,7 @@ HEADERS = (
     ),
     *("SANITY", "NOTES"),
 )
+LAST = 2  # of these come behind the metrics of other packages
 # Columns of scores, by the metric they show.
 SHOWN = ("spearman", GAIN, "pointing-game", ENERGY)
 SANITY = ("sanity-cascading", "sanity-independent", "random-logit")
@@ -135,6 +137,15 @@ def best(row: Mapping[str, Any]) -> dict[str, Any] | None:
     """The latency record of the batch size with the highest throughput."""
     records: Sequence[dict[str, Any]] = row["latency"]
     return max(records, key=lambda record: record["images_per_second"]) if records else None
+
+
+def by_process(samples: Mapping[str, Any]) -> dict[int, list[float]]:
+    """Seconds from call to result of the rounds of each process; documents of old know of one process."""
+    host: list[float] = samples["host"]
+    found: dict[int, list[float]] = {}
+    for process, seconds in zip(samples.get("process") or [0] * len(host), host, strict=True):
+        found.setdefault(process, []).append(seconds)
+    return found
 
 
 def peak(row: Mapping[str, Any]) -> int | None:
@@ -225,12 +236,22 @@ def null_lines(document: Mapping[str, Any], scene: str | None = None) -> list[st
 # --- the headline table -----------------------------------------------------------------------------
 
 
+def headers(document: Mapping[str, Any]) -> list[str]:
+    """Those of the headline table; a column for each metric of another package."""
+    return [*HEADERS[:-LAST], *map(str.upper, _foreign(document)), *HEADERS[-LAST:]]
+
+
 def headline(document: Mapping[str, Any]) -> list[list[str]]:
-    """The cells below `HEADERS`, a line for each row."""
-    return [_line(row) for row in document["rows"]]
+    """The cells below `headers`, a line for each row."""
+    foreign = _foreign(document)
+    return [_line(row, foreign) for row in document["rows"]]
 
 
-def _line(row: Mapping[str, Any]) -> list[str]:
+def _foreign(document: Mapping[str, Any]) -> list[str]:
+    return [name for name, metric in document["metrics"].items() if metric.get("dist", HOST) != HOST]
+
+
+def _line(row: Mapping[str, Any], foreign: Sequence[str]) -> list[str]:
     first, top, values = (row["latency"] or [None])[0], best(row), figures(row)
     ms = ratio = speed = NOTHING
     if first and top:
@@ -238,6 +259,7 @@ def _line(row: Mapping[str, Any]) -> list[str]:
         ratio = span(first["ratio"]) if first["ratio"] else "1"
         speed = f"{_short(top['images_per_second'])} at {top['batch']}"
     shown = [*(_mean(score(row, name), interval=name == GAIN) for name in SHOWN), _mean(grid(row))]
+    shown += [_shown(score(row, name)) for name in foreign]
     memory = NOTHING if values["memory"] is None else _short(values["memory"])
     return [row["backend"], row["method"], ms, ratio, speed, memory, *shown, _sanity(row), _notes(row)]
 
@@ -301,6 +323,11 @@ def _mean(found: Mapping[str, Any] | None, interval: bool = False) -> str:
         return NOTHING
     known = interval and found["low"] is not None
     return f"{found['mean']:.2f}" + (f" [{found['low']:.2f}, {found['high']:.2f}]" if known else "")
+
+
+def _shown(found: Mapping[str, Any] | None) -> str:
+    """A mean of any range."""
+    return NOTHING if not found or found["mean"] is None else f"{found['mean']:.3g}"
 
 
 def _short(value: float) -> str:

@@ -15,7 +15,7 @@ import numpy as np
 from camkit import render
 from camkit.bench import document as documents
 from camkit.bench import stats
-from camkit.bench.document import ENERGY, GAIN, HEADERS, NOTHING, best, headline, score
+from camkit.bench.document import ENERGY, GAIN, NOTHING, best, headers, headline, score
 from camkit.files import write_whole
 
 if TYPE_CHECKING:
@@ -63,30 +63,30 @@ def write(document: Document, folder: Path) -> list[Path]:
 
 def contents(document: Document, folder: Path) -> Iterator[Section]:
     """The report, section by section; what was not measured is left out."""
-    yield Section("camkit bench", tuple(_introduction(document)), HEADERS, headline(document))
+    yield Section("camkit bench", tuple(_introduction(document)), headers(document), headline(document))
     if rows := list(_latency(document)):
         pictures = list(_distributions(document))
         yield Section("Latency and memory", [TIMING_WORDS], LATENCY, rows, pictures)
     if found := _tradeoff(document):
         yield Section("Speed against faithfulness", [FRONT_WORDS], pictures=[found])
-    if rows := list(_better(document)):
+    if rows := better(document):
         yield Section("Better than maps that know nothing?", [BETTER_WORDS], BETTER, rows)
     if rows := list(_parity(document)):
         yield Section("Parity", [PARITY_WORDS], ("BACKEND", "METHOD", "DIFFERENCE"), rows)
-    headers, rows = documents.hard_table(document)
+    cases, rows = documents.hard_table(document)
     if rows:
-        yield Section("Parity in hard cases", [HARD_WORDS], headers, rows)
+        yield Section("Parity in hard cases", [HARD_WORDS], cases, rows)
     for scene, agreement in document["agreement"].items():
         if agreement:
             pictures = list(_matrices(agreement, scene))
             words = [MATRIX_WORDS, *documents.null_lines(document, scene)]
             yield Section(f"Agreement: {scene}", words, pictures=pictures)
     for scene in document["scenes"]:
-        headers, rows = _scores(document, scene["name"])
-        if len(headers) > 2:
-            words = [_scene(scene), *_metric_lines(document, headers[2:])]
+        columns, rows = _scores(document, scene["name"])
+        if len(columns) > 2:
+            words = [_scene(scene), *_metric_lines(document, columns[2:])]
             pictures = list(_bands(document, scene["name"]))
-            yield Section(f"Scores: {scene['name']}", words, headers, rows, pictures)
+            yield Section(f"Scores: {scene['name']}", words, columns, rows, pictures)
     if examples := list(_examples(document, folder)):
         yield Section("Where explainers disagree most", pictures=examples)
     yield Section("Environment", headers=("FACT", "VALUE"), rows=list(_environment(document)))
@@ -94,11 +94,15 @@ def contents(document: Document, folder: Path) -> Iterator[Section]:
 
 
 TIMING_WORDS = (
-    "Medians with 95 % bootstrap intervals. Ratios are paired: both calls of the same round. A percentile "
-    "is left out below 64 (p90) or 662 (p99) samples, and the verdict is a claim only where the interval "
-    "excludes 1. Cold is the first call of that row and batch size, before anything else of it has run; "
-    "compiling is what it took beyond a usual call where torch's compiler ran in it, imports and checks "
-    "included, less what a cache on disk spared. Resident memory is a lower bound."
+    "Each process has a median of its rounds; shown is their geometric mean with its 95 % interval over "
+    "processes (Student's t), of a single process the median with that over rounds, which says nothing of "
+    "how processes differ. Ratios are paired: both calls of the same round. A percentile is left out below "
+    "64 (p90) or 662 (p99) samples. The verdict is a claim only where the interval of X REFERENCE excludes "
+    "1; these intervals are wide enough for all verdicts to be right at once with 95 % (Holm); with one "
+    "process there is none. Cold is the first call of that row and batch size, before anything else of it "
+    "has run; compiling is what it took beyond a usual call where torch's compiler ran in it, imports and "
+    "checks included, less what a cache on disk spared. Both, and memory, are those of the first process. "
+    "Resident memory is a lower bound."
 )
 FRONT_WORDS = "On the line are those that no other beats in both."
 MATRIX_WORDS = (
@@ -128,8 +132,9 @@ def _introduction(document: Document) -> Iterator[str]:
 TABLE_WORDS = (
     "MS, X FORWARD and PEAK MIB are those of the smallest batch. AGREE is the rank correlation with the "
     "reference, GAIN the symmetric relevance gain, POINTING and ENERGY the pointing games, GRID that of "
-    "mosaics, where chance is 0.25; a mean has its 95 % bootstrap interval over the images. Agreement is "
-    "not correctness; controls know nothing of the model, so what they reach is worth nothing."
+    "mosaics, where chance is 0.25; metrics of other packages have columns of their own. A mean has its "
+    "95 % interval over the images. Agreement is not correctness; controls know nothing of the model, so "
+    "what they reach is worth nothing."
 )
 
 
@@ -143,7 +148,7 @@ def _scene(scene: Mapping[str, Any]) -> str:
 
 LATENCY = (
     *("BACKEND", "METHOD", "BATCH", "MS", "X FORWARD", "X REFERENCE", "VERDICT", "P90", "P99"),
-    *("COLD MS", "COMPILING MS", "IMAGES/S", "MEMORY MIB", "ROUNDS"),
+    *("COLD MS", "COMPILING MS", "IMAGES/S", "MEMORY MIB", "PROCESSES", "ROUNDS"),
 )
 
 
@@ -161,6 +166,7 @@ def _latency(document: Document) -> Iterator[list[str]]:
                 *(_ms(record.get(key)) for key in ("p90", "p99", "cold", "compile")),
                 f"{record['images_per_second']:.1f}",
                 ", ".join(memory) or "not readable here",
+                str(len(documents.by_process(record["samples"]))),
                 str(len(record["samples"]["host"])),
             ]
 
@@ -197,15 +203,38 @@ def _tradeoff(document: Document) -> tuple[str, Picture] | None:
 # What tells an explainer from the controls, and where it was measured.
 WORTH = (GAIN, "road", "pointing-game", ENERGY, "relevance-rank")
 BLIND = ("random", "centre", "uniform", "edges")  # the blurred map knows what the map knows
-BETTER = ("BACKEND", "METHOD", "SCORE", "IMAGES", "MEAN", "BEST CONTROL", "DIFFERENCE", "VERDICT")
+BETTER = ("BACKEND", "METHOD", "SCORE", "IMAGES", "MEAN", "BEST CONTROL", "DIFFERENCE", "P", "VERDICT")
 BETTER_WORDS = (
-    "Each explainer against the control that does best: the mean of the differences on the same images, "
-    "with its 95 % bootstrap interval. BETTER and WORSE only where that excludes 0. Choosing the best of "
-    "the controls afterwards favours them a little. Of backends whose maps are equal one is shown."
+    "Each explainer against the controls on the same images. DIFFERENCE is the mean one from the control "
+    "that does best, with its 95 % interval (Student's t and the studentised bootstrap, the wider one). "
+    "BETTER is what is better than each of the controls, WORSE what is worse than one of them, corrected "
+    "for their number. P is corrected for the number of rows, too (Holm), and at most 0.05 for a verdict: "
+    "where nothing is better or worse, there is a verdict at all in at most 1 of 20 tables. Of backends "
+    "whose maps are equal one is shown."
 )
+ERROR = 0.05
 
 
-def _better(document: Document) -> Iterator[list[str]]:
+@dataclass(frozen=True)
+class _Contest:
+    """An explainer against the controls: cells before the verdict, whether it is ahead, and its p-value."""
+
+    cells: Sequence[str]
+    ahead: bool
+    p: float
+
+
+def better(document: Document) -> list[list[str]]:
+    """The cells below `BETTER`: each explainer against the controls, by each score that suits it."""
+    found = list(_contests(document))
+    lines = []
+    for contest, p in zip(found, stats.holm([contest.p for contest in found]), strict=True):
+        verdict = "UNCLEAR" if p > ERROR else "BETTER" if contest.ahead else "WORSE"
+        lines.append([*contest.cells, f"{p:.2g}", verdict])
+    return lines
+
+
+def _contests(document: Document) -> Iterator[_Contest]:
     places = [(scene["name"], name) for scene in document["scenes"] for name in WORTH]
     for scene, name in places:
         found = {_name(row): row["scores"].get(scene, {}).get(name) for row in document["rows"]}
@@ -214,36 +243,47 @@ def _better(document: Document) -> Iterator[list[str]]:
             for row in document["rows"]
             if row["method"] in BLIND and (score := found[_name(row)]) and score["mean"] is not None
         }
-        if not controls:
-            continue
-        best_control = max(controls, key=lambda method: controls[method]["mean"])
         seen: list[Curves] = []
         for row in document["rows"]:
             own = found[_name(row)]
-            if row["kind"] != "explainer" or not own:
+            if row["kind"] != "explainer" or not own or not controls:
                 continue
             values = np.array(own["values"], dtype=float)
             if any(np.allclose(values, other, atol=ALIKE, equal_nan=True) for other in seen):
                 continue
             seen.append(values)
-            pairs = zip(own["values"], controls[best_control]["values"], strict=True)
-            apart = [a - b for a, b in pairs if a is not None and b is not None]
-            if apart:
-                yield _better_row(row, f"{name}, {scene}", own, best_control, apart)
+            if contest := _contest((row["backend"], row["method"], f"{name}, {scene}"), own, controls):
+                yield contest
 
 
-def _better_row(
-    row: Mapping[str, Any], where: str, own: Mapping[str, Any], control: str, apart: Sequence[float]
-) -> list[str]:
-    gain = stats.mean(apart)
-    span, verdict = "too few images", "UNCLEAR"
+def _contest(
+    names: Sequence[str], own: Mapping[str, Any], controls: Mapping[str, Mapping[str, Any]]
+) -> _Contest | None:
+    """One explainer by one score; `None` if it has no image in common with the best control.
+
+    Better than each: the largest p-value. Worse than one: the smallest, times the number of controls.
+    """
+    best_control = max(controls, key=lambda method: controls[method]["mean"])
+    apart = {
+        method: [a - b for a, b in zip(own["values"], other["values"], strict=True) if None not in (a, b)]
+        for method, other in controls.items()
+    }
+    if not apart[best_control]:
+        return None
+    means = {method: float(np.mean(values)) for method, values in apart.items() if values}
+    ps = {method: float(stats.mean_p(apart[method])) for method in means}
+    ahead = all(mean > 0 for mean in means.values())
+    behind = [ps[method] for method, mean in means.items() if mean < 0]
+    p = max(ps.values()) if ahead else min(1.0, len(ps) * min(behind, default=1.0))
+    gain = stats.mean(apart[best_control], limits=(-2.0, 2.0))
+    span = "too few images"
     if gain.low is not None and gain.high is not None:
         span = f"[{gain.low:+.3f}, {gain.high:+.3f}]"
-        verdict = "BETTER" if gain.low > 0 else "WORSE" if gain.high < 0 else "UNCLEAR"
-    return [
-        *(row["backend"], row["method"], where, str(len(apart)), f"{own['mean']:.3f}"),
-        *(control, f"{gain.middle:+.3f} {span}", verdict),
+    cells = [
+        *(*names, str(len(apart[best_control])), f"{own['mean']:.3f}"),
+        *(best_control, f"{gain.middle:+.3f} {span}"),
     ]
+    return _Contest(cells, ahead, p)
 
 
 def _parity(document: Document) -> Iterator[list[str]]:
@@ -283,9 +323,10 @@ def _cell(found: Mapping[str, Any] | None) -> str:
 def _metric_lines(document: Document, names: Iterable[str]) -> Iterator[str]:
     for name in names:
         metric = document["metrics"][name]
-        better, limit = metric["direction"], metric["limit"]
+        better, limit, category = metric["direction"], metric["limit"], metric.get("category")
         passed = "" if limit is None else f", passed if {better} than {limit:g}"
-        yield f"{name}: {metric['summary']}; {better} is better{passed}. {metric['paper']}"
+        told = f"{name} ({category})" if category else name
+        yield f"{told}: {metric['summary']}; {better} is better{passed}. {metric['paper']}"
 
 
 def _bands(document: Document, scene: str) -> Iterator[tuple[str, Picture]]:

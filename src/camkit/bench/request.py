@@ -10,56 +10,46 @@ from typing import Any
 
 from camkit.bench.timing import Rounds
 
-Groups = Mapping[str, tuple[str, ...]]
-
-# The metric plugins of each group.
-GROUPS: Groups = {
-    "latency": (),
-    "agreement": ("spearman", "pearson", "ssim", "overlap"),
-    "faithfulness": (
-        *("symmetric-relevance-gain", "deletion", "insertion", "road"),
-        *("average-drop", "increase", "infidelity", "max-sensitivity"),
-    ),
-    "localisation": ("pointing-game", "energy-pointing-game", "relevance-rank", "iou"),
-    "sanity": ("sanity-cascading", "sanity-independent", "random-logit"),
-    "complexity": ("gini", "entropy"),
-}
-# Of a quick run: those of the headline table.
-QUICK_GROUPS: Groups = {
-    "latency": (),
-    "agreement": ("spearman",),
-    "faithfulness": ("symmetric-relevance-gain",),
-    "localisation": ("pointing-game", "energy-pointing-game"),
-    "sanity": ("sanity-cascading",),
-    "complexity": ("gini",),
-}
+LATENCY = "latency"  # what is measured beside the categories of metrics
+AGREEMENT = "agreement"
+# Metrics of camkit that a quick run goes without: those that are not in the headline table.
+LEFT_OUT = frozenset(
+    (
+        *("pearson", "ssim", "overlap", "jaccard", "deletion", "insertion", "road", "average-drop"),
+        *("increase", "infidelity", "max-sensitivity", "relevance-rank", "iou", "sanity-independent"),
+        *("random-logit", "entropy"),
+    )
+)
 
 
 @dataclass(frozen=True)
 class Effort:
     """What a run may cost.
 
-    rounds: of timing for each batch size. batch_sizes: on a CPU, on a GPU. images: photographs that are
-    looked at. shapes: drawn images. mosaics: of 2 x 2 images each. groups: metrics; options: theirs.
+    rounds: of timing for each batch size, in each of the processes. batch_sizes: on a CPU, on a GPU.
+    images: photographs that are looked at. shapes: drawn images. mosaics: of 2 x 2 images each.
+    left_out: metrics that run only if they are named; options: of metrics.
     """
 
     rounds: Rounds
+    processes: int
     batch_sizes: tuple[tuple[int, ...], tuple[int, ...]]
     images: int
     shapes: int
     mosaics: int
-    groups: Groups
+    left_out: frozenset[str] = frozenset()
     options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
-FULL = Effort(Rounds(seconds=10), ((1, 8), (1, 8, 32)), images=16, shapes=24, mosaics=4, groups=GROUPS)
+FULL = Effort(Rounds(warmup=1, seconds=2), 3, ((1, 8), (1, 8, 32)), images=16, shapes=24, mosaics=4)
 QUICK = Effort(
     Rounds(warmup=1, seconds=2),
+    1,
     ((1, 4), (1, 8)),
     images=4,
     shapes=16,
     mosaics=0,
-    groups=QUICK_GROUPS,
+    left_out=LEFT_OUT,
     options={"symmetric-relevance-gain": {"steps": 10}, "sanity-cascading": {"stages": 3}},
 )
 
@@ -70,8 +60,9 @@ class BenchRequest:
 
     backends: none means every installed one. images: files, folders or globs; none is the bundled
     photograph. truth: annotations of them (see `camkit.metrics.truth`); without, localisation is measured
-    on drawn shapes. metrics: groups, or names of metric plugins. rounds: of timing for each batch size;
-    `None` lets time decide. limit: of photographs, evenly spread. What is left out is decided by `quick`.
+    on drawn shapes. metrics: `latency`, categories, or names of metric plugins; none means all. rounds: of
+    timing for each batch size in each process; `None` lets time decide. processes: to time in, one after
+    the other; 1 is this one. limit: of photographs, evenly spread. What is left out is decided by `quick`.
     """
 
     model: str = "pets"
@@ -84,8 +75,9 @@ class BenchRequest:
     device: str = "auto"
     dtype: str = "float32"
     batch_sizes: tuple[int, ...] = ()
-    metrics: tuple[str, ...] = tuple(GROUPS)
+    metrics: tuple[str, ...] = ()
     rounds: int | None = None
+    processes: int | None = None
     limit: int | None = None
     seed: int = 0
     quick: bool = False
@@ -103,11 +95,28 @@ class BenchRequest:
             return self.effort.rounds
         return replace(self.effort.rounds, least=self.rounds, most=self.rounds)
 
-    def measures(self) -> tuple[str, ...]:
-        """The metric plugins that the groups mean."""
+    @property
+    def process_count(self) -> int:
+        """The processes that measure."""
+        return self.processes or self.effort.processes
+
+    @property
+    def photographs(self) -> int:
+        """How many are looked at, at most."""
+        return self.limit or self.effort.images
+
+    def wants(self, what: str) -> bool:
+        """Whether latency, or a category of metrics, is asked for."""
+        return not self.metrics or what in self.metrics
+
+    def measures(self, categories: Mapping[str, str]) -> tuple[str, ...]:
+        """The metrics that are meant, of those there are with their `categories`; a name comes first."""
+        if not self.metrics:
+            return tuple(name for name in categories if name not in self.effort.left_out)
         names: list[str] = []
-        for name in self.metrics:
-            names += self.effort.groups.get(name, (name,))
+        for asked in self.metrics:
+            of = [name for name, category in categories.items() if category == asked]
+            names += [asked] if asked in categories else (n for n in of if n not in self.effort.left_out)
         return tuple(dict.fromkeys(names))
 
 
@@ -116,7 +125,8 @@ OPTIONS = {
     **{"model": "--model", "backends": "--backend", "methods": "--method", "layer": "--layer"},
     **{"options": "--option", "images": "--images", "truth": "--truth", "device": "--device"},
     **{"dtype": "--dtype", "batch_sizes": "--batch-size", "metrics": "--metrics", "rounds": "--rounds"},
-    **{"limit": "--limit", "seed": "--seed", "quick": "--quick", "trust_pickle": "--trust-pickle"},
+    **{"processes": "--processes", "limit": "--limit", "seed": "--seed", "quick": "--quick"},
+    "trust_pickle": "--trust-pickle",
 }
 JOINED = ("batch_sizes", "metrics")
 

@@ -42,9 +42,9 @@ class Row:
         if text not in self.notes:
             self.notes.append(text)
 
-    def fail(self, what: str, error: Exception) -> None:
-        """Note that something raised."""
-        self.note(f"{what}: {told(error)}")
+    def fail(self, what: str, error: Exception | str) -> None:
+        """Note that something raised, or the line of what it was."""
+        self.note(f"{what}: {error if isinstance(error, str) else told(error)}")
         self.failed = True
 
     def to_dict(self) -> dict[str, Any]:

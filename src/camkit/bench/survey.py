@@ -14,7 +14,7 @@ from torch import Tensor
 from camkit.api import MapBatch, Metric, Scores
 from camkit.bench import stats
 from camkit.bench.document import estimate
-from camkit.bench.request import BenchRequest
+from camkit.bench.request import AGREEMENT, BenchRequest
 from camkit.bench.rows import Row
 from camkit.bench.scenes import Scene
 from camkit.host import Call
@@ -78,7 +78,7 @@ def survey(
         make = makers[row.key]
         scores = _scores(scene, row, metrics, maps[row.key], reference, make, request.seed)
         row.scores[scene.name] = scores
-    compared = "agreement" in request.metrics and not scene.only
+    compared = request.wants(AGREEMENT) and not scene.only
     return Survey(maps, _matrix(maps, request.seed) if compared else {})
 
 
@@ -203,7 +203,7 @@ def _scored(
 def _summary(metric: Metric, scores: Scores, seed: int) -> dict[str, Any]:
     values = scores.values.tolist()
     defined = [value for value in values if value == value]
-    middle = stats.mean(defined, seed) if defined else stats.Estimate(math.nan)
+    middle = stats.mean(defined, seed, metric.range) if defined else stats.Estimate(math.nan)
     return {
         **estimate(middle, "mean"),
         "defined": len(defined),

@@ -72,6 +72,7 @@ def show(name: str, kind: Kind | None) -> None:
         low, high = cls.range
         needs = f", needs {' and '.join(cls.needs)}" if cls.needs else ""
         click.echo(f"{cls.direction.capitalize()} is better, {low:g} to {high:g}{needs}.")
+        click.echo(f"Category: {cls.category}.")
         if cls.paper:
             click.echo(f"Defined in {cls.paper}.")
     if found.kind != "model":

@@ -43,6 +43,7 @@ class StepOptions(ModelOptions):
 class _Curve(Metric):
     """Sums up one curve of scores over the fraction of pixels that changed."""
 
+    category = "faithfulness"
     direction: ClassVar[Literal["higher", "lower"]] = "higher"
     range = (0.0, 1.0)
     paper = "Petsiuk et al. 2018, arXiv:1806.07421"
@@ -95,6 +96,7 @@ class Road(Metric):
     """`faithfulness.road`."""
 
     summary = "As the gain, with the removed pixels filled in from their surroundings"
+    category = "faithfulness"
     direction = "higher"
     range = (-0.5, 0.5)
     paper = "Rong et al. 2022, arXiv:2202.00449"
@@ -108,6 +110,7 @@ class AverageDrop(Metric):
     """`faithfulness.average_drop`."""
 
     summary = "Share of the probability that is lost under the map as a mask"
+    category = "faithfulness"
     direction = "lower"
     range = (0.0, 1.0)
     paper = "Chattopadhyay et al. 2018, arXiv:1710.11063"
@@ -121,6 +124,7 @@ class Increase(Metric):
     """`faithfulness.increase`."""
 
     summary = "Share of images whose probability rises under the map as a mask"
+    category = "faithfulness"
     direction = "higher"
     range = (0.0, 1.0)
     paper = "Chattopadhyay et al. 2018, arXiv:1710.11063"
@@ -143,6 +147,7 @@ class Infidelity(Metric):
     """`faithfulness.infidelity`."""
 
     summary = "Squared error of the drops that the map foretells, for random squares set to zero"
+    category = "faithfulness"
     direction = "lower"
     range = (0.0, float("inf"))
     paper = "Yeh et al. 2019, arXiv:1901.09392"
@@ -165,6 +170,7 @@ class MaxSensitivity(Metric):
     """`faithfulness.max_sensitivity`."""
 
     summary = "Largest relative change of the map under noise that nobody sees"
+    category = "faithfulness"
     direction = "lower"
     range = (0.0, float("inf"))
     needs = ("explain",)
@@ -184,6 +190,7 @@ def _model_and_maps(batch: MapBatch) -> tuple[Callable[[Tensor], Tensor], Tensor
 
 
 class _Truth(Metric):
+    category = "localisation"
     direction = "higher"
     range = (0.0, 1.0)
     needs = ("truth",)
@@ -255,6 +262,7 @@ class SanityCascading(Metric):
     """`sanity.cascading`; the value is the similarity when all weights are random."""
 
     summary = "Similarity of the map to that of the model with random weights, from the top down"
+    category = "sanity"
     direction = "lower"
     range = (0.0, 1.0)
     needs = ("explain",)
@@ -271,6 +279,7 @@ class SanityIndependent(Metric):
     """`sanity.independent`; the value is the mean over the layers, those without a map left out."""
 
     summary = "Similarity of the map to that of the model with one layer of random weights"
+    category = "sanity"
     direction = "lower"
     range = (0.0, 1.0)
     needs = ("explain",)
@@ -287,6 +296,7 @@ class RandomLogit(Metric):
     """`sanity.random_logit`."""
 
     summary = "Similarity of the map to that of another class"
+    category = "sanity"
     direction = "lower"
     range = (0.0, 1.0)
     needs = ("explain",)
@@ -319,6 +329,7 @@ class Gini(Metric):
     """`complexity.gini`."""
 
     summary = "How sparse the map is: 0 even, towards 1 all in one place"
+    category = "complexity"
     direction = "higher"
     range = (0.0, 1.0)
     paper = "Chalasani et al. 2020, arXiv:1810.06583"
@@ -331,6 +342,7 @@ class Entropy(Metric):
     """`complexity.entropy`."""
 
     summary = "How spread the map is: 0 all in one place, 1 even"
+    category = "complexity"
     direction = "lower"
     range = (0.0, 1.0)
     paper = "Bhatt et al. 2020, arXiv:2005.00631"
@@ -343,6 +355,7 @@ class Entropy(Metric):
 
 
 class _Reference(Metric):
+    category = "agreement"
     direction = "higher"
     range = (-1.0, 1.0)
     needs = ("reference",)

@@ -299,16 +299,17 @@ def max_sensitivity(
 ) -> Tensor:
     """Largest change of the map, `|M(x + d) - M(x)| / |M(x)|`, for noise d of at most `radius`: `[B]`.
 
-    0 or more, lower is better. explain: from inputs and targets to maps `[B, h, w]`. The noise is uniform
-    and the same for every image. NaN if the map is zero everywhere or not finite. Yeh et al. 2019,
-    arXiv:1901.09392.
+    0 or more, lower is better, whatever the unit of the maps. explain: from inputs and targets to maps
+    `[B, h, w]`. The noise is uniform and the same for every image. NaN if the map is zero everywhere or not
+    finite. Yeh et al. 2019, arXiv:1901.09392.
     """
     noise = radius * (2 * uniform((samples, *inputs.shape[1:]), seed, inputs) - 1)
-    original = maps.flatten(1)
-    size = original.norm(dim=1)
-    changes = [(explain(inputs + d, targets).flatten(1) - original).norm(dim=1) for d in noise]
-    largest = torch.stack(changes).amax(0) / size
-    return only(usable(maps) & (size > 0), largest)
+    # In units of the peak: squares of small values would vanish in the norm, those of large ones overflow.
+    peak = maps.abs().flatten(1).amax(1, keepdim=True)
+    original = maps.flatten(1) / peak
+    changes = [(explain(inputs + d, targets).flatten(1) / peak - original).norm(dim=1) for d in noise]
+    largest = torch.stack(changes).amax(0) / original.norm(dim=1)
+    return only(usable(maps) & (peak[:, 0] > 0), largest)
 
 
 # --- the model --------------------------------------------------------------------------------------

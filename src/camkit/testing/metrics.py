@@ -63,11 +63,17 @@ def score(subject: Subject, batch: MapBatch) -> Scores:
 
 
 def check_declarations(subject: Subject) -> None:
-    """`direction` is higher or lower, `range` has an order, `needs` are fields of `MapBatch`."""
+    """`direction` is higher or lower, `range` has an order, `needs` are fields of `MapBatch`.
+
+    `category` is a word of the form [a-z0-9-]+, because `camkit bench --metrics` takes it; not `latency`.
+    """
     cls = subject.plugin
     assert cls.direction in ("higher", "lower"), f"direction is {cls.direction!r}: higher or lower"
     low, high = cls.range
     assert low < high, f"range {cls.range} must be the lowest and the highest value"
+    category = cls.category
+    good = isinstance(category, str) and plugins.NAME.fullmatch(category) and category != "latency"
+    assert good, f"category is {category!r}: a word such as faithfulness, of the form [a-z0-9-]+"
     unknown = set(cls.needs) - OPTIONAL
     assert not unknown, f"needs names {unknown}; there are {sorted(OPTIONAL)}"
     assert cls.limit is None or low <= cls.limit <= high, f"limit {cls.limit} is outside of {cls.range}"

@@ -1,0 +1,86 @@
+"""Which explainers agree, and which tell the truth: `camkit bench` on photographs whose objects are known.
+
+PHOTOS and TRUTH are what `--images` and `--truth` of `camkit bench` take. Writes the document of the run
+without the names of the photographs and without curves, and prints tables as Markdown.
+
+    python -m benchmarks.truth PHOTOS TRUTH [--limit N] [--out FILE.json]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from camkit.bench import document as documents
+from camkit.bench import report as reports
+from camkit.bench.request import BenchRequest
+from camkit.bench.run import run
+
+BACKENDS = ("native", "captum", "pytorch-grad-cam", "torchcam")
+METHODS = ("gradcam", "layercam")
+METRICS = ("agreement", "faithfulness", "localisation", "sanity")
+SHOWN = ("BACKEND", "METHOD", "AGREE", "GAIN", "POINTING", "ENERGY", "SANITY")
+
+
+def main() -> None:
+    """Measure, print, write."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("photos")
+    parser.add_argument("truth")
+    parser.add_argument("--limit", type=int, default=24)
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/truth.json"))
+    given = parser.parse_args()
+    request = BenchRequest(
+        backends=BACKENDS,
+        methods=METHODS,
+        images=(given.photos,),
+        truth=given.truth,
+        metrics=METRICS,
+        limit=given.limit,
+        quick=True,
+    )
+    result = plain(run(request, lambda text: print(text, file=sys.stderr)).document)
+    given.out.parent.mkdir(parents=True, exist_ok=True)
+    given.out.write_text(json.dumps(result) + "\n")
+    print(report(result))
+
+
+def plain(document: Mapping[str, Any]) -> dict[str, Any]:
+    """Without what the tables do not need."""
+    scenes = [scene for row in document["rows"] for scene in row["scores"].values()]
+    for found in (found for scene in scenes for found in scene.values()):
+        found |= {"curves": None, "steps": []}
+    for scene in document["scenes"]:
+        scene["titles"] = []
+    return {**document, "examples": []}
+
+
+def report(result: Mapping[str, Any]) -> str:
+    """Markdown: figures of each row, parity, and each explainer against the controls."""
+    (scene,) = result["scenes"]
+    columns = [documents.HEADERS.index(name) for name in SHOWN]
+    rows = [[line[i] for i in columns] for line in documents.headline(result)[1:]]
+    parity = [
+        f"{row['backend']} {row['method']} {row['parity']:.1e}"
+        for row in result["rows"]
+        if row["parity"] is not None
+    ]
+    told = (
+        f"{scene['images']} photographs, truth for {scene['with_truth']}; the objects cover "
+        f"{scene['truth_share']:.2f}, the chance of ENERGY. Largest difference from native, relative to "
+        f"the peak: {'; '.join(parity)}."
+    )
+    tables = [(SHOWN, rows), (reports.BETTER, reports.better(result))]
+    return "\n\n".join([*("\n".join(_table(*table)) for table in tables), told])
+
+
+def _table(headers: Any, rows: Any) -> list[str]:
+    return [f"| {' | '.join(line)} |" for line in (headers, ["---"] * len(headers), *rows)]
+
+
+if __name__ == "__main__":
+    main()

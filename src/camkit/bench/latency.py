@@ -1,0 +1,246 @@
+"""Time and memory of the rows, in this process or in fresh ones, and what the samples of all come to.
+
+The same code in another process is faster or slower by more than the rounds of one process tell: memory
+lies elsewhere, threads on other cores. So several processes are started, each measures for itself, one
+after the other, and it is their medians that are compared.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import warnings
+from collections.abc import Collection, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from camkit.bench import scenes, stats, timing
+from camkit.bench.document import FORWARD, estimate
+from camkit.bench.request import BenchRequest
+from camkit.bench.rows import Row, all_rows, told
+from camkit.bench.scenes import Scene
+from camkit.bench.stats import Estimate, Spread
+from camkit.bench.survey import Progress, maker
+from camkit.bench.timing import Cold, Sample
+from camkit.errors import CamkitError
+from camkit.models import load_model
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A row at one batch size in one process: a sample of each round, the first call of all, memory.
+
+    error: the line of what it raised, if it did.
+    """
+
+    samples: list[Sample]
+    cold: Cold | None = None
+    memory: dict[str, int] = field(default_factory=dict)
+    error: str | None = None
+
+    @property
+    def host(self) -> list[float]:
+        """Seconds from call to result."""
+        return [sample.host for sample in self.samples]
+
+
+Key = tuple[str, int]  # of a row, and the batch size
+Colds = Mapping[Key, Cold | None]
+Process = Mapping[Key, Measured]
+
+
+def batch_sizes(request: BenchRequest, device: torch.device) -> tuple[int, ...]:
+    """Those that are asked for, or suit the device."""
+    return request.batch_sizes or request.effort.batch_sizes[device.type != "cpu"]
+
+
+# --- in one process ---------------------------------------------------------------------------------
+
+
+def first_calls(request: BenchRequest, scene: Scene, rows: Sequence[Row]) -> Colds:
+    """The first call of each row at each batch size, before anything else of it has run.
+
+    Only the model has, to find the classes of the photographs.
+    """
+    device = scene.inputs.device
+    timer, able = timing.timer(device), [row for row in rows if row.kind == "forward" or row.explainer]
+    return {
+        (key, batch): timing.cold(call, timer)
+        for batch in batch_sizes(request, device)
+        for key, call in _calls(scene, able, batch).items()
+    }
+
+
+def measured(request: BenchRequest, scene: Scene, rows: Sequence[Row], colds: Colds) -> Process:
+    """Rounds of all `rows`, the bare forward among them, and the memory of each, for each batch size."""
+    device, found = scene.inputs.device, {}
+    with timing.settled():
+        for batch in batch_sizes(request, device):
+            calls = _calls(scene, rows, batch)
+            timed = timing.interleaved(calls, timing.timer(device), request.timing, request.seed)
+            for key, own in timed.items():
+                failed = own.error is not None
+                found[key, batch] = Measured(
+                    own.samples,
+                    colds.get((key, batch)),
+                    {} if failed else timing.peak_memory(calls[key], device),
+                    told(own.error) if own.error else None,
+                )
+    return found
+
+
+def _calls(scene: Scene, rows: Sequence[Row], batch: int) -> dict[str, timing.Call]:
+    """What is timed of the bare forward and of the explainers, by row."""
+    inputs, targets = scene.first(batch)
+
+    def forward() -> Tensor:
+        with torch.inference_mode():
+            return scene.model.module(inputs)  # type: ignore[no-any-return]
+
+    def mapped(row: Row) -> timing.Call:
+        make = maker(scene, row, frozen=True)
+        return lambda: make(inputs, targets)
+
+    return {row.key: forward if row.kind == "forward" else mapped(row) for row in rows}
+
+
+# --- in several processes ---------------------------------------------------------------------------
+
+
+def processes(
+    request: BenchRequest, paths: Sequence[Path], rows: Collection[str], progress: Progress
+) -> list[Process]:
+    """`request.process_count` fresh processes, in each of which the rows of these keys are measured.
+
+    They start together, which takes longest, and then measure one after the other. Raises `CamkitError` if
+    one of them dies.
+    """
+    count, context = request.process_count, multiprocessing.get_context("spawn")
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        torch.cuda.empty_cache()
+    progress(f"starting {count} processes to measure in")
+    with ExitStack() as stack:
+        pools = [stack.enter_context(ProcessPoolExecutor(1, mp_context=context)) for _ in range(count)]
+        try:
+            for started in [pool.submit(_begin, request, torch.get_num_threads()) for pool in pools]:
+                started.result()
+            found = []
+            for number, pool in enumerate(pools):
+                progress(f"timing, process {number + 1} of {count}")
+                own = replace(request, seed=request.seed + number)
+                found.append(pool.submit(_in_process, own, tuple(paths), frozenset(rows)).result())
+                pool.shutdown()  # its memory is the next one's
+        except BrokenProcessPool:
+            reason = "a process that measures has died, as it does where memory runs out"
+            raise CamkitError(f"{reason}; --processes 1 measures without others") from None
+    return found
+
+
+def _begin(request: BenchRequest, threads: int) -> None:
+    """Import everything, so that no process does while another measures."""
+    warnings.simplefilter("ignore")  # they are told where the maps are made
+    torch.set_num_threads(threads)
+    all_rows(request)
+
+
+def _in_process(request: BenchRequest, paths: Sequence[Path], keys: Collection[str]) -> Process:
+    model = load_model(
+        request.model, device=request.device, dtype=request.dtype, trust_pickle=request.trust_pickle
+    )
+    scene = scenes.photographs(model, request.layer, paths, request.photographs)
+    rows = [row for row in all_rows(request) if row.key in keys]
+    return measured(request, scene, rows, first_calls(request, scene, rows))
+
+
+# --- what it comes to -------------------------------------------------------------------------------
+
+
+def tell(rows: Sequence[Row], reference_of: Mapping[str, str], found: Sequence[Process]) -> None:
+    """A record for each row and batch size, with verdicts on all of them against their references.
+
+    A row that failed in a process has a note in place of the record.
+    """
+    open_verdicts: list[tuple[dict[str, Any], Spread]] = []
+    for batch in dict.fromkeys(batch for process in found for _, batch in process):
+        bare = _all_of(found, " ".join(FORWARD), batch)
+        for row in rows:
+            if not (own := _all_of(found, row.key, batch)):
+                continue
+            if errors := [one.error for one in own if one.error]:
+                row.fail(f"batch of {batch}", errors[0])
+                continue
+            other = [] if row.kind == "forward" else _all_of(found, reference_of[row.key], batch)
+            reference = None if other == own or not all(one.host for one in other) else other
+            record = latency_record(batch, own, None if row.kind == "forward" else bare, reference or None)
+            row.latency.append(record)
+            if record["launch_bound"]:
+                row.note(f"launch-bound at a batch of {batch}")
+            if reference:
+                open_verdicts.append((record["against"], stats.over_processes(_ratios(own, reference))))
+    said = stats.verdicts([spread for _, spread in open_verdicts])
+    for (against, spread), (ratio, verdict) in zip(open_verdicts, said, strict=True):
+        against["verdict"] = verdict
+        if spread.freedom:
+            against |= estimate(ratio)
+
+
+def _all_of(found: Sequence[Process], key: str, batch: int) -> list[Measured]:
+    return [process[key, batch] for process in found if (key, batch) in process]
+
+
+def latency_record(
+    batch: int,
+    own: Sequence[Measured],
+    bare: Sequence[Measured] | None,
+    reference: Sequence[Measured] | None,
+) -> dict[str, Any]:
+    """Raw samples of one call in seconds, process by process, and what they come to.
+
+    `ratio` is to the bare forward of the same rounds, `against` to the reference backend. Of several
+    processes a figure is the geometric mean of their medians, of one the median of its rounds. `cold` is
+    the first call of the first process, and `compile` what it took beyond a usual one if torch's compiler
+    ran in it: that is how long the user waits for it, imports and checks included.
+    """
+    middle = _middle([one.host for one in own])
+    samples, cold = [sample for one in own for sample in one.samples], own[0].cold
+    host = [sample.host for sample in samples]
+    return {
+        "batch": batch,
+        "seconds": estimate(middle),
+        "p90": stats.percentile(host, 90),
+        "p99": stats.percentile(host, 99),
+        "images_per_second": batch / middle.middle,
+        "ratio": estimate(_ratio(own, bare)) if bare and all(one.host for one in bare) else None,
+        "against": estimate(_ratio(own, reference)) | {"verdict": "UNCLEAR"} if reference else None,
+        "cold": cold and cold.seconds,
+        "compile": max(0.0, cold.seconds - middle.middle) if cold and cold.compiled else None,
+        "launch_bound": timing.Timed(samples).launch_bound,
+        "memory": own[0].memory,
+        "samples": {
+            "process": [number for number, one in enumerate(own) for _ in one.samples],
+            **{name: [getattr(s, name) for s in samples] for name in ("host", "device", "enqueue")},
+        },
+    }
+
+
+def _middle(parts: Sequence[Sequence[float]]) -> Estimate:
+    if len(parts) == 1:
+        return stats.median(parts[0])
+    return stats.over_processes([stats.median(part).middle for part in parts]).interval()
+
+
+def _ratio(own: Sequence[Measured], base: Sequence[Measured]) -> Estimate:
+    if len(own) == 1:
+        return stats.paired(own[0].host, base[0].host)
+    return stats.over_processes(_ratios(own, base)).interval()
+
+
+def _ratios(own: Sequence[Measured], base: Sequence[Measured]) -> list[float]:
+    """Of each process the median of the ratios of the same rounds."""
+    return [stats.paired(a.host, b.host).middle for a, b in zip(own, base, strict=False)]
