@@ -25,6 +25,7 @@ ORDER = [
     "errors",
     "files",
     "preprocess",
+    "scores",
     "api",
     "plugins",
     "layers",
@@ -126,7 +127,16 @@ OWNERS = {
     "pytest": {"testing"},
 }
 # Wherever a plugin list or a help text comes from.
-WITHOUT_TORCH = ["errors", "files", "preprocess", "api", "plugins", "scaffold", *sorted(OWNERS["click"])]
+WITHOUT_TORCH = [
+    "errors",
+    "files",
+    "preprocess",
+    "scores",
+    "api",
+    "plugins",
+    "scaffold",
+    *sorted(OWNERS["click"]),
+]
 
 
 def source_files() -> dict[str, Path]:

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from camkit.errors import ModelError, UsageError
 from camkit.preprocess import Preprocess
+from camkit.scores import ScoreKind, checked
 
 if TYPE_CHECKING:
     import torch
@@ -161,6 +162,7 @@ class MapBatch:
     reference: maps `[B, h, w]` of another explainer, to compare with.
     explain: from other inputs and targets to the maps of the same explainer for the same module.
     seed: of everything random.
+    scores: what the outputs of `module` are, as in `LoadedModel`.
     """
 
     maps: Tensor
@@ -171,6 +173,7 @@ class MapBatch:
     reference: Tensor | None = None
     explain: Callable[[Tensor, Tensor], Tensor] | None = None
     seed: int = 0
+    scores: ScoreKind = "auto"
 
 
 @dataclass(frozen=True)
@@ -226,6 +229,8 @@ class LoadedModel:
     default_layer: the layer specification that `layer="auto"` means for this model.
     architecture: what its source needs to build the module anew, JSON values only; `None` if it cannot
         be stored in a bundle. `architecture["source"]` is the name of the model source.
+    scores: what the outputs are: `softmax`, `sigmoid`, `probabilities`, `none`, or `auto`, told from
+        themselves; see `camkit.scores`.
     """
 
     module: nn.Module
@@ -234,6 +239,10 @@ class LoadedModel:
     name: str
     default_layer: str = "auto"
     architecture: Mapping[str, Any] | None = None
+    scores: ScoreKind = "auto"
+
+    def __post_init__(self) -> None:
+        checked(self.scores)
 
     @property
     def device(self) -> torch.device:

@@ -214,7 +214,7 @@ class Output:
         scales = self._scales(results)
         for result in results:
             title = f"{result.backend} · {result.method} · {result.layer}\n"
-            title += f"{result.class_name} {result.probability:.1%}"
+            title += f"{result.class_name} {result.figure}"
             if result.class_index in rows or len(rows) < MAX_SHEET_CLASSES:
                 scale = scales[result.method, result.layer, result.class_index]
                 picture = result.overlay(view=self._view, style=self._style, scale=scale)
@@ -256,7 +256,7 @@ def request_id(work: Plan, classes: Sequence[str], *, style: Style, view: View, 
         options = vars(backend.explainer.options)
         backends.append([found.full_name, found.version, backend.methods, options])
     facts = {
-        "model": [model.sha256, model.preprocess.to_dict(), list(model.classes)],
+        "model": [model.sha256, model.preprocess.to_dict(), list(model.classes), model.scores],
         "where": [str(model.device), str(model.dtype)],
         "backends": backends,
         "layers": work.layers,
@@ -376,6 +376,8 @@ def _facts(result: Explanation | Failure) -> dict[str, Any]:
         "logit": result.logit,
         "predicted_index": result.predicted_index,
         "predicted_name": result.predicted_name,
+        "predicted": list(result.predicted),
+        "scores": result.scores,
         "map_shape": list(result.map.shape),
         "model": model.name,
         "model_sha256": model.sha256,

@@ -25,7 +25,7 @@ KINDS = {
     "logit": "float64",
     "predicted_index": "int32",
 }
-JSON = ("options", "map_shape", "picture", "preprocessing", "warnings")
+JSON = ("options", "predicted", "map_shape", "picture", "preprocessing", "warnings")
 LEFT_OUT = ("map_file", "overlay_file", "overlay_sha256")  # of a file that this table is
 
 

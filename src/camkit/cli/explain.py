@@ -21,6 +21,7 @@ from camkit import plugins
 from camkit.cli.folder import merge
 from camkit.cli.report import Report, progress
 from camkit.errors import UsageError
+from camkit.scores import KINDS
 
 if TYPE_CHECKING:
     from camkit.images import Source
@@ -104,6 +105,11 @@ class Explain(click.Command):
     default="model",
     show_default=True,
     help="Draw on what the model saw, or on the whole photograph.",
+)
+@click.option(
+    "--scores",
+    type=click.Choice(KINDS),
+    help="What the model's outputs are; left out, as the model says or as they look.",
 )
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 @click.option(
@@ -221,6 +227,7 @@ def _run(
         given["spec"],
         device=given["device"],
         dtype=given["dtype"],
+        scores=given["scores"],
         trust_pickle=given["trust_pickle"],
     )
     work = explanation.plan(

@@ -141,6 +141,7 @@ def start(
         name="fastai",
         default_layer=default_layer(module),
         architecture=architecture,
+        scores="softmax",
     )
 
 
