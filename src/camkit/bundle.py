@@ -176,8 +176,9 @@ def _contents(
     if not isinstance(preprocessing, dict):
         raise ModelError("there is no table 'preprocessing'")
     preprocess = Preprocess.from_dict(preprocessing)
-    if math.prod(preprocess.size) > MAX_PIXELS:
-        raise ModelError(f"preprocessing size {preprocess.size} is more than {MAX_PIXELS:,} pixels")
+    for shown in (preprocess.size, preprocess.seen):
+        if math.prod(shown) > MAX_PIXELS:
+            raise ModelError(f"preprocessing size {shown} is more than {MAX_PIXELS:,} pixels")
     layer = config.get("default_layer", "auto")
     if not isinstance(layer, str):
         raise ModelError(f"default_layer {layer!r} is no name")
