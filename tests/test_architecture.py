@@ -93,6 +93,7 @@ ORDER = [
     "testing.trainers",
     "testing",
     "cli.tables",
+    "cli.hints",
     "cli.report",
     "cli.folder",
     "cli.explain",

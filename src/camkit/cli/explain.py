@@ -19,6 +19,7 @@ import click
 
 from camkit import plugins
 from camkit.cli.folder import merge
+from camkit.cli.hints import about
 from camkit.cli.report import Report, progress
 from camkit.errors import UsageError
 from camkit.scores import KINDS
@@ -193,7 +194,10 @@ def explain(images: tuple[str, ...], **given: Any) -> None:
     from camkit import reading
 
     begun = time.monotonic()
-    with reading.processes(given["workers"]) as pool:  # they start while torch is imported
+    with (
+        about(given["spec"], trust_pickle=given["trust_pickle"]),
+        reading.processes(given["workers"]) as pool,  # they start while torch is imported
+    ):
         report = _run(images, given, options, pool)
     report.end(given["out"], time.monotonic() - begun)
     if report.failed:
