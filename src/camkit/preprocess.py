@@ -202,11 +202,12 @@ class Preprocess:
             raise ModelError(f"preprocessing has unknown keys {unknown}; known are {sorted(known)}")
         try:
             values: dict[str, Any] = dict(data)
-            kinds = {"size": operator.index, "presize": operator.index, "mean": float, "std": float}
+            index = operator.index
+            kinds: dict[str, Any] = {"size": index, "presize": index, "mean": float, "std": float}
             if isinstance(values.get("resize"), list | tuple):
-                kinds["resize"] = operator.index
+                kinds["resize"] = index
             elif values.get("resize") is not None:
-                values["resize"] = operator.index(values["resize"])
+                values["resize"] = index(values["resize"])
             for key, kind in kinds.items():
                 if key in values and (key, values[key]) != ("presize", None):
                     values[key] = tuple(kind(v) for v in values[key])

@@ -56,7 +56,8 @@ def list_(as_json: bool) -> None:
 @click.option("--kind", type=click.Choice(KINDS), help="Only the plugin of this kind.")
 def show(name: str, kind: Kind | None) -> None:
     """Methods and options of the plugin NAME, and where it comes from; of every kind that has one."""
-    for number, one in enumerate([kind] if kind else _kinds(name) or ["explainer"]):
+    kinds: list[Kind] = [kind] if kind else _kinds(name)
+    for number, one in enumerate(kinds or KINDS[:1]):
         if number:
             click.echo()
         _show(plugins.get(one, name))
