@@ -28,8 +28,8 @@ SCHEMA = 2
 NAME = "manifest.jsonl"
 FIELDS = (
     "schema request name results image image_sha256 status error backend backend_dist backend_version "
-    "method options layer class_index class_name probability logit predicted_index predicted_name "
-    "predicted scores map_file map_key map_sha256 map_shape overlay_file overlay_sha256 picture model "
+    "method options layer class_index class_name scores probability logit predicted predicted_index "
+    "predicted_name map_file map_key map_sha256 map_shape overlay_file overlay_sha256 picture model "
     "model_spec model_sha256 preprocessing camkit_version torch_version device dtype warnings"
 ).split()
 MAX_LINE = 2**20  # bytes; a stranger's manifest may hold anything
