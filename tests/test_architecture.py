@@ -27,6 +27,7 @@ ORDER = [
     "preprocess",
     "axes",
     "layout",
+    "scores",
     "api",
     "plugins",
     "layers",
@@ -101,6 +102,7 @@ ORDER = [
     "testing.trainers",
     "testing",
     "cli.tables",
+    "cli.hints",
     "cli.report",
     "cli.folder",
     "cli.explain",
@@ -136,7 +138,16 @@ OWNERS = {
     "pytest": {"testing"},
 }
 # Wherever a plugin list or a help text comes from.
-WITHOUT_TORCH = ["errors", "files", "preprocess", "api", "plugins", "scaffold", *sorted(OWNERS["click"])]
+WITHOUT_TORCH = [
+    "errors",
+    "files",
+    "preprocess",
+    "scores",
+    "api",
+    "plugins",
+    "scaffold",
+    *sorted(OWNERS["click"]),
+]
 
 
 def source_files() -> dict[str, Path]:

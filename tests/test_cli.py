@@ -813,6 +813,41 @@ def test_plugin_show_of_other_kinds(other_backend: str) -> None:
     ]
 
 
+def test_plugin_show_of_a_name_that_several_kinds_have(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    info = tmp_path / "twins" / "camkit_twin-1.0.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: camkit-twin\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(
+        "[camkit.models]\ntwin = camkit_tiny:Tiny\n[camkit.explainers]\ntwin = camkit.native:Native\n"
+    )
+    monkeypatch.syspath_prepend(str(info.parent))
+    monkeypatch.setenv("CAMKIT_PLUGINS", "camkit-tiny,camkit-twin")
+    both = camkit_("plugin", "show", "twin").stdout
+    explainer, source = (
+        camkit_("plugin", "show", "twin", "--kind", k).stdout for k in ("explainer", "model")
+    )
+    assert explainer.splitlines()[1] == "explainer from camkit-twin 1.0, camkit.native:Native"
+    assert source.splitlines()[1] == "model from camkit-twin 1.0, camkit_tiny:Tiny"
+    assert both == f"{explainer}\n{source}"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "hint"),
+    [
+        (["--class", "taby"], "camkit model classes tiny:x"),
+        (["--layer", "bodi"], "camkit model layers tiny:x"),
+        (["--layer", "bodi", "--trust-pickle"], "camkit model layers tiny:x --trust-pickle"),
+    ],
+)
+def test_hints_name_the_model_in_use(arguments: list[str], hint: str) -> None:
+    photo()
+    result = camkit_("explain", "cat.png", "--model", "tiny:x", "--workers", "0", *arguments)
+    assert f"`{hint}`" in result.stderr
+    assert camkit_(*hint.split()[1:]).exit_code == 0
+
+
 def test_plugin_check_holds_the_native_explainer_against_its_contract() -> None:
     result = camkit_("plugin", "check", "native", "-o", "reduction=sum")
     assert result.exit_code == 0, result.stdout

@@ -38,9 +38,10 @@ from camkit.render import Style
 # The manifest's fields, as the reference lists them.
 FIELDS = """
     schema request name results image image_sha256 status error backend backend_dist backend_version method
-    options layer class_index class_name probability logit predicted_index predicted_name map_file map_key
-    map_sha256 map_shape map_range overlay_file overlay_sha256 picture sheet_file model model_spec
-    model_sha256 preprocessing camkit_version torch_version device dtype warnings
+    options layer layout class_index class_name scores probability logit predicted predicted_index
+    predicted_name map_file map_key map_sha256 map_shape map_range overlay_file overlay_sha256 picture
+    sheet_file model model_spec model_sha256 preprocessing camkit_version torch_version device dtype
+    warnings
 """.split()
 
 
@@ -73,6 +74,7 @@ def explanation(
         "top": ((model.classes[0], 0.75),),
         "predicted_index": 1,
         "predicted_name": model.classes[1],
+        "predicted": (model.classes[1],),
         "photo": Photo(image, source, "ab" * 32, name=PurePosixPath(source).name),
         "model": model,
         "options": {"reduction": "sum"},
@@ -292,6 +294,8 @@ def test_a_manifest_line_has_exactly_the_documented_fields(tmp_path: Path) -> No
         "logit": 1.5,
         "predicted_index": 1,
         "predicted_name": "dog",
+        "predicted": ["dog"],
+        "scores": "softmax",
         "map_file": "cat.jpg.native.gradcam.cat.the_spec.npy",
         "map_key": "native.gradcam.cat.the_spec",
         "map_sha256": hashlib.sha256(MAP.numpy().tobytes()).hexdigest(),

@@ -15,7 +15,7 @@ from timm.data import create_transform, resolve_data_config, resolve_model_data_
 from torchvision import transforms
 from torchvision.models import ResNet34_Weights
 
-from camkit.errors import ModelError
+from camkit.errors import ImageError, ModelError
 from camkit.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocess
 
 PLAIN = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
@@ -104,9 +104,14 @@ def test_values_are_scaled_and_normalised() -> None:
 
 
 @pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("fit", ["crop", "squash"])
-@pytest.mark.parametrize("resize", [None, 70])
-def test_the_view_has_the_size_of_the_model(size: tuple[int, int], fit: Any, resize: int | None) -> None:
+@pytest.mark.parametrize(
+    ("fit", "resize"),
+    [
+        *(("crop", None), ("crop", 70), ("squash", None), ("squash", 70), ("squash", (64, 90))),
+        *(("crop-first", None), ("crop-first", (80, 70)), ("pad", None), ("pad", (80, 70)), ("none", None)),
+    ],
+)
+def test_the_view_has_the_size_of_the_model(size: tuple[int, int], fit: Any, resize: Any) -> None:
     preprocess = Preprocess(size=(64, 48), resize=resize, fit=fit)
     view = preprocess.view(photo(*size))
     assert view.size == (48, 64)
@@ -134,6 +139,21 @@ BOXES = {
     "one and a half as well": ({"size": (3, 3), "resize": 6}, (6, 6), (2, 2, 5, 5)),
     "padded at both sides": ({"size": (4, 8), "resize": 4}, (5, 5), (-2.5, 0, 7.5, 5)),
     "padded by an odd number": ({"size": (4, 7), "resize": 4}, (4, 4), (-1, 0, 6, 4)),
+    "cut first": ({"size": (4, 4), "fit": "crop-first"}, (11, 6), (2, 0, 8, 6)),
+    "cut first, in whole pixels": ({"size": (4, 6), "fit": "crop-first"}, (7, 8), (0, 2, 7, 6)),
+    "cut first, with a margin": (
+        {"size": (2, 2), "resize": (4, 4), "fit": "crop-first"},
+        (12, 6),
+        (4.5, 1.5, 7.5, 4.5),
+    ),
+    "padded to a square": ({"size": (4, 4), "fit": "pad"}, (11, 6), (0, -2, 11, 9)),
+    "the middle as it is": ({"size": (4, 5), "fit": "none"}, (10, 3), (2, -1, 7, 3)),
+    "squashed to a size": ({"size": (4, 4), "resize": (8, 6), "fit": "squash"}, (12, 8), (2, 2, 10, 6)),
+    "resampled afterwards": (
+        {"size": (3, 3), "presize": (4, 4), "resize": 8},
+        (16, 8),
+        (6, 2, 10, 6),
+    ),
     "smaller than the crop": ({"size": (4, 4), "resize": 8}, (2, 2), (0.5, 0.5, 1.5, 1.5)),
 }
 
@@ -179,12 +199,36 @@ def test_the_box_predicts_where_every_pixel_of_the_view_comes_from(seed: int) ->
         assert np.abs(found - (place + 10 - 0.5))[sure].max() <= 0.75
 
 
+@pytest.mark.parametrize("fit", ["crop-first", "pad", "none"])
+@pytest.mark.parametrize("seed", range(6))
+def test_the_box_of_what_is_cut_or_added_first(seed: int, fit: Any) -> None:
+    draw = np.random.default_rng(seed)
+    height, width = draw.integers(20, 40, 2).tolist()
+    resize = None if fit == "none" or seed % 2 else (height + 3, width + 8)
+    preprocess = Preprocess(size=(height, width), resize=resize, fit=fit, **PLAIN)
+    image = gradient(*draw.integers(25, 240, 2).tolist())
+    left, top, right, bottom = preprocess.box(*image.size)
+    view = np.asarray(preprocess.view(image)).astype(float)
+    step = (right - left) / width, (bottom - top) / height
+    x = (left + (np.arange(width) + 0.5) * step[0])[None, :]
+    y = (top + (np.arange(height) + 0.5) * step[1])[:, None]
+    assert step[0] == pytest.approx(step[1], rel=0.1)  # whole pixels, but nothing is squashed
+    # A step from all borders no filter mixes inside and outside.
+    within = (x > step[0]) & (x < image.width - step[0]) & (y > step[1]) & (y < image.height - step[1])
+    beyond = (x < -step[0]) | (x > image.width + step[0]) | (y < -step[1]) | (y > image.height + step[1])
+    assert within.any() and (view[within][:, 2] == 255).all() and (view[beyond] == 0).all()
+    for found, place, wide in ((view[..., 0], x, step[0]), (view[..., 1], y, step[1])):
+        assert np.abs(found - (place + 10 - 0.5))[within].max() <= 0.5 + wide / 2
+
+
 # --- as plain data --------------------------------------------------------------------------------
 
 CONFIGS = [
     Preprocess(),
     Preprocess(size=(352, 288), resize=400, interpolation="bicubic"),
     Preprocess(fit="squash", mean=(0.5, 0.4, 0.3), std=(0.1, 1 / 3, 1e-3)),
+    Preprocess(fit="squash", resize=(256, 240), presize=(240, 230)),
+    Preprocess(fit="pad", padding="reflection"),
 ]
 
 
@@ -195,6 +239,38 @@ def test_it_survives_json(preprocess: Preprocess) -> None:
     assert again == preprocess
     assert hash(again) == hash(preprocess)  # tuples, not lists
     assert json.dumps(again.to_dict()) == text
+
+
+@pytest.mark.parametrize("padding", ["zeros", "border", "reflection"])
+def test_what_padding_adds_is_numpys(padding: Any) -> None:
+    image = gradient(9, 4)
+    mode: Any = {"zeros": "constant", "border": "edge", "reflection": "reflect"}[padding]
+    view = Preprocess(size=(14, 13), fit="none", padding=padding).view(image)
+    expected = np.pad(np.asarray(image), ((5, 5), (2, 2), (0, 0)), mode)  # farther than its height
+    assert np.array_equal(np.asarray(view), expected)
+    square = Preprocess(size=(9, 9), fit="pad", padding=padding)
+    assert np.array_equal(
+        np.asarray(square.view(image)), np.pad(np.asarray(image), ((2, 3), (0, 0), (0, 0)), mode)
+    )
+
+
+def test_padding_a_strip_is_told_before_it_takes_the_memory() -> None:
+    with pytest.raises(ImageError, match="would be padded to 60000 x 60000"):
+        Preprocess(size=(8, 8), fit="pad").view(Image.new("L", (60_000, 1200)))
+
+
+def test_views_are_resampled_corner_on_corner() -> None:
+    image = Image.new("RGB", (3, 3))
+    image.putdata([(0, 0, 0), (51, 0, 0), (102, 0, 0)] * 3)
+    preprocess = Preprocess(size=(2, 5), presize=(3, 3), **PLAIN)
+    assert preprocess.view(image).size == (3, 3)
+    expected = torch.tensor([[0.0, 0.1, 0.2, 0.3, 0.4]]).expand(2, 5)
+    torch.testing.assert_close(preprocess(image)[0], expected)
+
+
+def test_what_older_versions_do_not_know_is_left_out_where_it_says_nothing() -> None:
+    assert list(Preprocess().to_dict()) == ["size", "resize", "fit", "interpolation", "mean", "std"]
+    assert Preprocess(fit="pad", padding="border").to_dict()["padding"] == "border"
 
 
 def test_missing_keys_take_their_defaults() -> None:
@@ -215,9 +291,21 @@ BAD = {
     "an enormous size": ({"size": [224, 10**9]}, "must lie between 1 and 8192"),
     "a resize below the crop": ({"size": [224, 224], "resize": 223}, "smaller than the crop"),
     "an enormous resize": ({"resize": 10**9}, "absurd"),
+    "two lengths for a crop": ({"resize": [256, 256]}, "does not go with fit=crop"),
+    "one length for what is cut first": ({"resize": 256, "fit": "pad"}, "does not go with fit=pad"),
+    "a resize of what is not resized": ({"resize": [256, 256], "fit": "none"}, "does not go with fit=none"),
+    "a resize below the crop in one direction": (
+        {"resize": [256, 9], "fit": "pad"},
+        "smaller than the crop",
+    ),
+    "three lengths": ({"resize": [256, 256, 3], "fit": "pad"}, "must be [height, width]"),
+    "another padding": ({"padding": "wrap"}, "unknown padding 'wrap'"),
+    "null as padding": ({"padding": None}, "unknown padding None"),
+    "an enormous presize": ({"presize": [10**9, 9]}, "must lie between 1 and 8192"),
+    "one number as presize": ({"presize": 224}, "cannot be read"),
     "a fraction as resize": ({"resize": 256.5}, "cannot be read"),
     "text as resize": ({"resize": "256"}, "cannot be read"),
-    "another fit": ({"fit": "pad"}, "unknown fit 'pad'"),
+    "another fit": ({"fit": "cover"}, "unknown fit 'cover'"),
     "null as fit": ({"fit": None}, "unknown fit None"),
     "another interpolation": ({"interpolation": "cubic"}, "interpolation 'cubic'"),
     "a list as interpolation": ({"interpolation": ["bilinear"]}, "interpolation ['bilinear']"),

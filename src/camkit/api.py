@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from camkit.errors import ModelError, UsageError
 from camkit.preprocess import Preprocess
+from camkit.scores import ScoreKind, checked
 
 if TYPE_CHECKING:
     import torch
@@ -73,8 +74,8 @@ class Query:
     extras: further inputs, `[B, ...]` each: `module(inputs, *extras)`; see `Explainer.several_inputs`.
     layout: how the user says the output of the layer is to be read (`camkit.layout.KINDS`), or `None`.
     seen: to be called with the scores of a forward of `inputs`, where an explainer makes one anyway, before
-        the targets are looked up in them: it refuses a class that is not there, and saves the host a forward.
-        `camkit.stand_in.StandIn` does it.
+        the targets are looked up in them: it refuses a class that is not there, and saves the host a
+        forward. `camkit.stand_in.StandIn` does it.
     """
 
     module: nn.Module
@@ -191,6 +192,7 @@ class MapBatch:
     reference: maps `[B, h, w]` of another explainer, to compare with.
     explain: from other inputs and targets to the maps of the same explainer for the same module.
     seed: of everything random.
+    scores: what the outputs of `module` are, as in `LoadedModel`.
     """
 
     maps: Tensor
@@ -201,6 +203,7 @@ class MapBatch:
     reference: Tensor | None = None
     explain: Callable[[Tensor, Tensor], Tensor] | None = None
     seed: int = 0
+    scores: ScoreKind = "auto"
 
 
 @dataclass(frozen=True)
@@ -258,6 +261,8 @@ class LoadedModel:
     default_layer: the layer specification that `layer="auto"` means for this model.
     architecture: what its source needs to build the module anew, JSON values only; `None` if it cannot
         be stored in a bundle. `architecture["source"]` is the name of the model source.
+    scores: what the outputs are: `softmax`, `sigmoid`, `probabilities`, `none`, or `auto`, told from
+        themselves; see `camkit.scores`.
     """
 
     module: nn.Module
@@ -266,6 +271,10 @@ class LoadedModel:
     name: str
     default_layer: str = "auto"
     architecture: Mapping[str, Any] | None = None
+    scores: ScoreKind = "auto"
+
+    def __post_init__(self) -> None:
+        checked(self.scores)
 
     @property
     def device(self) -> torch.device:

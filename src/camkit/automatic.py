@@ -1,10 +1,10 @@
 """The layer that `auto` means: the deepest one whose output is a map and says something about the scores.
 
-One forward and two backwards of a single row show, for every layer that runs once, whether a gradient arrives
-there, whether it is more than rounding noise, and whether the layer is not the scores themselves. That finds
-the norm before the last attention of a vision transformer, behind which the class token goes on alone, the
-features below a convolutional classifier, and either within whatever they are wrapped in. The choice is kept
-for as long as the model has the same parts.
+One forward and two backwards of a single row show, for every layer that runs once, whether a gradient
+arrives there, whether it is more than rounding noise, and whether the layer is not the scores themselves.
+That finds the norm before the last attention of a vision transformer, behind which the class token goes on
+alone, the features below a convolutional classifier, and either within whatever they are wrapped in. The
+choice is kept for as long as the model has the same parts.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from camkit.layers import POOLING
 from camkit.layout import Layout, OpenLayout, layout, settle
 from camkit.targets import Output, Score, Scored
 
-
-# Of what hirescam sums up, what has to be left: 0.04 and more are usual, 2e-6 before a LayerNorm over channels.
+# Of what hirescam sums up, what has to be left: 0.04 and more are usual, 2e-6 before a LayerNorm over
+# channels.
 BLIND = 1e-3
 
 
@@ -41,7 +41,7 @@ class Choice:
 
 
 def choose(module: nn.Module, inputs: Sequence[Tensor], output: Output, score: Score | None) -> Choice:
-    """The automatic layer of `module` for inputs like these, a row is enough; in eval mode, with gradients on.
+    """The automatic layer of `module` for inputs like these; in eval mode, with gradients on.
 
     output, score: what makes scores of what the module returns. Raises `LayerError` if no layer has a map.
     """
@@ -128,7 +128,7 @@ class _Noting(Hook):
 
 
 def _gradients(seen: _Seen, outputs: Sequence[Tensor]) -> tuple[list[Tensor | None], bool]:
-    """Of the highest score; of what went into the head, where a head that starts at zero lets nothing through.
+    """Of the highest score; where a head starts at zero, of what went into it.
 
     And whether they are of the score.
     """
@@ -218,5 +218,6 @@ def _tells(features: Tensor, gradient: Tensor) -> bool:
         return False
     if bool((cams.remainder(cams.hirescam, features, gradient[None]) < BLIND).all()):
         return False
-    # A score that looks at a single channel is that channel: the layer holds the scores, as in a segmentation.
+    # A score that looks at a single channel is that channel: the layer holds the scores, as in a
+    # segmentation.
     return int(gradient.flatten(2).any(2).sum(1).max()) > 1

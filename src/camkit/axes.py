@@ -1,9 +1,9 @@
 """Axes: where the channels of a layer's output are, by what is done to it and what it was made of.
 
 One forward is watched function by function. A convolution, a normalisation or a pooling has its channels at
-dimension 1, a LayerNorm and a linear layer at the last one; but a linear layer may also mix positions (MLP-Mixer),
-so it counts only where nothing else is seen. That is followed from what the output was made of, and to what
-becomes of it, through permutations, reshapes and whatever works element by element.
+dimension 1, a LayerNorm and a linear layer at the last one; but a linear layer may also mix positions
+(MLP-Mixer), so it counts only where nothing else is seen. That is followed from what the output was made
+of, and to what becomes of it, through permutations, reshapes and whatever works element by element.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch.overrides import TorchFunctionMode
 
 TOKENS_FIRST = -1  # instead of a dimension: the images are at dimension 1, so the channels are the last
 
-# Functions by name, without the `_` of those in place, whose inputs and outputs have channels at dimension 1.
+# Functions by name, without the `_` of those in place, that take and return channels at dimension 1.
 _FIRST = {
     *(f"conv{d}d" for d in (1, 2, 3)),
     *(f"conv_transpose{d}d" for d in (1, 2, 3)),
@@ -50,7 +50,7 @@ class Found:
 
     @property
     def channels(self) -> int | None:
-        """The dimension of the channels, or `TOKENS_FIRST`; `None` if nothing tells or what tells differs."""
+        """The dimension of the channels, or `TOKENS_FIRST`; `None` if nothing tells, or not the same."""
         found = self.certain or self.likely
         return next(iter(found)) if len(found) == 1 else None
 

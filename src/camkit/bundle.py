@@ -18,6 +18,7 @@ from camkit import plugins
 from camkit.api import LoadedModel, ModelSource
 from camkit.errors import CamkitError, ModelError, PluginError
 from camkit.preprocess import Preprocess
+from camkit.scores import ScoreKind, checked
 from camkit.weights import SPARE, built_for, first_line, is_file, put_weights, read_weights
 
 FORMAT = 1
@@ -38,7 +39,7 @@ class BundleSource(ModelSource):
         path, weights_path = _inside(folder, CONFIG), _inside(folder, WEIGHTS)
         size = weights_path.stat().st_size
         with _naming(path):
-            architecture, classes, preprocess, layer = _contents(_read_config(path))
+            architecture, classes, preprocess, layer, scores = _contents(_read_config(path))
             try:
                 source: ModelSource = plugins.make("model", architecture["source"])
             except PluginError as error:
@@ -61,6 +62,7 @@ class BundleSource(ModelSource):
             name=folder.resolve().name,
             default_layer=layer,
             architecture=architecture,
+            scores=scores,
         )
 
 
@@ -99,6 +101,7 @@ def save_bundle(
         "classes": list(model.classes),
         "preprocessing": model.preprocess.to_dict(),
         "default_layer": model.default_layer,
+        **({} if model.scores == "auto" else {"scores": model.scores}),
     }
     if taken := sorted(config.keys() & facts.keys()):
         raise ModelError(f"the facts {taken} of a bundle are the model's own")
@@ -153,8 +156,10 @@ def _read_config(path: Path) -> dict[str, Any]:
     return dict(config)
 
 
-def _contents(config: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[str, ...], Preprocess, str]:
-    """Architecture, class names, preprocessing and default layer, each checked."""
+def _contents(
+    config: Mapping[str, Any],
+) -> tuple[dict[str, Any], tuple[str, ...], Preprocess, str, ScoreKind]:
+    """Architecture, class names, preprocessing, default layer and what the scores are, each checked."""
     architecture = config.get("architecture")
     if not isinstance(architecture, dict) or not isinstance(architecture.get("source"), str):
         raise ModelError("there is no architecture with a source")
@@ -171,12 +176,13 @@ def _contents(config: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[str, ...
     if not isinstance(preprocessing, dict):
         raise ModelError("there is no table 'preprocessing'")
     preprocess = Preprocess.from_dict(preprocessing)
-    if math.prod(preprocess.size) > MAX_PIXELS:
-        raise ModelError(f"preprocessing size {preprocess.size} is more than {MAX_PIXELS:,} pixels")
+    for shown in (preprocess.size, preprocess.seen):
+        if math.prod(shown) > MAX_PIXELS:
+            raise ModelError(f"preprocessing size {shown} is more than {MAX_PIXELS:,} pixels")
     layer = config.get("default_layer", "auto")
     if not isinstance(layer, str):
         raise ModelError(f"default_layer {layer!r} is no name")
-    return architecture, tuple(classes), preprocess, layer
+    return architecture, tuple(classes), preprocess, layer, checked(config.get("scores", "auto"))
 
 
 def _inside(folder: Path, name: str) -> Path:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from math import prod
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -126,9 +127,9 @@ def contrast(scores: Tensor, targets: Tensor, alpha: float, comparisons: int) ->
 
 # --- doubts ---------------------------------------------------------------------------------------
 
-# How much of its terms a sum has to be, in units of the type they were computed in, to be more than rounding.
-# Where the truth is zero, behind a LayerNorm over channels, 0.5 to 15 were seen; 1e5 where it is not. Half
-# precision has no such room: there a smaller multiple is noise.
+# How much of its terms a sum has to be, in units of the type they were computed in, to be more than
+# rounding. Where the truth is zero, behind a LayerNorm over channels, 0.5 to 15 were seen; 1e5 where it is
+# not. Half precision has no such room: there a smaller multiple is noise.
 NOISE = {torch.float32: 64.0, torch.float64: 64.0, torch.bfloat16: 2.0, torch.float16: 2.0}
 SAMPLE = 1024  # positions whose terms are looked at
 
@@ -137,12 +138,12 @@ def remainder(formula: Callable[[Tensor, Tensor], Tensor], features: Tensor, gra
     """What is left of the terms of a map where they cancel, `[B]`: of the first of the T classes.
 
     Its largest value, relative to the map that the formula makes of the absolute features and gradients; 0
-    where there are none. A LayerNorm over the channels right behind a layer makes `sum_k G_k A_k` zero at every
-    position, since the score does not change with the scale of a position.
+    where there are none. A LayerNorm over the channels right behind a layer makes `sum_k G_k A_k` zero at
+    every position, since the score does not change with the scale of a position.
     """
     gradients = gradients[:1]
     step = max(1, round((prod(features.shape[2:]) / SAMPLE) ** (1 / (features.ndim - 2))))
-    some = (..., *[slice(None, None, step)] * (features.ndim - 2))
+    some: Any = (..., *[slice(None, None, step)] * (features.ndim - 2))
     found = formula(features, gradients).flatten(1).abs().amax(1)
     terms = formula(features[some].abs(), gradients[some].abs()).flatten(1).amax(1)
     return torch.where(terms == 0, 0.0, found / terms)

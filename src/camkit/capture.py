@@ -118,8 +118,8 @@ def ran(name: str, times: int) -> LayerError:
             "choose a layer that runs once (`camkit model layers`)"
         )
     return LayerError(
-        f"layer {name!r} did not run in the forward, or its hook did not fire: as where the model calls its "
-        "`forward` instead of itself, or is compiled, traced or exported; pass the original module"
+        f"layer {name!r} did not run in the forward, or its hook did not fire: as where the model calls "
+        "its `forward` instead of itself, or is compiled, traced or exported; pass the original module"
     )
 
 
@@ -176,8 +176,8 @@ def _training(module: nn.Module) -> tuple[list[nn.Module], bool]:
 def gradients_everywhere() -> Iterator[None]:
     """Inside, a forward runs with gradients although it says `no_grad` itself, and without its checkpoints.
 
-    Models that run a frozen body under `no_grad` have no gradient otherwise. Reentrant checkpoints run their
-    part without gradients, and once more in the backward; here it simply runs.
+    Models that run a frozen body under `no_grad` have no gradient otherwise. Reentrant checkpoints run
+    their part without gradients, and once more in the backward; here it simply runs.
     """
     owner, checkpointed = threading.get_ident(), CheckpointFunction.apply
 

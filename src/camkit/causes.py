@@ -44,14 +44,14 @@ _MEANINGS: tuple[tuple[str, type[CamkitError], str], ...] = (
     (
         r"is a view and (?:its base or another view of its base has been|is being) modified in-?place",
         ModelError,
-        "the model has a full backward hook before an operation in place, such as ReLU(inplace=True): remove "
-        "the hook, or say inplace=False",
+        "the model has a full backward hook before an operation in place, such as ReLU(inplace=True): "
+        "remove the hook, or say inplace=False",
     ),
     (
         r"modified by an inplace operation.*?output \d+ of (\w+?)(?:Backward\w*)?,",
         ModelError,
-        "above the layer the model writes in place into the result of {}, which its gradient needs: clone() "
-        "it before writing into it, or write without assignment to slices",
+        "above the layer the model writes in place into the result of {}, which its gradient needs: "
+        "clone() it before writing into it, or write without assignment to slices",
     ),
     (
         "modified by an inplace operation",
@@ -67,7 +67,7 @@ _MEANINGS: tuple[tuple[str, type[CamkitError], str], ...] = (
     (
         "cudnn RNN backward can only be called in training mode",
         ModelError,
-        "cuDNN differentiates no RNN in eval mode: run this under torch.backends.cudnn.flags(enabled=False)",
+        "cuDNN differentiates no RNN in eval mode: run under torch.backends.cudnn.flags(enabled=False)",
     ),
     (
         "No execution plans support the graph|Unable to find an engine|CUDNN_STATUS_NOT_SUPPORTED",
@@ -77,8 +77,8 @@ _MEANINGS: tuple[tuple[str, type[CamkitError], str], ...] = (
     (
         "[Ii]nference tensors cannot be saved for backward|Inplace update to inference tensor",
         ModelError,
-        "the model keeps tensors that were made in inference mode, which take part in no gradient: make them "
-        "under no_grad",
+        "the model keeps tensors that were made in inference mode, which take part in no gradient: make "
+        "them under no_grad",
     ),
     (
         "not supported on ScriptModules",
@@ -103,7 +103,9 @@ def explained(error: Exception, module: nn.Module, inputs: Sequence[Tensor]) -> 
         if match := re.search(sign, text, re.DOTALL):
             names = [group for group in match.groups() if group]
             if kind is NoGradient and (part := _quantised(module)):
-                return ModelError(f"the model is quantised ({part}), so it has no gradient: explain it before that")
+                return ModelError(
+                    f"the model is quantised ({part}), so it has no gradient: explain it before that"
+                )
             return kind(meaning.format(*names, "an operation") if "{}" in meaning else meaning)
     first = (text.strip() or type(error).__name__).splitlines()[0]
     return ModelError(f"{type(module).__name__} fails on inputs {list(inputs[0].shape)}: {first}")
@@ -127,12 +129,12 @@ def _mismatch(text: str, module: nn.Module, inputs: Tensor) -> CamkitError | Non
     if weights and str(inputs.device) not in devices and re.search("device|type", text):
         where = " and ".join(sorted(devices))
         return UsageError(
-            f"the model is on {where} and the inputs are on {inputs.device}: move one of them, or pass device="
+            f"the model is on {where} and the inputs are on {inputs.device}: move one, or pass device="
         )
     types = {tensor.dtype for tensor in weights}
     if weights and inputs.dtype not in types and re.search(r"dtype|data ?type|type \(|scalar type", text):
         first, own = _name(weights[0].dtype), _name(inputs.dtype)
-        return UsageError(f"the model is {first} and the inputs are {own}: cast one of them, or pass dtype=")
+        return UsageError(f"the model is {first} and the inputs are {own}: cast one, or pass dtype=")
     return None
 
 
@@ -140,7 +142,7 @@ def _quantised(module: nn.Module) -> str:
     """The name of a quantised layer, or ""."""
     for name, part in module.named_modules():
         if re.match(r"torch\.ao\.nn\.(intrinsic\.)?(quantized|quantizable)", type(part).__module__):
-            return name
+            return str(name)
     return ""
 
 

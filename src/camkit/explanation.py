@@ -12,18 +12,30 @@ from dataclasses import dataclass, field
 from functools import cache, partial
 from itertools import islice
 from typing import Any, Literal, get_args
+from weakref import WeakKeyDictionary
 
 from PIL import Image
 from torch import Tensor, nn
 
 from camkit import layers, plugins, reading, render
 from camkit.api import Explainer, LoadedModel
+from camkit.capture import as_it_was
 from camkit.errors import MapError, ModelError, PluginError, UsageError
 from camkit.host import Answer, Call, Layer, better_layer, resolve_layers, run, unknown_method
 from camkit.images import Photo
 from camkit.preprocess import Preprocess
 from camkit.reading import Failure, ImageSource
 from camkit.render import Style
+from camkit.scores import (
+    THRESHOLD,
+    ScoreKind,
+    excludes,
+    meaning,
+    predictions,
+    probabilities,
+    squashed,
+    told,
+)
 from camkit.targets import Chooser, class_chooser
 
 View = Literal["model", "original"]
@@ -51,8 +63,13 @@ class Explanation:
     """One map of one photograph for one class, with everything needed to draw it and to account for it.
 
     map: raw, float32 `[h, w]`, on the CPU.
-    probability: softmax of the model's scores; logit: the score itself.
-    top: the most probable classes with their probabilities, most probable first.
+    scores: what the model's scores were read as: `softmax`, `sigmoid`, `probabilities` or `none`;
+        exclusive: whether one class excludes the others.
+    probability: what that makes of the score; `None` for `none`. logit: the score itself.
+    top: the most probable classes with their probabilities (or scores), most probable first.
+    predicted: the names of the classes that are predicted: of classes that exclude each other the most
+        probable one, else all above 0.5, the most probable first, which may be none.
+    predicted_index, predicted_name: the first of them, or `None`.
     position: of the photograph among those that were asked for.
     layout: how the output of the layer was said to be read, if it was.
     """
@@ -63,17 +80,38 @@ class Explanation:
     layer: str
     class_index: int
     class_name: str
-    probability: float
+    probability: float | None
     logit: float
     top: tuple[tuple[str, float], ...]
-    predicted_index: int
-    predicted_name: str
+    predicted_index: int | None
+    predicted_name: str | None
     photo: Photo = field(repr=False)
     model: LoadedModel = field(repr=False)
     options: Mapping[str, Any] = field(default_factory=dict)
     position: int = 0
     layout: str | None = None
     warnings: tuple[str, ...] = ()
+    predicted: tuple[str, ...] = ()
+    scores: ScoreKind = "softmax"
+    exclusive: bool = True
+
+    @property
+    def figure(self) -> str:
+        """The probability for people, or the score of a model that has none."""
+        return told(self.probability, self.logit)
+
+    def verdict(self) -> str:
+        """One line: what the model says to the photograph."""
+        best = [(name, told(None if self.scores == "none" else p, p)) for name, p in self.top]
+        if self.exclusive:
+            return ", ".join(f"{name} {figure}" for name, figure in best[:3])
+        if len(self.model.classes) == 1:
+            return f"{' '.join(best[0])}: {'' if self.predicted else 'not '}above {THRESHOLD:.0%}"
+        said = [f"{name} {figure}" for (name, figure), _ in zip(best, self.predicted, strict=False)]
+        more = len(self.predicted) - len(said)
+        if said:
+            return f"above {THRESHOLD:.0%}: {', '.join(said)}{f' and {more} more' if more else ''}"
+        return f"no class above {THRESHOLD:.0%}; highest: {' '.join(best[0])}"
 
     def overlay(
         self,
@@ -120,8 +158,8 @@ class Explanation:
 
     def caption(self) -> str:
         """One line: what is shown, and what the picture cannot show by itself."""
-        told = f"{self.class_name} {self.probability:.1%} · {self.backend} {self.method} at {self.layer}"
-        return " · ".join([told, *self.remarks()])
+        said = f"{self.class_name} {self.figure} · {self.backend} {self.method} at {self.layer}"
+        return " · ".join([said, *self.remarks()])
 
     def remarks(self, style: Style | None = None) -> tuple[str, ...]:
         """What the picture cannot show by itself: that nothing speaks for the class, or against it."""
@@ -331,7 +369,15 @@ def _explain_photos(
     inputs = model.preprocess.batch(views, model.device).to(model.dtype)
     answers = {
         backend.name: run(
-            *(backend.explainer, backend.name, model.module, inputs, work.layers, backend.methods, work.choose),
+            *(
+                backend.explainer,
+                backend.name,
+                model.module,
+                inputs,
+                work.layers,
+                backend.methods,
+                work.choose,
+            ),
             call=Call(layout=work.layout, frozen=True),  # nobody changes the model while it is camkit's
         )
         for backend in work.backends
@@ -355,13 +401,18 @@ def _results(
     hint: Callable[[str], str],
 ) -> Iterator[Explanation | Failure]:
     """The results of one backend for one photograph, each with the scores of the forward it explains."""
-    model, logits = work.model, answer.scores[row].float().cpu()
+    model, scores = work.model, answer.scores.float().cpu()
+    logits = scores[row]
     if len(model.classes) != len(logits):
         raise ModelError(
             f"model {model.name!r} names {len(model.classes)} classes but returns {len(logits)}"
         )
-    probabilities = logits.softmax(0)
-    top = probabilities.topk(min(5, len(logits)))
+    kind, doubt = _meaning(model, scores, photo)
+    every = probabilities(scores, kind)
+    likely = logits if every is None else every[row]
+    exclusive = excludes(scores, kind)
+    predicted = predictions(likely, exclusive=exclusive)
+    top = likely.topk(min(5, len(logits)))
     best = [(model.classes[i], p) for i, p in zip(top.indices.tolist(), top.values.tolist(), strict=True)]
     columns = {index: column for column, index in reversed(list(enumerate(answer.targets[row].tolist())))}
     for (method, layer), maps in answer.maps.items():
@@ -370,7 +421,7 @@ def _results(
             try:
                 render.check_finite(map)
                 # One NaN among the scores leaves no class a probability.
-                if not math.isfinite(float(logits[index] + probabilities[index])):
+                if not math.isfinite(float(logits[index] + likely[index])):
                     raise MapError("the model's score is NaN or infinite (try --dtype float32)")
             except MapError as error:
                 text = f"{photo.source}: {backend.name} {method}, class {model.classes[index]}: {error}"
@@ -391,14 +442,43 @@ def _results(
                 layout=work.layout,
                 class_index=index,
                 class_name=model.classes[index],
-                probability=float(probabilities[index]),
+                probability=None if every is None else float(likely[index]),
                 logit=float(logits[index]),
                 top=tuple(best),
-                predicted_index=int(logits.argmax()),
-                predicted_name=model.classes[int(logits.argmax())],
+                predicted_index=predicted[0] if predicted else None,
+                predicted_name=model.classes[predicted[0]] if predicted else None,
                 photo=photo,
                 model=model,
                 options=vars(backend.explainer.options),
                 position=position,
-                warnings=(*photo.warnings, *doubts),
+                warnings=(*photo.warnings, *doubt, *doubts),
+                predicted=tuple(model.classes[i] for i in predicted),
+                scores=kind,
+                exclusive=exclusive,
             )
+
+
+# Of modules whose scores alone do not tell what they are, found out once.
+_SQUASHED: WeakKeyDictionary[nn.Module, bool | None] = WeakKeyDictionary()
+
+
+def _meaning(model: LoadedModel, scores: Tensor, photo: Photo) -> tuple[ScoreKind, tuple[str, ...]]:
+    """What the scores of a batch are, and a warning where that is a guess."""
+    module, asked = model.module, False
+
+    def ask() -> bool | None:
+        nonlocal asked
+        asked = True
+        if module not in _SQUASHED:
+            inputs = model.preprocess.batch([_view(photo, model.preprocess)], model.device)
+            with as_it_was(module, model.device):
+                _SQUASHED[module] = squashed(module, inputs.to(model.dtype))
+        return _SQUASHED[module]
+
+    kind = meaning(model.scores, scores, ask)
+    if not asked or kind == "probabilities" or _SQUASHED[module] is not None:
+        return kind, ()
+    return kind, (
+        f"all scores lie between 0 and 1, and were taken for logits ({kind}); of a model that returns "
+        "probabilities say so: --scores probabilities",
+    )

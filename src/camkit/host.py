@@ -201,16 +201,14 @@ def resolve_layers(
     layer: Layer | Sequence[Layer],
     inputs: Tensor,
     *extras: Tensor,
-    call: Call = Call(),  # noqa: B008  it is frozen
+    call: Call = Call(),
 ) -> list[str]:
     """Dotted names of what `layer` means; `auto` takes a forward of the first row at its first call."""
     specs = [layer] if isinstance(layer, str | nn.Module) else list(layer)
     return layers.resolve(module, specs, lambda: automatic_layer(module, inputs, *extras, call=call).name)
 
 
-def automatic_layer(
-    module: nn.Module, inputs: Tensor, *extras: Tensor, call: Call = Call()  # noqa: B008
-) -> Choice:
+def automatic_layer(module: nn.Module, inputs: Tensor, *extras: Tensor, call: Call = Call()) -> Choice:
     """The layer that `auto` means, kept for the model; see `automatic.choose`."""
     # A function of the user's may know how many images there are, as a loss with its labels does.
     rows = len(inputs) if callable(call.output) or call.score else 1
@@ -229,7 +227,7 @@ def run(
     choose: Chooser,
     *,
     extras: Sequence[Tensor] = (),
-    call: Call = Call(),  # noqa: B008
+    call: Call = Call(),
 ) -> Answer:
     """Let `explainer` answer, with everything around it as every explainer may expect it.
 
@@ -360,8 +358,8 @@ def _zero(
             saturated = _saturated(scores, targets).cpu()
         if bool((sure := zero & saturated).any()):
             text = (
-                f"{method} is zero at layer {layer!r} because the score is a probability so near to 0 or 1 that "
-                "it has no gradient: explain what is below the softmax or sigmoid"
+                f"{method} is zero at layer {layer!r} because the score is a probability so near to 0 or 1 "
+                "that it has no gradient: explain what is below the softmax or sigmoid"
             )
             yield Remark(method, layer, sure, text)
         if bool((other := zero & ~saturated).any()):
@@ -390,7 +388,7 @@ def better_layer(
     layer: str,
     inputs: Tensor,
     extras: Sequence[Tensor] = (),
-    call: Call = Call(),  # noqa: B008
+    call: Call = Call(),
 ) -> str:
     """A half-sentence with the automatic layer, for a layer whose maps say nothing; "" if that is none."""
     try:
@@ -476,7 +474,8 @@ def _converted(
 ) -> tuple[nn.Module, Layer | Sequence[Layer], tuple[Tensor, ...]]:
     """A moved and cast copy, kept for the next call or not; convert once yourself when calling often.
 
-    Where nothing changes it is the module itself. Layers that are modules become names, as the copy has others.
+    Where nothing changes it is the module itself. Layers that are modules become names, as the copy has
+    others.
     """
     where = inputs[0].device if device is None else models.pick_device(device)
     kind = inputs[0].dtype if dtype is None else models.pick_dtype(dtype)

@@ -81,10 +81,10 @@ class LayerRecord:
     grid: tuple[int, ...] | None
 
 
-POOLING: tuple[type[nn.Module], ...] = (nn.Dropout,) + tuple(
-    getattr(nn, f"{kind}{dimensions}d")
-    for kind in ("AdaptiveAvgPool", "AdaptiveMaxPool", "AvgPool", "MaxPool", "Dropout")
-    for dimensions in (1, 2, 3)
+_KINDS = ("AdaptiveAvgPool", "AdaptiveMaxPool", "AvgPool", "MaxPool", "Dropout")
+POOLING: tuple[type[nn.Module], ...] = (
+    nn.Dropout,
+    *(getattr(nn, f"{kind}{dimensions}d") for kind in _KINDS for dimensions in (1, 2, 3)),
 )
 
 
@@ -160,7 +160,7 @@ def resolve(module: nn.Module, specs: Sequence[str | nn.Module], automatic: Call
 
 
 def example_inputs(size: tuple[int, int], like: Tensor) -> Tensor:
-    """Noise `[1, 3, *size]`, always the same, with the device and type of `like`, to look at a model with."""
+    """Noise `[1, 3, *size]`, always the same, of the device and type of `like`, to see a model at work."""
     if min(size) < 1:
         raise ModelError(f"input size {size} must be positive")
     noise = torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(0))

@@ -1,12 +1,13 @@
 """Layouts: which dimension of a layer's output holds the channels, which the positions of a map.
 
-An output may be channels-first `[B, C, h, w]` (or `[B, C, h w]`), channels-last `[B, h, w, C]` (Swin), tokens
-`[B, N, C]` (ViT) or tokens-first `[N, B, C]`. For signals `[B, C, L]` a feature map is `[B, C, l]`, for volumes
-`[B, C, D, H, W]` it is `[B, C, d, h, w]`.
+An output may be channels-first `[B, C, h, w]` (or `[B, C, h w]`), channels-last `[B, h, w, C]` (Swin),
+tokens `[B, N, C]` (ViT) or tokens-first `[N, B, C]`. For signals `[B, C, L]` a feature map is `[B, C, l]`,
+for volumes `[B, C, D, H, W]` it is `[B, C, d, h, w]`.
 
-What a shape means is decided by what the user says, by what the layer is (a convolution, a LayerNorm), by which
-reading is possible at all, and at last by following the output to its neighbours (`axes`). Proportions alone
-say nothing: pooling may be anisotropic. Where it stays open, it is an error that names the way out.
+What a shape means is decided by what the user says, by what the layer is (a convolution, a LayerNorm), by
+which reading is possible at all, and at last by following the output to its neighbours (`axes`).
+Proportions alone say nothing: pooling may be anisotropic. Where it stays open, it is an error that names
+the way out.
 """
 
 from __future__ import annotations
@@ -56,11 +57,12 @@ class Layout:
     def to_map(self, tensor: Tensor) -> Tensor:
         """`[..., B, C, h, w]` from an output, or a gradient, in this layout; a view."""
         if self.kind == "channels-first":
-            return tensor.unflatten(-1, self.grid) if self.flat else tensor
+            return tensor.reshape(*tensor.shape[:-1], *self.grid) if self.flat else tensor
         if self.kind == "tokens-first":
             tensor = tensor.transpose(-3, -2)
         if self.kind in ("tokens", "tokens-first"):
-            tensor = tensor[..., self.prefix :, :].unflatten(-2, self.grid)
+            tensor = tensor[..., self.prefix :, :]
+            tensor = tensor.reshape(*tensor.shape[:-2], *self.grid, tensor.shape[-1])
         return tensor.movedim(-1, -1 - len(self.grid))
 
 
@@ -79,7 +81,12 @@ class OpenLayout(LayerError):
 
 
 def layout(
-    output: Any, inputs: Sequence[int], name: str, *, module: nn.Module | None = None, kind: str | None = None
+    output: Any,
+    inputs: Sequence[int],
+    name: str,
+    *,
+    module: nn.Module | None = None,
+    kind: str | None = None,
 ) -> Layout:
     """The layout of the `output` of layer `name`, for inputs of the shape `[B, C, H, W]`.
 
@@ -92,7 +99,9 @@ def layout(
         raise LayerError(f"layer {name!r} returns a {found}, not a feature map; choose one inside it")
     shape = tuple(output.shape)
     if output.is_quantized:
-        raise LayerError(f"layer {name!r} is quantised, so it has no gradient: explain the model before that")
+        raise LayerError(
+            f"layer {name!r} is quantised, so it has no gradient: explain the model before that"
+        )
     if kind not in (None, *KINDS):
         raise UsageError(f"a layout is {', '.join(KINDS)}, not {kind!r}")
     if output.is_floating_point() and len(shape) > 2:
@@ -127,9 +136,9 @@ def _check_rows(shape: Sequence[int], rows: int, name: str, kind: str | None) ->
     if kind is None and len(shape) == 3 and shape[1] == rows:
         hint = "; if it is [tokens, images, channels], say layout='tokens-first'"
     raise LayerError(
-        f"layer {name!r} returns {shape[0]} rows {list(shape)} for {rows} image{'s' * (rows > 1)}, so its rows "
-        "are not the images (but windows, tiles, frames, views or tokens); choose a layer with a row for "
-        f"each image{hint}"
+        f"layer {name!r} returns {shape[0]} rows {list(shape)} for {rows} image{'s' * (rows > 1)}, so its "
+        "rows are not the images (but windows, tiles, frames, views or tokens); choose a layer with a row "
+        f"for each image{hint}"
     )
 
 
@@ -226,7 +235,7 @@ _FIRST: tuple[type[nn.Module], ...] = (
 )
 _LAST: tuple[type[nn.Module], ...] = (nn.LayerNorm, nn.RMSNorm)
 
-# What following the output has shown, by the layer itself: the dimension of the channels by the number of all.
+# What following an output has shown, by the layer: the dimension of the channels by the number of all.
 _SETTLED: weakref.WeakKeyDictionary[nn.Module, dict[int, int]] = weakref.WeakKeyDictionary()
 
 
@@ -235,7 +244,9 @@ def _known_axis(layer: nn.Module, dimensions: int) -> int | None:
     layer = _last(layer)
     if (found := _SETTLED.get(layer, {}).get(dimensions)) is not None:
         return found
-    own = type(layer).forward  # a subclass with a forward of its own, as timm's LayerNorm2d, may do anything
+    own = type(
+        layer
+    ).forward  # a subclass with a forward of its own, as timm's LayerNorm2d, may do anything
     if isinstance(layer, _FIRST) and own.__module__.startswith("torch.nn."):
         return 1
     if isinstance(layer, _LAST) and own.__module__.startswith("torch.nn."):

@@ -29,8 +29,9 @@ SCHEMA = 2
 NAME = "manifest.jsonl"
 FIELDS = (
     "schema request name results image image_sha256 status error backend backend_dist backend_version "
-    "method options layer layout class_index class_name probability logit predicted_index predicted_name "
-    "map_file map_key map_sha256 map_shape map_range overlay_file overlay_sha256 picture sheet_file model "
+    "method options layer layout class_index class_name scores probability logit predicted predicted_index "
+    "predicted_name map_file map_key map_sha256 map_shape map_range overlay_file overlay_sha256 picture "
+    "sheet_file model "
     "model_spec model_sha256 preprocessing camkit_version torch_version device dtype warnings"
 ).split()
 MAX_LINE = 2**20  # bytes; a stranger's manifest may hold anything

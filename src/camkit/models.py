@@ -11,6 +11,7 @@ import importlib.util
 import os
 import re
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from camkit.api import LoadedModel, ModelSource
 from camkit.efficientnet import EfficientNetLite0
 from camkit.errors import ModelError, closest
 from camkit.preprocess import Preprocess
+from camkit.scores import ScoreKind, checked
 from camkit.weights import (
     download,
     first_line,
@@ -43,18 +45,24 @@ def load_model(
     *,
     device: str | torch.device = "auto",
     dtype: str | torch.dtype = "float32",
+    scores: ScoreKind | None = None,
     trust_pickle: bool = False,
 ) -> LoadedModel:
     """The model that `spec` means, in eval mode.
 
     spec: `pets`, `imagenet`, `torchvision:NAME[@WEIGHTS]`, `timm:NAME[@FILE]`, or a bundle folder.
     device: `auto` (a CUDA device if there is one), `cpu`, `cuda`, `cuda:1`, ...
+    scores: what its outputs are: `softmax`, `sigmoid`, `probabilities` or `none`; left out, as it says.
     Raises `ModelError` if it cannot be found, read or built.
     """
     target, kind = pick_device(device), pick_dtype(dtype)
+    if scores is not None:
+        checked(scores)  # before the model is loaded
     scheme, reference = _split(os.fspath(spec))
     model: LoadedModel = plugins.make("model", scheme).load(reference, device=target, trust=trust_pickle)
     model.module.eval()
+    if scores is not None:
+        model = replace(model, scores=scores)
     return model if kind == model.dtype else model.to(dtype=kind)
 
 

@@ -177,8 +177,8 @@ class _Work:
     def _doubt(self, method: str, layer: str, images: Tensor) -> None:
         if bool(images.any()):
             text = (
-                f"{method} at layer {layer!r} is only rounding noise, as before a LayerNorm over channels: its "
-                "terms cancel; choose the layer behind that, or another method"
+                f"{method} at layer {layer!r} is only rounding noise, as before a LayerNorm over channels: "
+                "its terms cancel; choose the layer behind that, or another method"
             )
             self.sweep.remark(method, layer, images, text)
 
@@ -283,7 +283,7 @@ def pooled_slopes(module: nn.Module, layer: str, captured: Captured) -> Tensor |
     return gradients / prod(features.shape[2:])
 
 
-def second_order(scores: Tensor, targets: Tensor, captured: Captured) -> Iterator[tuple[Tensor, Tensor]]:
+def second_order(scores: Tensor, targets: Tensor, captured: Captured) -> Iterator[tuple[Tensor, ...]]:
     """For each of the T classes the gradient by the output, and the Hessian times the features.
 
     Backwards through the gradient, and not by the derivative of `J^T v` by `v`, which would serve all
@@ -293,7 +293,9 @@ def second_order(scores: Tensor, targets: Tensor, captured: Captured) -> Iterato
     captured.layout.to_map(direction).copy_(captured.features)  # a view: class tokens stay out
     for column in torch.split(targets, 1, dim=1):
         with _explained_errors():
-            yield _scaled([scores, captured.output], partial(_second_order, scores, column, captured, direction))
+            yield _scaled(
+                [scores, captured.output], partial(_second_order, scores, column, captured, direction)
+            )
 
 
 def _second_order(
@@ -352,11 +354,13 @@ def _sum(scores: Tensor, column: Tensor, scale: float) -> Tensor:
     return own.sum() if scale == 1 else (own.float() * scale).sum()
 
 
-# By what float16 gradients are multiplied, so that those of large maps do not vanish; less if they overflow.
+# By what float16 gradients are multiplied, lest those of large maps vanish; less if they overflow.
 SCALES = (2.0**14, 2.0**7, 1.0)
 
 
-def _scaled(tensors: Sequence[Tensor], compute: Callable[[float], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
+def _scaled(
+    tensors: Sequence[Tensor], compute: Callable[[float], tuple[Tensor, ...]]
+) -> tuple[Tensor, ...]:
     """`compute(1.0)`; where a tensor is float16 that of a larger scale, divided by it in float32."""
     if not _is_half(tensors):
         return compute(1.0)

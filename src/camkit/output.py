@@ -309,7 +309,7 @@ class Output:
         scales = self._scales(results)
         for result in results:
             where = f"{result.backend} · {result.method} · {result.layer}"
-            what = f"{result.class_name} {result.probability:.1%}"
+            what = f"{result.class_name} {result.figure}"
             title = "\n".join([where, what, *result.remarks(self._style)])
             if result.class_index in rows or len(rows) < MAX_SHEET_CLASSES:
                 scale = scales[result.method, result.layer, result.class_index]
@@ -386,7 +386,7 @@ def request_id(work: Plan, classes: Sequence[str], *, style: Style, view: View, 
         options = vars(backend.explainer.options)
         backends.append([found.full_name, found.version, backend.methods, options])
     facts = {
-        "model": [model.sha256, model.preprocess.to_dict(), list(model.classes)],
+        "model": [model.sha256, model.preprocess.to_dict(), list(model.classes), model.scores],
         "where": [str(model.device), str(model.dtype)],
         "backends": backends,
         "layers": [*work.layers, *([work.layout] if work.layout else [])],
@@ -473,6 +473,8 @@ def _facts(result: Explanation | Failure) -> dict[str, Any]:
         "logit": result.logit,
         "predicted_index": result.predicted_index,
         "predicted_name": result.predicted_name,
+        "predicted": list(result.predicted),
+        "scores": result.scores,
         "model": model.name,
         "model_sha256": model.sha256,
         "preprocessing": model.preprocess.to_dict(),

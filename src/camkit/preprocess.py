@@ -2,8 +2,8 @@
 
 A `Preprocess` is plain data, so it can be stored in a bundle and in every manifest line. It resizes and
 crops Pillow images as torchvision does, hence equals `weights.transforms()` and timm's evaluation
-transform. What the model sees is made without torch, so that processes which only read photographs
-need none.
+transform; or as fastai does, which crops or pads first and resizes then. What the model sees is made
+without torch, so that processes which only read photographs need none.
 """
 
 from __future__ import annotations
@@ -21,10 +21,14 @@ if TYPE_CHECKING:
     from torch import Tensor, device
 
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
-Fit = Literal["crop", "squash"]
+Fit = Literal["crop", "squash", "crop-first", "pad", "none"]
+Padding = Literal["zeros", "border", "reflection"]
 FILTERS = {"nearest": 0, "lanczos": 1, "bilinear": 2, "bicubic": 3}  # Pillow's numbers for them
 
+PADDINGS = {"border": "edge", "reflection": "reflect"}  # numpy's names for them; zeros need none
+
 MAX_PIXELS = 2**28  # of a resized photograph; a strip for a large model would have many more
+FIRST = ("crop-first", "pad", "none")  # what is cut or added before anything is resized
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -36,45 +40,72 @@ class Preprocess:
 
     size: height and width in pixels of what the model sees.
     resize: length in pixels of the shorter side before the centre crop; `None` means no margin, the
-        shorter side is resized just to cover `size`.
+        shorter side is resized just to cover `size`. But for `crop` also height and width.
     fit: `crop` keeps the proportions and cuts the margins; `squash` gives the whole photograph the
-        proportions of `size`.
+        proportions of `size`. `crop-first` cuts the photograph to these proportions in whole pixels and
+        resizes then, `pad` adds to it instead; `none` takes the middle and resizes nothing.
+    padding: what `pad`, and `none` of a small photograph, add.
     mean, std: per channel, of values in [0, 1].
+    presize: height and width of the view, if the model gets it resampled to `size`, as fastai does with
+        batches.
     """
 
     size: tuple[int, int] = (224, 224)
-    resize: int | None = None
+    resize: int | tuple[int, int] | None = None
     fit: Fit = "crop"
     interpolation: Interpolation = "bilinear"
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD
+    padding: Padding = "zeros"
+    presize: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
-        if min(self.size) < 1 or max(self.size) > 8192:
-            raise ModelError(f"input size {self.size} must lie between 1 and 8192 pixels")
-        if self.resize is not None and not min(self.size) <= self.resize <= 16384:
-            raise ModelError(f"resize={self.resize} is smaller than the crop {self.size}, or absurd")
+        for size in (self.size, self.seen):
+            if min(size) < 1 or max(size) > 8192:
+                raise ModelError(f"input size {size} must lie between 1 and 8192 pixels")
         if self.fit not in get_args(Fit) or self.interpolation not in get_args(Interpolation):
             raise ModelError(f"unknown fit {self.fit!r} or interpolation {self.interpolation!r}")
+        if self.padding not in get_args(Padding):
+            raise ModelError(f"unknown padding {self.padding!r}")
+        if self.resize is not None:
+            self._check_resize()
         if len(self.mean) != 3 or len(self.std) != 3 or not all(s > 0 for s in self.std):
             raise ModelError(f"mean {self.mean} and std {self.std} need three values, std positive")
         if not all(map(math.isfinite, (*self.mean, *self.std))):
             raise ModelError(f"mean {self.mean} and std {self.std} must be finite")
+
+    def _check_resize(self) -> None:
+        pair = isinstance(self.resize, tuple)
+        if self.fit == "none" or (self.fit == "crop" and pair) or (self.fit in FIRST and not pair):
+            raise ModelError(f"resize={self.resize} does not go with fit={self.fit}")
+        if isinstance(self.resize, tuple):
+            fits = self.resize[0] >= self.seen[0] and self.resize[1] >= self.seen[1]
+            fits = fits and max(self.resize) <= 16384
+        else:
+            fits = min(self.seen) <= (self.resize or 0) <= 16384
+        if not fits:
+            raise ModelError(f"resize={self.resize} is smaller than the crop {self.seen}, or absurd")
+
+    @property
+    def seen(self) -> tuple[int, int]:
+        """Height and width of the view."""
+        return self.presize or self.size
 
     def __call__(self, image: Image) -> Tensor:
         """`image` (RGB, upright) as a normalised float32 tensor `[3, height, width]`."""
         return self.tensor(self.view(image))
 
     def view(self, image: Image) -> Image:
-        """What the model sees of `image`, of `size`; `ImageError` if that takes too much memory."""
-        width, height = self._resized(*image.size)
-        if width * height > MAX_PIXELS:
-            raise ImageError(
-                f"{image.width} x {image.height} pixels would be resized to {width} x {height}: too many"
-            )
-        resized = image.resize((width, height), FILTERS[self.interpolation])
-        crop_h, crop_w = self.size
-        left, top = _offset(width, crop_w), _offset(height, crop_h)
+        """What the model sees of `image`, of `seen`; `ImageError` if that takes too much memory."""
+        source, (width, height) = self._source(*image.size), self._resized(*image.size)
+        for what, (w, h) in (("padded", source[2:]), ("resized", (width, height))):
+            if w * h > MAX_PIXELS:
+                raise ImageError(
+                    f"{image.width} x {image.height} pixels would be {what} to {w} x {h}: too many"
+                )
+        resized = self._part(image, *source).resize((width, height), FILTERS[self.interpolation])
+        crop_h, crop_w = self.seen
+        left, top = self._offset(width, crop_w), self._offset(height, crop_h)
         return resized.crop((left, top, left + crop_w, top + crop_h))  # beyond the edges it is black
 
     def tensor(self, view: Image) -> Tensor:
@@ -82,13 +113,15 @@ class Preprocess:
         return self.batch([view])[0]
 
     def batch(self, views: Sequence[Image], device: str | device = "cpu") -> Tensor:
-        """Views as normalised float32 `[B, 3, height, width]` on `device`; bytes go there, not floats."""
+        """Views as normalised float32 `[B, 3, *size]` on `device`; bytes go there, not floats."""
         import numpy as np
         import torch
 
         pixels = torch.from_numpy(np.stack([np.asarray(view) for view in views])).to(device)
         mean, std = (torch.tensor(v, device=device)[:, None, None] for v in (self.mean, self.std))
         scaled = pixels.permute(0, 3, 1, 2).contiguous().float().div_(255)
+        if self.presize is not None:
+            scaled = _resampled(scaled, self.size)
         return scaled.sub_(mean).div_(std)
 
     def box(self, width: int, height: int) -> tuple[float, float, float, float]:
@@ -97,17 +130,57 @@ class Preprocess:
         In pixels of the photograph, with fractions; it reaches beyond the photograph only where the
         crop had to be padded.
         """
+        first_x, first_y, source_w, source_h = self._source(width, height)
         resized_w, resized_h = self._resized(width, height)
-        crop_h, crop_w = self.size
-        left, top = _offset(resized_w, crop_w), _offset(resized_h, crop_h)
-        x, y = width / resized_w, height / resized_h
-        return left * x, top * y, (left + crop_w) * x, (top + crop_h) * y
+        crop_h, crop_w = self.seen
+        left, top = self._offset(resized_w, crop_w), self._offset(resized_h, crop_h)
+        x, y = source_w / resized_w, source_h / resized_h
+        right, bottom = left + crop_w, top + crop_h
+        return first_x + left * x, first_y + top * y, first_x + right * x, first_y + bottom * y
+
+    def _source(self, width: int, height: int) -> tuple[int, int, int, int]:
+        """The part of a photograph that is resized: left, top, width and height, in whole pixels."""
+        if self.fit not in FIRST:
+            return 0, 0, width, height
+        wide, high = self._resized(width, height)
+        if self.fit == "none":
+            return (width - wide) // 2, (height - high) // 2, wide, high
+        x, y = width / wide, height / high
+        scale = max(x, y) if self.fit == "pad" else min(x, y)
+        part_w, part_h = max(1, int(scale * wide)), max(1, int(scale * high))  # truncated, as fastai does
+        return int(0.5 * (width - part_w)), int(0.5 * (height - part_h)), part_w, part_h
+
+    def _part(self, image: Image, left: int, top: int, width: int, height: int) -> Image:
+        """A part of `image`, or more than that."""
+        if (left, top, width, height) == (0, 0, *image.size):
+            return image
+        part = image.crop((left, top, left + width, top + height))  # beyond the edges it is black
+        before = max(0, -left), max(0, -top)
+        behind = max(0, left + width - image.width), max(0, top + height - image.height)
+        if self.padding != "zeros" and max(*before, *behind) > 0:
+            import numpy as np
+
+            known = np.asarray(part.crop((*before, width - behind[0], height - behind[1])))
+            around = [(before[1], behind[1]), (before[0], behind[0]), (0, 0)][: known.ndim]
+            kind: Any = PADDINGS[self.padding]
+            part.frombytes(np.pad(known, around, kind).tobytes())
+        return part
+
+    def _offset(self, length: int, crop: int) -> int:
+        """Where a centre crop begins, in whole pixels, as torchvision's `center_crop` or fastai rounds."""
+        if self.fit in FIRST:
+            return (length - crop) // 2
+        return round((length - crop) / 2) if length >= crop else -((crop - length) // 2)
 
     def _resized(self, width: int, height: int) -> tuple[int, int]:
         """Width and height after the resize, before the crop."""
-        crop_h, crop_w = self.size
+        crop_h, crop_w = self.seen
+        if isinstance(self.resize, tuple):
+            return self.resize[1], self.resize[0]
+        if self.fit in FIRST:
+            return crop_w, crop_h
         if self.fit == "squash":
-            scale = (self.resize or min(self.size)) / min(self.size)
+            scale = (self.resize or min(self.seen)) / min(self.seen)
             return round(crop_w * scale), round(crop_h * scale)
         if self.resize is not None:
             short, long = min(width, height), max(width, height)
@@ -117,8 +190,9 @@ class Preprocess:
         return max(crop_w, round(width * scale)), max(crop_h, round(height * scale))
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON holds it."""
-        return asdict(self)
+        """As JSON holds it; without what older versions do not know, where nothing is said by it."""
+        unsaid = {"padding": "zeros", "presize": None}
+        return {name: value for name, value in asdict(self).items() if unsaid.get(name, ...) != value}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Preprocess:
@@ -128,18 +202,35 @@ class Preprocess:
             raise ModelError(f"preprocessing has unknown keys {unknown}; known are {sorted(known)}")
         try:
             values: dict[str, Any] = dict(data)
-            for key, kind in (("size", operator.index), ("mean", float), ("std", float)):
-                if key in values:
+            index = operator.index
+            kinds: dict[str, Any] = {"size": index, "presize": index, "mean": float, "std": float}
+            if isinstance(values.get("resize"), list | tuple):
+                kinds["resize"] = index
+            elif values.get("resize") is not None:
+                values["resize"] = index(values["resize"])
+            for key, kind in kinds.items():
+                if key in values and (key, values[key]) != ("presize", None):
                     values[key] = tuple(kind(v) for v in values[key])
-            if len(values.get("size", (1, 1))) != 2:
-                raise ModelError(f"preprocessing size {data['size']!r} must be [height, width]")
-            if values.get("resize") is not None:
-                values["resize"] = operator.index(values["resize"])
+            for key in ("size", "presize", "resize"):
+                if isinstance(pair := values.get(key), tuple) and len(pair) != 2:
+                    raise ModelError(f"preprocessing {key} {data[key]!r} must be [height, width]")
             return cls(**values)
         except (TypeError, ValueError, OverflowError) as error:
             raise ModelError(f"preprocessing cannot be read: {error}") from None
 
 
-def _offset(length: int, crop: int) -> int:
-    """Where a centre crop begins, in whole pixels, as torchvision's `center_crop` and its padding round."""
-    return round((length - crop) / 2) if length >= crop else -((crop - length) // 2)
+def _resampled(images: Tensor, size: tuple[int, int]) -> Tensor:
+    """Images `[B, C, h, w]` at another size, corner on corner, as fastai resizes batches.
+
+    Its `affine_coord` with nothing to turn: where more than half of the pixels of a side go, an area mean
+    comes first.
+    """
+    import torch
+    from torch.nn import functional as F
+
+    coarse = min(images.shape[-2] / size[0], images.shape[-1] / size[1]) / 2
+    same = torch.eye(2, 3, device=images.device).expand(len(images), 2, 3)
+    grid = F.affine_grid(same, [*images.shape[:2], *size], align_corners=True)
+    if coarse > 1:
+        images = F.interpolate(images, scale_factor=1 / coarse, mode="area", recompute_scale_factor=True)
+    return F.grid_sample(images, grid, padding_mode="reflection", align_corners=True)

@@ -15,9 +15,11 @@ from torch import Tensor
 
 from camkit import images, render
 from camkit.api import LoadedModel, TrainResult
+from camkit.errors import ModelError
 from camkit.explanation import explain
 from camkit.files import write_whole
 from camkit.models import load_model
+from camkit.scores import meaning, probabilities
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -30,7 +32,7 @@ WORST = 9
 class Verdicts:
     """What a model says to labelled photographs.
 
-    probabilities: softmax `[N, n_classes]`, on the CPU; labels: int64 `[N]`.
+    probabilities: `[N, n_classes]`, on the CPU; labels: int64 `[N]`.
     """
 
     model: LoadedModel
@@ -73,13 +75,18 @@ class Verdicts:
 def judge(model: LoadedModel, photos: Sequence[tuple[Path, str]]) -> Verdicts:
     """What `model` says to photographs with the class that is on them."""
     index = {name: number for number, name in enumerate(model.classes)}
-    parts = []
+    parts: list[Tensor] = []
     for start in range(0, len(photos), BATCH):
         batch = [model.preprocess(images.load(path).image) for path, _ in photos[start : start + BATCH]]
         scores = model.module(torch.stack(batch).to(model.device, model.dtype))
-        parts.append(scores.float().softmax(1).cpu())
+        parts.append(scores.float().cpu())
     labels = torch.tensor([index[name] for _, name in photos])
-    return Verdicts(model, tuple(path for path, _ in photos), labels, torch.cat(parts))
+    found = torch.cat(parts)
+    kind = meaning(model.scores, found, lambda: None)  # a trained classifier says what its scores are
+    likely = probabilities(found, kind)
+    if likely is None:
+        raise ModelError(f"model {model.name!r} has no probabilities, so there is no report on its classes")
+    return Verdicts(model, tuple(path for path, _ in photos), labels, likely)
 
 
 def write(result: TrainResult, out: Path, *, device: str = "auto") -> tuple[Verdicts | None, list[Path]]:

@@ -1,8 +1,8 @@
 """A stand-in for a model: what a library gets in its place, so that it may hook and change what it likes.
 
-Libraries want one layer whose output is a feature map `[B, C, h, w]`. The stand-in has it as its child `layer`,
-whatever the model computes: tokens, channels last, half precision. Nothing of what a library does to the
-stand-in reaches the model, which carries one hook for the time of a forward.
+Libraries want one layer whose output is a feature map `[B, C, h, w]`. The stand-in has it as its child
+`layer`, whatever the model computes: tokens, channels last, half precision. Nothing of what a library does
+to the stand-in reaches the model, which carries one hook for the time of a forward.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ SCALE = 2.0**8
 class StandIn(nn.Module):
     """From inputs to scores `[B, n_classes]` as `query.module`, float32 at least.
 
-    layer: its output is the feature map of the target layer; what takes its place goes on through the model.
-        The hook stands before those of others and hands on a copy, so an in-place ReLU behind the layer or a
-        hook that stores its output does no harm.
+    layer: its output is the feature map of the target layer; what takes its place goes on through the
+        model. The hook stands before those of others and hands on a copy, so an in-place ReLU behind the
+        layer or a hook that stores its output does no harm.
     features: what `layer` gave in the latest forward, `[B, C, h, w]`, float32 at least.
     """
 
@@ -71,8 +71,12 @@ class StandIn(nn.Module):
             handle.remove()
         if not runs:
             raise ran(query.layer, 0)
-        if isinstance(scores, Tensor) and x.shape == query.inputs.shape and torch.equal(wide(x), wide(query.inputs)):
-            query.seen(scores.detach())
+        if (
+            isinstance(scores, Tensor)
+            and x.shape == query.inputs.shape
+            and torch.equal(wide(x), wide(query.inputs))
+        ):
+            query.seen(scores)
         return _times(wide(scores), self._scale(self.features))
 
     def _scale(self, like: Tensor) -> float:
@@ -81,7 +85,7 @@ class StandIn(nn.Module):
 
 def _times(tensor: Tensor, scale: float) -> Tensor:
     """`tensor`, whose gradient is multiplied."""
-    return tensor if scale == 1 else _Times.apply(tensor, scale)  # type: ignore[no-any-return, no-untyped-call]
+    return tensor if scale == 1 else _Times.apply(tensor, scale)
 
 
 class _Times(torch.autograd.Function):
@@ -91,7 +95,7 @@ class _Times(torch.autograd.Function):
         return tensor.view_as(tensor)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> Any:
         return gradient * ctx.scale, None
 
 

@@ -25,7 +25,7 @@ Chooser = Callable[[Tensor], Tensor]
 
 
 class Fixed:
-    """The chooser of targets that are known before there are scores: int64 `[B, T]`, or `[1, T]` for all."""
+    """Chooses targets that are known before there are scores: int64 `[B, T]`, or `[1, T]` for all."""
 
     def __init__(self, targets: Tensor) -> None:
         self.targets = targets
@@ -72,7 +72,7 @@ def every(scores: Tensor) -> Tensor:
 
 
 class Checked:
-    """`choose` behind the checks that every explainer relies on; it keeps the scores and what was chosen."""
+    """`choose` behind the checks that explainers rely on; it keeps the scores and what was chosen."""
 
     def __init__(self, choose: Chooser, batch: int) -> None:
         self._choose, self._batch = choose, batch
@@ -163,9 +163,9 @@ def _told(value: Any) -> str:
 def class_chooser(specs: Sequence[str | int], classes: Sequence[str]) -> Chooser:
     """From `pred`, `top:K`, `all`, names and indices to a chooser of the classes they mean."""
     choosers = [_one_spec(spec, classes) for spec in specs]
-    if fixed := [c for c in choosers if isinstance(c, Fixed)]:
-        if len(fixed) == len(choosers):
-            return Fixed(torch.cat([c.targets for c in fixed], dim=1))
+    fixed = [c for c in choosers if isinstance(c, Fixed)]
+    if len(fixed) == len(choosers) > 0:
+        return Fixed(torch.cat([c.targets for c in fixed], dim=1))
     return lambda scores: torch.cat([c(scores).to(scores.device) for c in choosers], dim=1)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -72,6 +72,7 @@ class TorchTrainer(Trainer):
 
         base = finetune.pretrained(request.arch, request.weights, pick_device(request.device))
         model, head = finetune.with_new_head(base, data.classes, seed=request.seed)
+        model = replace(model, scores="softmax")  # what cross-entropy trains
         prepare = transforms.Compose([augmentation(model.preprocess, plan), model.preprocess.tensor])
         loader: Any = partial(DataLoader, batch_size=plan.batch_size, num_workers=self.options.workers)
         alone = len(train) % plan.batch_size == 1  # BatchNorm cannot learn from one

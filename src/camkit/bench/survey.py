@@ -192,6 +192,7 @@ def _scored(
             reference=None if reference is None else reference[part],
             explain=make,
             seed=seed,
+            scores=scene.model.scores,
         )
         parts.append(measure(metric, name, batch))
     curves = [part.curves for part in parts if part.curves is not None]

@@ -9,6 +9,7 @@ import click
 
 from camkit import plugins
 from camkit.cli import tables
+from camkit.cli.hints import about
 
 
 def _sizes(_: click.Context, __: click.Parameter, text: str | None) -> tuple[int, ...]:
@@ -162,7 +163,8 @@ def bench(out: Path, as_json: bool, fail_if: tuple[str, ...], **given: Any) -> N
         known = figure_names(request)
         for condition in wanted:
             condition.check(known)
-    outcome = run(request, lambda text: click.echo(text, err=True))
+    with about(request.model, trust_pickle=request.trust_pickle):
+        outcome = run(request, lambda text: click.echo(text, err=True))
     for name, image in outcome.pictures.items():
         picture(out / document.EXAMPLES / name, image)
     document.write(out, outcome.document)

@@ -19,8 +19,10 @@ import click
 
 from camkit import plugins
 from camkit.cli.folder import merge
+from camkit.cli.hints import about
 from camkit.cli.report import Report, progress
 from camkit.errors import UsageError
+from camkit.scores import KINDS
 
 if TYPE_CHECKING:
     from camkit.images import Source
@@ -110,6 +112,11 @@ class Explain(click.Command):
     show_default=True,
     help="Draw on what the model saw, or on the whole photograph.",
 )
+@click.option(
+    "--scores",
+    type=click.Choice(KINDS),
+    help="What the model's outputs are; left out, as the model says or as they look.",
+)
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 @click.option(
     "--dtype",
@@ -193,7 +200,10 @@ def explain(images: tuple[str, ...], **given: Any) -> None:
     from camkit import reading
 
     begun = time.monotonic()
-    with reading.processes(given["workers"]) as pool:  # they start while torch is imported
+    with (
+        about(given["spec"], trust_pickle=given["trust_pickle"]),
+        reading.processes(given["workers"]) as pool,  # they start while torch is imported
+    ):
         report = _run(images, given, options, pool)
     report.end(given["out"], time.monotonic() - begun)
     if report.failed:
@@ -227,6 +237,7 @@ def _run(
         given["spec"],
         device=given["device"],
         dtype=given["dtype"],
+        scores=given["scores"],
         trust_pickle=given["trust_pickle"],
     )
     work = explanation.plan(

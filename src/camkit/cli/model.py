@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from camkit.api import LoadedModel
     from camkit.layers import LayerRecord
 
+TRUST = click.option("--trust-pickle", is_flag=True, help="Let a model source load pickles. They run code.")
+
 
 @click.group()
 def model() -> None:
@@ -47,10 +49,11 @@ def list_(pattern: str | None) -> None:
 
 @model.command()
 @click.argument("spec", default="pets")
+@TRUST
 @click.option("--all", "everything", is_flag=True, help="Also layers that cannot carry a map.")
-def layers(spec: str, everything: bool) -> None:
+def layers(spec: str, trust_pickle: bool, everything: bool) -> None:
     """The layers of a model with their output shapes; '*' marks the one that 'auto' means."""
-    loaded, records = _traced(spec)
+    loaded, records = _traced(spec, trust_pickle)
     from camkit.layers import resolve
 
     try:
@@ -68,21 +71,23 @@ def layers(spec: str, everything: bool) -> None:
 
 @model.command()
 @click.argument("spec", default="pets")
-def classes(spec: str) -> None:
+@TRUST
+def classes(spec: str, trust_pickle: bool) -> None:
     """The classes of a model with their indices, in the order of its outputs."""
     from camkit.models import load_model
 
-    for index, name in enumerate(load_model(spec, device="cpu").classes):
+    for index, name in enumerate(load_model(spec, device="cpu", trust_pickle=trust_pickle).classes):
         click.echo(f"{index:5}  {name}")
 
 
 @model.command()
 @click.argument("spec", default="pets")
-def summary(spec: str) -> None:
+@TRUST
+def summary(spec: str, trust_pickle: bool) -> None:
     """Layer types, output shapes and parameters of a model, with the totals."""
     from camkit.layers import parameter_totals
 
-    loaded, records = _traced(spec)
+    loaded, records = _traced(spec, trust_pickle)
     rows = [
         (r.type, _shapes(r), f"{r.parameters:,}", "yes" if r.trainable else "no")
         for r in records
@@ -93,14 +98,14 @@ def summary(spec: str) -> None:
     click.echo(f"\nTotal parameters: {total:,}")
     click.echo(f"Trainable: {trainable:,}   frozen: {total - trainable:,}")
     prepared = ", ".join(f"{k}={v}" for k, v in loaded.preprocess.to_dict().items())
-    click.echo(f"Classes: {len(loaded.classes)}   preprocessing: {prepared}")
+    click.echo(f"Classes: {len(loaded.classes)}   scores: {loaded.scores}   preprocessing: {prepared}")
 
 
-def _traced(spec: str) -> tuple[LoadedModel, list[LayerRecord]]:
+def _traced(spec: str, trust_pickle: bool) -> tuple[LoadedModel, list[LayerRecord]]:
     from camkit.layers import trace
     from camkit.models import load_model
 
-    loaded = load_model(spec, device="cpu")
+    loaded = load_model(spec, device="cpu", trust_pickle=trust_pickle)
     return loaded, trace(loaded.module, _example(loaded))
 
 

@@ -53,10 +53,17 @@ def list_(as_json: bool) -> None:
 
 @plugin.command()
 @click.argument("name")
-@click.option("--kind", type=click.Choice(KINDS), help="If several kinds have a plugin of that name.")
+@click.option("--kind", type=click.Choice(KINDS), help="Only the plugin of this kind.")
 def show(name: str, kind: Kind | None) -> None:
-    """Methods and options of the plugin NAME, and where it comes from."""
-    found = _named(name, kind)
+    """Methods and options of the plugin NAME, and where it comes from; of every kind that has one."""
+    kinds: list[Kind] = [kind] if kind else _kinds(name)
+    for number, one in enumerate(kinds or KINDS[:1]):
+        if number:
+            click.echo()
+        _show(plugins.get(one, name))
+
+
+def _show(found: Found) -> None:
     cls: Any = plugins.load(found)
     click.echo(f"{found.name}: {cls.summary}")
     click.echo(f"{found.kind} from {found.dist} {found.version}, {found.value}")
@@ -167,16 +174,17 @@ def new(name: str, kind: Kind, into: Path) -> None:
 
 def _named(name: str, kind: Kind | None) -> Found:
     """The plugin of that name, whichever kind it is."""
-    kinds = (
-        [kind]
-        if kind
-        else [k for k in KINDS if any(name in (f.name, f.full_name) for f in plugins.find(k))]
-    )
+    kinds = [kind] if kind else _kinds(name)
     if len(kinds) > 1:
         raise UsageError(
             f"{name!r} is the name of several kinds of plugin: add --kind {' or '.join(kinds)}"
         )
     return plugins.get(kinds[0] if kinds else "explainer", name)
+
+
+def _kinds(name: str) -> list[Kind]:
+    """The kinds that have a plugin of that name."""
+    return [k for k in KINDS if any(name in (f.name, f.full_name) for f in plugins.find(k))]
 
 
 def _trouble(item: Found) -> str | None:

@@ -61,15 +61,15 @@ class Report:
         good = [result for result in written.results if isinstance(result, Explanation)]
         if self._table and good and not self.done:
             file = "PICTURE" if any(line["overlay_file"] for line in written.lines) else "FILE"
-            header = self._line("CLASS", "PROB.", "BACKEND", "METHOD", "LAYER", file)
+            figure = "SCORE" if good[0].probability is None else "PROB."
+            header = self._line("CLASS", figure, "BACKEND", "METHOD", "LAYER", file)
             click.echo(click.style(header, bold=True))
         self.photos += 1
         self.done += len(good)
         self.failed += len(written.results) - len(good)
         warned: set[str] = set()
         if good and self._table:
-            top = ", ".join(f"{name} {p:.1%}" for name, p in good[0].top[:3])
-            click.echo(f"{good[0].photo.source}: {top}")
+            click.echo(f"{good[0].photo.source}: {good[0].verdict()}")
         remarks = written.remarks or [()] * len(written.lines)
         for result, line, said in zip(written.results, written.lines, remarks, strict=True):
             if self._as_json:
@@ -83,9 +83,8 @@ class Report:
                 click.echo(f"Error: {result.error}", err=True)
             elif self._table:
                 file = str(folder / (line["overlay_file"] or line["map_file"]))
-                name, probability = result.class_name, f"{result.probability:.1%}"
-                row = self._line(name, probability, result.backend, result.method, result.layer, file)
-                click.echo("  ".join([row, *(f"({text})" for text in said)]))
+                cells = (result.class_name, result.figure, result.backend, result.method, result.layer)
+                click.echo("  ".join([self._line(*cells, file), *(f"({text})" for text in said)]))
         if written.sheet and self._table:
             click.echo(f"  side by side: {written.sheet}")
             for text in _agreement(good):

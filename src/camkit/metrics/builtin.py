@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar, Literal, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -51,7 +51,7 @@ class _Curve(Metric):
     curve: ClassVar[Callable[..., Tensor]]
 
     def score(self, batch: MapBatch) -> Scores:
-        curves = type(self).curve(*_model_and_maps(batch), **vars(self.options))
+        curves = type(self).curve(*_model_and_maps(batch), scores=batch.scores, **vars(self.options))
         count = curves.shape[1] - 1
         return Scores(
             faithfulness.area(curves), curves, tuple(f"{i / count:.4g}" for i in range(count + 1))
@@ -103,7 +103,8 @@ class Road(Metric):
     Options: ClassVar[type] = RoadOptions
 
     def score(self, batch: MapBatch) -> Scores:
-        return Scores(faithfulness.road(*_model_and_maps(batch), seed=batch.seed, **vars(self.options)))
+        settings = vars(self.options) | _circumstances(batch)
+        return Scores(faithfulness.road(*_model_and_maps(batch), **settings))
 
 
 class AverageDrop(Metric):
@@ -117,7 +118,8 @@ class AverageDrop(Metric):
     Options: ClassVar[type] = ModelOptions
 
     def score(self, batch: MapBatch) -> Scores:
-        return Scores(faithfulness.average_drop(*_model_and_maps(batch), **vars(self.options)))
+        settings = vars(self.options)
+        return Scores(faithfulness.average_drop(*_model_and_maps(batch), scores=batch.scores, **settings))
 
 
 class Increase(Metric):
@@ -131,7 +133,8 @@ class Increase(Metric):
     Options: ClassVar[type] = ModelOptions
 
     def score(self, batch: MapBatch) -> Scores:
-        return Scores(faithfulness.increase(*_model_and_maps(batch), **vars(self.options)))
+        settings = vars(self.options)
+        return Scores(faithfulness.increase(*_model_and_maps(batch), scores=batch.scores, **settings))
 
 
 @dataclass(frozen=True)
@@ -154,8 +157,8 @@ class Infidelity(Metric):
     Options: ClassVar[type] = InfidelityOptions
 
     def score(self, batch: MapBatch) -> Scores:
-        settings = vars(self.options)
-        return Scores(faithfulness.infidelity(*_model_and_maps(batch), seed=batch.seed, **settings))
+        settings = vars(self.options) | _circumstances(batch)
+        return Scores(faithfulness.infidelity(*_model_and_maps(batch), **settings))
 
 
 @dataclass(frozen=True)
@@ -184,6 +187,10 @@ class MaxSensitivity(Metric):
 
 def _model_and_maps(batch: MapBatch) -> tuple[Callable[[Tensor], Tensor], Tensor, Tensor, Tensor]:
     return batch.module, batch.inputs, batch.maps, batch.targets
+
+
+def _circumstances(batch: MapBatch) -> dict[str, Any]:
+    return {"seed": batch.seed, "scores": batch.scores}
 
 
 # --- localisation -----------------------------------------------------------------------------------

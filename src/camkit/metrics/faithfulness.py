@@ -1,10 +1,11 @@
 """Whether maps tell what the model uses: change inputs where they say it matters, and see the score.
 
 `f` is the model, from inputs `[B, C, H, W]` to scores `[B, n_classes]`; `targets` int64 `[B]`. Scores of
-the target are softmax probabilities, as in the papers, or with `logits=True` the model's own scores. Maps
-`[B, h, w]` are brought to the size of the inputs as they are drawn; equal pixels are ranked in reading
-order. `chunk` is how many changed inputs the model is given at once. NaN where a map is constant or not
-finite, unless said otherwise: there is nothing to rank.
+the target are probabilities, as in the papers, or with `logits=True` the model's own scores; `scores` says
+what those are (`camkit.scores`), and of `none` there are no probabilities. Maps `[B, h, w]` are brought to
+the size of the inputs as they are drawn; equal pixels are ranked in reading order. `chunk` is how many
+changed inputs the model is given at once. NaN where a map is constant or not finite, unless said otherwise:
+there is nothing to rank.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from camkit.metrics.basics import normal, only, positions, resized, scaled, telling, uniform, usable
 from camkit.metrics.imputation import NOISE, impute
+from camkit.scores import ScoreKind, meaning, probabilities, squashed
 
 Model = Callable[[Tensor], Tensor]
 First = Literal["most", "least"]
@@ -41,6 +43,7 @@ def deletion_curve(
     steps: int = STEPS,
     chunk: int = CHUNK,
     logits: bool = False,
+    scores: ScoreKind = "auto",
 ) -> Tensor:
     """Score while pixels are replaced by `baseline` in `steps` equal parts: `[B, steps + 1]`.
 
@@ -48,7 +51,7 @@ def deletion_curve(
     expanded to it; zero by default. The first point is the input itself, the last the baseline.
     """
     parts = range(steps + 1) if first == "most" else range(0, -steps - 1, -1)
-    return _deleted(f, inputs, maps, targets, parts, baseline, steps, chunk, logits)
+    return _deleted(f, inputs, maps, targets, parts, baseline, steps, chunk, logits, scores)
 
 
 def _deleted(
@@ -61,6 +64,7 @@ def _deleted(
     steps: int,
     chunk: int,
     logits: bool,
+    scores: ScoreKind,
 ) -> Tensor:
     """Score without some of `steps` equal parts of the pixels: `[B, len(parts)]`.
 
@@ -79,7 +83,7 @@ def _deleted(
         removed = rank < counts[step, None, None]
         return torch.where(removed[:, None], gone[image], inputs[image])
 
-    curves = _evaluate(f, targets, change, len(parts), chunk, logits)
+    curves = _evaluate(f, targets, change, len(parts), chunk, logits, scores)
     return only(telling(maps)[:, None], curves)
 
 
@@ -93,6 +97,7 @@ def insertion_curve(
     steps: int = STEPS,
     chunk: int = CHUNK,
     logits: bool = False,
+    scores: ScoreKind = "auto",
 ) -> Tensor:
     """Score while pixels are put into `baseline`, the most relevant first: `[B, steps + 1]`.
 
@@ -101,7 +106,13 @@ def insertion_curve(
     """
     start = blurred(inputs) if baseline is None else baseline
     gone = deletion_curve(
-        *(f, inputs, maps, targets), first="least", baseline=start, steps=steps, chunk=chunk, logits=logits
+        *(f, inputs, maps, targets),
+        first="least",
+        baseline=start,
+        steps=steps,
+        chunk=chunk,
+        logits=logits,
+        scores=scores,
     )
     return gone.flip(1)
 
@@ -138,12 +149,13 @@ def gain_curve(
     steps: int = STEPS,
     chunk: int = CHUNK,
     logits: bool = False,
+    scores: ScoreKind = "auto",
 ) -> Tensor:
     """`deletion_curve` with the least relevant pixels first, less that with the most: `[B, steps + 1]`."""
     # Both begin and end with the same image, of which the score is asked for once.
     parts = [*range(steps + 1), *range(-1, -steps, -1)]
-    scores = _deleted(f, inputs, maps, targets, parts, baseline, steps, chunk, logits)
-    most, least = scores[:, : steps + 1], scores[:, steps + 1 :]
+    found = _deleted(f, inputs, maps, targets, parts, baseline, steps, chunk, logits, scores)
+    most, least = found[:, : steps + 1], found[:, steps + 1 :]
     return torch.cat([most[:, :1], least, most[:, -1:]], dim=1) - most
 
 
@@ -183,6 +195,7 @@ def road(
     seed: int = 0,
     chunk: int = CHUNK,
     logits: bool = False,
+    scores: ScoreKind = "auto",
 ) -> Tensor:
     """ROAD: half of the score with the least relevant pixels filled in, less that with the most.
 
@@ -205,32 +218,50 @@ def road(
         pixels = inputs[image]
         return torch.where(known[:, None], pixels, impute(pixels, known) + grain)
 
-    scores = _evaluate(f, targets, change, 2 * len(fractions), chunk, logits)
-    most, least = scores[:, 0::2], scores[:, 1::2]
+    found = _evaluate(f, targets, change, 2 * len(fractions), chunk, logits, scores)
+    most, least = found[:, 0::2], found[:, 1::2]
     return only(telling(maps), (least - most).mean(1) / 2)
 
 
 # --- the map as a mask ------------------------------------------------------------------------------
 
 
-def average_drop(f: Model, inputs: Tensor, maps: Tensor, targets: Tensor, *, chunk: int = CHUNK) -> Tensor:
+def average_drop(
+    f: Model,
+    inputs: Tensor,
+    maps: Tensor,
+    targets: Tensor,
+    *,
+    chunk: int = CHUNK,
+    scores: ScoreKind = "auto",
+) -> Tensor:
     """`max(0, Y - O) / Y`, Y the probability, O that of input times map: `[B]`, 0 to 1, lower is better.
 
     The map is rectified, scaled to [0, 1] and brought to the size of the input. NaN if nothing in it is
-    positive or everything equal. A map that shows the whole image wins. Chattopadhyay et al. 2018,
-    arXiv:1710.11063.
+    positive or everything equal, and for scores of which a share means nothing (`none`). A map that shows
+    the whole image wins. Chattopadhyay et al. 2018, arXiv:1710.11063.
     """
-    whole, masked = _masked(f, inputs, maps, targets, chunk).unbind(1)
-    return (whole - masked).clamp(min=0) / whole
+    whole, masked = _masked(f, inputs, maps, targets, chunk, scores).unbind(1)
+    return (whole - masked).clamp(min=0) / whole if scores != "none" else torch.full_like(whole, torch.nan)
 
 
-def increase(f: Model, inputs: Tensor, maps: Tensor, targets: Tensor, *, chunk: int = CHUNK) -> Tensor:
+def increase(
+    f: Model,
+    inputs: Tensor,
+    maps: Tensor,
+    targets: Tensor,
+    *,
+    chunk: int = CHUNK,
+    scores: ScoreKind = "auto",
+) -> Tensor:
     """Whether O is greater than Y of `average_drop`: `[B]`, 0 or 1, higher is better; same paper."""
-    whole, masked = _masked(f, inputs, maps, targets, chunk).unbind(1)
+    whole, masked = _masked(f, inputs, maps, targets, chunk, scores).unbind(1)
     return only(~masked.isnan(), (masked > whole).to(whole.dtype))
 
 
-def _masked(f: Model, inputs: Tensor, maps: Tensor, targets: Tensor, chunk: int) -> Tensor:
+def _masked(
+    f: Model, inputs: Tensor, maps: Tensor, targets: Tensor, chunk: int, scores: ScoreKind
+) -> Tensor:
     """Probabilities `[B, 2]`: of the input, and of the input times the map."""
     positive = maps.clamp(min=0)
     mask = resized(scaled(positive), inputs.shape[-2:]).nan_to_num()[:, None].to(inputs.dtype)
@@ -238,8 +269,8 @@ def _masked(f: Model, inputs: Tensor, maps: Tensor, targets: Tensor, chunk: int)
     def change(step: Tensor, image: Tensor) -> Tensor:
         return torch.where((step == 0)[:, None, None, None], inputs[image], inputs[image] * mask[image])
 
-    scores = _evaluate(f, targets, change, 2, chunk, logits=False)
-    return only((usable(maps) & telling(positive))[:, None], scores)
+    both = _evaluate(f, targets, change, 2, chunk, False, scores)
+    return only((usable(maps) & telling(positive))[:, None], both)
 
 
 # --- small changes ----------------------------------------------------------------------------------
@@ -256,6 +287,7 @@ def infidelity(
     seed: int = 0,
     chunk: int = CHUNK,
     logits: bool = False,
+    scores: ScoreKind = "auto",
 ) -> Tensor:
     """`E (b I.M - (f(x) - f(x without I)))^2`, I a random square set to zero: `[B]`, 0 is best.
 
@@ -277,8 +309,8 @@ def infidelity(
         square = squares[(step - 1).clamp(min=0)] & (step > 0)[:, None, None]
         return torch.where(square[:, None], 0.0, inputs[image])
 
-    scores = _evaluate(f, targets, change, samples + 1, chunk, logits).double()
-    drops = scores[:, :1] - scores[:, 1:]
+    found = _evaluate(f, targets, change, samples + 1, chunk, logits, scores).double()
+    drops = found[:, :1] - found[:, 1:]
     full = resized(maps, (height, width)).double()
     told = full.flatten(1) @ squares.flatten(1).double().T
     energy = (told**2).mean(1)
@@ -322,17 +354,20 @@ def _evaluate(
     steps: int,
     chunk: int,
     logits: bool,
+    scores: ScoreKind,
 ) -> Tensor:
     """Scores `[B, steps]` of the inputs `change(step, image)`, int64 `[N]` both, in chunks of N.
 
-    Step and image run over all pairs, so a chunk is full whatever the size of the batch.
+    Step and image run over all pairs, so a chunk is full whatever the size of the batch. What the scores
+    are is decided once, for all chunks.
     """
     batch = len(targets)
-    parts = []
+    jobs = torch.arange(steps * batch, device=targets.device)
     with torch.no_grad():
-        for jobs in torch.split(torch.arange(steps * batch, device=targets.device), chunk):
-            step, image = jobs // batch, jobs % batch
-            scores = f(change(step, image)).float()
-            scores = scores if logits else scores.softmax(1)
-            parts.append(scores.gather(1, targets[image, None])[:, 0])
-    return torch.cat(parts).view(steps, batch).T
+        parts = [f(change(part // batch, part % batch)).float() for part in torch.split(jobs, chunk)]
+    found = torch.cat(parts)
+    if not logits:
+        first = jobs[:1]
+        kind = meaning(scores, found, lambda: squashed(f, change(first, first)))
+        found = found if (likely := probabilities(found, kind)) is None else likely
+    return found.gather(1, targets.repeat(steps)[:, None]).view(steps, batch).T

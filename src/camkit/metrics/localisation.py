@@ -15,6 +15,7 @@ from torch import Tensor
 
 from camkit.errors import UsageError
 from camkit.metrics.basics import only, resized, telling, usable
+from camkit.scores import ScoreKind, meaning, probabilities, squashed
 
 
 def pointing_game(maps: Tensor, truth: Tensor, tolerance: int = 15) -> Tensor:
@@ -103,15 +104,21 @@ def mosaics(
     confidence: float = 0.99,
     count: int = 8,
     seed: int = 0,
+    scores: ScoreKind = "auto",
 ) -> Mosaics:
     """The grid pointing game: up to `count` mosaics of images that the model is sure of.
 
-    f: from inputs `[B, C, H, W]` to scores `[B, n_classes]`; it must take images `n` times as large.
-    The class is the predicted one, at `confidence` or more. Boehle et al. 2021, arXiv:2104.00032.
-    Raises `UsageError` if fewer than `n * n` classes are recognised so surely.
+    f: from inputs `[B, C, H, W]` to scores `[B, n_classes]` of the kind `scores` (`camkit.scores`); it must
+    take images `n` times as large. The class is the predicted one, at `confidence` or more. Boehle et al.
+    2021, arXiv:2104.00032. Raises `UsageError` if fewer than `n * n` classes are recognised so surely, or
+    if there are no probabilities.
     """
     with torch.no_grad():
-        sure, classes = f(inputs).float().softmax(1).max(1)
+        found = f(inputs).float()
+    likely = probabilities(found, meaning(scores, found, lambda: squashed(f, inputs[:1])))
+    if likely is None:
+        raise UsageError("a mosaic needs probabilities, and the scores of this model are none")
+    sure, classes = likely.max(1)
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(len(inputs), generator=generator).tolist()
     queues: dict[int, list[int]] = {}

@@ -64,7 +64,10 @@ def as_seen(mask: Tensor, preprocess: Preprocess) -> Tensor:
     Resized and cropped as the photograph is; a pixel counts if most of it does.
     """
     picture = Image.fromarray(mask.cpu().numpy().astype(np.uint8) * 255)
-    return torch.from_numpy(np.asarray(preprocess.view(picture)) > 127)
+    seen = preprocess.view(picture)
+    if preprocess.presize is not None:
+        seen = seen.resize(preprocess.size[::-1])
+    return torch.from_numpy(np.asarray(seen) > 127)
 
 
 # --- layouts ----------------------------------------------------------------------------------------

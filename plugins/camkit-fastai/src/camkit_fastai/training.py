@@ -32,7 +32,7 @@ from camkit import dataset, finetune, recipe
 from camkit.api import LoadedModel, TrainRequest, TrainResult, option
 from camkit.errors import CamkitError, UsageError
 from camkit.fastai_model import FastaiSource, cut, default_layer, features
-from camkit.models import pick_device
+from camkit.models import TimmSource, pick_device
 from camkit.preprocess import Preprocess
 from camkit.run import Run, is_main, report_line
 from camkit_fastai import Settings, data
@@ -116,10 +116,10 @@ def start(
     device: torch.device,
 ) -> LoadedModel:
     """The lesson's model: the body of a classifier, as it was trained, under a new head."""
-    base = finetune.pretrained(request.arch, request.weights, device)
+    base = _of_a_library(finetune.pretrained(request.arch, request.weights, device))
     backbone = dict(base.architecture or {})
     if backbone.get("source") not in ("torchvision", "timm"):
-        raise CamkitError(f"fastai needs a model of torchvision or timm, not {request.arch}")
+        raise CamkitError(f"fastai needs a model of torchvision or timm, or imagenet, not {request.arch}")
     architecture = {
         "source": "fastai",
         "backbone": backbone,
@@ -141,7 +141,19 @@ def start(
         name="fastai",
         default_layer=default_layer(module),
         architecture=architecture,
+        scores="softmax",
     )
+
+
+def _of_a_library(base: LoadedModel) -> LoadedModel:
+    """`imagenet` as the model of timm that has the same network, and the same names for its weights."""
+    architecture = base.architecture or {}
+    if architecture.get("source") != "imagenet":
+        return base
+    same = {**architecture, "source": "timm", "name": "tf_efficientnet_lite0"}
+    module = TimmSource().build(same)
+    module.load_state_dict(base.module.state_dict())
+    return replace(base, module=module.to(base.device).eval(), architecture=same)
 
 
 class Journal(Callback):

@@ -37,7 +37,9 @@ def fullgrad(query: Query, total: Callable[[Tensor], Tensor], eigen_smooth: bool
 
     inputs = query.inputs.detach().clone().requires_grad_()
     handles = [
-        layer.register_forward_hook(hook, prepend=True) for layer in query.module.modules() if _has_bias_map(layer)
+        layer.register_forward_hook(hook, prepend=True)
+        for layer in query.module.modules()
+        if _has_bias_map(layer)
     ]
     try:
         scores = query.module(inputs.clone())
