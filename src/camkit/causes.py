@@ -81,6 +81,11 @@ _MEANINGS: tuple[tuple[str, type[CamkitError], str], ...] = (
         "them under no_grad",
     ),
     (
+        r"to have (\d+) channels, but got (\d+) channels",
+        UsageError,
+        "the model takes {} channels and the inputs have {}: a photograph has 3",
+    ),
+    (
         "not supported on ScriptModules",
         ModelError,
         "the model is scripted or traced, so it cannot be looked into: pass the original module",

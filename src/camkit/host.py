@@ -289,6 +289,7 @@ def _asked(
     Afterwards scores and targets are checked, by the explainer or by a forward of the host's own.
     """
     inputs, settled = (sweep.inputs, *sweep.extras), set[str]()
+    first: Exception | None = None  # what made it careful
     while True:
         careful = module in _CAREFUL
         try:
@@ -304,12 +305,14 @@ def _asked(
             if not isinstance(error, CamkitError) and chosen.scores is None:
                 with _told_in_our_words(module, inputs), torch.no_grad():
                     chosen(sweep.module(*inputs))  # a class that is not there may be the cause
-            told = causes.explained(error, module, inputs)
-            if isinstance(told or error, causes.NoGradient | causes.Checkpointed) and not careful:
+            told = causes.explained(error, module, inputs) or error
+            if isinstance(told, causes.NoGradient | causes.Checkpointed) and not careful:
+                first = told
                 _CAREFUL.add(module)  # its forward switches gradients off somewhere
                 continue
             _CAREFUL.discard(module)
-            if told is None:
+            told = first or told
+            if told is error:
                 raise
             raise told from error
     if chosen.scores is None:

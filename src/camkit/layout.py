@@ -207,17 +207,20 @@ def _likely(
     readings: list[Layout], shape: Sequence[int], inputs: Sequence[int], layer: nn.Module | None
 ) -> list[Layout]:
     """Those readings that the layer and the sizes leave."""
-    axis = None if layer is None else _known_axis(layer, len(shape))
-    if axis is not None:
-        return [reading for reading in readings if _axis(reading, len(shape)) == axis]
+    dimensions = len(shape)
+    if layer is not None and (found := _SETTLED.get(_last(layer), {}).get(dimensions)) is not None:
+        if found == axes.TOKENS_FIRST:
+            return [reading for reading in readings if reading.kind == "tokens-first"]
+        readings = [reading for reading in readings if reading.kind != "tokens-first"]
+        return [reading for reading in readings if _axis(reading, dimensions) == found]
+    if layer is not None and (kind := _axis_of(_last(layer), dimensions)) is not None:
+        return [reading for reading in readings if _axis(reading, dimensions) == kind]
     single = [reading for reading in readings if math.prod(reading.grid) == 1]
     return single or [reading for reading in readings if _possible(reading.grid, inputs[2:])] or readings
 
 
 def _axis(reading: Layout, dimensions: int) -> int:
     """Where the channels are."""
-    if reading.kind == "tokens-first":
-        return axes.TOKENS_FIRST
     return 1 if reading.kind == "channels-first" else dimensions - 1
 
 
@@ -239,19 +242,14 @@ _LAST: tuple[type[nn.Module], ...] = (nn.LayerNorm, nn.RMSNorm)
 _SETTLED: weakref.WeakKeyDictionary[nn.Module, dict[int, int]] = weakref.WeakKeyDictionary()
 
 
-def _known_axis(layer: nn.Module, dimensions: int) -> int | None:
-    """Where the channels of a layer's output are: by what it is, or as `settle` found out; else `None`."""
-    layer = _last(layer)
-    if (found := _SETTLED.get(layer, {}).get(dimensions)) is not None:
-        return found
-    own = type(
-        layer
-    ).forward  # a subclass with a forward of its own, as timm's LayerNorm2d, may do anything
-    if isinstance(layer, _FIRST) and own.__module__.startswith("torch.nn."):
-        return 1
-    if isinstance(layer, _LAST) and own.__module__.startswith("torch.nn."):
+def _axis_of(layer: nn.Module, dimensions: int) -> int | None:
+    """Where the channels of a layer's output are by what the layer is, or `None`."""
+    own = type(layer).forward.__module__  # a subclass with its own, as timm's LayerNorm2d, may do anything
+    if not own.startswith("torch.nn."):
+        return None
+    if isinstance(layer, _LAST):
         return dimensions - 1 if len(layer.normalized_shape) == 1 else None  # type: ignore[arg-type]
-    return None
+    return 1 if isinstance(layer, _FIRST) else None
 
 
 def settle(error: OpenLayout, inputs: Tensor, *extras: Tensor) -> None:
