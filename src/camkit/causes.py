@@ -101,6 +101,8 @@ def explained(error: Exception, module: nn.Module, inputs: Sequence[Tensor]) -> 
         return ModelError(f"out of memory on {inputs[0].device}: fewer images at once, or a smaller size")
     if not _is_of_torch(error):
         return None
+    while isinstance(error.__context__, RuntimeError):  # a library says in its words what torch said
+        error = error.__context__
     text = str(error)
     if found := _mismatch(text, module, inputs[0]):
         return found
