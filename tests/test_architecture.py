@@ -94,6 +94,7 @@ ORDER = [
     "bench",
     "testing.kit",
     "testing.explainers",
+    "testing.strangers",
     "testing.metrics",
     "testing.sources",
     "testing.trainers",

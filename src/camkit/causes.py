@@ -35,7 +35,7 @@ _NO_GRADIENT = (
 
 # Words of torch, as a regular expression, what kind of error they are, and what they mean.
 _MEANINGS: tuple[tuple[str, type[CamkitError], str], ...] = (
-    ("not have been used in the graph|does not require grad|not connected to every", *_NO_GRADIENT),
+    ("not have been used in the graph|does(?: not|n't) require grad|not connected to every", *_NO_GRADIENT),
     (
         r"derivative for (?:aten::)?(\w+?)(?:_backward)? is not implemented|(\w+).*not differentiable",
         ModelError,

@@ -88,7 +88,7 @@ def _deeplift(job: Job) -> Tensor:
     result: Tensor = attribution.attribute(job.inputs, job.baseline, target=job.targets).detach()
     with torch.no_grad():
         change = (job.network(job.inputs) - job.network(job.baseline))[0, job.targets[0]]
-    gap = float(change - result.sum())
+    gap = float(change.detach() - result.sum())  # the host may keep gradients on for a model that needs it
     share = max(1e-3, torch.finfo(job.network.dtype).eps ** 0.5)
     if abs(gap) > share * float(result.sum(1).abs().sum()):
         raise UsageError(
