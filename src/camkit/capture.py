@@ -221,7 +221,7 @@ def usable(tensor: Tensor) -> Tensor:
     """`tensor`, or a copy if it was made in inference mode and could not take part in a graph."""
     if not tensor.is_inference():
         return tensor
-    with torch.inference_mode(False):  # also of a caller in that mode, where a copy would be such a one again
+    with torch.inference_mode(False):  # that of a caller would make the copy such a tensor again
         return tensor.clone()
 
 

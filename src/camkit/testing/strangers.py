@@ -1,7 +1,7 @@
-"""Checks of explainers on the models that people bring: tiles, tokens, signals of many electrodes, half types.
+"""Checks of explainers on the models that people bring: tiles, tokens, electrodes, half types.
 
-Each docstring says what a user would suffer: all of these gave a wrong map, and no word, in some release of a
-library of the field. A method may also refuse in one line (`CamkitError`), except `gradcam`.
+Each docstring says what a user would suffer: a wrong map, and no word. A method may also refuse in one line
+(`CamkitError`), except `gradcam`.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def _looks_at_the_layer(subject: Subject, method: str) -> bool:
 
 
 def check_layouts(subject: Subject) -> None:
-    """Electrodes by time, tokens and channels-last give the grid of the layer, and `gradcam` by its definition.
+    """Electrodes by time, tokens and channels-last give the grid of the layer, and the very `gradcam`.
 
     Who goes by proportions takes channels for positions, and a user sees a map of nothing.
     """
@@ -171,7 +171,12 @@ class Case:
 
 
 CASES = (
-    Case("electrodes", electrodes_model, lambda x: x, reference_inputs(6).reshape(-1)[:960].view(2, 1, 12, 40)),
+    Case(
+        "electrodes",
+        electrodes_model,
+        lambda x: x,
+        reference_inputs(6).reshape(-1)[:960].view(2, 1, 12, 40),
+    ),
     Case("channels last", channels_last_model, lambda x: x.permute(0, 3, 1, 2), reference_inputs(2)),
     Case(
         "tokens", tokens_model, lambda x: x[:, 1:].transpose(1, 2).unflatten(2, (4, 4)), reference_inputs(2)
@@ -229,7 +234,7 @@ class Skips(nn.Module):
 
 
 def check_no_grad_body(subject: Subject) -> None:
-    """A model that runs its body under `no_grad`, as frozen ones do, has the same maps, never blank ones."""
+    """A body that runs under `no_grad`, as frozen ones do, changes no map; never is one blank."""
     inputs = reference_inputs(2)
     for method in subject.plugin.methods:
         for layer in ("body.0", "above.0"):  # within it and behind it
@@ -324,7 +329,7 @@ def large_map_model() -> nn.Sequential:
 
 
 def check_scores(subject: Subject) -> None:
-    """The scores told with a map are the model's own, row by row: they become the probability that is shown."""
+    """The scores told with a map are the model's own, row by row: users read them as probabilities."""
     model, inputs = reference_model(), reference_inputs()
     with torch.no_grad():
         expected = model(inputs)

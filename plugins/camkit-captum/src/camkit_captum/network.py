@@ -13,10 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from camkit import Query
+from camkit import Query, StandIn, wide
 from camkit.errors import UsageError
-from camkit.stand_in import StandIn, wide
-
 
 _TORCHS = {name for name, value in vars(nn.Module()).items() if isinstance(value, dict)}
 
@@ -32,7 +30,9 @@ def twin(module: nn.Module) -> nn.Module:
     parts = {m: m if isinstance(m, scripted) else object.__new__(type(m)) for m in module.modules()}
 
     def own(name: str, value: Any) -> Any:
-        if name in _TORCHS:  # parameters, buffers, hooks; a dict of the user's stays the one their hooks fill
+        if (
+            name in _TORCHS
+        ):  # parameters, buffers, hooks; a dict of the user's stays the one their hooks fill
             return copy.copy(value)
         if isinstance(value, MethodType) and isinstance(value.__self__, nn.Module):  # a patched forward
             return MethodType(value.__func__, parts.get(value.__self__, value.__self__))
@@ -49,7 +49,8 @@ class Network(nn.Module):
     """The model, taking and returning float32 at least, whatever the type of its parameters.
 
     watched: `view` is the target layer's feature map, which every forward must run exactly once.
-    ruled: captum changes how modules pass gradients, so it gets a twin; else nothing below the layer has a graph.
+    ruled: captum changes how modules pass gradients, so it gets a twin; else nothing below the layer has a
+        graph.
     """
 
     def __init__(self, query: Query, *, watched: bool, ruled: bool) -> None:

@@ -11,8 +11,7 @@ import torch
 from pytorch_grad_cam import FullGrad
 from torch import Tensor, nn
 
-from camkit import Query
-from camkit.stand_in import wide
+from camkit import Query, wide
 from camkit_pytorch_grad_cam.methods import adapted
 
 
@@ -37,7 +36,9 @@ def fullgrad(query: Query, total: Callable[[Tensor], Tensor], eigen_smooth: bool
 
     inputs = query.inputs.detach().clone().requires_grad_()
     handles = [
-        layer.register_forward_hook(hook, prepend=True) for layer in query.module.modules() if _has_bias_map(layer)
+        layer.register_forward_hook(hook, prepend=True)
+        for layer in query.module.modules()
+        if _has_bias_map(layer)
     ]
     try:
         scores = query.module(inputs.clone())
@@ -48,7 +49,9 @@ def fullgrad(query: Query, total: Callable[[Tensor], Tensor], eigen_smooth: bool
             handle.remove()
     outputs = [output for _, output in runs]
     by_input, *by_output = torch.autograd.grad(score, [inputs, *outputs], allow_unused=True)
-    if by_input is None:  # unlike a layer beside the score, that is an error: torch's own, which the host knows
+    if (
+        by_input is None
+    ):  # unlike a layer beside the score, that is an error: torch's own, which the host knows
         torch.autograd.grad(score, inputs)
     grads = [wide(torch.zeros_like(o) if g is None else g) for o, g in zip(outputs, by_output, strict=True)]
     cam = _FullGrad([layer for layer, _ in runs], grads)

@@ -6,8 +6,7 @@ import torch
 from torch import Tensor
 from torchcam.methods import GradCAM, GradCAMpp, LayerCAM, ScoreCAM, XGradCAM
 
-from camkit import Explainer, Query
-from camkit.stand_in import StandIn
+from camkit import Explainer, Query, StandIn
 
 METHODS = {
     "gradcam": GradCAM,
