@@ -29,8 +29,9 @@ class Checkpointed(ModelError):
 
 _NO_GRADIENT = (
     NoGradient,
-    "the scores do not depend on the target layer through differentiable steps: above it the model, or the "
-    "target function, detaches, rounds or decides by the largest; choose a layer above that",
+    "the scores do not depend on the target layer, or the inputs of a method that looks at them, through "
+    "differentiable steps: the model, or the target function, detaches, rounds or decides by the largest; "
+    "choose a layer above that",
 )
 
 # Words of torch, as a regular expression, what kind of error they are, and what they mean.

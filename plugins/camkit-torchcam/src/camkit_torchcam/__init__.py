@@ -23,6 +23,7 @@ class TorchCam(Explainer):
     summary = "Grad-CAM, Grad-CAM++, LayerCAM, XGradCAM and ScoreCAM by torchcam"
     methods = tuple(METHODS)
     dtypes = ("float32", "float64", "bfloat16", "float16")
+    thread_safe = True
     notes: ClassVar = {
         "gradcam++": "as torchcam 0.5 has it: without the denominator of the published weights",
         "scorecam": "one forward for each channel; weights are positive",
