@@ -97,6 +97,7 @@ ORDER = [
     "bench",
     "testing.kit",
     "testing.explainers",
+    "testing.strangers",
     "testing.metrics",
     "testing.sources",
     "testing.trainers",

@@ -12,11 +12,11 @@ import torch
 import torchvision
 from PIL import Image
 
-from camkit import errors, plugins
+from camkit import Query, errors, plugins
 from camkit.cli.explain import explain
 from camkit.images import sample
 from camkit.output import FIELDS
-from camkit.testing import CHECKS
+from camkit.testing import CHECKS, Subject, reference_inputs, reference_model, run_check
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -103,6 +103,25 @@ def test_quoted_files_are_the_files() -> None:
     assert quotes
     for name, quoted in quotes:
         assert quoted == text(name), f"docs/plugins.md quotes an older {name}"
+
+
+def test_the_explainer_of_the_guide_is_right() -> None:
+    (block,) = re.findall(r"```python\n([^`]*?class MyCam.*?)```", text("docs/plugins.md"), re.DOTALL)
+    space: dict[str, Any] = {}
+    exec(block, space)
+    subject = Subject("explainer", "native", space["MyCam"])
+    wanted = {
+        "check_output",
+        "check_batch",
+        "check_rows",
+        "check_layouts",
+        "check_scores",
+        "check_forwards",
+    }
+    outcomes = [run_check(check, subject) for check in CHECKS["explainer"] if check.__name__ in wanted]
+    assert [(o.check, o.reason) for o in outcomes if o.status != "passed"] == []
+    query = Query(reference_model(), reference_inputs(), torch.tensor([0, 3, 1]), "0", "hirescam")
+    torch.testing.assert_close(subject.make().maps(query), plugins.make("explainer", "native").maps(query))
 
 
 def test_every_check_is_explained() -> None:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from camkit.api import Explainer, Query, option
-from camkit.errors import TargetError
+from camkit.errors import LayerError, TargetError, UsageError
+from camkit.layout import OpenLayout
 from camkit.native import Native
 from camkit.testing import (
     CHECKS,
@@ -53,14 +54,7 @@ class Mutant(Native):
     many = Explainer.many  # one call of `maps` for each class, as most plugins do
 
     def maps(self, query: Query) -> Tensor:
-        return Native.many(self, _sweep(query))[query.method, query.layer][:, 0]
-
-
-def _sweep(query: Query) -> Any:
-    from camkit.api import Sweep
-
-    targets = query.targets[:, None]
-    return Sweep(query.module, query.inputs, (query.layer,), (query.method,), lambda _: targets)
+        return Native(self.options).maps(query)
 
 
 class LeavesAHook(Mutant):
@@ -96,14 +90,13 @@ class Scales(Mutant):
 
 class IgnoresTargets(Mutant):
     def maps(self, query: Query) -> Tensor:
-        zeros = torch.zeros_like(query.targets)
-        return super().maps(Query(query.module, query.inputs, zeros, query.layer, query.method))
+        return super().maps(replace(query, targets=torch.zeros_like(query.targets)))
 
 
 class UsesTheFirstTarget(Mutant):
     def maps(self, query: Query) -> Tensor:
         first = query.targets[:1].expand(len(query.targets))
-        return super().maps(Query(query.module, query.inputs, first, query.layer, query.method))
+        return super().maps(replace(query, targets=first))
 
 
 class ChangesTheInputs(Mutant):
@@ -211,7 +204,7 @@ class SharesState(Mutant):
         time.sleep(0.002)
         module = SharesState.parked
         SharesState.parked = None
-        return super().maps(Query(module, query.inputs, query.targets, query.layer, query.method))
+        return super().maps(replace(query, module=module))
 
 
 class BreaksInHalf(Mutant):
@@ -325,13 +318,27 @@ class ReadsOverwritten(Mutant):
         return maps.clamp(min=0) if overwritten else maps
 
 
-class NeverChooses(Mutant):
+class ChoosesTheLowest(Mutant):
+    """Without a target; as where scores are taken for losses."""
+
     def many(self, sweep: Any) -> Any:
-        zeros = torch.zeros(len(sweep.inputs), 1, dtype=torch.int64)
-        choose = lambda _: zeros  # noqa: E731
-        return Native.many(
-            self, type(sweep)(sweep.module, sweep.inputs, sweep.layers, sweep.methods, choose)
-        )
+        def choose(scores: Tensor) -> Tensor:
+            sweep.choose(scores)
+            return scores.argmin(1, keepdim=True)
+
+        return super().many(sweep if sweep.targets is not None else replace(sweep, choose=choose))
+
+
+class WrapsEveryError(Mutant):
+    """Of one method only: what a wrong class does to a library is told as a failure of the library."""
+
+    def maps(self, query: Query) -> Tensor:
+        try:
+            return super().maps(query)
+        except TargetError as error:
+            if query.method != "hirescam":
+                raise
+            raise UsageError("the library failed") from error
 
 
 class HooksBeforeChoosing(Mutant):
@@ -349,7 +356,8 @@ class DependsOnStrides(Mutant):
 
 SUBTLE: list[tuple[type[Explainer], str]] = [
     (ReadsOverwritten, "check_by_hand_before_inplace_relu"),
-    (NeverChooses, "check_targets"),
+    (ChoosesTheLowest, "check_targets"),
+    (WrapsEveryError, "check_targets"),
     (HooksBeforeChoosing, "check_no_trace_after_wrong_target"),
     (DependsOnStrides, "check_channels_last"),
 ]
@@ -360,10 +368,124 @@ def test_subtle_mutant_is_caught(mutant: type[Explainer], check: str) -> None:
     assert run_check(BY_NAME[check], Subject("explainer", "native", mutant)).status == "failed"
 
 
+# --- mutants that go wrong on the models of strangers ---------------------------------------------
+
+
+def by_hook(query: Query, *, prepend: bool = True) -> Tensor:
+    """Grad-CAM of a feature map as tutorials write it, `[rows, h, w]` in the type of the model."""
+    kept: list[Tensor] = []
+
+    def keep(_: nn.Module, __: Any, output: Tensor) -> Tensor:
+        kept.append(output.detach().requires_grad_())
+        return kept[0].clone()
+
+    handle = query.layer_module.register_forward_hook(keep, prepend=prepend)
+    try:
+        with torch.enable_grad():
+            scores = query.module(query.inputs)
+    finally:
+        handle.remove()
+    query.seen(scores.detach())
+    (gradient,) = torch.autograd.grad(scores.gather(1, query.targets[:, None]).sum(), kept[0])
+    return (gradient.mean((2, 3), keepdim=True) * kept[0].detach()).sum(1)
+
+
+class TakesRowsForImages(Mutant):
+    def maps(self, query: Query) -> Tensor:
+        try:
+            return super().maps(query)
+        except LayerError:
+            return by_hook(query)[: len(query.inputs)]
+
+
+class GuessesTheLayout(Mutant):
+    def maps(self, query: Query) -> Tensor:
+        try:
+            return super().maps(query)
+        except OpenLayout:
+            return super().maps(replace(query, layout="channels-last"))
+
+
+class IgnoresTheLayout(Mutant):
+    def maps(self, query: Query) -> Tensor:
+        return super().maps(replace(query, layout=None))
+
+
+class HooksBehindOthers(Mutant):
+    def maps(self, query: Query) -> Tensor:
+        plain = query.method == "gradcam" and query.layer_module._forward_hooks
+        return by_hook(query, prepend=False) if plain else super().maps(query)
+
+
+class TakesNoGradientForZero(Mutant):
+    def maps(self, query: Query) -> Tensor:
+        try:
+            return super().maps(query)
+        except RuntimeError as error:
+            if "does not require grad" not in str(error):
+                raise
+            return torch.zeros(len(query.inputs), 8, 8)
+
+
+class KeepsMaps(Mutant):
+    """For as long as no tensor of the model counts a write."""
+
+    def maps(self, query: Query) -> Tensor:
+        kept: dict[Any, Tensor] = vars(self).setdefault("kept", {})
+        state = query.module.state_dict(keep_vars=True).values()
+        asked = (query.method, id(query.module), *query.targets.tolist())
+        key = (*asked, *((id(tensor), tensor._version) for tensor in state))
+        if key not in kept:
+            kept[key] = super().maps(query)
+        return kept[key]
+
+
+class StaysInHalf(Mutant):
+    def maps(self, query: Query) -> Tensor:
+        half = query.inputs.dtype == torch.float16 and query.method == "gradcam"
+        return by_hook(query).float() if half else super().maps(query)
+
+
+class HasOtherNeighboursInHalf(Mutant):
+    def maps(self, query: Query) -> Tensor:
+        if query.inputs.dtype != torch.bfloat16:
+            return super().maps(query)
+        return Native(replace(self.options, comparisons=1)).maps(query)
+
+
+class TellsScoresInAnotherOrder(Mutant):
+    def maps(self, query: Query) -> Tensor:
+        return super().maps(replace(query, seen=lambda scores: query.seen(scores.flip(0))))
+
+
+class TellsNoScores(Mutant):
+    def maps(self, query: Query) -> Tensor:
+        return super().maps(replace(query, seen=lambda _: None))
+
+
+STRANGE: list[tuple[type[Explainer], str]] = [
+    (TakesRowsForImages, "check_rows"),
+    (GuessesTheLayout, "check_layouts"),
+    (IgnoresTheLayout, "check_layout_given"),
+    (HooksBehindOthers, "check_hooks_of_others"),
+    (TakesNoGradientForZero, "check_no_grad_body"),
+    (KeepsMaps, "check_current_weights"),
+    (StaysInHalf, "check_float16"),
+    (HasOtherNeighboursInHalf, "check_bfloat16"),
+    (TellsScoresInAnotherOrder, "check_scores"),
+    (TellsNoScores, "check_forwards"),
+]
+
+
+@pytest.mark.parametrize(("mutant", "check"), STRANGE, ids=lambda x: getattr(x, "__name__", x))
+def test_mutant_that_goes_wrong_on_strangers_is_caught(mutant: type[Explainer], check: str) -> None:
+    assert run_check(BY_NAME[check], Subject("explainer", "native", mutant)).status == "failed"
+
+
 # --- waivers --------------------------------------------------------------------------------------
 
 
-def test_waivers_are_strict() -> None:
+def test_waivers_are_strict(monkeypatch: pytest.MonkeyPatch) -> None:
     wrong = Subject("explainer", "native", Rectifies)
     right = Subject("explainer", "native", Mutant)
     check = BY_NAME["check_by_hand"]
@@ -372,12 +494,13 @@ def test_waivers_are_strict() -> None:
     assert unexpected.status == "failed" and "expected to fail" in unexpected.reason
     with pytest.raises(ValueError, match="check_nothing"):
         explainer_checks("native", expected_failures={"check_nothing": "a slip"})
+    monkeypatch.setitem(CHECKS, "explainer", (check,))  # the others say nothing of it
     outcomes = run_checks(right, {"check_nothing": "a slip"})
     assert outcomes[0].status == "failed" and "check_nothing" in outcomes[0].reason
 
 
 def test_every_check_of_what_a_plugin_can_do_wrong_has_a_mutant() -> None:
-    caught = {check for _, check in [*MUTANTS, *SUBTLE]}
+    caught = {check for _, check in [*MUTANTS, *SUBTLE, *STRANGE]}
     by_the_host = {"check_gradient_modes", "check_train_mode"}  # a plugin would have to try hard
     assert caught | by_the_host == set(BY_NAME)
 

@@ -34,9 +34,11 @@ if TYPE_CHECKING:
     from camkit.explanation import Explanation, explain, explain_many
     from camkit.host import class_maps, maps
     from camkit.images import Photo
+    from camkit.layout import layout_of
     from camkit.models import load_model
     from camkit.preprocess import Preprocess
     from camkit.render import Style
+    from camkit.stand_in import StandIn, wide
     from camkit.training import train
 
 __version__ = "0.1.0"
@@ -51,9 +53,11 @@ _HOMES = {
     "camkit.explanation": "Explanation explain explain_many",
     "camkit.host": "class_maps maps",
     "camkit.images": "Photo",
+    "camkit.layout": "layout_of",
     "camkit.models": "load_model",
     "camkit.preprocess": "Preprocess",
     "camkit.render": "Style",
+    "camkit.stand_in": "StandIn wide",
     "camkit.training": "train",
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names.split()}
@@ -70,6 +74,7 @@ __all__ = [
     "Preprocess",
     "Query",
     "Scores",
+    "StandIn",
     "Style",
     "Sweep",
     "TrainRequest",
@@ -78,11 +83,13 @@ __all__ = [
     "class_maps",
     "explain",
     "explain_many",
+    "layout_of",
     "load_model",
     "maps",
     "option",
     "save_bundle",
     "train",
+    "wide",
 ]
 
 

@@ -219,7 +219,10 @@ def differentiable_rnns(module: nn.Module, device: torch.device) -> Iterator[Non
 
 def usable(tensor: Tensor) -> Tensor:
     """`tensor`, or a copy if it was made in inference mode and could not take part in a graph."""
-    return tensor.clone() if tensor.is_inference() else tensor
+    if not tensor.is_inference():
+        return tensor
+    with torch.inference_mode(False):  # that of a caller would make the copy such a tensor again
+        return tensor.clone()
 
 
 def _leaf(output: Tensor) -> Tensor:

@@ -29,13 +29,14 @@ class Checkpointed(ModelError):
 
 _NO_GRADIENT = (
     NoGradient,
-    "the scores do not depend on the target layer through differentiable steps: above it the model, or the "
-    "target function, detaches, rounds or decides by the largest; choose a layer above that",
+    "the scores do not depend on the target layer, or the inputs of a method that looks at them, through "
+    "differentiable steps: the model, or the target function, detaches, rounds or decides by the largest; "
+    "choose a layer above that",
 )
 
 # Words of torch, as a regular expression, what kind of error they are, and what they mean.
 _MEANINGS: tuple[tuple[str, type[CamkitError], str], ...] = (
-    ("not have been used in the graph|does not require grad|not connected to every", *_NO_GRADIENT),
+    ("not have been used in the graph|does(?: not|n't) require grad|not connected to every", *_NO_GRADIENT),
     (
         r"derivative for (?:aten::)?(\w+?)(?:_backward)? is not implemented|(\w+).*not differentiable",
         ModelError,

@@ -128,6 +128,9 @@ def layout(
     return readings[0]
 
 
+layout_of = layout  # its public name: in the package `layout` is this module
+
+
 def _check_rows(shape: Sequence[int], rows: int, name: str, kind: str | None) -> None:
     """Row i of an output has to be that of image i: windows, tiles, frames and views are not images."""
     if shape[1 if kind == "tokens-first" else 0] == rows:

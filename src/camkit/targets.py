@@ -82,7 +82,7 @@ class Checked:
     @property
     def given(self) -> Tensor | None:
         """The targets, where they are known before there are scores."""
-        return self._choose.of(self._batch) if isinstance(self._choose, Fixed) else None
+        return usable(self._choose.of(self._batch)) if isinstance(self._choose, Fixed) else None
 
     def __call__(self, scores: Tensor) -> Tensor:
         """The targets, int64 `[B, T]`; `ModelError` or `TargetError` for what cannot be explained."""

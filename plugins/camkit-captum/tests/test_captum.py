@@ -20,7 +20,7 @@ from camkit_captum import METHODS, Captum, CaptumOptions
 from torch import Tensor, nn
 
 import camkit
-from camkit.errors import LayerError, OptionError, UsageError
+from camkit.errors import LayerError, ModelError, OptionError, UsageError
 from camkit.testing import explainer_checks
 
 QUICK = {"steps": 4, "samples": 3, "window": 4}
@@ -543,11 +543,11 @@ def test_a_patched_forward_is_followed(net: nn.Module, x: Tensor) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning")  # deprecated, but in use
-def test_a_traced_model_has_maps_of_its_input_but_not_of_a_layer(net: nn.Module, x: Tensor) -> None:
+@pytest.mark.parametrize("method", ["gradcam", "saliency"])
+def test_a_traced_model_is_refused(net: nn.Module, x: Tensor, method: str) -> None:
     traced = torch.jit.trace(net, x, check_trace=False)
-    assert_close_to_peak(maps(traced, x, 1, "saliency", "body"), maps(net, x, 1, "saliency"))
-    with pytest.raises(LayerError, match=r"'body' ran 0 times.*traced"):
-        maps(traced, x, 1, "gradcam", "body")
+    with pytest.raises(ModelError, match="traced.*pass the original module"):
+        maps(traced, x, 1, method, "body")
 
 
 def test_two_threads_on_one_model(net: nn.Module) -> None:
@@ -573,8 +573,8 @@ def test_two_threads_on_one_model(net: nn.Module) -> None:
 def test_layers_without_a_single_map(net: nn.Module, x: Tensor, method: str) -> None:
     net.idle = nn.Conv2d(3, 3, 1)
     for layer, message in (
-        ("relu", "ran 3 times"),
-        ("idle", "ran 0 times"),
+        ("relu", "ran more than once"),
+        ("idle", "did not run"),
         ("fc", "not a feature map"),
     ):
         with pytest.raises(LayerError, match=message):
@@ -591,10 +591,10 @@ def test_scores_that_do_not_depend_on_the_layer_or_the_image(x: Tensor) -> None:
             self.conv(x)
             return self.scores.expand(len(x), 2)
 
-    with pytest.raises(LayerError, match="do not depend on the layer 'conv'"):
+    with pytest.raises(LayerError, match="do not depend on the target layer"):
         maps(Blind(), x, 0, "gradcam", "conv")
     for frozen in (False, True):
-        with pytest.raises(UsageError, match="do not depend on the inputs"):
+        with pytest.raises(LayerError, match="do not depend on .* the inputs"):
             maps(Blind().requires_grad_(not frozen), x, 0, "saliency", "conv")
 
 

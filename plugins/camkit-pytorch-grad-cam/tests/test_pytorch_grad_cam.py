@@ -21,7 +21,7 @@ from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 from torch import Tensor, nn
 
 import camkit
-from camkit.errors import LayerError, OptionError, UsageError
+from camkit.errors import LayerError, ModelError, OptionError, UsageError
 from camkit.testing import explainer_checks
 
 BACKEND = "pytorch-grad-cam"
@@ -568,7 +568,7 @@ def test_an_error_in_any_forward_leaves_the_model_whole(method: str, failing: in
     model[5].train()
     parts = list(model.modules())
     flags = torch.backends.cuda.flash_sdp_enabled()
-    query = camkit.Query(model, images(1, 16, 12), torch.tensor([1]), "5", method)
+    query = camkit.Query(model, images(1, 16, 12), torch.tensor([1]), "5", method, layout="channels-first")
     options = PytorchGradCam.Options(batch_size=2, aug_smooth=True)
     with pytest.raises(ZeroDivisionError):
         PytorchGradCam(options).maps(query)
@@ -629,9 +629,9 @@ class Twice(nn.Module):
 
 def test_a_layer_that_does_not_run_once() -> None:
     """Upstream: an IndexError that its `__exit__` swallows, or the map of the first run."""
-    with pytest.raises(LayerError, match="'body' ran 2 times"):
+    with pytest.raises(LayerError, match="'body' ran more than once"):
         maps(Twice(), images(1, 8, 8), layer="body")
-    with pytest.raises(LayerError, match="'other' ran 0 times"):
+    with pytest.raises(LayerError, match="'other' did not run"):
         maps(Twice(), images(1, 8, 8), layer="other")
 
 
@@ -646,9 +646,9 @@ def test_scores_that_do_not_depend_on_the_layer() -> None:
             return x.detach()
 
     model = nn.Sequential(nn.Conv2d(3, 4, 3), Detached(), nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()
-    with pytest.raises(LayerError, match="layer '0' through differentiable steps"):
+    with pytest.raises(LayerError, match="through differentiable steps"):
         maps(model, images(1, 16, 12), layer="0")
-    with pytest.raises(LayerError, match="the inputs through differentiable steps"):
+    with pytest.raises(LayerError, match="through differentiable steps"):
         maps(model, images(1, 16, 12), layer="0", method="fullgrad")
     assert maps(model, images(1, 16, 12), layer="0", method="eigencam").isfinite().all()
 
@@ -660,5 +660,5 @@ def test_finercam_needs_classes_to_compare() -> None:
 
 
 def test_other_errors_of_the_model_come_through() -> None:
-    with pytest.raises(RuntimeError, match="channels"):
+    with pytest.raises(ModelError, match="to have 3 channels, but got 4"):
         maps(cnn(), torch.zeros(1, 4, 16, 16))

@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 from camkit import plugins
 from camkit.plugins import Kind
-from camkit.testing import explainers, metrics, sources, trainers
+from camkit.testing import explainers, metrics, sources, strangers, trainers
 from camkit.testing.kit import Subject, reference_inputs, reference_model
 
 __all__ = [
@@ -62,6 +62,15 @@ CHECKS: dict[Kind, tuple[Check, ...]] = {
         explainers.check_bfloat16,
         explainers.check_memory,
         explainers.check_threads,
+        strangers.check_rows,
+        strangers.check_layouts,
+        strangers.check_layout_given,
+        strangers.check_hooks_of_others,
+        strangers.check_no_grad_body,
+        strangers.check_current_weights,
+        strangers.check_float16,
+        strangers.check_scores,
+        strangers.check_forwards,
     ),
     "metric": (
         explainers.check_registration,

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from camkit import plugins
-from camkit.api import Query, Sweep
+from camkit.api import Explainer, Query, Sweep
 from camkit.errors import OptionError, TargetError
-from camkit.host import run
+from camkit.host import Answer, Call, run
 from camkit.targets import given
 from camkit.testing.kit import (
     CLASSES,
@@ -31,14 +31,28 @@ from camkit.testing.kit import (
 )
 
 
-def maps_of(
-    subject: Subject, method: str, targets: Any, model: nn.Module, inputs: Tensor, layer: str = LAYER
-) -> Tensor:
-    """Through the host, as a user's call goes."""
-    answer = run(
-        subject.make(), subject.name, model, inputs, [layer], [method], given(targets, len(inputs))
+def answer_of(
+    subject: Subject,
+    method: str,
+    targets: Any,
+    model: nn.Module,
+    inputs: Tensor,
+    layer: str = LAYER,
+    *,
+    layout: str | None = None,
+    explainer: Explainer | None = None,
+) -> Answer:
+    """Through the host, as a user's call goes; by a new instance if `explainer` is none."""
+    return run(
+        *(explainer or subject.make(), subject.name, model, inputs, [layer], [method]),
+        given(targets, len(inputs)),
+        call=Call(layout=layout),
     )
-    return answer.maps[method, layer][:, 0]
+
+
+def maps_of(subject: Subject, method: str, *arguments: Any, **further: Any) -> Tensor:
+    """The maps `[B, h, w]` of `answer_of`."""
+    return next(iter(answer_of(subject, method, *arguments, **further).maps.values()))[:, 0]
 
 
 def check_registration(subject: Subject) -> None:
@@ -137,6 +151,10 @@ def check_targets(subject: Subject) -> None:
     for wrong in (CLASSES, -1, [0, 1], [0, 1, 99], 1.5, "a", True, torch.zeros(3)):
         with raises(TargetError, f"the target {wrong!r}"):
             maps_of(subject, method, wrong, model, inputs)
+    for method in subject.plugin.methods:
+        for wrong in (CLASSES, -1):
+            with raises(TargetError, f"the target {wrong} under {method}"):
+                maps_of(subject, method, wrong, model, inputs)
 
 
 def check_classes_differ(subject: Subject) -> None:
@@ -287,7 +305,10 @@ def check_channels_last(subject: Subject) -> None:
 
 
 def check_bfloat16(subject: Subject) -> None:
-    """If bfloat16 is declared, it works, and `gradcam` stays close to its float32 map."""
+    """If bfloat16 is declared, it works, and `gradcam` and `finercam` stay close to their float32 maps.
+
+    Scores that are rounded have other neighbours, so another class is held against the target.
+    """
     if "bfloat16" not in subject.plugin.dtypes:
         return
     inputs = reference_inputs(2)
@@ -295,7 +316,7 @@ def check_bfloat16(subject: Subject) -> None:
         maps = maps_of(subject, method, [0, 3], reference_model().bfloat16(), inputs.bfloat16())
         assert maps.dtype == torch.float32, f"{method} returns {maps.dtype} in bfloat16"
         assert torch.isfinite(maps).all(), f"{method} returns NaN or infinite values in bfloat16"
-        if method == "gradcam":
+        if method in ("gradcam", "finercam"):
             equal(maps, maps_of(subject, method, [0, 3], reference_model(), inputs), method, 0.1)
 
 

@@ -13,9 +13,8 @@ import torch
 from captum import attr  # type: ignore[import-untyped]
 from torch import Tensor
 
-from camkit import Explainer, Query, option
+from camkit import Explainer, Query, option, wide
 from camkit.errors import OptionError, UsageError
-from camkit.stand_in import wide
 from camkit_captum.network import DEEPLIFT, GUIDED, Network, StandIns, replace
 
 
@@ -88,7 +87,7 @@ def _deeplift(job: Job) -> Tensor:
     result: Tensor = attribution.attribute(job.inputs, job.baseline, target=job.targets).detach()
     with torch.no_grad():
         change = (job.network(job.inputs) - job.network(job.baseline))[0, job.targets[0]]
-    gap = float(change - result.sum())
+    gap = float(change.detach() - result.sum())  # the host may keep gradients on for a model that needs it
     share = max(1e-3, torch.finfo(job.network.dtype).eps ** 0.5)
     if abs(gap) > share * float(result.sum(1).abs().sum()):
         raise UsageError(

@@ -11,8 +11,7 @@ import torch
 from pytorch_grad_cam import FullGrad
 from torch import Tensor, nn
 
-from camkit import Query
-from camkit.stand_in import wide
+from camkit import Query, wide
 from camkit_pytorch_grad_cam.methods import adapted
 
 
@@ -48,9 +47,14 @@ def fullgrad(query: Query, total: Callable[[Tensor], Tensor], eigen_smooth: bool
     finally:
         for handle in handles:
             handle.remove()
-    tensors = [inputs, *(output for _, output in runs)]
-    by_input, *by_output = torch.autograd.grad(score, tensors, materialize_grads=True)
-    cam = _FullGrad([layer for layer, _ in runs], [wide(gradient) for gradient in by_output])
+    outputs = [output for _, output in runs]
+    by_input, *by_output = torch.autograd.grad(score, [inputs, *outputs], allow_unused=True)
+    if (
+        by_input is None
+    ):  # unlike a layer beside the score, that is an error: torch's own, which the host knows
+        torch.autograd.grad(score, inputs)
+    grads = [wide(torch.zeros_like(o) if g is None else g) for o, g in zip(outputs, by_output, strict=True)]
+    cam = _FullGrad([layer for layer, _ in runs], grads)
     leaf = wide(inputs.detach())
     leaf.grad = wide(by_input)
     return torch.from_numpy(cam.compute_cam_per_layer(leaf, None, eigen_smooth)[:, 0]).to(leaf.dtype)

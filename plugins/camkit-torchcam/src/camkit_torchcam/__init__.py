@@ -6,8 +6,7 @@ import torch
 from torch import Tensor
 from torchcam.methods import GradCAM, GradCAMpp, LayerCAM, ScoreCAM, XGradCAM
 
-from camkit import Explainer, Query
-from camkit.stand_in import StandIn
+from camkit import Explainer, Query, StandIn
 
 METHODS = {
     "gradcam": GradCAM,
@@ -24,6 +23,7 @@ class TorchCam(Explainer):
     summary = "Grad-CAM, Grad-CAM++, LayerCAM, XGradCAM and ScoreCAM by torchcam"
     methods = tuple(METHODS)
     dtypes = ("float32", "float64", "bfloat16", "float16")
+    thread_safe = True
     notes: ClassVar = {
         "gradcam++": "as torchcam 0.5 has it: without the denominator of the published weights",
         "scorecam": "one forward for each channel; weights are positive",

@@ -1,0 +1,367 @@
+"""Checks of explainers on the models that people bring: tiles, tokens, electrodes, half types.
+
+Each docstring says what a user would suffer: a wrong map, and no word. A method may also refuse in one line
+(`CamkitError`), except `gradcam`.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from camkit.api import Query
+from camkit.errors import CamkitError, LayerError
+from camkit.testing.explainers import answer_of, maps_of
+from camkit.testing.kit import CLASSES, LAYER, Subject, equal, raises, reference_inputs, reference_model
+
+
+def maps_or_refusal(subject: Subject, method: str, *arguments: Any, **further: Any) -> Tensor | None:
+    """`maps_of`, or `None` where the method refuses; `gradcam` may not."""
+    try:
+        return maps_of(subject, method, *arguments, **further)
+    except CamkitError:
+        if method == "gradcam":
+            raise
+        return None
+
+
+# --- what a layer returns -------------------------------------------------------------------------
+
+
+def check_rows(subject: Subject) -> None:
+    """A layer whose rows are not the images is a `LayerError`: an image would get the map of another one.
+
+    Windows, tiles, frames and pairs come as further rows; some transformers have the tokens first.
+    """
+    inputs = reference_inputs(2)
+    for method in filter(lambda method: _looks_at_the_layer(subject, method), subject.plugin.methods):
+        for what, model in {"tiles": tiles_model(), "tokens first": tokens_model(first=True)}.items():
+            with raises(LayerError, f"a layer of {what} under {method}"):
+                maps_of(subject, method, [0, 3], model, inputs, "2")
+
+
+def _looks_at_the_layer(subject: Subject, method: str) -> bool:
+    """Whether maps depend on the layer at all: some explain the input."""
+    model, inputs = reference_model(), reference_inputs(2)
+    one, other = (maps_of(subject, method, [0, 3], model, inputs, layer) for layer in (LAYER, "2"))
+    return not torch.equal(one, other)
+
+
+def check_layouts(subject: Subject) -> None:
+    """Electrodes by time, tokens and channels-last give the grid of the layer, and the very `gradcam`.
+
+    Who goes by proportions takes channels for positions, and a user sees a map of nothing.
+    """
+    for case in CASES:
+        model, inputs = case.model(), case.inputs
+        expected = by_definition(model, inputs, case.read)
+        for method in subject.plugin.methods:
+            maps = maps_or_refusal(subject, method, 1, model, inputs, "2")
+            if maps is None:
+                continue
+            shapes = (expected.shape, inputs[:, 0].shape)
+            assert maps.shape in shapes, f"{method}, {case.name}: {list(maps.shape)}, not {list(shapes[0])}"
+            if method == "gradcam":
+                equal(maps, expected, f"gradcam of {case.name}", 1e-4)
+
+
+def check_layout_given(subject: Subject) -> None:
+    """`layout=` is heeded: tokens first, which only the user knows, give the maps of the images first."""
+    inputs = reference_inputs(2)
+    for method in subject.plugin.methods:
+        expected = maps_or_refusal(subject, method, [0, 3], tokens_model(), inputs, "2")
+        model = tokens_model(first=True)
+        maps = maps_or_refusal(subject, method, [0, 3], model, inputs, "2", layout="tokens-first")
+        if expected is not None and maps is not None:
+            equal(maps, expected, f"{method} with layout='tokens-first'", 1e-4)
+
+
+class Does(nn.Module):
+    """A function as a layer."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Whatever the function makes of it."""
+        return self.function(x)
+
+
+def tiles_model() -> nn.Sequential:
+    """From `[B, 3, 16, 16]` to scores by the mean over four tiles; layer `2` returns `[4 B, 6, 8, 8]`."""
+
+    def tiles(x: Tensor) -> Tensor:
+        return x.unflatten(3, (2, -1)).unflatten(2, (2, -1)).permute(0, 2, 4, 1, 3, 5).flatten(0, 2)
+
+    return _seeded(
+        lambda: [
+            *(Does(tiles), nn.Conv2d(3, 6, 3, padding=1), nn.BatchNorm2d(6), nn.ReLU()),
+            *(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, CLASSES)),
+            Does(lambda scores: scores.unflatten(0, (-1, 4)).mean(1)),
+        ]
+    )
+
+
+def tokens_model(*, first: bool = False) -> nn.Sequential:
+    """From `[B, 3, 16, 16]` to scores; layer `2` returns a class token and 4 x 4 others, `[B, 17, 8]`.
+
+    first: it returns `[17, B, 8]`.
+    """
+
+    def tokens(x: Tensor) -> Tensor:
+        x = x.flatten(2).transpose(1, 2)
+        x = torch.cat([x.mean(1, keepdim=True), x], 1)
+        return x.transpose(0, 1) if first else x
+
+    return _seeded(
+        lambda: [
+            *(nn.Conv2d(3, 8, 4, stride=4), Does(tokens), nn.LayerNorm(8), nn.ReLU()),
+            *(nn.Linear(8, 8), nn.ReLU(), Does(lambda x: x.mean(0 if first else 1)), nn.Linear(8, CLASSES)),
+        ]
+    )
+
+
+def electrodes_model() -> nn.Sequential:
+    """From `[B, 1, 12, 40]`, electrodes by time, to scores; layer `2` returns `[B, 10, 12, 10]`."""
+    return _seeded(
+        lambda: [
+            *(nn.Conv2d(1, 10, (1, 5), padding=(0, 2)), nn.AvgPool2d((1, 4)), nn.ReLU()),
+            *(nn.Conv2d(10, 8, (12, 1)), nn.ReLU(), nn.Flatten(), nn.Linear(80, CLASSES)),
+        ]
+    )
+
+
+def channels_last_model() -> nn.Sequential:
+    """From `[B, 3, 16, 16]` to scores; layer `2` returns `[B, 8, 8, 6]`."""
+    return _seeded(
+        lambda: [
+            *(nn.Conv2d(3, 6, 3, stride=2, padding=1), Does(lambda x: x.permute(0, 2, 3, 1))),
+            *(nn.LayerNorm(6), nn.ReLU(), nn.Linear(6, 6), nn.ReLU()),
+            *(Does(lambda x: x.mean((1, 2))), nn.Linear(6, CLASSES)),
+        ]
+    )
+
+
+def _seeded(layers: Callable[[], list[nn.Module]]) -> nn.Sequential:
+    """In eval mode; norms scale and shift, or the mean over their channels would be nothing."""
+    with torch.random.fork_rng([]):
+        torch.manual_seed(0)
+        model = nn.Sequential(*layers()).eval()
+        for norm in (part for part in model if isinstance(part, nn.LayerNorm | nn.BatchNorm2d)):
+            nn.init.uniform_(norm.weight, 0.5, 1.5)
+            nn.init.uniform_(norm.bias, -0.5, 0.5)
+    return model
+
+
+@dataclass(frozen=True)
+class Case:
+    """A network whose layer `2` is read by `read`, to `[B, C, h, w]`."""
+
+    name: str
+    model: Callable[[], nn.Sequential]
+    read: Callable[[Tensor], Tensor]
+    inputs: Tensor
+
+
+CASES = (
+    Case(
+        "electrodes",
+        electrodes_model,
+        lambda x: x,
+        reference_inputs(6).reshape(-1)[:960].view(2, 1, 12, 40),
+    ),
+    Case("channels last", channels_last_model, lambda x: x.permute(0, 3, 1, 2), reference_inputs(2)),
+    Case(
+        "tokens", tokens_model, lambda x: x[:, 1:].transpose(1, 2).unflatten(2, (4, 4)), reference_inputs(2)
+    ),
+)
+
+
+def by_definition(model: nn.Sequential, inputs: Tensor, read: Callable[[Tensor], Tensor]) -> Tensor:
+    """Grad-CAM of class 1 at layer `2`, `sum_k a_k A_k`: the network is cut in two behind it."""
+    leaf = model[:3](inputs).detach().requires_grad_()
+    (gradient,) = torch.autograd.grad(model[3:](leaf)[:, 1].sum(), leaf)
+    return (read(gradient).mean((2, 3), keepdim=True) * read(leaf.detach())).sum(1)
+
+
+# --- what a forward does --------------------------------------------------------------------------
+
+
+def check_hooks_of_others(subject: Subject) -> None:
+    """What a hook of the model stored of the layer, as in a U-Net, is part of the gradient, too.
+
+    A hook that runs behind it loses that path: fastai's `DynamicUnet` was wrong by 0.9 of the peak.
+    """
+    inputs = reference_inputs(2)
+    for method in subject.plugin.methods:
+        expected = maps_or_refusal(subject, method, [0, 3], Skips(by_hook=False), inputs, "body")
+        maps = maps_or_refusal(subject, method, [0, 3], Skips(by_hook=True), inputs, "body")
+        if expected is not None and maps is not None:
+            equal(maps, expected, f"{method} where a hook stores the layer's output", 1e-4)
+
+
+class Skips(nn.Module):
+    """A classifier with a way around its middle, for which a hook may store the output of `body`."""
+
+    def __init__(self, *, by_hook: bool) -> None:
+        super().__init__()
+        self.body, self.middle, self.relu, self.head = _seeded(
+            lambda: [
+                nn.Conv2d(3, 6, 3, stride=2, padding=1),
+                nn.Sequential(nn.ReLU(), nn.Conv2d(6, 6, 3, padding=1), nn.ReLU()),
+                nn.ReLU(),
+                nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, CLASSES)),
+            ]
+        )
+        self.stored: list[Tensor] = []
+        if by_hook:
+            stored = self.stored
+            self.body.register_forward_hook(lambda _, __, output: stored.append(output))
+        self.eval()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Scores."""
+        x = self.body(x)
+        skip = self.stored.pop() if self.stored else x
+        return self.head(self.middle(x) + 2 * self.relu(-skip))  # type: ignore[no-any-return]
+
+
+def check_no_grad_body(subject: Subject) -> None:
+    """A body that runs under `no_grad`, as frozen ones do, changes no map; never is one blank."""
+    inputs = reference_inputs(2)
+    for method in subject.plugin.methods:
+        for layer in ("body.0", "above.0"):  # within it and behind it
+            expected = maps_or_refusal(subject, method, [0, 3], Frozen(off=False), inputs, layer)
+            maps = maps_or_refusal(subject, method, [0, 3], Frozen(off=True), inputs, layer)
+            if expected is not None and maps is not None:
+                equal(maps, expected, f"{method} at {layer} where the body runs under no_grad")
+
+
+class Frozen(nn.Module):
+    """A classifier whose body may run without gradients; it has no bias, which some methods look at."""
+
+    def __init__(self, *, off: bool) -> None:
+        super().__init__()
+        self._off = off
+        self.body, self.above = _seeded(
+            lambda: [
+                nn.Sequential(nn.Conv2d(3, 6, 3, stride=2, padding=1, bias=False), nn.ReLU()),
+                nn.Sequential(
+                    *(nn.Conv2d(6, 8, 3, padding=1), nn.ReLU()),
+                    *(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, CLASSES)),
+                ),
+            ]
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Scores."""
+        with torch.no_grad() if self._off else nullcontext():
+            x = self.body(x)
+        return self.above(x)  # type: ignore[no-any-return]
+
+
+def check_current_weights(subject: Subject) -> None:
+    """Maps are those of the weights as they are: nothing may be kept that a write makes wrong.
+
+    Neither `.data` nor a numpy view counts a version, and statistics of BatchNorm are no parameters.
+    """
+    inputs = reference_inputs(2)
+    for method in subject.plugin.methods:
+        explainer, model = subject.make(), reference_model()
+        maps_of(subject, method, [0, 3], model, inputs, explainer=explainer)
+        for what, write in WRITES.items():
+            write(model)
+            maps = maps_of(subject, method, [0, 3], model, inputs, explainer=explainer)
+            fresh = maps_of(subject, method, [0, 3], copy.deepcopy(model), inputs)
+            equal(maps, fresh, f"{method} after a write through {what}")
+
+
+def _write_data(model: nn.Module) -> None:
+    model.get_parameter("0.weight").data[0, 0, 0, 0] += 2
+
+
+def _write_statistics(model: nn.Module) -> None:
+    model.get_buffer("3.running_var").data[0] *= 9
+
+
+def _write_view(model: nn.Module) -> None:
+    model.get_parameter("2.bias").detach().numpy()[0] += 1
+
+
+WRITES: dict[str, Callable[[nn.Module], None]] = {
+    ".data": _write_data,
+    "the statistics of BatchNorm": _write_statistics,
+    "a numpy view": _write_view,
+}
+
+
+def check_float16(subject: Subject) -> None:
+    """If float16 is declared, `gradcam` of a large map is right: its gradients are too small for that type.
+
+    Behind a mean over 256 x 256 positions a gradient is 1e-7: rounded to a few steps, or to zero.
+    """
+    if "float16" not in subject.plugin.dtypes or "gradcam" not in subject.plugin.methods:
+        return
+    model = large_map_model()
+    inputs = torch.rand(1, 3, 256, 256, generator=torch.Generator().manual_seed(7))
+    expected = maps_of(subject, "gradcam", 1, model, inputs)
+    maps = maps_of(subject, "gradcam", 1, model.half(), inputs.half())
+    equal(maps, expected, "gradcam of a large map in float16", 2e-2)
+
+
+def large_map_model() -> nn.Sequential:
+    """From any image to scores by the mean of a map as large as that; small weights above."""
+    model = _seeded(
+        lambda: [nn.Conv2d(3, 4, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, CLASSES)]
+    )
+    model[3].weight.data *= 0.05
+    return model
+
+
+# --- what it costs and tells ----------------------------------------------------------------------
+
+
+def check_scores(subject: Subject) -> None:
+    """The scores told with a map are the model's own, row by row: users read them as probabilities."""
+    model, inputs = reference_model(), reference_inputs()
+    with torch.no_grad():
+        expected = model(inputs)
+    for method in subject.plugin.methods:
+        answer = answer_of(subject, method, [0, 3, 1], model, inputs)
+        equal(answer.scores, expected, f"the scores told by {method}")
+
+
+def check_forwards(subject: Subject) -> None:
+    """Given targets cost no forward of their own: `Query.seen` is told what `maps` computes anyway.
+
+    Of a large model each forward counts, and a backend that pays one too many loses every comparison.
+    """
+    inputs, targets = reference_inputs(2), torch.tensor([0, 3])
+    for method in subject.plugin.methods:
+        model = Counts(inputs)
+        subject.make().maps(Query(model, inputs, targets, "model.0", method))
+        needed = len(model.whole) + (True not in model.whole)  # a host has to know the scores
+        model.whole.clear()
+        maps_of(subject, method, targets, model, inputs, "model.0")
+        assert len(model.whole) <= needed, f"{method} takes {len(model.whole)} forwards, not {needed}"
+
+
+class Counts(nn.Module):
+    """The reference model. whole: for each forward whether it was one of `inputs` themselves."""
+
+    def __init__(self, inputs: Tensor) -> None:
+        super().__init__()
+        self.model, self.inputs = reference_model(), inputs
+        self.whole: list[bool] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Scores."""
+        self.whole.append(torch.equal(x, self.inputs))
+        return self.model(x)  # type: ignore[no-any-return]
