@@ -424,6 +424,14 @@ def test_a_saturated_score_is_the_cause(last: nn.Module, photos: Tensor) -> None
     assert len(said) == 1 and "probability so near to 0 or 1" in said[0]
 
 
+def test_rectified_scores_are_no_saturated_probabilities(photos: Tensor) -> None:
+    model = nn.Sequential(seeded(lambda: pooled(nn.Conv2d(3, 8, 3), nn.ReLU())), nn.ReLU())
+    with torch.no_grad():
+        model[0][4].bias[1] = -100.0
+    maps, said = told(lambda: camkit.maps(model, photos, 1, layer="0.1"))
+    assert not maps.any() and "zero everywhere" in said[0]
+
+
 def test_only_the_image_concerned_is_told(photos: Tensor) -> None:
     model = seeded(lambda: pooled(nn.Conv2d(3, 8, 3, bias=False), nn.ReLU()))
     photos[1] = 0
@@ -445,8 +453,10 @@ class Normalised(nn.Module):
 
 def test_rounding_noise_is_told_and_auto_is_not_blind(photos: Tensor) -> None:
     model, photos = seeded(Normalised), 100 * photos  # beside which the epsilon of the LayerNorm is nothing
-    maps, said = told(lambda: camkit.maps(model, photos, 1, layer="body", method="hirescam"))
-    assert maps.any() and len(said) == 1 and "only rounding noise" in said[0]
+    for backend in ("native", "pytorch-grad-cam"):
+        question = {"layer": "body", "method": "hirescam", "backend": backend}
+        maps, said = told(lambda q=question: camkit.maps(model, photos, 1, **q))
+        assert maps.any() and len(said) == 1 and "only rounding noise" in said[0]
     for method, layer in (("gradcam", "body"), ("hirescam", "norm"), ("hirescam", "auto")):
         maps, said = told(lambda m=method, at=layer: camkit.maps(model, photos, 1, layer=at, method=m))
         assert maps.any() and not said

@@ -20,7 +20,7 @@ import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -75,7 +75,9 @@ class Query:
     layout: how the user says the output of the layer is to be read (`camkit.layout.KINDS`), or `None`.
     seen: to be called with the scores of a forward of `inputs`, where an explainer makes one anyway, before
         the targets are looked up in them: it refuses a class that is not there, and saves the host a
-        forward. `camkit.stand_in.StandIn` does it.
+        forward. `camkit.StandIn` does it.
+    remark: to be called with the images concerned (bool `[B]`) and what is to be said of their maps, such
+        as "is only rounding noise". The host tells the user.
     """
 
     module: nn.Module
@@ -86,6 +88,7 @@ class Query:
     extras: tuple[Tensor, ...] = ()
     layout: str | None = None
     seen: Callable[[Tensor], object] = _ignored
+    remark: Callable[[Tensor, str], None] = _ignored
 
     @property
     def layer_module(self) -> nn.Module:
@@ -100,8 +103,7 @@ class Sweep:
     choose: from the model's scores `[B, n_classes]` to the class indices to explain, int64 `[B, T]`. It
         checks scores and indices and raises `TargetError` or `ModelError`; the host keeps the scores.
     targets: what `choose` will say, where it is given and needs no scores, else `None`.
-    remark: to be called with a method, a layer, the images concerned (bool `[B]`) and a sentence, where a
-        map is not to be trusted. The host tells the user.
+    remark: as in `Query`, to be called with the method and the layer before the images.
     frozen: the caller promises that the model does not change between calls, for those who keep something.
     The other fields are as in `Query`.
     """
@@ -124,6 +126,7 @@ class Sweep:
                 *(self.module, self.inputs, column.contiguous(), layer, method, self.extras),
                 layout=self.layout,
                 seen=self.choose,
+                remark=partial(self.remark, method, layer),
             )
 
 

@@ -131,6 +131,10 @@ def contrast(scores: Tensor, targets: Tensor, alpha: float, comparisons: int) ->
 # rounding. Where the truth is zero, behind a LayerNorm over channels, 0.5 to 15 were seen; 1e5 where it is
 # not. Half precision has no such room: there a smaller multiple is noise.
 NOISE = {torch.float32: 64.0, torch.float64: 64.0, torch.bfloat16: 2.0, torch.float16: 2.0}
+NOISY = (
+    "is only rounding noise, as before a LayerNorm over channels: its terms cancel; choose the layer "
+    "behind that, or another method"
+)
 SAMPLE = 1024  # positions whose terms are looked at
 
 

@@ -253,7 +253,8 @@ def run(
 
     def remark(method: str, layer: str, images: Tensor, text: str) -> None:
         concerned = images[:, None].expand(-1, _columns(chosen))
-        remarks.append(Remark(method, named[layer], concerned.cpu(), _renamed(text, named)))
+        said = f"{method} at layer {named[layer]!r} {text}"
+        remarks.append(Remark(method, named[layer], concerned.cpu(), said))
 
     sweep = Sweep(
         *(model, inputs, tuple(named), tuple(methods), chosen, tuple(others)),
@@ -374,9 +375,10 @@ def _zero(
 
 def _saturated(scores: Tensor, targets: Tensor) -> Tensor:
     """Which of the scores explained are probabilities that nothing moves any more, bool `[B, T]`."""
-    are = ((scores >= 0) & (scores <= 1)).all(1, keepdim=True) & scores.any(1, keepdim=True)
+    are = ((scores >= 0) & (scores <= 1)).all(1, keepdim=True)
+    add_up = (scores.float().sum(1, keepdim=True) - 1).abs() < 1e-3  # what is rectified may be zero, too
     own = scores.gather(1, targets).float()
-    return are & ((own <= SATURATED) | (own >= 1 - SATURATED))
+    return are & ((own >= 1 - SATURATED) | (add_up & (own <= SATURATED)))
 
 
 def _renamed(text: str, names: Mapping[str, str]) -> str:

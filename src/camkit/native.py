@@ -99,6 +99,7 @@ class Native(Explainer):
             *(query.module, query.inputs, (query.layer,), (query.method,), choose, query.extras),
             targets=targets,
             layout=query.layout,
+            remark=lambda _, __, images, text: query.remark(images, text),
         )
         return self.many(sweep)[query.method, query.layer][:, 0]
 
@@ -176,11 +177,7 @@ class _Work:
 
     def _doubt(self, method: str, layer: str, images: Tensor) -> None:
         if bool(images.any()):
-            text = (
-                f"{method} at layer {layer!r} is only rounding noise, as before a LayerNorm over channels: "
-                "its terms cancel; choose the layer behind that, or another method"
-            )
-            self.sweep.remark(method, layer, images, text)
+            self.sweep.remark(method, layer, images, cams.NOISY)
 
     def _gradients(
         self, scores: Tensor, targets: Tensor, layers: Sequence[str], keep: bool

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from camkit import cams
 from camkit.api import Query
 from camkit.capture import Hook, ran, usable
 from camkit.layout import layout
@@ -78,6 +79,15 @@ class StandIn(nn.Module):
         ):
             query.seen(scores)
         return _times(wide(scores), self._scale(self.features))
+
+    def doubt(self, gradients: Tensor) -> None:
+        """Tell the host where `sum_k G_k A_k` (hirescam) of the latest forward is only rounding noise.
+
+        gradients: of the scores with respect to `features`.
+        """
+        noise = cams.is_noise(cams.hirescam, self.features.detach(), gradients.detach()[None])
+        if bool(noise.any()):
+            self._query.remark(noise, cams.NOISY)
 
     def _scale(self, like: Tensor) -> float:
         return SCALE if self._query.inputs.dtype == torch.float16 and self._cut else 1.0

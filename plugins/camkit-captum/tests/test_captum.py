@@ -546,7 +546,7 @@ def test_a_patched_forward_is_followed(net: nn.Module, x: Tensor) -> None:
 @pytest.mark.parametrize("method", ["gradcam", "saliency"])
 def test_a_traced_model_is_refused(net: nn.Module, x: Tensor, method: str) -> None:
     traced = torch.jit.trace(net, x, check_trace=False)
-    with pytest.raises(ModelError, match="traced.*pass the original module"):
+    with pytest.raises(ModelError, match=r"traced.*pass the original module"):
         maps(traced, x, 1, method, "body")
 
 
@@ -594,7 +594,7 @@ def test_scores_that_do_not_depend_on_the_layer_or_the_image(x: Tensor) -> None:
     with pytest.raises(LayerError, match="do not depend on the target layer"):
         maps(Blind(), x, 0, "gradcam", "conv")
     for frozen in (False, True):
-        with pytest.raises(LayerError, match="do not depend on .* the inputs"):
+        with pytest.raises(LayerError, match=r"do not depend on .* the inputs"):
             maps(Blind().requires_grad_(not frozen), x, 0, "saliency", "conv")
 
 

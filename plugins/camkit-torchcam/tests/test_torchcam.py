@@ -240,7 +240,11 @@ class Awkward(nn.Module):
 
 @pytest.mark.parametrize(
     ("layer", "message"),
-    [("twice", "'twice' ran more than once"), ("never", "'never' did not run"), ("flat", "not a feature map")],
+    [
+        ("twice", "'twice' ran more than once"),
+        ("never", "'never' did not run"),
+        ("flat", "not a feature map"),
+    ],
 )
 @pytest.mark.parametrize("method", METHODS)
 def test_layers_without_a_single_map_are_refused(method: str, layer: str, message: str) -> None:

@@ -76,6 +76,8 @@ def _raw(query: Query, options: GradCamOptions) -> Tensor:
     if cam.uses_gradients:
         total = _total(query, options, scores)
         (slopes,) = torch.autograd.grad(total, features, create_graph=method.twice)
+    if query.method == "hirescam":
+        model.doubt(slopes)
     evidence: tuple[Any, Any] = (_array(features), _array(slopes))
     if method.twice:  # a zero keeps slopes connected that do not depend on the features
         evidence = (features, slopes + 0 * features)
