@@ -159,7 +159,8 @@ def _chosen(module: nn.Module, inputs: Sequence[Tensor], output: Output, score: 
     gradients = dict(zip(tensors, found, strict=True))
     reasons, readable = list[str](), list[str]()
     # What is inside an attention is one of several ways for what goes through it.
-    for name in sorted(tensors, key=partial(_is_within_attention, module)):
+    attentions = _attentions(module)
+    for name in sorted(tensors, key=lambda name: not attentions.isdisjoint(_above(name))):
         reading = _reading(module, inputs, name, seen.outputs[name], reasons)
         if reading is None:
             continue
@@ -189,10 +190,26 @@ def _may_carry(output: Any) -> bool:
     return isinstance(output, Tensor) and output.ndim > 2 and output.is_floating_point()
 
 
-def _is_within_attention(module: nn.Module, name: str) -> bool:
-    path = name.split(".")[:-1]
-    around = (type(module.get_submodule(".".join(path[:depth]))) for depth in range(1, len(path) + 1))
-    return any(re.search("attention|attn", cls.__name__, re.IGNORECASE) for cls in around)
+# By class or by name: `Attention`, `ViTSelfAttention`, `attn`, the `MHSA` of ConViT, the `XCA` of XCiT.
+_ATTENTION = re.compile("attention|attn|mhsa|gpsa|xca", re.IGNORECASE)
+
+
+def _attentions(module: nn.Module) -> set[str]:
+    """Names of attentions; not of what is called so but holds one, as a block of class attention."""
+    found = {
+        name
+        for name, part in module.named_modules()
+        if next(part.children(), None) is not None
+        and _ATTENTION.search(f"{type(part).__name__} {name.rpartition('.')[2]}")
+    }
+    return found - {above for name in found for above in _above(name)}
+
+
+def _above(name: str) -> Iterator[str]:
+    """The names of what a layer is part of."""
+    while "." in name:
+        name = name.rpartition(".")[0]
+        yield name
 
 
 def _reading(

@@ -125,10 +125,32 @@ def layout(
             f"the output {list(shape)} of layer {name!r} has a single position, so there is no map; "
             "choose a layer before the pooling"
         )
+    if kind is None and _may_be_prefix_alone(readings[0], module):
+        raise LayerError(
+            f"the output {list(shape)} of layer {name!r} has so few tokens that they may be class and "
+           
+           
+           
+           
+           
+           
+           
+            "register
+            tokens
+            alone: choose an earlier layer, or say layout='tokens' if they are the places of a map"
+        )
     return readings[0]
 
 
 layout_of = layout  # its public name: in the package `layout` is this module
+
+
+def _may_be_prefix_alone(reading: Layout, module: nn.Module | None) -> bool:
+    """Whether tokens are as few as those before a grid, as behind a PiT, whose last norm sees no others."""
+    if reading.kind not in ("tokens", "tokens-first") or len(reading.grid) < 2:
+        return False
+    few = reading.prefix + math.prod(reading.grid) <= MAX_PREFIX
+    return few and not (reading.prefix and min(reading.grid) > 1) and reading.grid not in _known_grids(module)
 
 
 def _check_rows(shape: Sequence[int], rows: int, name: str, kind: str | None) -> None:
@@ -196,14 +218,20 @@ def _grid(count: int, size: tuple[int, ...], module: nn.Module | None = None) ->
     """
     if len(size) != 2 or count < 1:
         return None
-    for part in module.modules() if module is not None else ():
-        known = getattr(part, "grid_size", None)
-        if isinstance(known, tuple) and len(known) == 2 and math.prod(known) == count:
-            return (int(known[0]), int(known[1]))
+    if known := next((known for known in _known_grids(module) if math.prod(known) == count), None):
+        return known
     height = max(1, round(math.sqrt(count * size[0] / size[1])))
     width, rest = divmod(count, height)
     near = abs(height - width * size[0] / size[1]) < 1 and abs(width - height * size[1] / size[0]) < 1
     return (height, width) if not rest and near else None
+
+
+def _known_grids(module: nn.Module | None) -> Iterator[tuple[int, ...]]:
+    """Grids of patches that parts of a model of timm say they make."""
+    for part in module.modules() if module is not None else ():
+        known = getattr(part, "grid_size", None)
+        if isinstance(known, tuple) and len(known) == 2:
+            yield (int(known[0]), int(known[1]))
 
 
 def _likely(
