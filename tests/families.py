@@ -96,7 +96,7 @@ def _of_maps(maps: Tensor) -> list[str]:
 
 
 def _of_places(module: nn.Module, layer: str, image: Tensor, grid: tuple[int, ...]) -> list[str]:
-    """Whether the output changes most where the image does; or if random weights blur that, more the nearer."""
+    """Whether the output changes most where the image does, or at least more the nearer."""
     h, w = grid
     generator = torch.Generator().manual_seed(1)
     cells = torch.randperm(h * w, generator=generator)[: 2 * CELLS].tolist()

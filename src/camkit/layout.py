@@ -128,16 +128,8 @@ def layout(
     if kind is None and _may_be_prefix_alone(readings[0], module):
         raise LayerError(
             f"the output {list(shape)} of layer {name!r} has so few tokens that they may be class and "
-           
-           
-           
-           
-           
-           
-           
-            "register
-            tokens
-            alone: choose an earlier layer, or say layout='tokens' if they are the places of a map"
+            "register tokens alone: choose an earlier layer, or say layout='tokens' if they are the places "
+            "of a map"
         )
     return readings[0]
 
@@ -150,7 +142,8 @@ def _may_be_prefix_alone(reading: Layout, module: nn.Module | None) -> bool:
     if reading.kind not in ("tokens", "tokens-first") or len(reading.grid) < 2:
         return False
     few = reading.prefix + math.prod(reading.grid) <= MAX_PREFIX
-    return few and not (reading.prefix and min(reading.grid) > 1) and reading.grid not in _known_grids(module)
+    known = reading.grid in _known_grids(module) or (reading.prefix and min(reading.grid) > 1)
+    return few and not known
 
 
 def _check_rows(shape: Sequence[int], rows: int, name: str, kind: str | None) -> None:

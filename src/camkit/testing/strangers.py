@@ -98,13 +98,15 @@ def tiles_model() -> nn.Sequential:
     """From `[B, 3, 16, 16]` to scores by the mean over four tiles; layer `2` returns `[4 B, 6, 8, 8]`."""
 
     def tiles(x: Tensor) -> Tensor:
-        return x.unflatten(3, (2, -1)).unflatten(2, (2, -1)).permute(0, 2, 4, 1, 3, 5).flatten(0, 2)
+        batch, channels, height, width = x.shape
+        parts = x.reshape(batch, channels, 2, height // 2, 2, width // 2)
+        return parts.permute(0, 2, 4, 1, 3, 5).flatten(0, 2)
 
     return _seeded(
         lambda: [
             *(Does(tiles), nn.Conv2d(3, 6, 3, padding=1), nn.BatchNorm2d(6), nn.ReLU()),
             *(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, CLASSES)),
-            Does(lambda scores: scores.unflatten(0, (-1, 4)).mean(1)),
+            Does(lambda scores: scores.reshape(-1, 4, CLASSES).mean(1)),
         ]
     )
 
@@ -179,7 +181,10 @@ CASES = (
     ),
     Case("channels last", channels_last_model, lambda x: x.permute(0, 3, 1, 2), reference_inputs(2)),
     Case(
-        "tokens", tokens_model, lambda x: x[:, 1:].transpose(1, 2).unflatten(2, (4, 4)), reference_inputs(2)
+        "tokens",
+        tokens_model,
+        lambda x: x[:, 1:].transpose(1, 2).reshape(len(x), -1, 4, 4),
+        reference_inputs(2),
     ),
 )
 
@@ -321,7 +326,8 @@ def large_map_model() -> nn.Sequential:
     model = _seeded(
         lambda: [nn.Conv2d(3, 4, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, CLASSES)]
     )
-    model[3].weight.data *= 0.05
+    with torch.no_grad():
+        model[3].get_parameter("weight").mul_(0.05)
     return model
 
 
