@@ -127,7 +127,7 @@ def _changes(
     places: list[tuple[int, int]],
     strength: float,
 ) -> Tensor:
-    """How much the output changes at every place, `[n, h, w]`, if the image does so in one of its n cells."""
+    """How much the output changes at every place, `[n, h, w]`, if the image does in one of its n cells."""
     (h, w), (height, width) = grid, image.shape[2:]
     generator = torch.Generator().manual_seed(2)
     images = image.repeat(1 + len(places), 1, 1, 1)
