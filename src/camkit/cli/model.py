@@ -54,10 +54,10 @@ def list_(pattern: str | None) -> None:
 def layers(spec: str, trust_pickle: bool, everything: bool) -> None:
     """The layers of a model with their output shapes; '*' marks the one that 'auto' means."""
     loaded, records = _traced(spec, trust_pickle)
-    from camkit.layers import resolve
+    from camkit.host import resolve_layers
 
     try:
-        auto = resolve(loaded.module, [loaded.default_layer], _example(loaded))[0]
+        auto = resolve_layers(loaded.module, loaded.default_layer, _example(loaded))[0]
     except LayerError as error:  # the list shows what else there is
         click.echo(f"Warning: {error}", err=True)
         auto = ""
