@@ -3,7 +3,7 @@ PYTHON ?= python3
 PLUGINS := $(wildcard plugins/camkit-*)
 BIN := .venv/bin
 
-.PHONY: demo test check fuzz bench clean
+.PHONY: demo test families check fuzz bench clean
 
 # One stamp for the whole set-up: it is redone when a project file changes.
 .venv/ready: pyproject.toml $(PLUGINS:%=%/pyproject.toml)
@@ -16,6 +16,9 @@ demo: .venv/ready
 
 test: .venv/ready
 	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+families: .venv/ready
+	CAMKIT_FAMILIES=1 $(BIN)/python -m pytest tests/test_families.py -n 2 --dist worksteal
 
 check: .venv/ready
 	$(BIN)/ruff check .

@@ -125,11 +125,10 @@ def layout(
             f"the output {list(shape)} of layer {name!r} has a single position, so there is no map; "
             "choose a layer before the pooling"
         )
-    if kind is None and _may_be_prefix_alone(readings[0], module):
+    if kind is None and (doubt := _doubt(readings[0], inputs, module)):
         raise LayerError(
-            f"the output {list(shape)} of layer {name!r} has so few tokens that they may be class and "
-            "register tokens alone: choose an earlier layer, or say layout='tokens' if they are the places "
-            "of a map"
+            f"the output {list(shape)} of layer {name!r} {doubt}: choose another layer, or say "
+            f"layout={readings[0].kind!r} if it is a map nevertheless"
         )
     return readings[0]
 
@@ -137,13 +136,41 @@ def layout(
 layout_of = layout  # its public name: in the package `layout` is this module
 
 
+def _doubt(reading: Layout, inputs: Sequence[int], module: nn.Module | None) -> str:
+    """Why an output in a known layout may yet be no map of the image; "" where nothing says so."""
+    if len(reading.grid) != 2:
+        return ""
+    if reading.kind == "channels-last" and not _is_scaled(reading.grid, inputs[2:]):
+        return f"has {' x '.join(map(str, reading.grid))} positions, as of windows and the tokens in each"
+    if reading.kind in ("tokens", "tokens-first"):
+        if _may_be_prefix_alone(reading, module):
+            return "has so few tokens that they may be class and register tokens alone"
+        if _is_unrolled(math.prod(reading.grid), module):
+            return "has tokens that the model puts into another order than that of the image"
+    return ""
+
+
+def _is_scaled(grid: Sequence[int], size: Sequence[int]) -> bool:
+    """Whether one stride makes `grid` of `size`, but for a position that padding adds or cropping takes."""
+    smallest = max(s / (g + 1) for g, s in zip(grid, size, strict=True))
+    largest = min(s / (g - 1) if g > 1 else math.inf for g, s in zip(grid, size, strict=True))
+    return smallest <= largest
+
+
 def _may_be_prefix_alone(reading: Layout, module: nn.Module | None) -> bool:
     """Whether tokens are as few as those before a grid, as behind a PiT, whose last norm sees no others."""
-    if reading.kind not in ("tokens", "tokens-first") or len(reading.grid) < 2:
-        return False
     few = reading.prefix + math.prod(reading.grid) <= MAX_PREFIX
     known = reading.grid in _known_grids(module) or (reading.prefix and min(reading.grid) > 1)
     return few and not known
+
+
+def _is_unrolled(tokens: int, module: nn.Module | None) -> bool:
+    """Hiera sorts tokens so that poolings take neighbours; behind the last they are in order again."""
+    for part in module.modules() if module is not None else ():
+        schedule, size = getattr(part, "schedule", None), getattr(part, "size", None)
+        if type(part).__name__ == "Unroll" and schedule and size:
+            return bool(tokens > math.prod(size) // math.prod(math.prod(stride) for stride in schedule))
+    return False
 
 
 def _check_rows(shape: Sequence[int], rows: int, name: str, kind: str | None) -> None:
