@@ -264,8 +264,14 @@ def test_a_layout_that_does_not_exist_or_fit(photos: Tensor) -> None:
     model = seeded(lambda: pooled(nn.Conv2d(3, 8, 3)))
     with pytest.raises(UsageError, match="a layout is channels-first"):
         camkit.maps(model, photos, 1, layer="0", layout="NCHW")
-    with pytest.raises(LayerError, match="not a feature map of the layout tokens"):
+    with pytest.raises(UsageError, match="did you mean 'tokens-first'"):
+        camkit.maps(model, photos, 1, layer="0", layout="token-first")
+    with pytest.raises(LayerError, match=r"not a feature map of the layout tokens; leave the layout out"):
         camkit.maps(model, photos, 1, layer="0", layout="tokens")
+    with pytest.raises(LayerError, match=r"the layout tokens-first does not fit it"):
+        camkit.maps(model, photos, 1, layer="0", layout="tokens-first")
+    with pytest.raises(LayerError, match=r"a layer is a name or a module of the model, not 3"):
+        camkit.maps(model, photos, 1, layer=3)  # type: ignore[call-overload]
 
 
 # --- gradients that others lose -------------------------------------------------------------------

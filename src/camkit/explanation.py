@@ -21,7 +21,7 @@ from camkit import layers, plugins, reading, render
 from camkit.api import Explainer, LoadedModel
 from camkit.capture import as_it_was
 from camkit.errors import MapError, ModelError, PluginError, UsageError
-from camkit.host import Answer, Call, Layer, better_layer, resolve_layers, run, unknown_method
+from camkit.host import Answer, Call, Layer, better_layer, layer_specs, resolve_layers, run, unknown_method
 from camkit.images import Photo
 from camkit.preprocess import Preprocess
 from camkit.reading import Failure, ImageSource
@@ -225,7 +225,7 @@ def plan(
 
     Every method and every option goes to those of the backends that have it; one must.
     """
-    specs = [layer] if isinstance(layer, str | nn.Module) else list(layer)
+    specs = layer_specs(layer)
     specs = [model.default_layer if spec == "auto" else spec for spec in specs]
     like = next(p for p in model.module.parameters() if p.is_floating_point())
     names = resolve_layers(model.module, specs, layers.example_inputs(model.preprocess.size, like))

@@ -204,8 +204,15 @@ def resolve_layers(
     call: Call = Call(),
 ) -> list[str]:
     """Dotted names of what `layer` means; `auto` takes a forward of the first row at its first call."""
-    specs = [layer] if isinstance(layer, str | nn.Module) else list(layer)
+    specs = layer_specs(layer)
     return layers.resolve(module, specs, lambda: automatic_layer(module, inputs, *extras, call=call).name)
+
+
+def layer_specs(layer: Layer | Sequence[Layer]) -> list[Layer]:
+    """A layer, or several, as a list; `LayerError` for what is neither."""
+    if not isinstance(layer, str | nn.Module | Sequence):
+        raise LayerError(f"a layer is a name or a module of the model, not {layer!r}")
+    return [layer] if isinstance(layer, str | nn.Module) else list(layer)
 
 
 def automatic_layer(module: nn.Module, inputs: Tensor, *extras: Tensor, call: Call = Call()) -> Choice:
@@ -492,7 +499,7 @@ def _converted(
     def make() -> nn.Module:
         return copied(module).to(where, kind)
 
-    specs = [layer] if isinstance(layer, str | nn.Module) else list(layer)
+    specs = layer_specs(layer)
     names = [layers.name_of(module, spec) if isinstance(spec, nn.Module) else spec for spec in specs]
     key = ("copy", where, kind)
     return remembered(module, key, make, frozen=frozen) if keep else make(), names, moved

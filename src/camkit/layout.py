@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn.modules import batchnorm, conv, instancenorm, pooling
 
 from camkit import axes
-from camkit.errors import LayerError, UsageError
+from camkit.errors import LayerError, UsageError, closest
 
 Kind = Literal["channels-first", "channels-last", "tokens", "tokens-first"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -103,7 +103,7 @@ def layout(
             f"layer {name!r} is quantised, so it has no gradient: explain the model before that"
         )
     if kind not in (None, *KINDS):
-        raise UsageError(f"a layout is {', '.join(KINDS)}, not {kind!r}")
+        raise UsageError(f"a layout is {', '.join(KINDS)}, not {kind!r}{closest(str(kind), KINDS)}")
     if output.is_floating_point() and len(shape) > 2:
         _check_rows(shape, inputs[0], name, kind)
     layer = module.get_submodule(name) if module is not None else None
@@ -116,7 +116,11 @@ def layout(
         wanted = f"[B, C, {SPACE[len(inputs) - 2].lower()}]" if kind is None else f"of the layout {kind}"
         raise LayerError(
             f"the output {list(shape)} of layer {name!r} is not a feature map {wanted}; "
-            "choose an earlier layer (`camkit model layers` shows the shapes)"
+            + (
+                "choose an earlier layer (`camkit model layers` shows the shapes)"
+                if kind is None
+                else _OTHERWISE
+            )
         )
     if len(readings) > 1:
         raise OpenLayout(name, module, shape, readings)
@@ -132,6 +136,8 @@ def layout(
         )
     return readings[0]
 
+
+_OTHERWISE = "leave the layout out, or say another"
 
 layout_of = layout  # its public name: in the package `layout` is this module
 
@@ -177,11 +183,17 @@ def _check_rows(shape: Sequence[int], rows: int, name: str, kind: str | None) ->
     """Row i of an output has to be that of image i: windows, tiles, frames and views are not images."""
     if shape[1 if kind == "tokens-first" else 0] == rows:
         return
+    images = f"{rows} image{'s' * (rows > 1)}"
+    if kind == "tokens-first":
+        raise LayerError(
+            f"the output {list(shape)} of layer {name!r} is not [tokens, images, channels] of {images}, so "
+            "the layout tokens-first does not fit it: leave the layout out"
+        )
     hint = ""
-    if kind is None and len(shape) == 3 and shape[1] == rows:
+    if len(shape) == 3 and shape[1] == rows:
         hint = "; if it is [tokens, images, channels], say layout='tokens-first'"
     raise LayerError(
-        f"layer {name!r} returns {shape[0]} rows {list(shape)} for {rows} image{'s' * (rows > 1)}, so its "
+        f"layer {name!r} returns {shape[0]} row{'s' * (shape[0] > 1)} {list(shape)} for {images}, so its "
         "rows are not the images (but windows, tiles, frames, views or tokens); choose a layer with a row "
         f"for each image{hint}"
     )

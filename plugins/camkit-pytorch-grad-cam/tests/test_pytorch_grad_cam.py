@@ -21,7 +21,7 @@ from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 from torch import Tensor, nn
 
 import camkit
-from camkit.errors import LayerError, ModelError, OptionError, UsageError
+from camkit.errors import LayerError, OptionError, UsageError
 from camkit.testing import explainer_checks
 
 BACKEND = "pytorch-grad-cam"
@@ -660,5 +660,5 @@ def test_finercam_needs_classes_to_compare() -> None:
 
 
 def test_other_errors_of_the_model_come_through() -> None:
-    with pytest.raises(ModelError, match="to have 3 channels, but got 4"):
+    with pytest.raises(UsageError, match="takes 3 channels and the inputs have 4"):
         maps(cnn(), torch.zeros(1, 4, 16, 16))
