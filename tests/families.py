@@ -331,7 +331,7 @@ timm:naflexvit_base_patch16_parfac_gap 128x192 blocks.11 8x12
 timm:nest_tiny 128x128 norm 8x8
 timm:nextvit_small 128x192 stages.3 4x6
 timm:pit_ti_224 128x192 transformers.2.blocks.3.norm1 4x6
-timm:pit_ti_distilled_224 128x192 norm 1x2
+timm:pit_ti_distilled_224 128x192 transformers.2.blocks.3.norm1 4x6
 timm:pnasnet5large 128x192 act 4x6
 timm:poolformer_s12 128x192 stages.3 4x6
 timm:poolformerv2_s12 128x192 stages.3 4x6
@@ -399,7 +399,7 @@ timm:vitamin_small_224 128x192 blocks.13 8x12
 timm:volo_d1_224 128x192 norm 8x12
 timm:xception41 128x192 blocks.12 4x6
 timm:xception41p 128x192 blocks.12 4x6
-timm:xcit_nano_12_p16_224 128x192 blocks.11.drop_path2 8x12
+timm:xcit_nano_12_p16_224 128x192 cls_attn_blocks.1.norm1 8x12
 timm:xcit_nano_12_p8_224 128x192 cls_attn_blocks.1.norm1 16x24
 timm:xcit_tiny_12_p8_224 128x192 blocks.11.drop_path2 16x24
 """
