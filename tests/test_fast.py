@@ -199,7 +199,10 @@ def test_threads_share_what_is_compiled(
 def test_hooks_of_camkit_in_another_thread_are_no_hindrance(batch: Tensor, compiles: None) -> None:
     model = two_stages().eval()
     expected = camkit.maps(model, batch, 1, layer="1")
-    with ThreadPoolExecutor(1) as other, capture.captured(model, ["0", "1"], batch.shape) as found:
+    with (
+        ThreadPoolExecutor(1) as other,
+        capture.captured(model, ["0", "1"], batch.shape, kind="channels-first") as found,
+    ):
         quick = other.submit(camkit.maps, model, batch, 1, layer="1", fast=True).result()
         assert not found
         model(batch)
@@ -319,9 +322,10 @@ def test_a_copy_that_is_kept_is_as_good_as_the_model(batch: Tensor, compilations
 
 
 def ask(model: nn.Module, inputs: Tensor, *, frozen: bool) -> Tensor:
-    sweep = Sweep(
-        model, inputs, ("stem",), ("gradcam",), lambda s: torch.ones(len(s), 1).long(), frozen=frozen
-    )
+    def choose(scores: Tensor) -> Tensor:
+        return torch.ones(len(scores), 1).long()
+
+    sweep = Sweep(*(model, inputs, ("stem",), ("gradcam",), choose), layout="channels-first", frozen=frozen)
     return Native(NativeOptions(fast=True)).many(sweep)["gradcam", "stem"][:, 0]
 
 

@@ -346,6 +346,8 @@ def _told_in_our_words(module: nn.Module, inputs: Sequence[Tensor]) -> Iterator[
 
 # --- maps that say nothing ------------------------------------------------------------------------
 
+# Methods that look at positive gradients alone: of a single image there may be none.
+RECTIFIED = {"gradcam++", "layercam", "gradcam-elementwise"}
 SATURATED = 1e-6  # how near a probability is to 0 or 1 where its gradient is lost
 
 
@@ -365,6 +367,8 @@ def _zero(
         if bool(peaks.all()):  # NaN counts as something
             continue
         zero = (peaks == 0).cpu()
+        if method in RECTIFIED and not bool(zero.all()):
+            continue
         if saturated is None:
             saturated = _saturated(scores, targets).cpu()
         if bool((sure := zero & saturated).any()):
