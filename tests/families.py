@@ -290,6 +290,7 @@ timm:fastvit_t8 128x192 stages.3 4x6
 timm:flexivit_small 128x192 blocks.11.norm1 8x12
 timm:focalnet_tiny_srf 128x192 norm 4x6
 timm:gcvit_xxtiny 128x192 stages.3 4x6
+timm:gemma4_vit_167m 192x288 encoder.blocks.15 12x18
 timm:gernet_s 128x192 final_conv 4x6
 timm:ghostnet_050 128x192 blocks.7 4x6
 timm:ghostnetv2_100 128x192 blocks.7 4x6
@@ -303,8 +304,8 @@ timm:hrnet_w18_small 128x192 final_layer 4x6
 timm:iformer_t 128x192 stages.3 4x6
 timm:inception_next_atto 128x192 stages.3 4x6
 timm:inception_resnet_v2 128x192 conv2d_7b 2x4
-timm:inception_v3 128x192 Mixed_7c 2x4 blurred
-timm:inception_v4 128x192 features.21 2x4
+timm:inception_v3 224x288 Mixed_7c 5x7
+timm:inception_v4 224x288 features.21 5x7
 timm:lambda_resnet26t 128x192 final_conv 4x6
 timm:lcnet_035 128x192 blocks.5 4x6
 timm:lcnetv2_small 128x192 stages.3 4x6
@@ -319,15 +320,17 @@ timm:mixer_s32_224 128x192 norm 4x6
 timm:mixnet_s 128x192 blocks.5 4x6
 timm:mnasnet_small 128x192 blocks.6 4x6
 timm:mobilenetv3_small_050 128x192 blocks.5 4x6
-timm:mobilenetv4_conv_small 128x192 blocks.4 4x6 blurred
+timm:mobilenetv4_conv_small 128x192 blocks.4 4x6
 timm:mobilenetv4_hybrid_medium 128x192 blocks.4 4x6
+timm:mobilenetv5_300m 128x192 blocks.3 4x6
 timm:mobileone_s0 128x192 final_conv 4x6
 timm:mobilevit_xxs 128x192 final_conv 4x6
-timm:mobilevitv2_050 128x192 final_conv 4x6 blurred
+timm:mobilevitv2_050 128x192 final_conv 4x6
 timm:mvitv2_small_cls 128x128 stages.3.blocks.1.norm1 4x4
 timm:mvitv2_tiny 128x128 norm 4x4
 timm:naflexvit_base_patch16_gap 128x192 blocks.11 8x12
 timm:naflexvit_base_patch16_parfac_gap 128x192 blocks.11 8x12
+timm:nasnetalarge 128x192 act 4x6
 timm:nest_tiny 128x128 norm 8x8
 timm:nextvit_small 128x192 stages.3 4x6
 timm:pit_ti_224 128x192 transformers.2.blocks.3.norm1 4x6
@@ -381,6 +384,7 @@ timm:tf_efficientnetv2_b0 128x192 blocks.5 4x6
 timm:tiny_vit_5m_224 128x192 stages.3 4x6 blurred
 timm:tnt_s_legacy_patch16_224 128x192 blocks.11.norm_out 8x12
 timm:tnt_s_patch16_224 128x192 blocks.11.norm_out 8x12
+timm:tresnet_m 128x192 body.layer4 4x6
 timm:twins_pcpvt_small 128x192 norm 4x6
 timm:twins_svt_small 128x192 norm 4x6
 timm:vgg11 128x192 features 4x6
@@ -401,7 +405,7 @@ timm:xception41 128x192 blocks.12 4x6
 timm:xception41p 128x192 blocks.12 4x6
 timm:xcit_nano_12_p16_224 128x192 cls_attn_blocks.1.norm1 8x12
 timm:xcit_nano_12_p8_224 128x192 cls_attn_blocks.1.norm1 16x24
-timm:xcit_tiny_12_p8_224 128x192 blocks.11.drop_path2 16x24
+timm:xcit_tiny_12_p8_224 128x192 cls_attn_blocks.1.norm1 16x24
 """
 
 FAMILIES = tuple(map(_row, filter(None, _TABLE.splitlines())))
