@@ -205,7 +205,7 @@ def test_a_class_without_a_score_is_an_error(score: str, code: int, good: list[s
     [
         (["--model", "tiny:raises"], "unexpected RuntimeError: the disk is on fire (--debug shows where)"),
         (["--model", "tiny:memory"], "out of memory: try a smaller --batch-size, or --device cpu"),
-        (["--model", "tiny:miscounted"], "model 'tiny:miscounted' names 3 classes but returns 4"),
+        (["--model", "tiny:miscounted"], "model 'tiny:miscounted' names 3 classes but returns 4 scores"),
         (["--model", "tini:net"], "there is no model 'tini:net'; did you mean 'tiny'"),
         (["--model", "timm:test_resnt@none"], "timm has no model 'test_resnt'; did you mean 'test_resnet'"),
         (["--model", "folder/of/nothing"], "there is no bundle folder 'folder/of/nothing'"),

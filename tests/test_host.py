@@ -44,9 +44,9 @@ def test_no_target_is_the_predicted_class(small_net: nn.Module, batch: Tensor) -
         (5, "no class 5: the model has 5 classes, 0 to 4"),
         (-1, "no class -1"),
         ([0, 1, 7], "no class 7"),
-        ([0, 1], r"\[2\] targets for 3 inputs"),  # a peer leaves the third map blank
+        ([0, 1], r"targets \[2\] for 3 inputs"),  # a peer leaves the third map blank
         ([[0], [1], [2]], r"\[3, 1\] targets"),
-        ([], "must be an int|targets for 3 inputs"),
+        ([], "must be an int|targets \\[0\\] for 3 inputs"),
         (1.0, "not 1.0"),
         ([0.0, 1.0, 2.0], "float"),
         ("tabby", "not 'tabby'"),

@@ -183,6 +183,13 @@ def test_one_output_is_above_a_half_or_not(bias: float, name: str | None) -> Non
     assert found.verdict() == ("a 75.0%: above 50%" if name else "a 25.0%: not above 50%")
 
 
+def test_a_softmax_of_one_output_is_read_otherwise_and_says_so() -> None:
+    asked = said(model(1, bias=[LOG3], scores="softmax"))
+    assert asked.probability == pytest.approx(0.75, abs=1e-3) and asked.scores == "sigmoid"
+    assert any("softmax over one score is always 1" in text for text in asked.warnings)
+    assert not said(model(1, bias=[LOG3])).warnings
+
+
 def test_several_labels() -> None:
     labels = model(3, bias=[LOG3, -LOG3, 2 * LOG3], scores="sigmoid")
     found = said(labels, target="b")

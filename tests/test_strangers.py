@@ -527,7 +527,7 @@ def traced() -> nn.Module:
         (Detached, "body", LayerError, "do not depend on the target layer"),
         (ByForward, "body", LayerError, "calls its `forward`"),
         (hooked, "0.0", ModelError, "full backward hook before an operation in place"),
-        (lambda: pooled(nn.Conv2d(1, 8, 3)), "0", UsageError, "takes 1 channels and the inputs have 3"),
+        (lambda: pooled(nn.Conv2d(1, 8, 3)), "0", UsageError, "channels is 1 for the model and 3 for"),
         (lambda: pooled(nn.Conv2d(3, 8, 3)).half(), "0", UsageError, "is float16 and the inputs are flo"),
         (lambda: pooled(nn.Conv2d(3, 8, 3)).to("meta"), "0", ModelError, "meta device"),
         (lambda: pooled(nn.Conv2d(3, 8, 99)), "0", ModelError, "fails on inputs"),

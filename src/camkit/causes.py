@@ -84,7 +84,7 @@ _MEANINGS: tuple[tuple[str, type[CamkitError], str], ...] = (
     (
         r"to have (\d+) channels, but got (\d+) channels",
         UsageError,
-        "the model takes {} channels and the inputs have {}: a photograph has 3",
+        "the number of channels is {} for the model and {} for the inputs: a photograph has 3",
     ),
     (
         "not supported on ScriptModules",

@@ -22,13 +22,27 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-# Messages repeat names that strangers chose: control characters would do harm to a terminal, half a sign
-# (a byte of a name that is no UTF-8) cannot be written at all.
+# Messages repeat names that strangers chose. Control characters would do harm to a terminal; marks of
+# direction and of no width make a text look like another one; half a sign (a byte of a name that is no
+# UTF-8) cannot be written at all.
+_INVISIBLE = (
+    *(0xAD, 0x61C, 0x180E, 0xFEFF),
+    *range(0x200B, 0x2010),
+    *range(0x2028, 0x202F),
+    *range(0x2060, 0x2070),
+    *range(0xFFF9, 0xFFFC),
+    *range(0xE0000, 0xE0080),
+)
 ESCAPES = {
     code: ascii(chr(code))[1:-1]
-    for code in (*range(0x20), *range(0x7F, 0xA0), *range(0xD800, 0xE000))
+    for code in (*range(0x20), *range(0x7F, 0xA0), *_INVISIBLE, *range(0xD800, 0xE000))
     if chr(code) != "\n"
 }
+
+
+def printable(text: str) -> str:
+    """One line of valid UTF-8 in which a terminal shows what is there, whoever wrote `text`."""
+    return text.translate(ESCAPES).replace("\n", "\\n")
 
 
 class CamkitError(Exception):
@@ -92,6 +106,11 @@ class MapError(CamkitError):
 
 class CamkitWarning(UserWarning):
     """Something went well enough, but not as one would expect."""
+
+
+def counted(number: int, noun: str, plural: str | None = None) -> str:
+    """A number with its noun: "1 class", "2 classes"."""
+    return f"{number} {noun if number == 1 else plural or noun + 's'}"
 
 
 def closest(word: str, known: Iterable[str], count: int = 3) -> str:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from camkit import layers, plugins, reading, render
 from camkit.api import Explainer, LoadedModel
 from camkit.capture import as_it_was
-from camkit.errors import MapError, ModelError, PluginError, UsageError
+from camkit.errors import MapError, ModelError, PluginError, UsageError, counted
 from camkit.host import Answer, Call, Layer, better_layer, layer_specs, resolve_layers, run, unknown_method
 from camkit.images import Photo
 from camkit.preprocess import Preprocess
@@ -405,7 +405,8 @@ def _results(
     logits = scores[row]
     if len(model.classes) != len(logits):
         raise ModelError(
-            f"model {model.name!r} names {len(model.classes)} classes but returns {len(logits)}"
+            f"model {model.name!r} names {counted(len(model.classes), 'class', 'classes')} but returns "
+            f"{counted(len(logits), 'score')}"
         )
     kind, doubt = _meaning(model, scores, photo)
     every = probabilities(scores, kind)
@@ -476,6 +477,8 @@ def _meaning(model: LoadedModel, scores: Tensor, photo: Photo) -> tuple[ScoreKin
         return _SQUASHED[module]
 
     kind = meaning(model.scores, scores, ask)
+    if (model.scores, kind) == ("softmax", "sigmoid"):
+        return kind, ("a softmax over one score is always 1, so the score was taken for that of a sigmoid",)
     if not asked or kind == "probabilities" or _SQUASHED[module] is not None:
         return kind, ()
     return kind, (

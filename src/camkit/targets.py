@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from camkit.capture import usable
-from camkit.errors import ModelError, TargetError, closest
+from camkit.errors import ModelError, TargetError, closest, counted
 
 Score = Callable[[Any], Tensor]
 Targets = int | Sequence[int] | Tensor | Score | None
@@ -57,7 +57,7 @@ def given(targets: Targets, batch: int) -> Chooser:
     if tensor.ndim == 0:
         tensor = tensor.expand(batch)
     if tensor.shape != (batch,):
-        raise TargetError(f"{list(tensor.shape)} targets for {batch} inputs: give one for each")
+        raise TargetError(f"targets {list(tensor.shape)} for {counted(batch, 'input')}: give one for each")
     return Fixed(tensor[:, None])
 
 
@@ -97,7 +97,7 @@ class Checked:
         count = scores.shape[1]
         if lowest < 0 or highest >= count:
             wrong = lowest if lowest < 0 else highest
-            raise TargetError(f"there is no class {wrong}: the model has {count} classes, 0 to {count - 1}")
+            raise _no_class(wrong, count)
         self.scores, self.chosen = scores.detach(), targets
         return targets
 
@@ -198,12 +198,17 @@ def class_index(name: str, classes: Sequence[str]) -> int:
     if re.fullmatch(r"\d+", name):
         if len(name) < 10 and int(name) < len(classes):  # Python reads no number of thousands of digits
             return int(name)
-        count = len(classes)
-        raise TargetError(f"there is no class {name}: the model has {count} classes, 0 to {count - 1}")
+        raise _no_class(name, len(classes))
     hint = closest(name.replace("_", " "), [c.replace("_", " ") for c in classes])
     raise TargetError(
-        f"the model has no class {name!r}{hint} ({len(classes)} classes: `camkit model classes`)"
+        f"the model has no class {name!r}{hint} ({counted(len(classes), 'class', 'classes')}: "
+        "`camkit model classes`)"
     )
+
+
+def _no_class(index: int | str, count: int) -> TargetError:
+    known = f"{count} classes, 0 to {count - 1}" if count > 1 else "1 class, 0"
+    return TargetError(f"there is no class {index}: the model has {known}")
 
 
 def _folded(name: str) -> str:

@@ -660,5 +660,5 @@ def test_finercam_needs_classes_to_compare() -> None:
 
 
 def test_other_errors_of_the_model_come_through() -> None:
-    with pytest.raises(UsageError, match="takes 3 channels and the inputs have 4"):
+    with pytest.raises(UsageError, match="channels is 3 for the model and 4 for"):
         maps(cnn(), torch.zeros(1, 4, 16, 16))
