@@ -471,7 +471,7 @@ def test_a_huge_file_is_refused_without_reading_it(tmp_path: Path) -> None:
     with (tmp_path / "huge.jpg").open("wb") as file:
         file.truncate(images.MAX_BYTES + 2**20)  # a hole, which takes no room on the disk
     start = time.perf_counter()
-    assert "has 513 MiB; the limit is 512" in refusal(tmp_path / "huge.jpg")
+    assert "larger than 512 MiB" in refusal(tmp_path / "huge.jpg")
     assert time.perf_counter() - start < 0.2
 
 
@@ -487,7 +487,7 @@ def test_strips_are_refused_and_long_photographs_are_not(tmp_path: Path) -> None
 def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
     folder = tmp_path / "folder.jpg"
     folder.mkdir()
-    assert "is not a regular file" in refusal(folder)
+    assert "not a regular file" in refusal(folder)
     assert "cannot be read: No such file or directory" in refusal(tmp_path / "missing.jpg")
     (tmp_path / "dangling.jpg").symlink_to(tmp_path / "nowhere.jpg")
     assert "No such file" in refusal(tmp_path / "dangling.jpg")
@@ -510,7 +510,7 @@ def test_a_fifo_is_refused_and_not_waited_for(tmp_path: Path) -> None:
     thread = threading.Thread(target=attempt, daemon=True)
     thread.start()
     thread.join(5)
-    assert errors and "pipe.jpg is not a regular file" in str(errors[0])
+    assert errors and "pipe.jpg cannot be read: it is not a regular file" in str(errors[0])
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may read everything")

@@ -118,9 +118,9 @@ FILES: dict[bytes, Odd] = {
     b"..jpg": Odd(_bytes(PHOTOS["jpeg"])),
     b"loop.jpg": Odd(_link("loop.jpg"), "cannot be read: "),
     b"dangling.jpg": Odd(_link("nowhere.jpg"), "cannot be read: No such file"),
-    b"fifo.jpg": Odd(lambda path: os.mkfifo(path), "is not a regular file"),
-    b"zero.jpg": Odd(_link("/dev/zero"), "is not a regular file"),
-    b"random.png": Odd(_link("/dev/urandom"), "is not a regular file"),
+    b"fifo.jpg": Odd(lambda path: os.mkfifo(path), "not a regular file"),
+    b"zero.jpg": Odd(_link("/dev/zero"), "not a regular file"),
+    b"random.png": Odd(_link("/dev/urandom"), "not a regular file"),
     b"linked.jpg": Odd(_link("../elsewhere/photo.jpg")),
     b"folder.jpg": Odd(_folder, also="folder.jpg/inside.jpg"),
 }

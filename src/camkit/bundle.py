@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import shutil
 import unicodedata
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -17,6 +16,7 @@ import torch
 from camkit import plugins
 from camkit.api import LoadedModel, ModelSource
 from camkit.errors import CamkitError, ModelError, PluginError
+from camkit.files import inside, read_regular, reason, writing_folder
 from camkit.preprocess import Preprocess
 from camkit.scores import ScoreKind, checked
 from camkit.weights import SPARE, built_for, first_line, is_file, put_weights, read_weights
@@ -118,14 +118,9 @@ def save_bundle(
     if half:
         state = {n: t.half() if t.dtype == torch.float32 else t for n, t in state.items()}
     try:
-        draft = target.with_name(f".{target.name}.{os.getpid()}.partial")
-        draft.mkdir(parents=True)
-        try:
+        with writing_folder(target) as draft:
             (draft / WEIGHTS).write_bytes(save(state))  # `save_file` makes a file for its owner alone
             (draft / CONFIG).write_text(text, encoding="utf-8")
-            draft.replace(target)
-        finally:
-            shutil.rmtree(draft, ignore_errors=True)
     # Safetensors has an error of its own for a full disk.
     except Exception as error:
         raise ModelError(f"the bundle {target} cannot be written: {first_line(error)}") from None
@@ -144,12 +139,10 @@ def _naming(path: Path) -> Iterator[None]:
 
 
 def _read_config(path: Path) -> dict[str, Any]:
-    if path.stat().st_size > MAX_CONFIG_BYTES:
-        raise ModelError(f"larger than {MAX_CONFIG_BYTES >> 20} MiB: refused")
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = json.loads(read_regular(path, MAX_CONFIG_BYTES).decode("utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise ModelError(f"it cannot be read as JSON: {first_line(error)}") from None
+        raise ModelError(f"it cannot be read as JSON: {reason(error)}") from None
     version = config.get("format") if isinstance(config, dict) else None
     if version != FORMAT:
         raise ModelError(f"it has format {version!r}; this camkit reads {FORMAT}")
@@ -190,6 +183,7 @@ def _inside(folder: Path, name: str) -> Path:
     path = folder / name
     if not is_file(path):
         raise ModelError(f"{folder} is not a bundle: {name} is missing")
-    if not path.resolve().is_relative_to(folder.resolve()):
-        raise ModelError(f"{path} is a link that leads out of the bundle: refused")
-    return path
+    try:
+        return inside(folder, name)
+    except CamkitError as error:
+        raise ModelError(str(error)) from None

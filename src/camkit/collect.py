@@ -18,7 +18,7 @@ from camkit import explanation, images, manifest
 from camkit.api import LoadedModel
 from camkit.errors import CamkitError, ImageError, ModelError
 from camkit.explanation import View
-from camkit.files import write_whole
+from camkit.files import inside, reason, regular, write_whole
 from camkit.manifest import Line
 from camkit.models import load_model
 from camkit.naming import file_name
@@ -101,12 +101,12 @@ def verify(
     for line in lines:
         if line["overlay_file"]:
             try:
-                data = manifest.file(folder, line["overlay_file"]).read_bytes()
+                data = regular(folder, line["overlay_file"]).read_bytes()
                 if hashlib.sha256(data).hexdigest() != line["overlay_sha256"]:
                     raise CamkitError("it is not the picture that was drawn")
                 pictures += 1
             except (CamkitError, OSError) as error:
-                findings.append(Finding(line["overlay_file"], _reason(error)))
+                findings.append(Finding(line["overlay_file"], reason(error)))
     sound = set()
     for (name, sha256), line in {(line["name"], line["image_sha256"]): line for line in lines}.items():
         try:
@@ -192,7 +192,7 @@ def _redraw_photo(
                 picture = overlay(preprocess.view(photo.image), values, look.style)
             said = explanation.remarks(values, look.style, line["backend"], line["method"])
             new = line | {"picture": look.picture, "warnings": warnings(line, said)}
-            manifest.inside(folder, file_name(picture_stem(new), ".png"))
+            inside(folder, file_name(picture_stem(new), ".png"))
             results.append((new | drawn(look.names, new, encoded(picture)), None))
         except CamkitError as error:
             results.append((line, error))
@@ -235,7 +235,7 @@ def _photograph(line: Line, folder: Path | None) -> Path:
     if folder.is_file():
         return folder
     try:
-        return manifest.inside(folder, line["name"])
+        return inside(folder, line["name"])
     except CamkitError as error:
         raise ImageError(str(error)) from None
 
@@ -248,10 +248,10 @@ def _table(value: object) -> dict[str, Any]:
 
 def _copy(source: Path, target: Path, file: str) -> None:
     try:
-        data = manifest.file(source, file).read_bytes()
-        there = manifest.inside(target, file)
+        data = regular(source, file).read_bytes()
+        there = inside(target, file)
         if there.exists():
-            if manifest.file(target, file).read_bytes() != data:
+            if regular(target, file).read_bytes() != data:
                 raise CamkitError(f"{source / file} and {there} are different: choose another --out")
             return
     except OSError as error:
@@ -261,10 +261,6 @@ def _copy(source: Path, target: Path, file: str) -> None:
 
 def _is_file(folder: Path, file: str) -> bool:
     try:
-        return bool(manifest.file(folder, file))
+        return bool(regular(folder, file))
     except CamkitError:
         return False
-
-
-def _reason(error: Exception) -> str:
-    return str(error.strerror) if isinstance(error, OSError) else str(error)

@@ -11,7 +11,6 @@ import hashlib
 import io
 import itertools
 import os
-import stat
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -30,6 +29,7 @@ from PIL import (
 )
 
 from camkit.errors import ESCAPES, ImageError, UsageError
+from camkit.files import read_regular, reason, walk
 
 # Pillow registers some forty parsers; these are what photographs come in. The JPEG parser also reads
 # MPO, which is what many phones write: a JPEG with further pictures behind it.
@@ -214,10 +214,8 @@ class Walk:
 
     def __iter__(self) -> Iterator[Path]:
         closed: list[OSError] = []
-        # It does not follow links, so there are no loops.
-        for root, folders, files in os.walk(self.folder, onerror=closed.append):
-            folders.sort()
-            for name in sorted(files):
+        for root, _, files in walk(self.folder, closed):
+            for name in files:
                 if _is_image(Path(name)):
                     yield Path(root, name)
         yield from (Path(error.filename) for error in closed)
@@ -235,18 +233,11 @@ def _unique(name: str, taken: dict[str, int]) -> str:
 
 def _read(path: Path, name: str) -> bytes:
     try:
-        status = path.stat()
-        if stat.S_ISDIR(status.st_mode):
+        if path.is_dir():
             os.scandir(path).close()  # which tells why, if its files could not be listed
-        if not stat.S_ISREG(status.st_mode):  # reading a FIFO or a device might never end
-            raise ImageError(f"{name} is not a regular file")
-        if status.st_size > MAX_BYTES:
-            raise ImageError(f"{name} has {status.st_size >> 20} MiB; the limit is {MAX_BYTES >> 20}")
-        return path.read_bytes()
-    except OSError as error:
-        raise ImageError(f"{name} cannot be read: {error.strerror or error}") from None
-    except ValueError as error:  # a NUL character
-        raise ImageError(f"{name} cannot be read: {error}") from None
+        return read_regular(path, MAX_BYTES)
+    except (OSError, ValueError) as error:  # the latter also for a NUL character
+        raise ImageError(f"{name} cannot be read: {reason(error)}") from None
 
 
 def _decode(data: bytes, name: str) -> tuple[Image.Image, list[str]]:
@@ -284,8 +275,7 @@ def _naming(name: str, formats: Sequence[str] = FORMATS) -> Iterator[None]:
         raise
     # Decoders raise nearly anything on damaged data: OSError, SyntaxError, ValueError, struct.error ...
     except Exception as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ImageError(f"{name} cannot be decoded: {reason}") from None
+        raise ImageError(f"{name} cannot be decoded: {reason(error)}") from None
 
 
 def _check_size(size: tuple[int, int], name: str) -> None:

@@ -16,13 +16,14 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import lru_cache, partial
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
 from camkit import parquet
 from camkit.errors import CamkitError, UsageError
+from camkit.files import inside, reason, regular
 from camkit.parquet import Map
 
 SCHEMA = 2
@@ -122,38 +123,14 @@ def map_id(line: Mapping[str, Any]) -> tuple[str, str, str]:
     return line["map_file"], line["name"], line["map_key"]
 
 
-def inside(folder: Path, name: object) -> Path:
-    """A file that a line names, which lies in the folder; `CamkitError` if it would not."""
-    parts = PurePosixPath(name).parts if isinstance(name, str) else ()
-    path = folder.joinpath(*parts)
-    if not parts or ".." in parts or parts[0] == "/" or "\0" in str(name):
-        raise CamkitError(f"{name!r} is no file of {folder}: refused")
-    try:
-        leads_out = not path.resolve().is_relative_to(folder.resolve())
-    except (OSError, RuntimeError, ValueError):  # a loop of links, or what cannot be a name
-        raise CamkitError(f"{name!r} cannot be followed in {folder}: refused") from None
-    if leads_out:
-        raise CamkitError(f"{path} is a link that leads out of {folder}: refused")
-    return path
-
-
-def file(folder: Path, name: object) -> Path:
-    """A regular file in the folder that a line names; `CamkitError` if it is not there."""
-    path = inside(folder, name)
-    if not os.path.isfile(path):  # noqa: PTH113  Path.is_file raises if the name is too long
-        raise CamkitError(f"{path} cannot be read: there is no such file")
-    return path
-
-
 def load_map(folder: Path, line: Mapping[str, Any]) -> Map:
     """The raw map of a line, float32 `[h, w]`; `CamkitError` if it is not there or not what it was."""
-    path = file(folder, line["map_file"])
+    path = regular(folder, line["map_file"])
     try:
         values = np.asarray(_READERS[path.suffix](path, line), np.float32)
     # Libraries that read files raise nearly anything on damaged ones.
     except Exception as error:
-        reason = error.strerror if isinstance(error, OSError) else str(error) or type(error).__name__
-        raise CamkitError(f"{path} cannot be read: {str(reason).splitlines()[0][:200]}") from None
+        raise CamkitError(f"{path} cannot be read: {reason(error)}") from None
     if list(values.shape) != line["map_shape"] or map_digest(values) != line["map_sha256"]:
         raise CamkitError(f"{path} is not the map that the manifest tells of")
     return values
@@ -260,7 +237,7 @@ def as_json(line: Mapping[str, Any]) -> str:
 
 def _is_there(folder: Path, name: str) -> bool:
     try:
-        return bool(file(folder, name))
+        return bool(regular(folder, name))
     except CamkitError:
         return False
 

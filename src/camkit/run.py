@@ -19,6 +19,7 @@ from camkit.api import LoadedModel, TrainRequest, TrainResult
 from camkit.bundle import save_bundle
 from camkit.dataset import Dataset
 from camkit.errors import CamkitError, UsageError
+from camkit.files import writing
 from camkit.weights import first_line
 
 CHECKPOINT, BUNDLE = "checkpoint.pt", "bundle"
@@ -83,12 +84,10 @@ class Run:
         """Keep `state` (tensors, numbers, texts, lists and dicts of them) in place of the last one."""
         if not is_main():
             return
-        draft = self.out / f".{CHECKPOINT}.partial"
         try:
-            torch.save({"identity": self._identity, **state}, draft)
-            draft.replace(self._checkpoint)
-        except (OSError, RuntimeError) as error:
-            draft.unlink(missing_ok=True)
+            with writing(self._checkpoint) as file:
+                torch.save({"identity": self._identity, **state}, file)
+        except (OSError, RuntimeError) as error:  # of torch, for a full disk
             raise CamkitError(f"cannot write {self._checkpoint}: {first_line(error)}") from None
 
     def finish(

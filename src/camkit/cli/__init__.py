@@ -16,6 +16,7 @@ from camkit.cli.explain import explain
 from camkit.cli.folder import merge, render, verify
 from camkit.cli.model import model
 from camkit.cli.plugin import plugin
+from camkit.cli.terminal import say
 from camkit.cli.train import train
 from camkit.errors import CamkitError, CamkitWarning
 
@@ -37,12 +38,12 @@ class Commands(click.Group):
         except (click.exceptions.Exit, click.Abort, click.ClickException, BrokenPipeError):
             raise
         except KeyboardInterrupt:
-            click.echo("\nInterrupted", err=True)
+            say("\nInterrupted", err=True)
             ctx.exit(130)
         except Exception as error:
             if ctx.params.get("debug"):
                 raise
-            click.echo(f"Error: {_told(error)}", err=True)
+            say(f"Error: {_told(error)}", err=True)
             ctx.exit(error.exit_code if isinstance(error, CamkitError) else 1)
 
 
@@ -132,4 +133,4 @@ def main(args: Sequence[str] | None = None) -> None:
 def _show_warning(message: Any, category: type[Warning], *_: Any, **__: Any) -> None:
     """One line on stderr; other libraries' warnings only with PYTHONWARNINGS or -W."""
     if issubclass(category, CamkitWarning) or sys.warnoptions:
-        click.echo(f"Warning: {message}", err=True)
+        say(f"Warning: {message}", err=True)

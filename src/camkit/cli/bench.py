@@ -8,8 +8,8 @@ from typing import Any
 import click
 
 from camkit import plugins
-from camkit.cli import tables
 from camkit.cli.hints import about
+from camkit.cli.terminal import say, say_json, say_table
 
 
 def _sizes(_: click.Context, __: click.Parameter, text: str | None) -> tuple[int, ...]:
@@ -164,29 +164,29 @@ def bench(out: Path, as_json: bool, fail_if: tuple[str, ...], **given: Any) -> N
         for condition in wanted:
             condition.check(known)
     with about(request.model, trust_pickle=request.trust_pickle):
-        outcome = run(request, lambda text: click.echo(text, err=True))
+        outcome = run(request, lambda text: say(text, err=True))
     for name, image in outcome.pictures.items():
         picture(out / document.EXAMPLES / name, image)
     document.write(out, outcome.document)
     report.write(outcome.document, out)
     if as_json:
-        click.echo(document.as_json(outcome.document), nl=False)
+        say_json(document.as_json(outcome.document))
     else:
-        tables.show(document.headers(outcome.document), document.headline(outcome.document))
+        say_table(document.headers(outcome.document), document.headline(outcome.document))
         cases, rows = document.hard_table(outcome.document)
         if rows:
-            click.echo("\nLargest difference of raw maps from the first backend's, relative to their peak:")
-            tables.show(cases, rows)
+            say("\nLargest difference of raw maps from the first backend's, relative to their peak:")
+            say_table(cases, rows)
     for line in (*document.null_lines(outcome.document), document.busy(outcome.document)):
         if line:
-            click.echo(line, err=True)
+            say(line, err=True)
     for failure in outcome.failures:
-        click.echo(f"Error: {failure}", err=True)
-    click.echo(f"bench.json and report.html are in {out}", err=True)
+        say(f"Error: {failure}", err=True)
+    say(f"bench.json and report.html are in {out}", err=True)
     values = document.all_figures(outcome.document)
     held = [condition.told(values) for condition in wanted if condition.holds(values)]
     for text in held:
-        click.echo(f"Error: --fail-if holds: {text}", err=True)
+        say(f"Error: --fail-if holds: {text}", err=True)
     if held:
         raise SystemExit(1)
     if outcome.failures or any(row["failed"] for row in outcome.document["rows"]):
@@ -222,9 +222,9 @@ def compare(before: Path, after: Path, tolerance: float, force: bool) -> None:
         ratio = one.ratio
         span = "one process" if ratio.low is None else f"{ratio.low:.3f} to {ratio.high:.3f}"
         rows.append((one.backend, one.method, str(one.batch), f"{ratio.middle:.3f}", span, one.verdict))
-    tables.show(("BACKEND", "METHOD", "BATCH", "NEW/OLD", "95 % (HOLM)", "VERDICT"), rows)
+    say_table(("BACKEND", "METHOD", "BATCH", "NEW/OLD", "95 % (HOLM)", "VERDICT"), rows)
     for line in filter(None, told):
-        click.echo(line, err=True)
+        say(line, err=True)
     if any(one.verdict == "SLOWER" for one in found):
         raise SystemExit(1)
 
@@ -241,4 +241,4 @@ def report(source: Path) -> None:
     with document.damage(source):
         paths = reporting.write(found, folder)
     for path in paths:
-        click.echo(path)
+        say(path)

@@ -21,6 +21,7 @@ from camkit import plugins
 from camkit.cli.folder import merge
 from camkit.cli.hints import about
 from camkit.cli.report import Report, progress
+from camkit.cli.terminal import say
 from camkit.errors import UsageError
 from camkit.scores import KINDS
 
@@ -223,7 +224,7 @@ def _run(
     # Before the model is loaded, so that what is misspelt or broken is told at once.
     for made in explanation.make_backends(given["backends"], given["methods"], options):
         if lacking := [m for m in dict.fromkeys(given["methods"]) if m not in made.methods]:
-            click.echo(f"Note: {made.name} has no {', '.join(lacking)}", err=True)
+            say(f"Note: {made.name} has no {', '.join(lacking)}", err=True)
     style = Style(given["relu"], given["counterfactual"], given["alpha"], given["cmap"])
     if given["format"] == "parquet":
         parquet.check()

@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from camkit.cli.terminal import say
 from camkit.errors import UsageError
 
 FOLDER = click.Path(path_type=Path, file_okay=False)
@@ -24,7 +25,7 @@ def merge(folders: tuple[Path, ...], out: Path) -> None:
     from camkit import collect
 
     added = collect.merge(folders, out)
-    click.echo(f"{added} results of {len(folders)} folders are in {out}")
+    say(f"{added} results of {len(folders)} folders are in {out}")
 
 
 @click.command()
@@ -45,8 +46,8 @@ def verify(folder: Path, images: Path | None, spec: str | None, sample: int, see
 
     found = collect.verify(folder, photographs=images, sample=sample, seed=seed, spec=spec)
     for finding in found.findings:
-        click.echo(f"{finding.file}: {finding.reason}")
-    click.echo(
+        say(f"{finding.file}: {finding.reason}")
+    say(
         f"{found.lines} results: {found.maps} maps, {found.pictures} pictures and the photographs of "
         f"{found.photographs} hold; {found.anew} maps made anew differ by at most "
         f"{found.difference:.1e} of the peak"
@@ -54,9 +55,9 @@ def verify(folder: Path, images: Path | None, spec: str | None, sample: int, see
     if not found.lines:
         raise UsageError(f"{folder} holds no results")
     if found.findings:
-        click.echo(f"Does not hold: {len(found.findings)} findings", err=True)
+        say(f"Does not hold: {len(found.findings)} findings", err=True)
         raise SystemExit(1)
-    click.echo("Everything holds", err=True)
+    say("Everything holds", err=True)
 
 
 @click.command()
@@ -92,16 +93,16 @@ def render(folder: Path, images: Path | None, view: Any, **look: Any) -> None:
     ):
         if error is None:
             done += 1
-            click.echo(picture := folder / line["overlay_file"])
+            say(picture := folder / line["overlay_file"])
             for warning in line["warnings"]:
-                click.echo(f"Warning: {picture}: {warning}", err=True)
+                say(f"Warning: {picture}: {warning}", err=True)
         else:
             failed += 1
-            click.echo(f"Error: {error}", err=True)
+            say(f"Error: {error}", err=True)
     if not done + failed:
         raise UsageError(f"{folder} holds no results")
     if told := names.told():
-        click.echo(told, err=True)
+        say(told, err=True)
     if failed:
-        click.echo(f"{done} pictures drawn, {failed} failed", err=True)
+        say(f"{done} pictures drawn, {failed} failed", err=True)
         raise SystemExit(3 if done else 1)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from camkit import plugins
-from camkit.cli import tables
+from camkit.cli.terminal import say, say_table
 from camkit.errors import LayerError, UsageError, closest
 
 if TYPE_CHECKING:
@@ -30,8 +30,8 @@ def list_(pattern: str | None) -> None:
     if pattern is None:
         found = plugins.find("model")
         rows = [(f.name, f.dist, f.problem or plugins.summary(f)) for f in found]
-        tables.show(("SOURCE", "PACKAGE", "WHAT IT LOADS"), rows)
-        click.echo("\nA model is SOURCE:NAME, or a bundle folder; the default is pets.")
+        say_table(("SOURCE", "PACKAGE", "WHAT IT LOADS"), rows)
+        say("\nA model is SOURCE:NAME, or a bundle folder; the default is pets.")
         return
     sources = [name for f in plugins.find("model") for name in (f.full_name, f.name)]
     scheme = next((s for s in sources if f"{pattern}:".startswith(f"{s}:")), pattern.partition(":")[0])
@@ -44,7 +44,7 @@ def list_(pattern: str | None) -> None:
         reason = closest(names, known) if known else f": {scheme} does not list its models"
         raise UsageError(f"no model matches {pattern!r}{reason}")
     for name in matches:
-        click.echo(f"{scheme}:{name}")
+        say(f"{scheme}:{name}")
 
 
 @model.command()
@@ -59,14 +59,14 @@ def layers(spec: str, trust_pickle: bool, everything: bool) -> None:
     try:
         auto = resolve_layers(loaded.module, loaded.default_layer, _example(loaded))[0]
     except LayerError as error:  # the list shows what else there is
-        click.echo(f"Warning: {error}", err=True)
+        say(f"Warning: {error}", err=True)
         auto = ""
     rows = [
         ("*" if r.name == auto else "", r.name, r.type, _shapes(r), _grid(r))
         for r in records
         if r.name and (everything or r.grid)
     ]
-    tables.show(("", "LAYER", "TYPE", "OUTPUT", "MAP"), rows)
+    say_table(("", "LAYER", "TYPE", "OUTPUT", "MAP"), rows)
 
 
 @model.command()
@@ -77,7 +77,7 @@ def classes(spec: str, trust_pickle: bool) -> None:
     from camkit.models import load_model
 
     for index, name in enumerate(load_model(spec, device="cpu", trust_pickle=trust_pickle).classes):
-        click.echo(f"{index:5}  {name}")
+        say(f"{index:5}  {name}")
 
 
 @model.command()
@@ -93,12 +93,12 @@ def summary(spec: str, trust_pickle: bool) -> None:
         for r in records
         if r.leaf or r.parameters
     ]
-    tables.show(("TYPE", "OUTPUT", "PARAMETERS", "TRAINABLE"), rows)
+    say_table(("TYPE", "OUTPUT", "PARAMETERS", "TRAINABLE"), rows)
     total, trainable = parameter_totals(loaded.module)
-    click.echo(f"\nTotal parameters: {total:,}")
-    click.echo(f"Trainable: {trainable:,}   frozen: {total - trainable:,}")
+    say(f"\nTotal parameters: {total:,}")
+    say(f"Trainable: {trainable:,}   frozen: {total - trainable:,}")
     prepared = ", ".join(f"{k}={v}" for k, v in loaded.preprocess.to_dict().items())
-    click.echo(f"Classes: {len(loaded.classes)}   scores: {loaded.scores}   preprocessing: {prepared}")
+    say(f"Classes: {len(loaded.classes)}   scores: {loaded.scores}   preprocessing: {prepared}")
 
 
 def _traced(spec: str, trust_pickle: bool) -> tuple[LoadedModel, list[LayerRecord]]:

@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from camkit import plugins
-from camkit.cli import tables
+from camkit.cli.terminal import say, say_json, say_table
 from camkit.errors import BrokenPlugin, UsageError
 from camkit.plugins import Found, Kind
 
@@ -42,13 +42,13 @@ def list_(as_json: bool) -> None:
                 "problem": item.problem,
                 "summary": plugins.summary(item),
             }
-            click.echo(json.dumps(record))
+            say_json(json.dumps(record))
         return
     rows = [(f.name, f.kind, f"{f.dist} {f.version}", f.status, plugins.summary(f)) for f in found]
-    tables.show(("NAME", "KIND", "PACKAGE", "STATUS", "SUMMARY"), rows)
+    say_table(("NAME", "KIND", "PACKAGE", "STATUS", "SUMMARY"), rows)
     for item in found:
         if trouble := _trouble(item):
-            click.echo(f"{item.kind} {item.name!r} of {item.dist}: {trouble}", err=True)
+            say(f"{item.kind} {item.name!r} of {item.dist}: {trouble}", err=True)
 
 
 @plugin.command()
@@ -59,31 +59,31 @@ def show(name: str, kind: Kind | None) -> None:
     kinds: list[Kind] = [kind] if kind else _kinds(name)
     for number, one in enumerate(kinds or KINDS[:1]):
         if number:
-            click.echo()
+            say()
         _show(plugins.get(one, name))
 
 
 def _show(found: Found) -> None:
     cls: Any = plugins.load(found)
-    click.echo(f"{found.name}: {cls.summary}")
-    click.echo(f"{found.kind} from {found.dist} {found.version}, {found.value}")
+    say(f"{found.name}: {cls.summary}")
+    say(f"{found.kind} from {found.dist} {found.version}, {found.value}")
     if found.kind == "explainer":
-        click.echo(f"Types: {', '.join(cls.dtypes)}\n")
+        say(f"Types: {', '.join(cls.dtypes)}\n")
         agnostic = "the same map for every class"
         rows = []
         for method in cls.methods:
             notes = [agnostic] if method in cls.class_agnostic else []
             rows.append((method, "; ".join([*notes, *filter(None, [cls.notes.get(method)])])))
-        tables.show(("METHOD", "NOTES"), rows)
+        say_table(("METHOD", "NOTES"), rows)
     if found.kind == "metric":
         low, high = cls.range
         needs = f", needs {' and '.join(cls.needs)}" if cls.needs else ""
-        click.echo(f"{cls.direction.capitalize()} is better, {low:g} to {high:g}{needs}.")
-        click.echo(f"Category: {cls.category}.")
+        say(f"{cls.direction.capitalize()} is better, {low:g} to {high:g}{needs}.")
+        say(f"Category: {cls.category}.")
         if cls.paper:
-            click.echo(f"Defined in {cls.paper}.")
+            say(f"Defined in {cls.paper}.")
     if found.kind != "model":
-        click.echo()
+        say()
         _show_options(cls.Options)
 
 
@@ -96,9 +96,9 @@ def _show_options(options: type[Any]) -> None:
             kind = "|".join(map(str, choices))
         rows.append((item.name, kind, str(item.default), item.metadata.get("help", "")))
     if rows:
-        tables.show(("OPTION", "TYPE", "DEFAULT", "HELP"), rows)
+        say_table(("OPTION", "TYPE", "DEFAULT", "HELP"), rows)
     else:
-        click.echo("It has no options.")
+        say("It has no options.")
 
 
 @plugin.command()
@@ -112,12 +112,12 @@ def doctor() -> None:
                 plugins.load(item)
             except BrokenPlugin as error:
                 trouble = f"{error}\n  {_mend(item)}"
-        click.echo(f"{'FAIL' if trouble else 'ok  '}  {item.kind} {item.name} ({item.dist} {item.version})")
+        say(f"{'FAIL' if trouble else 'ok  '}  {item.kind} {item.name} ({item.dist} {item.version})")
         if trouble:
             wrong += 1
-            click.echo(f"  {trouble}")
+            say(f"  {trouble}")
     plural = "" if wrong == 1 else "s"
-    click.echo(f"{wrong} plugin{plural} cannot be used." if wrong else "Everything loads.")
+    say(f"{wrong} plugin{plural} cannot be used." if wrong else "Everything loads.")
     if wrong:
         raise SystemExit(1)
 
@@ -142,12 +142,10 @@ def check(name: str, kind: Kind | None, reference: str, options: tuple[str, ...]
         outcome = testing.run_check(one, subject)
         good = outcome.status == "passed"
         failed += not good
-        click.echo(
-            f"{'ok  ' if good else 'FAIL'}  {outcome.check.removeprefix('check_')}: {outcome.demand}"
-        )
+        say(f"{'ok  ' if good else 'FAIL'}  {outcome.check.removeprefix('check_')}: {outcome.demand}")
         if not good:
-            click.echo(f"      {outcome.reason}")
-    click.echo(f"{name}: {f'{failed} checks fail' if failed else 'all checks pass'}.")
+            say(f"      {outcome.reason}")
+    say(f"{name}: {f'{failed} checks fail' if failed else 'all checks pass'}.")
     if failed:
         raise SystemExit(1)
 
@@ -168,8 +166,8 @@ def new(name: str, kind: Kind, into: Path) -> None:
     from camkit.scaffold import new_plugin
 
     folder = new_plugin(name, kind, into)
-    click.echo(f"Wrote {folder}. Next:\n")
-    click.echo(f"  cd {folder}\n  pip install -e '.[test]'\n  pytest")
+    say(f"Wrote {folder}. Next:\n")
+    say(f"  cd {folder}\n  pip install -e '.[test]'\n  pytest")
 
 
 def _named(name: str, kind: Kind | None) -> Found:

@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import click
+from camkit.cli.terminal import say, say_json
 
 if TYPE_CHECKING:
     from camkit.explanation import Explanation, Plan
@@ -63,39 +63,39 @@ class Report:
             file = "PICTURE" if any(line["overlay_file"] for line in written.lines) else "FILE"
             figure = "SCORE" if good[0].probability is None else "PROB."
             header = self._line("CLASS", figure, "BACKEND", "METHOD", "LAYER", file)
-            click.echo(click.style(header, bold=True))
+            say(header, bold=True)
         self.photos += 1
         self.done += len(good)
         self.failed += len(written.results) - len(good)
         warned: set[str] = set()
         if good and self._table:
-            click.echo(f"{good[0].photo.source}: {good[0].verdict()}")
+            say(f"{good[0].photo.source}: {good[0].verdict()}")
         remarks = written.remarks or [()] * len(written.lines)
         for result, line, said in zip(written.results, written.lines, remarks, strict=True):
             if self._as_json:
-                click.echo(as_json(line))
+                say_json(as_json(line))
             for warning in line["warnings"]:
                 in_table = self._table and warning.endswith(said)
                 if warning not in warned and not self.quiet and not in_table:
-                    click.echo(f"Warning: {warning}", err=True)
+                    say(f"Warning: {warning}", err=True)
                 warned.add(warning)
             if not isinstance(result, Explanation):
-                click.echo(f"Error: {result.error}", err=True)
+                say(f"Error: {result.error}", err=True)
             elif self._table:
                 file = str(folder / (line["overlay_file"] or line["map_file"]))
                 cells = (result.class_name, result.figure, result.backend, result.method, result.layer)
-                click.echo("  ".join([self._line(*cells, file), *(f"({text})" for text in said)]))
+                say("  ".join([self._line(*cells, file), *(f"({text})" for text in said)]))
         if written.sheet and self._table:
-            click.echo(f"  side by side: {written.sheet}")
+            say(f"  side by side: {written.sheet}")
             for text in _agreement(good):
-                click.echo(f"  {text}")
+                say(f"  {text}")
 
     def end(self, folder: Path, seconds: float) -> None:
         """How much was done, and where everything is."""
         if self.skipped:
             self._say(f"{self.skipped} photographs were done already")
         if self.failed:
-            click.echo(f"{self.done} maps done, {self.failed} failed", err=True)
+            say(f"{self.done} maps done, {self.failed} failed", err=True)
         self._say_kept()
         if self.done:
             self._say(f"Raw maps and manifest.jsonl are in {folder}")
@@ -105,7 +105,7 @@ class Report:
     def interrupted(self, folder: Path, finished: int) -> None:
         """After Ctrl-C, when what was begun is finished."""
         told = f"{finished} maps are finished, in {folder}; --resume does the rest"
-        click.echo(f"\nInterrupted: {told}", err=True)
+        say(f"\nInterrupted: {told}", err=True)
         self._say_kept()
 
     def nothing(self, why: str) -> None:
@@ -119,7 +119,7 @@ class Report:
 
     def _say(self, text: str) -> None:
         if not self.quiet:
-            click.echo(text, err=True)
+            say(text, err=True)
 
     def _line(self, *cells: str) -> str:
         padded = [cell.ljust(width) for cell, width in zip(cells, self._widths, strict=False)]

@@ -11,7 +11,8 @@ from typing import Any
 import click
 
 from camkit import plugins
-from camkit.errors import UsageError
+from camkit.cli.terminal import say
+from camkit.errors import UsageError, printable
 
 
 @click.command()
@@ -91,12 +92,12 @@ def train(data: str, **given: Any) -> None:
         recipe = given["recipe"] or next(iter(kind.recipes), None)
         if recipe is None:
             raise UsageError(f"{name} brings no recipes")
-        click.echo(recipes.text(kind, recipe), nl=False)
+        say(recipes.text(kind, recipe), nl=False)
         return
     asked: dict[str, Any] = {key: given[key] for key in ("out", "recipe", "arch", "weights", "seed")}
     asked |= options
     if given["preview"]:
-        click.echo(training.preview(data, trainer=name, **asked))
+        say(training.preview(data, trainer=name, **asked))
         return
 
     from camkit import report
@@ -104,8 +105,8 @@ def train(data: str, **given: Any) -> None:
 
     out: Path = given["out"]
     if given["resume"] and (out / BUNDLE).is_dir():
-        click.echo(f"nothing to do: {out} is finished", err=True)
-        click.echo(f"bundle: {out / BUNDLE}")
+        say(f"nothing to do: {out} is finished", err=True)
+        say(f"bundle: {out / BUNDLE}")
         return
     with _progress() as progress, _interrupts(out / CHECKPOINT):
         result = training.train(
@@ -121,9 +122,9 @@ def train(data: str, **given: Any) -> None:
         return
     verdicts, written = report.write(result, given["out"], device=given["device"])
     for line in report.lines(verdicts) if verdicts else ():
-        click.echo(line)
-    click.echo(f"bundle: {result.bundle}")
-    click.echo(f"report: {', '.join(str(path) for path in written)}", err=True)
+        say(line)
+    say(f"bundle: {result.bundle}")
+    say(f"report: {', '.join(str(path) for path in written)}", err=True)
 
 
 @contextmanager
@@ -133,7 +134,7 @@ def _interrupts(checkpoint: Path) -> Iterator[None]:
         yield
     except KeyboardInterrupt:
         kept = "go on with --resume" if checkpoint.exists() else "no epoch was finished"
-        click.echo(f"\nInterrupted: {kept}", err=True)
+        say(f"\nInterrupted: {kept}", err=True)
         raise SystemExit(130) from None
 
 
@@ -143,12 +144,12 @@ def _progress() -> Iterator[Callable[[float, str], None]]:
     said: set[str] = set()
     if not sys.stderr.isatty():
 
-        def say(_: float, text: str) -> None:
+        def tell(_: float, text: str) -> None:
             if text not in said:
-                click.echo(text, err=True)
+                say(text, err=True)
             said.add(text)
 
-        yield say
+        yield tell
         return
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
@@ -159,7 +160,7 @@ def _progress() -> Iterator[Callable[[float, str], None]]:
 
         def show(fraction: float, text: str) -> None:
             if text not in said:
-                bar.console.print(text, highlight=False)
+                bar.console.print(printable(text), highlight=False, markup=False)
             said.add(text)
             bar.update(task, completed=fraction)
 
