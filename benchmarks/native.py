@@ -204,7 +204,8 @@ def launch_bound(samples: Mapping[str, list[float]]) -> str:
 def report(result: Mapping[str, Any], bounds: Mapping[tuple[str, str], str]) -> str:
     """Markdown: on what it was measured, the table, the agreement of the maps, the memory."""
     cases = result["cases"]
-    device = f"{result['threads']} threads of a CPU" if result["device"] == "cpu" else result["device"]
+    cpu = f"{result['threads']} threads of a CPU with {result['vectors']}"
+    device = cpu if result["device"] == "cpu" else result["device"]
     rounds = ", ".join(str(len(case["seconds"][BARE]["result"])) for case in cases)
     errors = {
         name: max(case["agreement"][name]["error"] for case in cases) for name in cases[0]["agreement"]
@@ -241,6 +242,7 @@ def machine(device: str) -> dict[str, Any]:
         "python": platform.python_version(),
         "machine": platform.machine(),
         "threads": torch.get_num_threads(),
+        "vectors": torch.backends.cpu.get_cpu_capability(),
         "device": torch.cuda.get_device_name(device) if device != "cpu" else "cpu",
         "tf32": torch.backends.cudnn.allow_tf32,
     } | {name: version(name) for name in ("grad-cam", "captum", "torchcam")}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import sys
 import textwrap
 from collections.abc import Iterator, Sequence
@@ -244,7 +245,7 @@ def test_a_nested_class_is_fine(site: Site) -> None:
 def test_requirements(
     site: Site, requirement: str, problem: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(plugins.importlib.metadata, "version", lambda name: "0.1.0")
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: "0.1.0")
     site.add("fake-needs", requires=["torch", requirement])
     found = the("fake-needs")
     assert (problem or "") in (found.problem or "")
@@ -257,7 +258,7 @@ def test_every_requirement_counts(site: Site) -> None:
 
 
 def test_a_pre_release_of_camkit_is_taken(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plugins.importlib.metadata, "version", lambda name: "0.2.0.dev1")
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: "0.2.0.dev1")
     site.add("fake-needs", requires=["camkit>=0.1,<1"])
     assert the("fake-needs").status == "ok"
 

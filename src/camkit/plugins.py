@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ast
 import dataclasses
-import importlib.metadata
+import importlib
 import os
 import re
 import sys
@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 from importlib.machinery import PathFinder
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from camkit.errors import (
     AmbiguousPlugin,
@@ -32,6 +32,9 @@ from camkit.errors import (
     PluginNotFound,
     closest,
 )
+
+if TYPE_CHECKING:
+    from importlib.metadata import Distribution  # it takes a third of the time of `--help`
 
 Kind = Literal["explainer", "metric", "trainer", "model"]
 
@@ -242,9 +245,11 @@ def _scan(restriction: str | None, path: tuple[str, ...]) -> list[Found]:
 
 
 def _announced(selected: set[str] | None) -> list[Found]:
+    from importlib.metadata import distributions
+
     seen: set[str] = set()
     found: list[Found] = []
-    for dist in importlib.metadata.distributions():
+    for dist in distributions():
         try:
             # Read this text first: parsing the metadata of every package would take most of the time.
             if "camkit." not in (dist.read_text("entry_points.txt") or ""):
@@ -265,7 +270,7 @@ def _announced(selected: set[str] | None) -> list[Found]:
     return [_unshadowed(item, found) for item in found]
 
 
-def _offers(name: str, dist: importlib.metadata.Distribution) -> list[Found]:
+def _offers(name: str, dist: Distribution) -> list[Found]:
     kinds = {group: kind for kind, group in GROUPS.items()}
     items = [
         Found(kinds[entry.group], entry.name, entry.value, name, dist.version or "?")
@@ -282,7 +287,7 @@ def _selection(value: str | None) -> set[str] | None:
     return {_normalised(part) for part in value.split(",") if part.strip()}
 
 
-def _problem(found: Found, dist: importlib.metadata.Distribution) -> str | None:
+def _problem(found: Found, dist: Distribution) -> str | None:
     """What is wrong as far as the metadata tells."""
     if not NAME.fullmatch(found.name):
         return f"the name {found.name!r} is not of the form [a-z0-9-]+"
@@ -306,9 +311,11 @@ def _applies(marker: str | None) -> bool:
 
 def _misfit(versions: str, dist: str) -> str | None:
     """Whether this camkit is among the `versions` that a plugin asks for; if not, whom to upgrade."""
+    from importlib.metadata import version
+
     from packaging.version import Version
 
-    here = importlib.metadata.version(HOST)
+    here = version(HOST)
     lower = re.fullmatch(r">=\s*([\d.]*\d)", versions)
     if lower and Version(here) >= Version(lower[1]):
         return None  # what nearly everyone writes; the next import takes longer than all the rest of a list

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
+from functools import cache
 
 import click
 
 from camkit.errors import ESCAPES, CamkitError, printable
-
-_IN_JSON = {code: json.dumps(chr(code))[1:-1] for code in ESCAPES}
 
 
 def say(text: object = "", *, err: bool = False, nl: bool = True, bold: bool = False) -> None:
@@ -23,7 +21,7 @@ def say(text: object = "", *, err: bool = False, nl: bool = True, bold: bool = F
 
 def say_json(text: str) -> None:
     """Print a document or a line of JSON on stdout: the same JSON, escaped in its own way."""
-    _echo(text.translate(_IN_JSON), nl=not text.endswith("\n"))
+    _echo(text.translate(_in_json()), nl=not text.endswith("\n"))
 
 
 def say_table(headers: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
@@ -33,6 +31,14 @@ def say_table(headers: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     say(_line(headers, widths), bold=True)
     for line in lines:
         say(_line(line, widths))
+
+
+@cache
+def _in_json() -> dict[int, str]:
+    """The escapes of JSON for all that `say` escapes."""
+    import json
+
+    return {code: json.dumps(chr(code))[1:-1] for code in ESCAPES}
 
 
 def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
