@@ -338,7 +338,7 @@ def test_verdicts_by_hand(tmp_path: Path) -> None:
     said = torch.tensor([[0.7, 0.2, 0.1], [0.6, 0.3, 0.1], [0.1, 0.8, 0.1], [0.5, 0.4, 0.1]])
     verdicts = report.Verdicts(model, (Path("x"),) * 4, torch.tensor([0, 1, 1, 1]), said)
     assert verdicts.error_rate == 0.5
-    assert verdicts.confusion.tolist() == [[1, 0, 0], [2, 1, 0], [0, 0, 0]]
+    assert verdicts.confusion()[0].tolist() == [[1, 0, 0], [2, 1, 0], [0, 0, 0]]
     assert verdicts.confused() == [("green", "blue", 2)]
     torch.testing.assert_close(verdicts.losses, -torch.tensor([0.7, 0.3, 0.8, 0.4]).log())
     assert list(report.lines(verdicts)) == [
