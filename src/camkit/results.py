@@ -53,7 +53,7 @@ def write(result: TrainResult, root: Path) -> Path:
 def read(out: Path, root: Path | None = None) -> Kept:
     """The result of the training in `out`, which may come from a stranger.
 
-    root: where the photographs lie now. `UsageError` if there is no result, or it is damaged.
+    root: where the photographs lie now. `UsageError` if there is no result or no bundle, or it is damaged.
     """
     path = out / NAME
     try:
@@ -62,6 +62,8 @@ def read(out: Path, root: Path | None = None) -> Kept:
         raise UsageError(f"{out} holds no {NAME}, which `camkit train` keeps there for a report") from None
     except (OSError, ValueError, RecursionError) as error:
         raise UsageError(f"{path} cannot be read: {reason(error)}") from None
+    if not (out / BUNDLE).is_dir():
+        raise UsageError(f"{out} holds no trained model yet: `camkit train --resume` goes on with it")
     if not isinstance(facts, dict) or facts.get("format") != FORMAT:
         raise UsageError(f"{path} has another format than {FORMAT}, which this camkit reads")
     try:

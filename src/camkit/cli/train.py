@@ -169,14 +169,14 @@ def _complete(out: Path, data: str, device: str) -> None:
         return
     run.clear(out)
     # A trainer that keeps no result leaves nothing to make a report of.
-    is_kept = (out / results.NAME).exists()
-    kept = (
-        results.read(out, dataset.photographs(data) if Path(data).is_dir() else None) if is_kept else None
-    )
+    kept = results.read(out) if (out / results.NAME).exists() else None
     if kept is None or all(path.is_file() for path in report.due(kept.result, out)):
         say(f"nothing to do: {out} is finished", err=True)
         say(f"bundle: {out / results.BUNDLE}")
-    elif not _report(kept, out, device):
+        return
+    if kept.gone() and Path(data).is_dir():
+        kept = results.read(out, dataset.photographs(data))
+    if not _report(kept, out, device):
         raise SystemExit(PARTLY)
 
 
@@ -202,8 +202,8 @@ def _report(done: TrainResult | Kept, out: Path, device: str) -> bool:
     if gone:
         many = counted(len(gone), "held-out photograph")
         say(
-            f"Without confusion matrix and worst photographs: {many} not there, or not what they were, such "
-            f"as {display(gone[0])}; --images says where they lie now",
+            f"Without confusion matrix and worst photographs: {many} not there, or not as they were "
+            f"({display(gone[0])}); `camkit train report {out} --images DATA` says where they lie now",
             err=True,
         )
     return not gone
