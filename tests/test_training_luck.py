@@ -130,7 +130,7 @@ def state(name):
 
 told = {"whole": child("whole", 0), "files": state("whole"), "points": {}}
 total = int((home / "whole.count").read_text())
-for last in [*range(1, 12), total - 1, total]:
+for last in (1, 3, 4, 5, 7, 10, total):
     killed, left = child(f"at-{last}", last), sorted(state(f"at-{last}"))
     resumed = child(f"at-{last}", 0, "--resume")
     differing = dict(state(f"at-{last}").items() ^ told["files"].items())
@@ -566,10 +566,15 @@ def test_a_report_that_fails_says_that_the_model_is_there(
 # --- tables and pictures ----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("text", ["=1+1", "+a", "-cmd", "@SUM(A1)", "\tx", "\rx", "＝1"])
+@pytest.mark.parametrize("text", ["=1+1", "+a", "-cmd", "@SUM(A1)", "＝1", '=A1,"b"'])
 def test_a_spreadsheet_computes_nothing(text: str) -> None:
     rows = list(csv.reader(io.StringIO(report.table([{text: text, "n": -2}]), newline="")))
     assert rows == [[f"'{text}", "n"], [f"'{text}", "-2"]]
+
+
+def test_control_characters_and_halves_of_signs_are_escaped_in_tables() -> None:
+    text = report.table([{"a": "\t=1\r\n", "b": "caf\udce9"}])
+    assert text == "a,b\n\\t=1\\r\\n,caf\\udce9\n"
 
 
 @pytest.mark.parametrize("text", ["-1", "+4.5", "1e-3", "great pyrenees", "a=b", "", "-0,5"])

@@ -40,10 +40,14 @@ def writing(path: Path) -> Iterator[BinaryIO]:
         with _telling(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             descriptor = os.open(draft, _NEW, 0o666)
-        with os.fdopen(descriptor, "wb") as file:
+        file = os.fdopen(descriptor, "wb")
+        try:
             yield file
             with _telling(path):
                 sync(file)
+        finally:
+            with suppress(OSError):  # what did not get to the disk is told already
+                file.close()
         with _telling(path):
             draft.replace(path)
             sync_folder(path.parent)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from camkit import images, render
 from camkit.api import LoadedModel, TrainResult
-from camkit.errors import ModelError, printable
+from camkit.errors import UNPRINTABLE, ModelError, printable
 from camkit.explanation import explain
 from camkit.files import write_whole
 from camkit.models import load_model
@@ -38,7 +38,7 @@ FILES = {
     "worst.png": "validation",
 }
 # What a spreadsheet would compute, unless it is a number.
-FORMULA = re.compile(r"(?![+-]?[0-9]+([.,][0-9]+)?\Z)[=+\-@\t\r\n＝＋－＠]")
+FORMULA = re.compile(r"(?![+-]?[0-9]+([.,][0-9]+)?\Z)[=+\-@＝＋－＠]")
 
 
 @dataclass(frozen=True)
@@ -171,12 +171,15 @@ def table(rows: Sequence[Mapping[str, object]], columns: Sequence[str] = ()) -> 
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(map(cell, columns))
     writer.writerows([cell(row.get(column, "")) for column in columns] for row in rows)
-    return buffer.getvalue().encode("utf-8", "backslashreplace").decode()
+    return buffer.getvalue()
 
 
 def cell(value: object) -> object:
     """A value of a table; before a text that a spreadsheet takes for a formula there is an apostrophe."""
-    return f"'{value}" if isinstance(value, str) and FORMULA.match(value) else value
+    if not isinstance(value, str):
+        return value
+    text = UNPRINTABLE.sub(lambda sign: ascii(sign[0])[1:-1], value)
+    return f"'{text}" if FORMULA.match(text) else text
 
 
 def picture(path: Path, image: Image) -> Path:

@@ -194,14 +194,19 @@ def _read(path: Path) -> dict[str, Any]:
     if not is_file(path):
         raise _damaged(path, "is no regular file")
     try:
-        state = dict(torch.load(path, map_location="cpu", weights_only=True))
+        file = path.open("rb")
+    except OSError as error:
+        raise CamkitError(f"{path} cannot be read: {reason(error)}") from None
+    try:
+        with file:
+            state = dict(torch.load(file, map_location="cpu", weights_only=True))
         state["identity"] = dict(state["identity"])
         for name in ("history", "steps"):
             state[name] = list(map(results.figures, state[name]))
         if type(state["epoch"]) is not int or state["epoch"] != len(state["history"]):
             raise ValueError
-    except (OSError, MemoryError) as error:
-        raise CamkitError(f"{path} cannot be read: {reason(error)}") from None
+    except MemoryError:
+        raise
     except pickle.UnpicklingError as error:
         thing = re.search(r"GLOBAL ([\w.]+)", str(error))
         raise _damaged(path, f"holds {thing[1]}, which could run code" if thing else "is damaged") from None
