@@ -15,7 +15,7 @@ import torch
 from camkit import plugins
 from camkit.api import LoadedModel, ModelSource
 from camkit.errors import UNPRINTABLE, CamkitError, ModelError, PluginError
-from camkit.files import inside, read_regular, reason, writing_folder
+from camkit.files import cause, inside, read_regular, reason, writing_folder
 from camkit.preprocess import Preprocess
 from camkit.scores import ScoreKind, checked
 from camkit.weights import SPARE, built_for, first_line, is_file, put_weights, read_weights
@@ -103,7 +103,7 @@ def save_bundle(
             (draft / CONFIG).write_text(text, encoding="utf-8")
     # Safetensors has an error of its own for a full disk.
     except Exception as error:
-        raise ModelError(f"the bundle {target} cannot be written: {first_line(error)}") from None
+        raise ModelError(f"the bundle {target} cannot be written: {reason(cause(error))}") from None
     return target
 
 
@@ -132,8 +132,8 @@ def described(model: LoadedModel, facts: Mapping[str, Any], *, room: int = 0) ->
     _contents(written)  # what could not be loaded is not written
     if len(text) + room > MAX_CONFIG_BYTES:
         raise ModelError(
-            f"the facts of a bundle (classes, names of photographs) take {len(text) / 2**20:.1f} MiB, and "
-            f"can take {MAX_CONFIG_BYTES - room >> 20} MiB"
+            "the facts of a bundle, such as the names of photographs, are larger than "
+            f"{MAX_CONFIG_BYTES - room >> 20} MiB"
         )
     return text
 
