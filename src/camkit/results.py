@@ -88,7 +88,7 @@ def figures(value: Any) -> dict[str, float]:
 
 def _number(value: Any) -> float:
     if type(value) is float or (type(value) is int and abs(value) < 2**53):
-        return value  # type: ignore[no-any-return]
+        return value
     raise ValueError(f"{value!a:.50} is no number")
 
 
