@@ -10,7 +10,7 @@ import pickle
 import platform
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -46,8 +46,9 @@ def report_line(epoch: int, total: int, figures: Mapping[str, float]) -> str:
 
 
 def clear(out: Path) -> None:
-    """Remove what a training that was killed behind its bundle left beside it."""
-    (out / CHECKPOINT).unlink(missing_ok=True)
+    """Remove what a finished training needs no more, also one that was killed behind its bundle."""
+    with suppress(OSError):
+        (out / CHECKPOINT).unlink()
     sweep(out, below=False)
 
 
@@ -76,8 +77,10 @@ class Run:
         return self.out / CHECKPOINT
 
     def load(self, data: Dataset) -> dict[str, Any]:
-        """The state after the last finished epoch on `data`: `epoch`, `history`, `steps`, and what else was
-        saved; before the first epoch these three alone."""
+        """The state after the last finished epoch on `data`.
+
+        `epoch`, `history`, `steps` and what else was saved; before the first epoch these three alone.
+        """
         try:
             self.out.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -185,7 +188,7 @@ class Run:
             results.write(result, data.root)
             told = {"metrics": dict(metrics), **self._facts, "history": [dict(epoch) for epoch in history]}
             save_bundle(self._model, result.bundle, half=self._half, **told)
-            self._checkpoint.unlink(missing_ok=True)
+            clear(self.out)
         return result
 
 
