@@ -74,6 +74,7 @@ ORDER = [
     "dataset",
     "finetune",
     "recipe",
+    "results",
     "run",
     "torch_trainer",
     "report",

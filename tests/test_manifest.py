@@ -75,6 +75,15 @@ for number in range(count):
 """
 
 
+def test_what_is_appended_is_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    brought: list[bytes] = []
+    monkeypatch.setattr(os, "fsync", lambda _: brought.append((tmp_path / manifest.NAME).read_bytes()))
+    manifest.append(tmp_path, [line(name="first")])
+    assert len(brought) == 2 and b"first" in brought[0]  # the file, and its new name
+    manifest.append(tmp_path, [line(name="second")])
+    assert len(brought) == 3 and b"second" in brought[2]
+
+
 def appender(folder: Path, me: str, count: int) -> subprocess.Popen[bytes]:
     """A process that appends `count` pairs of lines as soon as there is a file `go`."""
     arguments = [sys.executable, "-c", APPENDER, str(folder), me, str(count)]

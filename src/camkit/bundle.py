@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import unicodedata
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,8 +14,8 @@ import torch
 
 from camkit import plugins
 from camkit.api import LoadedModel, ModelSource
-from camkit.errors import CamkitError, ModelError, PluginError
-from camkit.files import inside, read_regular, reason, writing_folder
+from camkit.errors import UNPRINTABLE, CamkitError, ModelError, PluginError
+from camkit.files import cause, inside, read_regular, reason, writing_folder
 from camkit.preprocess import Preprocess
 from camkit.scores import ScoreKind, checked
 from camkit.weights import SPARE, built_for, first_line, is_file, put_weights, read_weights
@@ -90,11 +89,31 @@ def save_bundle(
     from safetensors.torch import save
 
     target = Path(folder)
-    if model.architecture is None:
-        raise ModelError(f"model {model.name!r} does not say how it is built, so no bundle holds it")
+    text = described(model, facts)
     # Unlike `Path.exists` it takes any length of name, and sees a link that leads nowhere.
     if os.path.lexists(target) and (not target.is_dir() or any(target.iterdir())):
         raise ModelError(f"{target} exists and is not an empty folder")
+    # Copies, because safetensors refuses tensors that share memory, as tied weights do.
+    state = {n: t.detach().to("cpu", copy=True).contiguous() for n, t in model.module.state_dict().items()}
+    if half:
+        state = {n: t.half() if t.dtype == torch.float32 else t for n, t in state.items()}
+    try:
+        with writing_folder(target) as draft:
+            (draft / WEIGHTS).write_bytes(save(state))  # `save_file` makes a file for its owner alone
+            (draft / CONFIG).write_text(text, encoding="utf-8")
+    # Safetensors has an error of its own for a full disk.
+    except Exception as error:
+        raise ModelError(f"the bundle {target} cannot be written: {reason(cause(error))}") from None
+    return target
+
+
+def described(model: LoadedModel, facts: Mapping[str, Any], *, room: int = 0) -> str:
+    """`camkit.json` of a bundle; `ModelError` if no bundle can hold it, or be loaded with it.
+
+    room: bytes that are left for what is not known yet.
+    """
+    if model.architecture is None:
+        raise ModelError(f"model {model.name!r} does not say how it is built, so no bundle holds it")
     config = {
         "format": FORMAT,
         "architecture": dict(model.architecture),
@@ -111,20 +130,12 @@ def save_bundle(
     except (TypeError, ValueError, RecursionError) as error:
         raise ModelError(f"architecture and facts of a bundle are JSON values: {error}") from None
     _contents(written)  # what could not be loaded is not written
-    if len(text) > MAX_CONFIG_BYTES:
-        raise ModelError(f"the facts of a bundle are larger than {MAX_CONFIG_BYTES >> 20} MiB")
-    # Copies, because safetensors refuses tensors that share memory, as tied weights do.
-    state = {n: t.detach().to("cpu", copy=True).contiguous() for n, t in model.module.state_dict().items()}
-    if half:
-        state = {n: t.half() if t.dtype == torch.float32 else t for n, t in state.items()}
-    try:
-        with writing_folder(target) as draft:
-            (draft / WEIGHTS).write_bytes(save(state))  # `save_file` makes a file for its owner alone
-            (draft / CONFIG).write_text(text, encoding="utf-8")
-    # Safetensors has an error of its own for a full disk.
-    except Exception as error:
-        raise ModelError(f"the bundle {target} cannot be written: {first_line(error)}") from None
-    return target
+    if len(text) + room > MAX_CONFIG_BYTES:
+        raise ModelError(
+            "the facts of a bundle, such as the names of photographs, are larger than "
+            f"{MAX_CONFIG_BYTES - room >> 20} MiB"
+        )
+    return text
 
 
 @contextmanager
@@ -160,7 +171,7 @@ def _contents(
     if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
         raise ModelError("there is no list of class names")
     for name in classes:  # which end up in terminals and file names
-        if any(unicodedata.category(sign) in ("Cc", "Cs") for sign in name):
+        if UNPRINTABLE.search(name):
             raise ModelError(f"the class {name!a} cannot be printed")
     count = architecture.get("num_classes", len(classes))
     if count != len(classes):

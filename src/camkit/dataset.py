@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 import numpy as np
 
 from camkit import images
-from camkit.errors import CamkitError, ImageError, UsageError
+from camkit.errors import UNPRINTABLE, CamkitError, ImageError, UsageError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -66,28 +66,40 @@ class Dataset:
 def read(folder: str | os.PathLike[str]) -> Dataset:
     """The labelled photographs of a folder, with every file decoded once.
 
-    Raises `UsageError` if there are none, a label cannot be told or there is only one class, and
-    `ImageError` if files cannot be decoded; both name files.
+    Raises `UsageError` if there are none, a label cannot be told or be the name of a class, or there is
+    only one class, and `ImageError` if files cannot be decoded; both name files.
     """
+    root = photographs(folder)
+    paths = sorted(images.expand([root]))
+    names = _labels(root, paths)
+    classes = tuple(sorted(set(names)))
+    if unprintable := [name for name in classes if UNPRINTABLE.search(name)]:
+        raise UsageError(
+            f"{images.display(root)} has classes whose names cannot be printed ({_some(unprintable)}): "
+            "rename their folders or files"
+        )
+    if len(classes) > 1 and set(classes) <= PARTS:
+        raise UsageError(
+            f"{images.display(root)} holds the parts {_some(classes)}, not a sub-folder for each class: "
+            "give one of them, camkit splits it by itself"
+        )
+    if len(classes) < 2:
+        raise UsageError(
+            f"all {len(paths)} photographs in {images.display(root)} are of one class, {classes[0]!r}"
+        )
+    _check_readable(paths)
+    index = {name: number for number, name in enumerate(classes)}
+    return Dataset(root, tuple(paths), tuple(index[name] for name in names), classes)
+
+
+def photographs(folder: str | os.PathLike[str]) -> Path:
+    """Where the photographs of a data set lie; `UsageError` if there is no such folder."""
     root = Path(folder)
     if not root.is_dir():
         known = "; the trainer fastai can fetch it" if str(folder) == "pets" else ""
         raise UsageError(f"there is no folder of photographs {str(folder)!r}{known}")
-    if (root / "images").is_dir() and (root / "annotations").is_dir():
-        root = root / "images"
-    paths = sorted(images.expand([root]))
-    names = _labels(root, paths)
-    classes = tuple(sorted(set(names)))
-    if len(classes) > 1 and set(classes) <= PARTS:
-        raise UsageError(
-            f"{root} holds the parts {_some(classes)}, not a sub-folder for each class: give one of them, "
-            "camkit splits it by itself"
-        )
-    if len(classes) < 2:
-        raise UsageError(f"all {len(paths)} photographs in {root} are of one class, {classes[0]!r}")
-    _check_readable(paths)
-    index = {name: number for number, name in enumerate(classes)}
-    return Dataset(root, tuple(paths), tuple(index[name] for name in names), classes)
+    is_pets = (root / "images").is_dir() and (root / "annotations").is_dir()
+    return root / "images" if is_pets else root
 
 
 class Photos(Generic[T]):
@@ -118,8 +130,8 @@ def _labels(root: Path, paths: Sequence[Path]) -> list[str]:
     matches = [NAME.fullmatch(path.name) if path.parent == root else None for path in paths]
     if unlabelled := [path.name for path, match in zip(paths, matches, strict=True) if not match]:
         raise UsageError(
-            f"{len(unlabelled)} of {len(paths)} photographs in {root} have no label ({_some(unlabelled)}): "
-            "one sub-folder for each class, or names such as great_pyrenees_12.jpg"
+            f"{len(unlabelled)} of {len(paths)} photographs in {images.display(root)} have no label "
+            f"({_some(unlabelled)}): one sub-folder for each class, or names such as great_pyrenees_12.jpg"
         )
     return [match["label"] for match in matches if match]
 
@@ -140,7 +152,8 @@ def _check_readable(paths: Sequence[Path]) -> None:
 
 
 def _some(names: Sequence[str], separator: str = ", ", count: int = 3) -> str:
-    return separator.join([*names[:count], "..."] if len(names) > count else names)
+    shown = [*names[:count], "..."] if len(names) > count else names
+    return separator.join(map(images.display, shown))
 
 
 def check_classes(dataset: Dataset, indices: Iterable[int]) -> None:

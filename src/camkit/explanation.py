@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, partial
 from itertools import islice
+from pathlib import Path
 from typing import Any, Literal, get_args
 from weakref import WeakKeyDictionary
 
@@ -21,6 +22,7 @@ from camkit import layers, plugins, reading, render
 from camkit.api import Explainer, LoadedModel
 from camkit.capture import as_it_was
 from camkit.errors import MapError, ModelError, PluginError, UsageError, counted
+from camkit.files import write_whole
 from camkit.host import Answer, Call, Layer, better_layer, layer_specs, resolve_layers, run, unknown_method
 from camkit.images import Photo
 from camkit.preprocess import Preprocess
@@ -138,8 +140,13 @@ class Explanation:
         return render.overlay(photo, self.map, style, preprocess.box(*photo.size), scale)
 
     def save(self, path: str | os.PathLike[str], **look: Any) -> None:
-        """Write the overlay; the suffix says the format."""
-        self.overlay(**look).save(path)
+        """Write the overlay, whole or not at all; the suffix says the format."""
+        path, picture, buffer = Path(path), self.overlay(**look), io.BytesIO()
+        format = Image.registered_extensions().get(path.suffix.lower())
+        if format not in Image.SAVE:
+            raise UsageError(f"{path} has no suffix of a picture's format, such as .png")
+        picture.save(buffer, format)
+        write_whole(path, buffer.getvalue())
 
     def show(self, **look: Any) -> None:
         """Show the overlay: in a notebook below the cell, elsewhere in the system's viewer."""

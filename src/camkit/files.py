@@ -7,6 +7,7 @@ once it is on the disk: neither a power cut nor a link that somebody has planted
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 import re
 import secrets
@@ -39,11 +40,14 @@ def writing(path: Path) -> Iterator[BinaryIO]:
         with _telling(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             descriptor = os.open(draft, _NEW, 0o666)
-        with os.fdopen(descriptor, "wb") as file:
+        file = os.fdopen(descriptor, "wb")
+        try:
             yield file
             with _telling(path):
-                file.flush()
-                os.fsync(file.fileno())
+                sync(file)
+        finally:
+            with suppress(OSError):  # what did not get to the disk is told already
+                file.close()
         with _telling(path):
             draft.replace(path)
             sync_folder(path.parent)
@@ -66,7 +70,7 @@ def writing_folder(path: Path) -> Iterator[Path]:
         with _telling(path):
             for file in draft.iterdir():
                 with file.open("rb+") as made:
-                    os.fsync(made.fileno())
+                    sync(made)
             sync_folder(draft)
             draft.replace(path)
             sync_folder(path.parent)
@@ -79,6 +83,12 @@ def write_whole(path: Path, data: bytes | str) -> Path:
     with writing(path) as file, _telling(path):
         file.write(data.encode("utf-8") if isinstance(data, str) else data)
     return path
+
+
+def sync(file: BinaryIO) -> None:
+    """Bring what was written into a file to the disk."""
+    file.flush()
+    os.fsync(file.fileno())
 
 
 def sync_folder(folder: Path) -> None:
@@ -111,9 +121,9 @@ def check_writable(folder: Path) -> None:
         raise CamkitError(f"cannot write into {folder}: {os.strerror(code)}")
 
 
-def sweep(folder: Path) -> None:
-    """Remove the drafts in and below `folder` that a killed process of this machine left behind."""
-    for root, folders, names in walk(folder):
+def sweep(folder: Path, *, below: bool = True) -> None:
+    """Remove the drafts in `folder`, and `below` it, that a killed process of this machine left behind."""
+    for root, folders, names in itertools.islice(walk(folder), None if below else 1):
         for name in (*folders, *names):
             found = DRAFT.fullmatch(name)
             if found and found["host"] == socket.gethostname() and not _is_alive(int(found["process"])):
@@ -214,7 +224,15 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
         return False
 
 
-def reason(error: Exception) -> str:
+def cause(error: BaseException) -> BaseException:
+    """The `OSError` that made a library raise `error`, if there is one: a full disk, say."""
+    found: BaseException | None = error
+    while found is not None and not isinstance(found, OSError):
+        found = found.__cause__ or found.__context__
+    return found or error
+
+
+def reason(error: BaseException) -> str:
     """What an error says, in one line."""
     text = error.strerror if isinstance(error, OSError) else None
     text = text or str(error).strip() or type(error).__name__

@@ -23,7 +23,7 @@ import numpy as np
 
 from camkit import parquet
 from camkit.errors import CamkitError, UsageError
-from camkit.files import inside, reason, regular
+from camkit.files import inside, reason, regular, sync, sync_folder
 from camkit.parquet import Map
 
 SCHEMA = 2
@@ -56,6 +56,9 @@ def append(folder: Path, lines: Sequence[Mapping[str, Any]]) -> None:
             file.seek(max(0, end - 1))
             torn = end > 0 and file.read(1) != b"\n"
             file.write(b"\n" * torn + text)
+            sync(file)
+        if not end:  # its name is new, too
+            sync_folder(folder)
     except OSError as error:
         raise CamkitError(f"cannot write {path}: {error.strerror}") from None
 

@@ -11,7 +11,10 @@ from typing import Any, TypeVar
 
 from camkit.api import Trainer, option
 from camkit.errors import UsageError, closest
+from camkit.files import read_regular, reason
 from camkit.plugins import read_options
+
+MAX_BYTES = 2**20
 
 
 @dataclass(frozen=True)
@@ -47,8 +50,10 @@ def text(trainer: Trainer | type[Trainer], name: str | os.PathLike[str]) -> str:
     """A recipe as TOML: one of the trainer's by its name, or a file."""
     path = trainer.recipes.get(os.fspath(name), Path(name))
     try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, ValueError):
+        return read_regular(path, MAX_BYTES).decode("utf-8").replace("\r\n", "\n")
+    except (OSError, ValueError) as error:
+        if os.path.lexists(path):
+            raise UsageError(f"the recipe {os.fspath(name)!r} cannot be read: {reason(error)}") from None
         known = ", ".join(trainer.recipes) or "none"
         hint = closest(os.fspath(name), trainer.recipes)
         raise UsageError(
@@ -67,4 +72,4 @@ def table(trainer: Trainer, recipe: str | os.PathLike[str] | Mapping[str, Any] |
         return tomllib.loads(text(trainer, name))
     # What is no TOML; numbers of thousands of digits, and tables in tables in tables.
     except (ValueError, RecursionError) as error:
-        raise UsageError(f"recipe {os.fspath(name)!r} is no TOML: {error}") from None
+        raise UsageError(f"recipe {os.fspath(name)!r} is no TOML: {reason(error)}") from None

@@ -13,9 +13,10 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from camkit.errors import MapError, UsageError, closest
+from camkit.errors import MapError, UsageError, closest, printable
 
 Box = tuple[float, float, float, float]
+MAX_SIDE = 60  # inches of a confusion matrix: a picture of 150 MB in memory
 
 
 @dataclass(frozen=True)
@@ -161,26 +162,31 @@ def curves(
         ax.xaxis.get_major_locator().set_params(integer=True)
         ax.set_ylim(bottom=0)
     for ax, key in zip(axes[1] if steps else (), ("loss", "lr"), strict=False):
-        ax.plot([step[key] for step in steps])
+        ax.plot([step.get(key, np.nan) for step in steps])
         ax.set_xlabel("step")
         ax.set_ylabel("training loss" if key == "loss" else "learning rate")
         ax.set_ylim(bottom=0)
     return _drawn(figure)
 
 
-def confusion(counts: np.ndarray[Any, Any], names: Sequence[str]) -> Image.Image:
+def confusion(counts: np.ndarray[Any, Any], names: Sequence[str], title: str = "") -> Image.Image:
     """A confusion matrix, actual class in rows, with the counts written in."""
-    side = max(4.0, 0.28 * len(names) + 2)
+    cell = min(0.28, MAX_SIDE / len(names))  # inches
+    side, size = max(4.0, cell * len(names) + 2), 25 * cell
     figure = _figure(side, side)
     ax = figure.subplots()
     ax.imshow(counts, cmap="Blues")
-    ax.set_xticks(range(len(names)), names, rotation=90, fontsize=7, parse_math=False)
-    ax.set_yticks(range(len(names)), names, fontsize=7, parse_math=False)
+    shown = [printable(name) for name in names]
+    ax.set_xticks(range(len(names)), shown, rotation=90, fontsize=size, parse_math=False)
+    ax.set_yticks(range(len(names)), shown, fontsize=size, parse_math=False)
+    ax.set_title(title)
     ax.set_xlabel("predicted")
     ax.set_ylabel("actual")
     for row, column in zip(*counts.nonzero(), strict=True):
         colour = "white" if counts[row, column] > counts.max() / 2 else "black"
-        ax.text(column, row, str(counts[row, column]), ha="center", va="center", fontsize=7, color=colour)
+        ax.text(
+            column, row, str(counts[row, column]), ha="center", va="center", fontsize=size, color=colour
+        )
     return _drawn(figure)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from camkit import images, render
 from camkit.api import LoadedModel, TrainResult
-from camkit.errors import ModelError
+from camkit.errors import UNPRINTABLE, ModelError, printable
 from camkit.explanation import explain
 from camkit.files import write_whole
 from camkit.models import load_model
@@ -26,6 +27,18 @@ if TYPE_CHECKING:
 
 BATCH = 32
 WORST = 9
+MOST = 300  # classes in a confusion matrix
+# The files, in the order in which they are written, by the part of a result that they show.
+FILES = {
+    "history.csv": "history",
+    "steps.csv": "steps",
+    "curves.png": "history",
+    "confusion.png": "validation",
+    "confused.csv": "validation",
+    "worst.png": "validation",
+}
+# What a spreadsheet would compute, unless it is a number.
+FORMULA = re.compile(r"(?![+-]?[0-9]+([.,][0-9]+)?\Z)[=+\-@＝＋－＠]")
 
 
 @dataclass(frozen=True)
@@ -55,13 +68,21 @@ class Verdicts:
         """The share that is judged wrong."""
         return float((self.predicted != self.labels).float().mean())
 
-    @property
-    def confusion(self) -> Tensor:
-        """Counts `[n_classes, n_classes]`: actual in rows, predicted in columns."""
+    def confusion(self, most: int = MOST) -> tuple[Tensor, list[str]]:
+        """Counts `[n, n]`, actual in rows, predicted in columns, with the names of the `n` classes.
+
+        most: of more classes than these the ones that are mistaken most often.
+        """
         count = self.probabilities.shape[1]
-        return torch.bincount(self.labels * count + self.predicted, minlength=count**2).reshape(
-            count, count
-        )
+        wrong = self.predicted != self.labels
+        mistaken = torch.cat([self.labels[wrong], self.predicted[wrong]]).bincount(minlength=count)
+        shown = mistaken.argsort(descending=True, stable=True)[:most].sort().values
+        place = torch.full((count,), -1)
+        place[shown] = torch.arange(len(shown))
+        rows, columns = place[self.labels], place[self.predicted]
+        cells = (rows * len(shown) + columns)[(rows >= 0) & (columns >= 0)]
+        matrix = cells.bincount(minlength=len(shown) ** 2).reshape(len(shown), len(shown))
+        return matrix, [self.model.classes[i] for i in shown.tolist()]
 
     def confused(self) -> list[tuple[str, str, int]]:
         """Pairs of actual and predicted class that were mistaken, most frequent first."""
@@ -75,6 +96,8 @@ class Verdicts:
 def judge(model: LoadedModel, photos: Sequence[tuple[Path, str]]) -> Verdicts:
     """What `model` says to photographs with the class that is on them."""
     index = {name: number for number, name in enumerate(model.classes)}
+    if unknown := {name for _, name in photos} - index.keys():
+        raise ModelError(f"model {model.name!r} has no class {min(unknown)!r}, which photographs are of")
     parts: list[Tensor] = []
     for start in range(0, len(photos), BATCH):
         batch = [model.preprocess(images.load(path).image) for path, _ in photos[start : start + BATCH]]
@@ -96,26 +119,29 @@ def write(result: TrainResult, out: Path, *, device: str = "auto") -> tuple[Verd
     `confused.csv` and `worst.png`: the photographs of highest loss, each with the Grad-CAM of the class
     that was predicted.
     """
-    written = [
-        _table(out / "history.csv", result.history),
-        _table(out / "steps.csv", result.steps),
+    if result.history:
+        write_whole(out / "history.csv", table(result.history))
+    if result.steps:
+        write_whole(out / "steps.csv", table(result.steps))
+    if result.history:
         picture(out / "curves.png", render.curves(result.history, result.steps))
-        if result.history
-        else None,
-    ]
     verdicts = None
     if result.validation:
         verdicts = judge(load_model(result.bundle, device=device), result.validation)
-        names = verdicts.model.classes
-        pairs = [
-            dict(zip(("actual", "predicted", "count"), row, strict=True)) for row in verdicts.confused()
-        ]
-        written += [
-            picture(out / "confusion.png", render.confusion(verdicts.confusion.numpy(), names)),
-            _table(out / "confused.csv", pairs),
-            picture(out / "worst.png", worst(verdicts)),
-        ]
-    return verdicts, [path for path in written if path]
+        columns = ("actual", "predicted", "count")
+        pairs = [dict(zip(columns, row, strict=True)) for row in verdicts.confused()]
+        counts, names = verdicts.confusion()
+        many = len(verdicts.model.classes)
+        title = f"the {len(names)} of {many} classes that are mistaken most often" * (len(names) < many)
+        picture(out / "confusion.png", render.confusion(counts.numpy(), names, title))
+        write_whole(out / "confused.csv", table(pairs, columns))
+        picture(out / "worst.png", worst(verdicts))
+    return verdicts, due(result, out)
+
+
+def due(result: TrainResult, out: Path) -> list[Path]:
+    """The files that the report of a result consists of."""
+    return [out / name for name, part in FILES.items() if getattr(result, part)]
 
 
 def worst(verdicts: Verdicts) -> Image:
@@ -127,21 +153,33 @@ def worst(verdicts: Verdicts) -> Image:
         actual, predicted = int(verdicts.labels[i]), int(verdicts.predicted[i])
         shown = explain(verdicts.model, verdicts.paths[i], target=predicted).overlay()
         said = verdicts.probabilities[i]
-        title = f"{verdicts.paths[i].name}\nsaid {names[predicted]} {said[predicted]:.0%}\n"
-        title += f"is {names[actual]}, given {said[actual]:.0%}, loss {abs(float(verdicts.losses[i])):.2f}"
+        title = (
+            f"{images.display(verdicts.paths[i].name)}\n"
+            f"said {printable(names[predicted])} {said[predicted]:.0%}\n"
+            f"is {printable(names[actual])}, given {said[actual]:.0%}, "
+            f"loss {abs(float(verdicts.losses[i])):.2f}"
+        )
         panels.append(render.Panel(title, shown))
     rows = [panels[start : start + 3] for start in range(0, len(panels), 3)]
     return render.sheet(rows, "highest losses: predicted and actual class, Grad-CAM of the predicted")
 
 
-def _table(path: Path, rows: Sequence[Mapping[str, object]]) -> Path | None:
-    if not rows:
-        return None
+def table(rows: Sequence[Mapping[str, object]], columns: Sequence[str] = ()) -> str:
+    """Rows as CSV, of which a spreadsheet computes nothing; columns: by default every one that there is."""
+    columns = columns or list(dict.fromkeys(name for row in rows for name in row))
     buffer = io.StringIO(newline="")
-    writer = csv.DictWriter(buffer, list(rows[0]), lineterminator="\n", restval="")
-    writer.writeheader()
-    writer.writerows(rows)
-    return write_whole(path, buffer.getvalue().encode())
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(map(cell, columns))
+    writer.writerows([cell(row.get(column, "")) for column in columns] for row in rows)
+    return buffer.getvalue()
+
+
+def cell(value: object) -> object:
+    """A value of a table; before a text that a spreadsheet takes for a formula there is an apostrophe."""
+    if not isinstance(value, str):
+        return value
+    text = UNPRINTABLE.sub(lambda sign: ascii(sign[0])[1:-1], value)
+    return f"'{text}" if FORMULA.match(text) else text
 
 
 def picture(path: Path, image: Image) -> Path:

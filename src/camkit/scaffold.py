@@ -9,6 +9,7 @@ from string import Template
 import camkit
 from camkit import plugins
 from camkit.errors import UsageError
+from camkit.files import write_whole
 from camkit.plugins import Kind
 
 # Where each template goes. `$module` and `$name` are filled in here as in the texts.
@@ -55,6 +56,5 @@ def new_plugin(name: str, kind: Kind, parent: Path) -> Path:
     for source, target in TARGETS.items():
         text = (templates / f"{source.format(kind=kind)}.in").read_text(encoding="utf-8")
         path = folder / Template(target).substitute(values)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(Template(text).substitute(values), encoding="utf-8")
+        write_whole(path, Template(text).substitute(values))
     return folder

@@ -68,11 +68,12 @@ class TorchTrainer(Trainer):
         data = dataset.read(request.data)
         train, valid = data.split(plan.valid, plan.split_seed, plan.fold)
         dataset.check_classes(data, train)
-        state = run.load(data) or {"epoch": 0, "history": [], "steps": []}
+        state = run.load(data)
 
         base = finetune.pretrained(request.arch, request.weights, pick_device(request.device))
         model, head = finetune.with_new_head(base, data.classes, seed=request.seed)
         model = replace(model, scores="softmax")  # what cross-entropy trains
+        run.begin(model, valid, recipe=recipe.complete(plan, stages), half=self.options.half)
         prepare = transforms.Compose([augmentation(model.preprocess, plan), model.preprocess.tensor])
         loader: Any = partial(DataLoader, batch_size=plan.batch_size, num_workers=self.options.workers)
         alone = len(train) % plan.batch_size == 1  # BatchNorm cannot learn from one
@@ -88,8 +89,9 @@ class TorchTrainer(Trainer):
                 groups = finetune.groups(model.module, head, stage.lr, stage.body_lr)
                 loop = Loop(model.module, groups, plan, stage.epochs * len(batches), request.precision)
                 if begin < state["epoch"] <= end:  # the stage that was interrupted
-                    for part, kept in zip(loop.parts, state["loop"], strict=True):
-                        part.load_state_dict(kept)
+                    with run.restoring():
+                        for part, kept in zip(loop.parts, state["loop"], strict=True):
+                            part.load_state_dict(kept)
                 for epoch in range(max(begin, state["epoch"]), end):
                     torch.manual_seed(request.seed * 1_000_003 + epoch)
                     done = list(loop.epoch(batches))
@@ -101,8 +103,7 @@ class TorchTrainer(Trainer):
                     say((epoch + 1) / total, report_line(epoch + 1, total, history[-1]))
         metrics = {key: history[-1][key] for key in ("error_rate", "valid_loss")}
         model.module.eval()
-        whole = recipe.complete(plan, stages)
-        return run.finish(model, valid, metrics, history, steps, recipe=whole, half=self.options.half)
+        return run.finish(metrics, history, steps)
 
     def preview(self, request: TrainRequest, photo: Image) -> dict[str, list[Image]]:
         """What random crops, mirroring and colours make of a photograph."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,13 @@ from typing import Any
 from camkit import dataset, images, plugins, report
 from camkit import recipe as recipes
 from camkit.api import Precision, Trainer, TrainRequest, TrainResult
+from camkit.errors import CamkitError
 from camkit.render import Panel, sheet
+
+# What torch puts around an error of a process that reads photographs, and fastai around one of a callback.
+WRAPPED = re.compile(
+    r"(?:Caught \w+ in|Exception occured in) .*\n\s*(?:camkit\.errors\.\w+: )?(?P<text>.+)", re.DOTALL
+)
 
 
 def train(
@@ -49,7 +56,12 @@ def train(
         resume=resume,
         progress=progress,
     )
-    return plugin.train(request)
+    try:
+        return plugin.train(request)
+    except CamkitError as error:
+        if wrapped := WRAPPED.fullmatch("".join(map(str, error.args)).strip()):
+            raise type(error)(wrapped["text"]) from error
+        raise
 
 
 def preview(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 import subprocess
 import sys
 import warnings
@@ -366,6 +367,43 @@ def test_mixed_precision_needs_a_gpu(toys: Path, tmp_path: Path) -> None:
 def test_mixed_precision(toys: Path, tmp_path: Path, precision: Any) -> None:
     result = train(toys, tmp_path / "out", precision=precision, device="cuda")
     assert camkit.load_model(result.bundle).dtype == torch.float32
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems refuse such names")
+def test_a_class_that_cannot_be_printed_is_told_before_training(toys: Path, tmp_path: Path) -> None:
+    data = Path(shutil.copytree(toys, tmp_path / "data"))
+    (data / "red").rename(data / os.fsdecode(b"caf\xe9"))
+    with pytest.raises(UsageError, match=r"names cannot be printed \(caf\\xe9\)"):
+        train(data, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_size_that_no_bundle_takes_is_told_before_training(
+    toys: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("camkit.bundle.MAX_PIXELS", 64 * 64)
+    with pytest.raises(ModelError, match="is more than 4,096 pixels"):
+        train(toys, tmp_path / "out")
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_a_training_that_diverges_is_one_line(toys: Path, tmp_path: Path) -> None:
+    stages = [{"size": 64, "epochs": 2, "lr_max": 1e30}]
+    with pytest.raises(CamkitError, match=r"^\w+ of epoch \d is (nan|inf): the training diverged[^\n]*$"):
+        train(toys, tmp_path / "out", recipe={**RECIPE, "stages": stages})
+
+
+def test_a_checkpoint_that_does_not_fit_is_one_line(toys: Path, tmp_path: Path, trained: Path) -> None:
+    def progress(_: float, text: str) -> None:
+        if text.startswith("epoch 1/"):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(toys, tmp_path, weights=str(trained), progress=progress)
+    state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    torch.save({**state, "module": {}}, tmp_path / "checkpoint.pt")
+    with pytest.raises(CamkitError, match=r"checkpoint\.pt does not fit this training \(.*\): remove it"):
+        train(toys, tmp_path, weights=str(trained), resume=True)
 
 
 def test_two_processes_train_in_step(toys: Path, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from camkit.cli.folder import merge, render, verify
 from camkit.cli.model import model
 from camkit.cli.plugin import plugin
 from camkit.cli.terminal import say
-from camkit.cli.train import train
+from camkit.cli.train import report, train
 from camkit.errors import CamkitError, CamkitWarning
 
 
@@ -122,7 +122,7 @@ def _debug_too(group: click.Group) -> None:
 
 
 _debug_too(cli)
-_debug_too(click.Group(commands=[merge]))
+_debug_too(click.Group(commands=[merge, report]))
 
 
 def main(args: Sequence[str] | None = None) -> None:

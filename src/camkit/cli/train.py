@@ -5,17 +5,54 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from camkit import plugins
 from camkit.cli.terminal import say
-from camkit.errors import UsageError, printable
+from camkit.errors import CamkitError, UsageError, counted, printable
+
+if TYPE_CHECKING:
+    from camkit.api import TrainResult
+    from camkit.results import Kept
+
+FOLDER = click.Path(path_type=Path, file_okay=False)
+PARTLY = 3  # the exit code for what could be done only in part
 
 
 @click.command()
+@click.argument("out", type=FOLDER, default="camkit-run")
+@click.option("--images", type=FOLDER, metavar="DATA", help="Where the photographs lie now.")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+def report(out: Path, images: Path | None, device: str) -> None:
+    """Make the report of the finished training in OUT anew.
+
+    The tables and curves come from what the training has kept; the confusion matrix and the photographs
+    judged worst need the photographs that were held out, as they were.
+    """
+    from camkit import dataset, results
+
+    kept = results.read(out, images and dataset.photographs(images))
+    if not _report(kept, out, device):
+        raise SystemExit(PARTLY)
+
+
+class Train(click.Command):
+    """`camkit train DATA`, but `camkit train report OUT`; a folder of that name is ./report."""
+
+    def make_context(
+        self, info_name: str | None, args: list[str], *rest: Any, **more: Any
+    ) -> click.Context:
+        """The context of the one or the other."""
+        if args[:1] == ["report"]:
+            return report.make_context(f"{info_name} report", args[1:], *rest, **more)
+        return super().make_context(info_name, args, *rest, **more)
+
+
+@click.command(cls=Train)
 @click.argument("data", default="pets")
 @click.option(
     "--trainer", default="fastai", show_default=True, metavar="NAME", help="`camkit plugin list` shows all."
@@ -46,7 +83,7 @@ from camkit.errors import UsageError, printable
 )
 @click.option(
     "--out",
-    type=click.Path(path_type=Path, file_okay=False),
+    type=FOLDER,
     default="camkit-run",
     show_default=True,
     help="Folder for the bundle and the report.",
@@ -62,7 +99,9 @@ from camkit.errors import UsageError, printable
     show_default=True,
     help="Of the arithmetic; weights stay float32. On a CPU only the trainer torch has the latter two.",
 )
-@click.option("--resume", is_flag=True, help="Go on from the last finished epoch in --out.")
+@click.option(
+    "--resume", is_flag=True, help="Go on from the last finished epoch in --out, or make what is missing."
+)
 @click.option("--preview", is_flag=True, help="Only draw what augmentation makes of a photograph.")
 def train(data: str, **given: Any) -> None:
     """Train a classifier on DATA, a folder of photographs, and report on it.
@@ -79,6 +118,7 @@ def train(data: str, **given: Any) -> None:
     camkit explain cat.jpg --model run/bundle
     camkit train photos/ --show-recipe > mine.toml
     camkit train photos/ --recipe mine.toml --out run2
+    camkit train report run      makes the report anew
     """
     name: str = given["trainer"]
     options = plugins.parse_assignments(given["options"])
@@ -100,15 +140,14 @@ def train(data: str, **given: Any) -> None:
         say(training.preview(data, trainer=name, **asked))
         return
 
-    from camkit import report
-    from camkit.run import BUNDLE, CHECKPOINT, is_main
+    from camkit.results import BUNDLE
+    from camkit.run import is_main
 
     out: Path = given["out"]
     if given["resume"] and (out / BUNDLE).is_dir():
-        say(f"nothing to do: {out} is finished", err=True)
-        say(f"bundle: {out / BUNDLE}")
+        _complete(out, data, given["device"])
         return
-    with _progress() as progress, _interrupts(out / CHECKPOINT):
+    with _progress() as progress, _interrupts(out):
         result = training.train(
             data,
             trainer=name,
@@ -118,22 +157,71 @@ def train(data: str, **given: Any) -> None:
             progress=progress,
             **asked,
         )
-    if not is_main():  # of several processes that trained together one reports
+    if is_main():  # of several processes that trained together one reports
+        _report(result, out, given["device"])
+
+
+def _complete(out: Path, data: str, device: str) -> None:
+    """Make what is missing in a folder that holds a bundle."""
+    from camkit import dataset, report, results, run
+
+    if not run.is_main():
         return
-    verdicts, written = report.write(result, given["out"], device=given["device"])
+    run.clear(out)
+    # A trainer that keeps no result leaves nothing to make a report of.
+    kept = results.read(out) if (out / results.NAME).exists() else None
+    if kept is None or all(path.is_file() for path in report.due(kept.result, out)):
+        say(f"nothing to do: {out} is finished", err=True)
+        say(f"bundle: {out / results.BUNDLE}")
+        return
+    if kept.gone() and Path(data).is_dir():
+        kept = results.read(out, dataset.photographs(data))
+    if not _report(kept, out, device):
+        raise SystemExit(PARTLY)
+
+
+def _report(done: TrainResult | Kept, out: Path, device: str) -> bool:
+    """Write and tell the report of a result; `False` if it has to do without the photographs."""
+    from camkit import report
+    from camkit.images import display
+    from camkit.results import Kept
+
+    result, gone = (done.result, done.gone()) if isinstance(done, Kept) else (done, [])
+    if gone:
+        result = replace(result, validation=())
+    try:
+        with _interrupts(out):
+            verdicts, written = report.write(result, out, device=device)
+    except CamkitError as error:
+        again = f"the trained model is in {result.bundle}, `camkit train report {out}` tries it again"
+        raise CamkitError(f"there is no report: {error} ({again})") from error
     for line in report.lines(verdicts) if verdicts else ():
         say(line)
     say(f"bundle: {result.bundle}")
     say(f"report: {', '.join(str(path) for path in written)}", err=True)
+    if gone:
+        many = counted(len(gone), "held-out photograph")
+        say(
+            f"Without confusion matrix and worst photographs: {many} not there, or not as they were "
+            f"({display(gone[0])}); `camkit train report {out} --images DATA` says where they lie now",
+            err=True,
+        )
+    return not gone
 
 
 @contextmanager
-def _interrupts(checkpoint: Path) -> Iterator[None]:
+def _interrupts(out: Path) -> Iterator[None]:
     """Ctrl-C says how to go on."""
+    from camkit.results import BUNDLE
+    from camkit.run import CHECKPOINT
+
     try:
         yield
     except KeyboardInterrupt:
-        kept = "go on with --resume" if checkpoint.exists() else "no epoch was finished"
+        if (out / BUNDLE).is_dir():
+            kept = f"the trained model is in {out / BUNDLE}, `camkit train report {out}` makes the report"
+        else:
+            kept = "go on with --resume" if (out / CHECKPOINT).exists() else "no epoch was finished"
         say(f"\nInterrupted: {kept}", err=True)
         raise SystemExit(130) from None
 

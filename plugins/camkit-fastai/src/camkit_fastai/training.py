@@ -76,9 +76,16 @@ def train(request: TrainRequest, settings: Settings) -> TrainResult:
     photos = data.read(request)
     train, valid = photos.split(plan.valid, plan.split_seed, plan.fold)
     dataset.check_classes(photos, train)
-    state = run.load(photos) or {"epoch": 0, "history": [], "steps": []}
+    state = run.load(photos)
     with _random_states():
         model = start(request, plan, stages, photos.classes, device)
+        run.begin(
+            model,
+            valid,
+            recipe=recipe.complete(plan, stages),
+            half=settings.half,
+            packages=["fastai"],
+        )
         journal = Journal(run, request, sum(stage.epochs for stage in stages), state)
         journal.say(0, dataset.summary(photos, train, valid))
 
@@ -88,24 +95,14 @@ def train(request: TrainRequest, settings: Settings) -> TrainResult:
 
         learner = _learner(batches(stages[0]), model, plan, request)
         if state["epoch"]:
-            model.module.load_state_dict(state["module"])
+            with run.restoring():
+                model.module.load_state_dict(state["module"])
         _fit(learner, stages, batches, plan, journal, frozen_first=request.weights != "none")
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
-    size = stages[-1].size
-    model = replace(model, preprocess=replace(model.preprocess, size=(size, size)))
     model.module.eval()
     metrics = {key: journal.history[-1][key] for key in ("error_rate", "valid_loss")}
-    return run.finish(
-        model,
-        valid,
-        metrics,
-        journal.history,
-        journal.steps,
-        recipe=recipe.complete(plan, stages),
-        half=settings.half,
-        packages=["fastai"],
-    )
+    return run.finish(metrics, journal.history, journal.steps)
 
 
 def start(
@@ -137,7 +134,7 @@ def start(
     return LoadedModel(
         module.to(device),
         classes,
-        Preprocess(mean=mean, std=std),
+        Preprocess(size=(stages[-1].size,) * 2, mean=mean, std=std),
         name="fastai",
         default_layer=default_layer(module),
         architecture=architecture,
@@ -254,7 +251,8 @@ def _fit(
             continue
         optimiser = journal.state.pop("optimiser", None)
         if optimiser and since < journal.finished:
-            learner.opt.load_state_dict({"state": optimiser, "hypers": learner.opt.hypers})
+            with journal.out.restoring():
+                learner.opt.load_state_dict({"state": optimiser, "hypers": learner.opt.hypers})
         journal.begin, learner.dls = begin, batches(stage)
         with learner.added_cbs([journal]), _together(learner):
             learner.fit_one_cycle(
