@@ -42,11 +42,15 @@ def writing(path: Path) -> Iterator[BinaryIO]:
         with _telling(path):
             make_folder(path.parent)
             descriptor = os.open(draft, _NEW, 0o666)
-        with os.fdopen(descriptor, "wb") as file:
+        file = os.fdopen(descriptor, "wb")
+        try:
             yield file
             with _telling(path):
                 file.flush()
                 os.fsync(file.fileno())
+        finally:
+            with suppress(OSError):  # what did not get to the disk is told already
+                file.close()
         with _telling(path):
             draft.replace(path)
             sync_folder(path.parent)
