@@ -255,22 +255,12 @@ def test_pictures_and_copies_stay_inside(folder: Path, tmp_path: Path, name: str
     assert kept == before
 
 
-def test_a_table_of_more_values_than_maps_have_is_not_read(
-    tables: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (line, *_) = manifest.latest(tables)
-    assert manifest.load_map(tables, line).shape == (2, 2)
-    monkeypatch.setattr("camkit.parquet.MAX_VALUES", 8)  # of so many a small file can tell
-    with pytest.raises(CamkitError, match="too large for a table of maps"):
-        manifest.load_map(tables, line)
-
-
 def test_a_photograph_that_would_become_far_too_large_is_refused(folder: Path, tmp_path: Path) -> None:
     huge = Preprocess(size=(8192, 8192), resize=16384).to_dict()
     change(folder, preprocessing=huge)
     with fuzz.time_limit(20):
         errors = [str(error) for _, error in redraw(folder, style=Style())]
-    assert errors and all("too many" in error for error in errors)
+    assert errors and all("more than 4,194,304 pixels" in error for error in errors)
 
 
 # --- hostile models -----------------------------------------------------------------------------------

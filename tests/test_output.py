@@ -37,11 +37,11 @@ from camkit.render import Style
 
 # The manifest's fields, as the reference lists them.
 FIELDS = """
-    schema request name results image image_sha256 status error backend backend_dist backend_version method
-    options layer layout class_index class_name scores probability logit predicted predicted_index
-    predicted_name map_file map_key map_sha256 map_shape map_range overlay_file overlay_sha256 picture
-    sheet_file model model_spec model_sha256 preprocessing camkit_version torch_version device dtype
-    warnings
+    schema request name results image image_path image_name image_sha256 status error backend
+    backend_dist backend_version method options layer layout class_index class_name scores probability
+    logit predicted predicted_index predicted_name map_file map_key map_sha256 map_shape map_range
+    overlay_file overlay_sha256 picture sheet_file model model_spec model_sha256 preprocessing
+    camkit_version torch_version device dtype warnings
 """.split()
 
 
@@ -278,6 +278,8 @@ def test_a_manifest_line_has_exactly_the_documented_fields(tmp_path: Path) -> No
         "name": "cat.jpg",
         "results": 1,
         "image": "photos/cat.jpg",
+        "image_path": None,
+        "image_name": None,
         "image_sha256": "ab" * 32,
         "status": "ok",
         "error": None,

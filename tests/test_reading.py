@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from PIL import Image
 from camkit import images
 from camkit.images import Photo, Source
 from camkit.preprocess import Preprocess
-from camkit.reading import Failure, Processes, name_of, prepare, processes, read
+from camkit.reading import Failure, LimitError, Processes, name_of, prepare, processes, read
 
 VIEW = Preprocess(size=(16, 24))
 
@@ -183,7 +183,7 @@ def test_memory_may_end_while_a_photograph_is_resized(tmp_path: Path) -> None:
     good = photo(tmp_path / "good.png")
     with pool(memory=300 * 2**20) as one:
         found = seen(one.read([good], Preprocess(size=(4096, 4096), resize=8192), whole=False))
-        assert found == [(0, f"{good} needs more memory than it may have to be resized")]
+        assert found == [(0, f"{good} needs more memory than it may have")]
         assert seen(one.read([good], VIEW, whole=False)) == [(0, images.digest(good))]
 
 
@@ -212,6 +212,63 @@ def test_a_file_that_takes_the_process_down_costs_only_itself(tmp_path: Path, nu
     reason = f"{tmp_path}/bad.png took down the process that read it"
     assert [i for i, text in found if text == reason] == [1, 3, 4]
     assert [text for i, text in found if i in (0, 2, 5)] == [images.digest(good)] * 3
+
+
+def test_anything_may_be_called_and_what_it_says_or_raises_comes_back() -> None:
+    with pool() as one:
+        assert one.call(divmod, 7, 2, name="a") == (3, 1)
+        with pytest.raises(ValueError, match="invalid literal"):
+            one.call(int, "x", name="a")
+
+
+@pytest.mark.parametrize(
+    ("function", "argument", "reason"),
+    [
+        (time.sleep, 60, "took longer than 3 seconds to be read"),
+        (os._exit, 3, "took down the process that read it"),
+        (bytes, 2**25, "needs more memory than it may have"),
+    ],
+)
+def test_a_call_that_goes_beyond_a_limit_is_an_error_and_the_next_one_is_answered(
+    function: Callable[[int], object], argument: int, reason: str
+) -> None:
+    with pool(seconds=3) as one:
+        with pytest.raises(LimitError, match=f"^table {reason}$"):
+            one.call(function, argument, name="table", memory=2**22)
+        assert len(one.call(bytes, 2**25, name="table")) == 2**25  # the limit was of that call
+
+
+def test_what_may_wait_is_bounded_in_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("camkit.reading.WAITING", 4 * 3 * (16 * 24 + 1000))
+    path, taken = photo(tmp_path / "cat.png"), 0
+
+    def sources() -> Iterator[Path]:
+        nonlocal taken
+        for _ in range(50):
+            taken += 1
+            yield path
+
+    with pool() as one:
+        next(one.read(sources(), VIEW, pixels=1000, ahead=30))
+        assert taken == 5
+        next(one.read(sources(), VIEW, whole=False, ahead=10))
+        assert taken == 5 + 11
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_large_photograph_is_reduced_for_drawing_and_the_model_sees_all_of_it(
+    tmp_path: Path, workers: int
+) -> None:
+    path = photo(tmp_path / "cat.png", (90, 60))
+    with processes(workers) as made:
+        ((_, found),) = (made.read if made else read)([path], VIEW, pixels=1000)
+        ((_, small),) = (made.read if made else read)([path], VIEW, pixels=90 * 60)
+    assert isinstance(found, Photo) and isinstance(small, Photo)
+    assert (found.image.size, found.whole, found.cut) == ((38, 25), (90, 60), False)
+    assert found.view is not None
+    assert np.array_equal(np.asarray(found.view), np.asarray(VIEW.view(images.load(path).image)))
+    assert found.warnings == (f"{path} is drawn at 38 x 25 of 90 x 60",)
+    assert (small.image.size, small.view, small.whole, small.warnings) == ((90, 60), None, None, ())
 
 
 # --- the processes end ----------------------------------------------------------------------------

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -24,7 +23,6 @@ FORMAT = 1
 CONFIG, WEIGHTS = "camkit.json", "model.safetensors"
 PETS = Path(__file__).parent / "pets"
 MAX_CONFIG_BYTES = 16 * 2**20
-MAX_PIXELS = 2048 * 2048  # of what a stranger's model sees: a batch must fit into memory
 
 
 class BundleSource(ModelSource):
@@ -180,9 +178,6 @@ def _contents(
     if not isinstance(preprocessing, dict):
         raise ModelError("there is no table 'preprocessing'")
     preprocess = Preprocess.from_dict(preprocessing)
-    for shown in (preprocess.size, preprocess.seen):
-        if math.prod(shown) > MAX_PIXELS:
-            raise ModelError(f"preprocessing size {shown} is more than {MAX_PIXELS:,} pixels")
     layer = config.get("default_layer", "auto")
     if not isinstance(layer, str):
         raise ModelError(f"default_layer {layer!r} is no name")

@@ -2,30 +2,40 @@
 
 from __future__ import annotations
 
-import hashlib
+import math
+import os
 import random
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
-from functools import cache
-from itertools import groupby
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, fields
+from functools import cache, partial
+from itertools import groupby, zip_longest
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+from torch import Tensor
 
-from camkit import explanation, images, manifest
+from camkit import explanation, images, manifest, reading
 from camkit.api import LoadedModel
 from camkit.errors import CamkitError, ImageError, ModelError
-from camkit.explanation import View
-from camkit.files import inside, reason, regular, write_whole
+from camkit.explanation import Backend
+from camkit.files import copy, inside, pieces, reason, regular, sha256, sweep
+from camkit.images import Photo
 from camkit.manifest import Line
 from camkit.models import load_model
-from camkit.naming import file_name
-from camkit.output import Names, drawn, encoded, picture_stem, warnings
+from camkit.naming import Names, file_name
+from camkit.output import drawn, encoded, picture_stem, warnings
 from camkit.preprocess import Preprocess
-from camkit.reading import Failure
-from camkit.render import Style, overlay
+from camkit.reading import Failure, LimitError, Processes
+from camkit.render import Style, View, draw
+
+T = TypeVar("T")
+
+MAX_FILE = 2**32  # bytes of a file that is copied, or of which the hash is looked at
+MAP_MEMORY = 2**30  # bytes to read a map with
+EFFORT = 50  # times the default, which the options of a stranger's manifest may ask for together
 
 
 @dataclass(frozen=True)
@@ -53,6 +63,42 @@ class Verdict:
     findings: tuple[Finding, ...]
 
 
+class Reader:
+    """Reads files of strangers, in a process if there are any, else in this one.
+
+    A file that took such a process down, or took too long, is not tried a second time.
+    """
+
+    def __init__(self, processes: Processes | None) -> None:
+        self._call = processes.call if processes else reading.call
+        self._lost: dict[Path, LimitError] = {}
+        self.photographs = processes.read if processes else reading.read
+
+    def read(
+        self, path: Path, function: Callable[..., T], *arguments: Any, memory: int = reading.MEMORY
+    ) -> T:
+        """What `function` says of a file; it may take so much memory."""
+        if path in self._lost:
+            raise self._lost[path]
+        try:
+            return self._call(function, *arguments, name=images.display(path), memory=memory)
+        except LimitError as error:
+            self._lost[path] = error
+            raise
+
+    def map(self, folder: Path, line: Line) -> Tensor:
+        """The map of a line, float32 `[h, w]`; `CamkitError` if it is not there or not what it was."""
+        path = folder / line["map_file"]
+        return torch.from_numpy(self.read(path, manifest.load_map, folder, line, memory=MAP_MEMORY).copy())
+
+    def check_map(self, folder: Path, line: Line) -> None:
+        """As `map`, for one who only wants to know that it holds."""
+        self.read(folder / line["map_file"], manifest.check_map, folder, line, memory=MAP_MEMORY)
+
+
+# --- joining --------------------------------------------------------------------------------------
+
+
 def merge(folders: Sequence[Path], out: Path) -> int:
     """Copy the results of `folders` into `out`, each once; how many were added.
 
@@ -63,16 +109,62 @@ def merge(folders: Sequence[Path], out: Path) -> int:
     for folder in folders:
         for name, lines in groupby(manifest.latest(folder), key=lambda line: line["name"]):
             fresh = [line for line in lines if _copy_id(line) not in seen]
+            if not fresh:
+                continue
+            if not added:
+                sweep(out)
             files = {line[key] for line in fresh for key in ("map_file", "overlay_file") if line[key]}
             # Lines of older runs do not name it.
             sheets = {line["sheet_file"] or file_name(name, ".sheet.png") for line in fresh}
-            for file in sorted(files | {sheet for sheet in sheets if _is_file(folder, sheet)}):
-                _copy(folder, out, file)
-            if fresh:
-                manifest.append(out, fresh)
+            _add(folder, out, sorted(files | {s for s in sheets if _is_file(folder, s)}), fresh)
             seen.update(map(_copy_id, fresh))
             added += len(fresh)
     return added
+
+
+def _add(source: Path, target: Path, files: Sequence[str], lines: Sequence[Line]) -> None:
+    """Copy files and tell the manifest; if that fails, none of them is left that was not there before."""
+    new = []
+    try:
+        for file in files:
+            if not os.path.lexists(inside(target, file)):
+                new.append(target / file)
+            _copy(source, target, file)
+        manifest.append(target, lines)
+    except CamkitError:
+        for path in new:
+            with suppress(OSError):
+                path.unlink()
+        raise
+
+
+def _copy(source: Path, target: Path, file: str) -> None:
+    theirs, ours = regular(source, file), inside(target, file)
+    if not os.path.exists(ours):  # noqa: PTH110  Path.exists raises if the name is too long
+        copy(theirs, ours, MAX_FILE)
+        return
+    both = (pieces(path, MAX_FILE) for path in (theirs, regular(target, file)))
+    try:
+        same = all(one == other for one, other in zip_longest(*both))
+    except (OSError, ValueError) as error:
+        raise CamkitError(f"{theirs} cannot be copied: {reason(error)}") from None
+    if not same:
+        raise CamkitError(f"{theirs} and {ours} are different: choose another --out")
+
+
+def _copy_id(line: Line) -> tuple[bytes, str | None]:
+    """What tells a result and its picture from all others."""
+    return manifest.digest(line), line["overlay_file"]
+
+
+def _is_file(folder: Path, file: str) -> bool:
+    try:
+        return bool(regular(folder, file))
+    except CamkitError:
+        return False
+
+
+# --- verifying ------------------------------------------------------------------------------------
 
 
 def verify(
@@ -82,52 +174,112 @@ def verify(
     sample: int = 8,
     seed: int = 0,
     spec: str | None = None,
+    processes: Processes | None = None,
 ) -> Verdict:
     """Whether files, photographs and maps still are what the manifest says.
 
     photographs: where they lie now, if not where they lay. sample: maps that are computed again, by the
-    model `spec` or the one that the manifest names. Raises `UsageError` if there is no manifest.
+    model `spec` or the one that the manifest names. processes: which read maps and photographs, if the
+    folder is a stranger's; without, that is done in this one. Raises `UsageError` if there is no manifest.
     """
+    reader = Reader(processes)
     findings: list[Finding] = []
+
+    def holds(file: str, check: Callable[..., object], *arguments: Any) -> bool:
+        """Whether a check passes. Whatever it raises is a finding, because the line may be a stranger's."""
+        try:
+            check(*arguments)
+        except Exception as error:
+            findings.append(Finding(file, _told(error)))
+            return False
+        return True
+
     lines = [line for line in manifest.latest(folder) if line["status"] == "ok"]
     by_map = {manifest.map_id(line): line for line in lines}
-    maps = pictures = 0
-    for line in by_map.values():
-        try:
-            manifest.load_map(folder, line)
-            maps += 1
-        except CamkitError as error:
-            findings.append(Finding(line["map_file"], str(error)))
-    for line in lines:
-        if line["overlay_file"]:
-            try:
-                data = regular(folder, line["overlay_file"]).read_bytes()
-                if hashlib.sha256(data).hexdigest() != line["overlay_sha256"]:
-                    raise CamkitError("it is not the picture that was drawn")
-                pictures += 1
-            except (CamkitError, OSError) as error:
-                findings.append(Finding(line["overlay_file"], reason(error)))
-    sound = set()
-    for (name, sha256), line in {(line["name"], line["image_sha256"]): line for line in lines}.items():
-        try:
-            if images.digest(_photograph(line, photographs)) != sha256:
-                raise ImageError("it is another photograph now")
-            sound.add((name, sha256))
-        except ImageError as error:
-            findings.append(Finding(line["image"], str(error)))
-    able = [line for line in by_map.values() if (line["name"], line["image_sha256"]) in sound]
+    by_photo = {_photo_id(line): line for line in lines}
+    with_picture = [line for line in lines if line["overlay_file"]]
+    maps = sum(holds(line["map_file"], reader.check_map, folder, line) for line in by_map.values())
+    pictures = sum(holds(line["overlay_file"], _check_picture, folder, line) for line in with_picture)
+    sound = {
+        photo
+        for photo, line in by_photo.items()
+        if holds(line["image"], _check_photograph, line, photographs)
+    }
+    able = [line for line in by_map.values() if _photo_id(line) in sound]
     chosen = random.Random(seed).sample(able, min(sample, len(able)))
     load = cache(load_model)
-    worst = 0.0
+    differences = [0.0]
+
+    def check_anew(line: Line) -> None:
+        model: LoadedModel = load(spec or line["model_spec"] or line["model"], dtype=line["dtype"])
+        again = _computed(line, model, _photograph(line, photographs), reader)
+        difference = _difference(reader.map(folder, line), again)
+        differences.append(difference)
+        if not difference <= manifest.TOLERANCES.get(line["dtype"], 0.0):
+            raise CamkitError(f"made anew it differs by {difference:.1e} of its peak")
+
     for line in chosen:
-        try:
-            difference = _difference(folder, line, photographs, spec, load)
-            worst = max(worst, difference)
-            if not difference <= manifest.TOLERANCES.get(line["dtype"], 0.0):
-                raise CamkitError(f"made anew it differs by {difference:.1e} of its peak")
-        except CamkitError as error:
-            findings.append(Finding(line["map_file"], str(error)))
+        holds(line["map_file"], check_anew, line)
+    worst = max(differences)
     return Verdict(len(lines), maps, pictures, len(sound), len(chosen), worst, tuple(findings))
+
+
+def _check_picture(folder: Path, line: Line) -> None:
+    if sha256(regular(folder, line["overlay_file"]), MAX_FILE) != line["overlay_sha256"]:
+        raise CamkitError("it is not the picture that was drawn")
+
+
+def _check_photograph(line: Line, photographs: Path | None) -> None:
+    if images.digest(_photograph(line, photographs)) != line["image_sha256"]:
+        raise ImageError("it is another photograph now")
+
+
+def _computed(line: Line, model: LoadedModel, photograph: Path, reader: Reader) -> Tensor:
+    """The map of a line, made anew."""
+    if model.sha256 != line["model_sha256"]:
+        raise ModelError(f"{model.name} is not the model that made it")
+    work = explanation.plan(
+        model,
+        classes=[line["class_index"]],
+        backends=[line["backend"]],
+        methods=[line["method"]],
+        layer=line["layer"],
+        layout=line["layout"],
+        options=_table(line["options"]),
+    )
+    for backend in work.backends:
+        _check_effort(backend)
+    (made,) = explanation.stream(work, [photograph], read=reader.photographs, whole=False)
+    if isinstance(made, Failure):
+        raise made.error
+    return made.map
+
+
+def _check_effort(backend: Backend) -> None:
+    """Refuse options that take far more time than those by default, where their owner sets no limit."""
+    options = backend.explainer.options
+    asked, times = vars(options), dict[str, float]()
+    for field in fields(options):
+        if type(asked[field.name]) is int and field.metadata.get("max") is None:
+            usual = field.default if type(field.default) is int and field.default else 100
+            times[field.name] = asked[field.name] / usual
+    if math.prod(max(1, factor) for factor in times.values()) > EFFORT:
+        name = max(times, key=lambda key: times[key])
+        raise CamkitError(
+            f"it is not made anew: option {name} = {asked[name]} of {backend.name} asks for more than "
+            f"{EFFORT} times the usual work"
+        )
+
+
+def _difference(stored: Tensor, again: Tensor) -> float:
+    """The largest difference of two maps, as a share of the peak."""
+    if again.shape != stored.shape:
+        raise CamkitError(f"made anew it is {list(again.shape)}")
+    peak = float(stored.abs().max())
+    return float((again - stored).abs().max()) / peak if peak else float(again.abs().max())
+
+
+# --- drawing anew ---------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -151,13 +303,14 @@ def redraw(
     view: View = "model",
     photographs: Path | None = None,
     names: Names | None = None,
+    processes: Processes | None = None,
 ) -> Iterator[tuple[Line, CamkitError | None]]:
     """Draw every map of a folder, and tell the manifest; each line, and why it was not drawn if so.
 
     A picture that looks the same is replaced; others stay, and those of this look get names of their own.
-    names: of the folder; afterwards they tell what was in the way.
+    names: of the folder; afterwards they tell what was in the way. processes: as in `verify`.
     """
-    look = Look(style, view, names or Names(folder))
+    look, reader = Look(style, view, names or Names(folder)), Reader(processes)
     deque(look.names.noting(), 0)
     lines: dict[tuple[str, str, str], Line] = {}
     for line in manifest.latest(folder):
@@ -165,77 +318,67 @@ def redraw(
             known = lines.get(manifest.map_id(line))
             if known is None or known["picture"] != look.picture:
                 lines[manifest.map_id(line)] = line
-    for _, group in groupby(lines.values(), key=lambda line: (line["name"], line["image_sha256"])):
-        for line, error in _redraw_photo(folder, list(group), look, photographs):
-            if error is None:
-                manifest.append(folder, [line])
-            yield line, error
-
-
-def _redraw_photo(
-    folder: Path, lines: Sequence[Line], look: Look, photographs: Path | None
-) -> Iterable[tuple[Line, CamkitError | None]]:
+    sweep(folder)
     try:
-        photo = images.load(_photograph(lines[0], photographs))
-        if photo.sha256 != lines[0]["image_sha256"]:
-            raise ImageError(f"{photo.source} is another photograph now")
-    except ImageError as error:
-        return [(line, error) for line in lines]
-    results: list[tuple[Line, CamkitError | None]] = []
-    for line in lines:
-        try:
-            preprocess = Preprocess.from_dict(_table(line["preprocessing"]))
-            values = torch.from_numpy(manifest.load_map(folder, line).copy())
-            if look.view == "original":
-                picture = overlay(photo.image, values, look.style, preprocess.box(*photo.image.size))
-            else:
-                picture = overlay(preprocess.view(photo.image), values, look.style)
-            said = explanation.remarks(values, look.style, line["backend"], line["method"])
-            new = line | {"picture": look.picture, "warnings": warnings(line, said)}
-            inside(folder, file_name(picture_stem(new), ".png"))
-            results.append((new | drawn(look.names, new, encoded(picture)), None))
-        except CamkitError as error:
-            results.append((line, error))
-    return results
+        for _, group in groupby(lines.values(), key=_photo_id):
+            photos: dict[Preprocess, Photo] = {}
+            for line in group:
+                try:
+                    new = _redrawn(folder, line, look, photographs, reader, photos)
+                except CamkitError as error:
+                    yield line, error
+                    continue
+                except Exception as error:  # the line may be a stranger's
+                    yield line, CamkitError(f"{line['map_file']}: {_told(error)}")
+                    continue
+                manifest.append(folder, [new])
+                look.names.note([new])
+                yield new, None
+    finally:
+        look.names.drop()
 
 
-def _difference(folder: Path, line: Line, photographs: Path | None, spec: str | None, load: Any) -> float:
-    model: LoadedModel = load(spec or line["model_spec"] or line["model"], dtype=line["dtype"])
-    if model.sha256 != line["model_sha256"]:
-        raise ModelError(f"{model.name} is not the model that made it")
-    stored = torch.from_numpy(manifest.load_map(folder, line).copy())
-    work = explanation.plan(
-        model,
-        classes=[line["class_index"]],
-        backends=[line["backend"]],
-        methods=[line["method"]],
-        layer=line["layer"],
-        layout=line["layout"],
-        options=_table(line["options"]),
-    )
-    (made,) = explanation.stream(work, [_photograph(line, photographs)])
-    if isinstance(made, Failure):
-        raise made.error
-    again = made.map
-    if again.shape != stored.shape:
-        raise CamkitError(f"made anew it is {list(again.shape)}")
-    peak = float(stored.abs().max())
-    return float((again - stored).abs().max()) / peak if peak else float(again.abs().max())
+def _redrawn(
+    folder: Path,
+    line: Line,
+    look: Look,
+    photographs: Path | None,
+    reader: Reader,
+    photos: dict[Preprocess, Photo],
+) -> Line:
+    """The line of a map that is drawn anew. photos: of its photograph, as they were prepared already."""
+    preprocess = Preprocess.from_dict(_table(line["preprocessing"]))
+    if preprocess not in photos:
+        path = _photograph(line, photographs)
+        whole = look.view == "original"
+        prepare = partial(reading.prepare, whole=whole, pixels=images.DRAWN)
+        photos[preprocess] = reader.read(path, prepare, path, preprocess)
+    photo = photos[preprocess]
+    if photo.sha256 != line["image_sha256"]:
+        raise ImageError(f"{photo.source} is another photograph now")
+    values = reader.map(folder, line)
+    picture = draw(photo, values, preprocess, look.view, look.style)
+    said = explanation.remarks(values, look.style, line["backend"], line["method"])
+    new = line | {"picture": look.picture, "warnings": warnings(line, said, photo)}
+    inside(folder, file_name(picture_stem(new), ".png"))
+    return new | drawn(look.names, new, encoded(picture))
 
 
-def _copy_id(line: Line) -> tuple[bytes, str | None]:
-    """What tells a result and its picture from all others."""
-    return manifest.digest(line), line["overlay_file"]
+# --- lines ----------------------------------------------------------------------------------------
+
+
+def _photo_id(line: Line) -> tuple[str, str]:
+    return line["name"], line["image_sha256"]
 
 
 def _photograph(line: Line, folder: Path | None) -> Path:
-    """Where the photograph of a line lies."""
+    """Where the photograph of a line lies; lines of older runs know only a name that can be printed."""
     if folder is None:
-        return Path(line["image"])
+        return Path(line["image_path"] or line["image"])
     if folder.is_file():
         return folder
     try:
-        return inside(folder, line["name"])
+        return inside(folder, line["image_name"] or line["name"])
     except CamkitError as error:
         raise ImageError(str(error)) from None
 
@@ -246,21 +389,10 @@ def _table(value: object) -> dict[str, Any]:
     return value
 
 
-def _copy(source: Path, target: Path, file: str) -> None:
-    try:
-        data = regular(source, file).read_bytes()
-        there = inside(target, file)
-        if there.exists():
-            if regular(target, file).read_bytes() != data:
-                raise CamkitError(f"{source / file} and {there} are different: choose another --out")
-            return
-    except OSError as error:
-        raise CamkitError(f"{source / file} cannot be copied: {error.strerror}") from None
-    write_whole(there, data)
-
-
-def _is_file(folder: Path, file: str) -> bool:
-    try:
-        return bool(regular(folder, file))
-    except CamkitError:
-        return False
+def _told(error: Exception) -> str:
+    """What an error of any kind says of a file."""
+    if isinstance(error, CamkitError):
+        return str(error)
+    if isinstance(error, MemoryError):
+        return "it needs more memory than there is"
+    return reason(error) if isinstance(error, OSError) else f"{type(error).__name__}: {reason(error)}"

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from functools import cache, partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 from weakref import WeakKeyDictionary
 
 from PIL import Image
@@ -25,9 +25,8 @@ from camkit.errors import MapError, ModelError, PluginError, UsageError, counted
 from camkit.files import write_whole
 from camkit.host import Answer, Call, Layer, better_layer, layer_specs, resolve_layers, run, unknown_method
 from camkit.images import Photo
-from camkit.preprocess import Preprocess
 from camkit.reading import Failure, ImageSource
-from camkit.render import Style
+from camkit.render import Style, View
 from camkit.scores import (
     THRESHOLD,
     ScoreKind,
@@ -39,8 +38,6 @@ from camkit.scores import (
     told,
 )
 from camkit.targets import Chooser, class_chooser
-
-View = Literal["model", "original"]
 
 # What is said of a picture that cannot say it itself: of the map of a class; of one that knows no class.
 REMARKS: dict[render.Remark, tuple[str, str]] = {
@@ -132,12 +129,7 @@ class Explanation:
         style = style or Style(**look)
         if view not in get_args(View):
             raise UsageError(f"view must be model or original, not {view!r}")
-        preprocess, photo = self.model.preprocess, self.photo.image
-        if view == "model":
-            return render.overlay(_view(self.photo, preprocess), self.map, style, scale=scale)
-        if self.photo.cut:
-            raise UsageError(f"only what the model saw of {self.photo.source} was kept: use view='model'")
-        return render.overlay(photo, self.map, style, preprocess.box(*photo.size), scale)
+        return render.draw(self.photo, self.map, self.model.preprocess, view, style, scale)
 
     def save(self, path: str | os.PathLike[str], **look: Any) -> None:
         """Write the overlay, whole or not at all; the suffix says the format."""
@@ -339,20 +331,17 @@ def stream(
     batch_size: int = 16,
     read: Callable[..., Iterator[tuple[int, Photo] | Failure]] = reading.read,
     whole: bool = True,
+    pixels: int | None = None,
 ) -> Iterator[Explanation | Failure]:
     """Every explanation of every photograph, batch by batch; failures take their place in the order.
 
-    whole: keep the photographs; else only what the model sees of them.
+    whole: keep the photographs, reduced to at most so many `pixels`; else only what the model sees of them.
     """
     if batch_size < 1:
         raise UsageError(f"batch size must be at least 1, not {batch_size}")
-    photos = read(sources, work.model.preprocess, whole=whole)
+    photos = read(sources, work.model.preprocess, whole=whole, pixels=pixels)
     while batch := list(islice(photos, batch_size)):
         yield from _explain_batch(work, batch)
-
-
-def _view(photo: Photo, preprocess: Preprocess) -> Image.Image:
-    return photo.image if photo.cut else preprocess.view(photo.image)
 
 
 def _explain_batch(
@@ -372,7 +361,7 @@ def _explain_photos(
 ) -> Iterator[list[Explanation | Failure]]:
     """For each photograph the list of its results, from one batch."""
     model = work.model
-    views = [_view(photo, model.preprocess) for _, photo in photos]
+    views = [render.seen(photo, model.preprocess) for _, photo in photos]
     inputs = model.preprocess.batch(views, model.device).to(model.dtype)
     answers = {
         backend.name: run(
@@ -433,7 +422,7 @@ def _results(
                     raise MapError("the model's score is NaN or infinite (try --dtype float32)")
             except MapError as error:
                 text = f"{photo.source}: {backend.name} {method}, class {model.classes[index]}: {error}"
-                yield Failure(photo.source, MapError(text), position, photo.sha256, photo.name)
+                yield Failure(photo.source, MapError(text), position, photo.sha256, photo.name, photo.path)
                 continue
             doubts = [
                 remark.text
@@ -478,7 +467,7 @@ def _meaning(model: LoadedModel, scores: Tensor, photo: Photo) -> tuple[ScoreKin
         nonlocal asked
         asked = True
         if module not in _SQUASHED:
-            inputs = model.preprocess.batch([_view(photo, model.preprocess)], model.device)
+            inputs = model.preprocess.batch([render.seen(photo, model.preprocess)], model.device)
             with as_it_was(module, model.device):
                 _SQUASHED[module] = squashed(module, inputs.to(model.dtype))
         return _SQUASHED[module]

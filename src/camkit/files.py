@@ -7,6 +7,7 @@ once it is on the disk: neither a power cut nor a link that somebody has planted
 from __future__ import annotations
 
 import errno
+import hashlib
 import itertools
 import os
 import re
@@ -14,15 +15,17 @@ import secrets
 import shutil
 import socket
 import stat
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
-from camkit.errors import CamkitError
+from camkit.errors import CamkitError, printable
 
 DRAFT = re.compile(r"\.(?P<host>.+)-(?P<process>\d+)-[0-9a-f]+\.partial")
 _NEW = os.O_CREAT | os.O_EXCL | os.O_RDWR | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
+CHUNK = 2**20  # bytes that are read at once
 _QUIET = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)  # a FIFO does not wait
 
 
@@ -38,7 +41,7 @@ def writing(path: Path) -> Iterator[BinaryIO]:
     draft = _draft(path)
     try:
         with _telling(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(path.parent)
             descriptor = os.open(draft, _NEW, 0o666)
         file = os.fdopen(descriptor, "wb")
         try:
@@ -65,7 +68,8 @@ def writing_folder(path: Path) -> Iterator[Path]:
     draft = _draft(path)
     try:
         with _telling(path):
-            draft.mkdir(parents=True)
+            make_folder(path.parent)
+            draft.mkdir()
         yield draft
         with _telling(path):
             for file in draft.iterdir():
@@ -89,6 +93,54 @@ def sync(file: BinaryIO) -> None:
     """Bring what was written into a file to the disk."""
     file.flush()
     os.fsync(file.fileno())
+
+
+def copy(source: Path, target: Path, limit: int) -> None:
+    """Copy a regular file of at most `limit` bytes, as `writing`; `CamkitError` if that fails."""
+    with writing(target) as file:
+        try:
+            for piece in pieces(source, limit):
+                with _telling(target):
+                    file.write(piece)
+        except (OSError, ValueError) as error:
+            raise CamkitError(f"{printable(str(source))} cannot be copied: {reason(error)}") from None
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder with those above it, however deep: `Path.mkdir` calls itself for each of them."""
+    missing = []
+    while not os.path.lexists(path):
+        missing.append(path)
+        path = path.parent
+    for folder in reversed(missing) if missing else [path]:
+        folder.mkdir(exist_ok=True)
+
+
+class Place:
+    """A folder that is written into for a while, and whether it still is the one that it was.
+
+    It is kept open, so that no other folder gets its number. Where a system opens no folders, it is taken
+    for the same.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Take hold of a folder, which is made if there is none; `CamkitError` if that cannot be."""
+        with _telling(path):
+            make_folder(path)
+        self._path = path
+        self._descriptor: int | None = None
+        with suppress(OSError):
+            self._descriptor = os.open(path, os.O_RDONLY)
+            weakref.finalize(self, os.close, self._descriptor)
+
+    def is_there(self) -> bool:
+        """Whether the path still leads to this folder."""
+        if self._descriptor is None:
+            return self._path.is_dir()
+        try:
+            return os.path.samestat(os.stat(self._path), os.fstat(self._descriptor))  # noqa: PTH116
+        except OSError:
+            return False
 
 
 def sync_folder(folder: Path) -> None:
@@ -128,7 +180,7 @@ def sweep(folder: Path, *, below: bool = True) -> None:
             found = DRAFT.fullmatch(name)
             if found and found["host"] == socket.gethostname() and not _is_alive(int(found["process"])):
                 path = os.path.join(root, name)  # noqa: PTH118
-                with suppress(OSError):  # somebody else's
+                with suppress(OSError, RecursionError):  # somebody else's, or too deep to be a draft
                     shutil.rmtree(path) if name in folders else os.unlink(path)  # noqa: PTH108
 
 
@@ -145,10 +197,11 @@ def _is_alive(process: int) -> bool:
 # --- reading ----------------------------------------------------------------------------------------
 
 
-def read_regular(path: str | os.PathLike[str], limit: int) -> bytes:
-    """The contents of a regular file of at most `limit` bytes; `OSError`, or `ValueError` for any other.
+@contextmanager
+def opened(path: str | os.PathLike[str], limit: int) -> Iterator[tuple[BinaryIO, int]]:
+    """A regular file of at most `limit` bytes, with its size; `OSError`, or `ValueError` for any other.
 
-    Not a byte more is read than the file says that it has: some files of a system never end, or wait.
+    Not a byte more should be read than the size: some files of a system never end, or wait.
     """
     if not stat.S_ISREG(os.stat(path).st_mode):  # noqa: PTH116  before it is opened, which may do things
         raise ValueError("it is not a regular file")
@@ -158,7 +211,29 @@ def read_regular(path: str | os.PathLike[str], limit: int) -> bytes:
             raise ValueError("it is not a regular file")
         if status.st_size > limit:
             raise ValueError(f"it is larger than {limit >> 20} MiB")
-        return file.read(status.st_size)
+        yield file, status.st_size
+
+
+def read_regular(path: str | os.PathLike[str], limit: int) -> bytes:
+    """The contents of a regular file, as `opened`."""
+    with opened(path, limit) as (file, size):
+        return file.read(size)
+
+
+def pieces(path: str | os.PathLike[str], limit: int) -> Iterator[bytes]:
+    """The contents of a regular file bit by bit, as `opened`."""
+    with opened(path, limit) as (file, left):
+        while left and (piece := file.read(min(CHUNK, left))):
+            left -= len(piece)
+            yield piece
+
+
+def sha256(path: str | os.PathLike[str], limit: int) -> str:
+    """The hash of a regular file, as `opened`."""
+    digest = hashlib.sha256()
+    for piece in pieces(path, limit):
+        digest.update(piece)
+    return digest.hexdigest()
 
 
 def holds(path: Path, data: bytes) -> bool:
@@ -180,7 +255,7 @@ def inside(folder: Path, name: object) -> Path:
     except (OSError, RuntimeError, ValueError):  # a loop of links, or what cannot be a name
         raise CamkitError(f"{name!r} cannot be followed in {folder}: refused") from None
     if leads_out:
-        raise CamkitError(f"{path} is a link that leads out of {folder}: refused")
+        raise CamkitError(f"{printable(str(path))} is a link that leads out of {folder}: refused")
     return path
 
 
@@ -188,7 +263,7 @@ def regular(folder: Path, name: object) -> Path:
     """A regular file in the folder that a text names; `CamkitError` if it is not there."""
     path = inside(folder, name)
     if not os.path.isfile(path):  # noqa: PTH113  Path.is_file raises if the name is too long
-        raise CamkitError(f"{path} cannot be read: there is no such file")
+        raise CamkitError(f"{printable(str(path))} cannot be read: there is no such file")
     return path
 
 

@@ -10,11 +10,13 @@ import glob
 import hashlib
 import io
 import itertools
+import math
 import os
+import re
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -29,7 +31,7 @@ from PIL import (
 )
 
 from camkit.errors import ESCAPES, ImageError, UsageError
-from camkit.files import read_regular, reason, walk
+from camkit.files import read_regular, reason, sha256, walk
 
 # Pillow registers some forty parsers; these are what photographs come in. The JPEG parser also reads
 # MPO, which is what many phones write: a JPEG with further pictures behind it.
@@ -41,7 +43,10 @@ SUFFIXES = frozenset(
 MAX_PIXELS = 89_478_485  # where Pillow begins to warn of decompression bombs
 MAX_BYTES = 512 * 2**20
 MAX_PROPORTION = 50  # a longer strip would be resized to something enormous, and show nothing
+DRAWN = 2**22  # pixels that a picture is drawn at, at most
 BACKGROUND = (255, 255, 255)
+
+REDUCED = re.compile(r" is drawn at \d+ x \d+ of \d+ x \d+$")  # what `reduced` says
 
 # By the raw mode of a PNG: from the transparent colour as the file holds it to the 8-bit pixels, which
 # Pillow scales without it.
@@ -69,6 +74,8 @@ class Photo:
     warnings: what was not as one would expect.
     name: how its results are called.
     cut: whether `image` is only what the model sees of it.
+    path: where it lies, as it was given, with whatever its name holds.
+    view: what the model sees of it, if `image` was reduced for drawing; `whole`: width and height before.
     """
 
     image: Image.Image = field(repr=False)
@@ -77,6 +84,9 @@ class Photo:
     warnings: tuple[str, ...] = ()
     name: str = "image"
     cut: bool = False
+    path: str | None = None
+    view: Image.Image | None = field(default=None, repr=False)
+    whole: tuple[int, int] | None = None
 
 
 def sample() -> Path:
@@ -103,12 +113,26 @@ def load(source: str | os.PathLike[str] | Image.Image) -> Photo:
     name = display(path)
     data = _read(path, name)
     image, notes = _decode(data, name)
-    return Photo(image, name, hashlib.sha256(data).hexdigest(), tuple(notes))
+    digest = hashlib.sha256(data).hexdigest()
+    return Photo(image, name, digest, tuple(notes), path=os.fspath(path))
 
 
 def digest(path: str | os.PathLike[str]) -> str:
     """The `sha256` that the photograph in a file would have, without decoding it."""
-    return hashlib.sha256(_read(Path(path), display(path))).hexdigest()
+    with _reading(Path(path), display(path)):
+        return sha256(path, MAX_BYTES)
+
+
+def reduced(photo: Photo, view: Image.Image, pixels: int) -> Photo:
+    """A photograph of at most so many pixels for drawing, with the `view` that was cut from all of it."""
+    width, height = photo.image.size
+    if width * height <= pixels:
+        return photo
+    scale = math.sqrt(pixels / (width * height))
+    size = max(1, int(width * scale)), max(1, int(height * scale))
+    image = photo.image.resize(size, Image.Resampling.LANCZOS, reducing_gap=2)
+    told = f"{photo.source} is drawn at {size[0]} x {size[1]} of {width} x {height}"
+    return replace(photo, image=image, view=view, whole=(width, height), warnings=(*photo.warnings, told))
 
 
 def load_mask(path: str | os.PathLike[str]) -> np.ndarray[tuple[int, int], np.dtype[np.int64]]:
@@ -232,10 +256,16 @@ def _unique(name: str, taken: dict[str, int]) -> str:
 
 
 def _read(path: Path, name: str) -> bytes:
+    with _reading(path, name):
+        return read_regular(path, MAX_BYTES)
+
+
+@contextmanager
+def _reading(path: Path, name: str) -> Iterator[None]:
     try:
         if path.is_dir():
             os.scandir(path).close()  # which tells why, if its files could not be listed
-        return read_regular(path, MAX_BYTES)
+        yield
     except (OSError, ValueError) as error:  # the latter also for a NUL character
         raise ImageError(f"{name} cannot be read: {reason(error)}") from None
 

@@ -7,9 +7,12 @@ earlier ones of the same map and picture (`latest`); which question a file answe
 from __future__ import annotations
 
 import hashlib
+import io
 import json
+import math
 import os
 import re
+import sys
 import zipfile
 from array import array
 from collections import Counter
@@ -17,26 +20,29 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
 from camkit import parquet
 from camkit.errors import CamkitError, UsageError
-from camkit.files import inside, reason, regular, sync, sync_folder
+from camkit.files import inside, opened, read_regular, reason, regular, sha256, sync_folder
 from camkit.parquet import Map
 
 SCHEMA = 2
 NAME = "manifest.jsonl"
 FIELDS = (
-    "schema request name results image image_sha256 status error backend backend_dist backend_version "
-    "method options layer layout class_index class_name scores probability logit predicted predicted_index "
-    "predicted_name map_file map_key map_sha256 map_shape map_range overlay_file overlay_sha256 picture "
-    "sheet_file model "
-    "model_spec model_sha256 preprocessing camkit_version torch_version device dtype warnings"
+    "schema request name results image image_path image_name image_sha256 status error backend "
+    "backend_dist backend_version method options layer layout class_index class_name scores probability "
+    "logit predicted predicted_index predicted_name map_file map_key map_sha256 map_shape map_range "
+    "overlay_file overlay_sha256 picture sheet_file model model_spec model_sha256 preprocessing "
+    "camkit_version torch_version device dtype warnings"
 ).split()
 MAX_LINE = 2**20  # bytes; a stranger's manifest may hold anything
-MAX_MAP = 2**26  # values
+MAX_DEPTH = 100  # of lists and tables in each other
+MAX_MAP = 2**24  # values
+MAX_NPY = 8 * MAX_MAP + 2**16  # bytes, of doubles
+MAX_FILE = 2**30  # bytes of an archive or a table of maps
 # How far two computations of one map may lie apart, relative to its peak.
 TOLERANCES = {"float64": 1e-6, "float32": 1e-4, "bfloat16": 5e-2, "float16": 1e-2}
 UNSAYABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")  # in no name that camkit writes
@@ -46,21 +52,36 @@ _SORTED = json.JSONEncoder(sort_keys=True).encode
 
 
 def append(folder: Path, lines: Sequence[Mapping[str, Any]]) -> None:
-    """Add lines in one piece. A torn last line, of a machine that went down, is closed first."""
+    """Add lines in one piece, or none of them; then they are on the disk.
+
+    A torn last line, of a machine that went down, is closed first.
+    """
     text = "".join(as_json(line) + "\n" for line in lines).encode("utf-8")
     path = inside(folder, NAME)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with path.open("ab+") as file, _locked(file):
+        with path.open("ab+", buffering=0) as file, _locked(file):
             end = file.seek(0, os.SEEK_END)
             file.seek(max(0, end - 1))
             torn = end > 0 and file.read(1) != b"\n"
-            file.write(b"\n" * torn + text)
-            sync(file)
-        if not end:  # its name is new, too
+            _add(file, b"\n" * torn + text)
+        if not end:
             sync_folder(folder)
     except OSError as error:
         raise CamkitError(f"cannot write {path}: {error.strerror}") from None
+
+
+def _add(file: io.FileIO, data: bytes) -> None:
+    """Bring all of `data` to the disk, at the end of a file, or nothing."""
+    end, done = os.fstat(file.fileno()).st_size, 0
+    try:
+        while done < len(data):
+            done += file.write(data[done:]) or 0
+        os.fsync(file.fileno())
+    except OSError:
+        if os.fstat(file.fileno()).st_size == end + done:  # nobody else has written meanwhile
+            file.truncate(end)
+        raise
 
 
 def read(folder: Path) -> Iterator[Line]:
@@ -69,17 +90,16 @@ def read(folder: Path) -> Iterator[Line]:
     Raises `UsageError` if there is no manifest.
     """
     path = folder / NAME
-    if path.exists() and not path.is_file():  # a FIFO or a device would never end
-        raise UsageError(f"{path} is no regular file")
     try:
-        with path.open("rb") as file:
-            while raw := file.readline(MAX_LINE):
+        with opened(path, sys.maxsize) as (file, left):  # what is added meanwhile is of another time
+            while left > 0 and (raw := file.readline(min(MAX_LINE, left))):
+                left -= len(raw)
                 line = _parsed(raw)
                 if line is not None:
                     yield line
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise UsageError(
-            f"{path} cannot be read: {error.strerror}; give a folder of `camkit explain`"
+            f"{path} cannot be read: {reason(error)}; give a folder of `camkit explain`"
         ) from None
 
 
@@ -130,22 +150,28 @@ def load_map(folder: Path, line: Mapping[str, Any]) -> Map:
     """The raw map of a line, float32 `[h, w]`; `CamkitError` if it is not there or not what it was."""
     path = regular(folder, line["map_file"])
     try:
+        if math.prod(line["map_shape"]) > MAX_MAP:
+            raise ValueError("it is too large for a map")
         values = np.asarray(_READERS[path.suffix](path, line), np.float32)
     # Libraries that read files raise nearly anything on damaged ones.
     except Exception as error:
-        raise CamkitError(f"{path} cannot be read: {reason(error)}") from None
+        why = "it needs too much memory" if isinstance(error, MemoryError) else reason(error)
+        raise CamkitError(f"{path} cannot be read: {why}") from None
     if list(values.shape) != line["map_shape"] or map_digest(values) != line["map_sha256"]:
         raise CamkitError(f"{path} is not the map that the manifest tells of")
     return values
 
 
+def check_map(folder: Path, line: Mapping[str, Any]) -> None:
+    """As `load_map`, for one who only wants to know that it holds."""
+    load_map(folder, line)
+
+
 def stored(path: Path, values: Map, dtype: str) -> Map | None:
     """The map `[h, w]` that lies in a `.npy` file, if it is `values` but for rounding."""
     try:
-        there = np.array(_npy(path, {}), np.float32) if path.is_file() else None
-    except Exception:  # a damaged file, of which numpy raises nearly anything
-        return None
-    if there is None or there.shape != values.shape:
+        there = np.array(_npy(path, {"map_shape": list(values.shape)}), np.float32)
+    except Exception:  # none, or a damaged one, of which numpy raises nearly anything
         return None
     bound = TOLERANCES.get(dtype, 0.0) * float(np.abs(values).max())
     return there if float(np.abs(there - values).max()) <= bound else None
@@ -249,6 +275,8 @@ def _parsed(raw: bytes) -> Line | None:
     try:
         found = json.loads(raw)
         json.dumps(found, allow_nan=False)  # what could not be written again was not written by camkit
+        if raw.count(b"[") + raw.count(b"{") > MAX_DEPTH and _depth(found) > MAX_DEPTH:
+            return None
     except (ValueError, RecursionError):
         return None
     if not isinstance(found, dict) or found.get("schema") != SCHEMA:
@@ -257,10 +285,21 @@ def _parsed(raw: bytes) -> Line | None:
     return line if line["status"] in ("ok", "error") and _is_sound(line) else None
 
 
+def _depth(value: object) -> int:
+    """How many lists and tables a JSON value has in each other."""
+    depth, level = 0, [value]
+    while level := [item for item in level if isinstance(item, dict | list)]:
+        depth += 1
+        level = [part for item in level for part in (item.values() if isinstance(item, dict) else item)]
+    return depth
+
+
 def _is_sound(line: Line) -> bool:
     """Whether the fields that are relied on are of the right kind."""
     texts = ["request", "name", "image"]
     files = [name for name in FILES if line[name] is not None]
+    if not all(isinstance(line[key], str | None) for key in ("image_path", "image_name")):
+        return False
     if line["status"] == "ok":
         texts += "image_sha256 backend method layer map_file map_key map_sha256 dtype".split()
         shape = line["map_shape"]
@@ -292,7 +331,7 @@ def _identity(line: Mapping[str, Any]) -> tuple[Any, ...]:
 
 
 @contextmanager
-def _locked(file: BinaryIO) -> Iterator[None]:
+def _locked(file: io.FileIO) -> Iterator[None]:
     """Alone with the file, where the system has such locks."""
     try:
         import fcntl
@@ -304,28 +343,50 @@ def _locked(file: BinaryIO) -> Iterator[None]:
     yield
 
 
-def _npy(path: Path, _: Mapping[str, Any]) -> Any:
-    return _bounded(np.lib.format.open_memmap(path, mode="r"))
+def _npy(path: Path, line: Mapping[str, Any]) -> Any:
+    return _array(read_regular(path, MAX_NPY), line["map_shape"])
 
 
 def _npz(path: Path, line: Mapping[str, Any]) -> Any:
-    with zipfile.ZipFile(path) as archive:
-        if archive.getinfo(f"{line['map_key']}.npy").file_size > 4 * MAX_MAP:
+    with opened(path, MAX_FILE) as (file, _), zipfile.ZipFile(file) as archive:
+        names = archive.namelist()
+        if len(set(names)) < len(names):
+            raise ValueError("two of its members have one name")
+        member = archive.getinfo(f"{line['map_key']}.npy")
+        if member.file_size > MAX_NPY:
             raise ValueError("it is too large for a map")
-    with np.load(path, allow_pickle=False) as arrays:
-        return arrays[line["map_key"]]
+        with archive.open(member) as content:
+            return _array(content.read(member.file_size), line["map_shape"])
 
 
 def _parquet(path: Path, line: Mapping[str, Any]) -> Any:
-    return parquet.read_map(path, line["name"], line["map_key"])
+    status = path.stat()
+    if not _is_what_its_name_says(path, status.st_size, status.st_mtime_ns, status.st_ino):
+        raise ValueError("its contents are not those that gave it its name")
+    return parquet.read_map(read_regular(path, MAX_FILE), line["name"], line["map_key"])
 
 
-def _bounded(values: Any) -> Any:
-    if values.size > MAX_MAP:
-        raise ValueError("it is too large for a map")
-    return values
+@lru_cache(maxsize=64)
+def _is_what_its_name_says(path: Path, *_: int) -> bool:
+    """Whether a table has the hash in its name, if it has one; told again when the file has changed."""
+    known = re.fullmatch(r"maps-([0-9a-f]{16})\.parquet", path.name)
+    return known is None or sha256(path, MAX_FILE).startswith(known[1])
 
 
+def _array(data: bytes, shape: Sequence[int]) -> Any:
+    """The array in the bytes of a `.npy` file, which is looked at no further if it has another shape."""
+    file = io.BytesIO(data)
+    found, by_column, kind = _HEADERS[np.lib.format.read_magic(file)](file)
+    if list(found) != shape:
+        raise ValueError(f"its shape is {list(found)}")
+    values = np.frombuffer(data, kind, math.prod(found), file.tell())
+    return values.reshape(found, order="F" if by_column else "C")
+
+
+_HEADERS = {
+    (1, 0): np.lib.format.read_array_header_1_0,
+    (2, 0): np.lib.format.read_array_header_2_0,
+}
 _READERS = {".npy": _npy, ".npz": _npz, ".parquet": _parquet}
 # What the files are that a line may name; a manifest is none of them.
 FILES = {"map_file": tuple(_READERS), "overlay_file": (".png",), "sheet_file": (".png",)}

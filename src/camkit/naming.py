@@ -7,14 +7,21 @@ picture adds what makes it another picture. Two tables say what that is, in the 
 from __future__ import annotations
 
 import hashlib
+import os
 import re
+import threading
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import lru_cache
+from itertools import count
+from pathlib import Path
 from typing import Any
 
 from camkit import models
+from camkit.files import holds, write_whole
+from camkit.manifest import FILES, Line, Owners, held
 from camkit.render import Style
 
 MAX_NAME_BYTES = 120  # of one part of a file name
@@ -111,3 +118,77 @@ def shortened(text: str, limit: int) -> str:
 
 def _digest(text: str) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:8]
+
+
+class Names:
+    """The files of a folder: which names are taken, and by what.
+
+    What the manifest tells of is known once `noting` has read it.
+    resume: what no line names is of the run that was interrupted; else it is somebody's own.
+    """
+
+    def __init__(self, folder: Path, *, resume: bool = False) -> None:
+        self._folder = folder
+        self._resume = resume
+        self._owners = Owners()
+        self.numbered = 0  # files that got a number, so that what was there is kept
+        self.example = ""
+        self._untold = set[str]()
+        self._counting = threading.Lock()
+
+    def noting(self) -> Iterator[Line]:
+        """The lines of the folder's manifest; when all have passed, its names are known."""
+        return self._owners.noting(held(self._folder))
+
+    def choose(self, stem: str, suffix: str, answer: int, data: bytes, *, again: str | None = None) -> str:
+        """The first name that is free, or is of the same answer already, or holds just these bytes.
+
+        again: the stem that numbers are added to, if not `stem`.
+        """
+        name = file_name(stem, suffix)
+        for number in count(2):
+            if self._is_ours(name, answer, data):
+                break
+            name = file_name(again or stem, suffix, number)
+        if number > 2:
+            with self._counting:
+                self.numbered += 1
+                self.example = self.example or name
+        return name
+
+    def put(self, name: str, data: bytes) -> None:
+        """Write a file, unless it is there already."""
+        path = self._folder / name
+        if holds(path, data):
+            return
+        if not os.path.lexists(path):
+            with self._counting:
+                self._untold.add(name)
+        write_whole(path, data)
+
+    def note(self, lines: Iterable[Line]) -> None:
+        """That the manifest tells of these files now."""
+        with self._counting:
+            self._untold -= {line[key] for line in lines for key in FILES}
+
+    def drop(self) -> None:
+        """Remove the files that were new and that no line tells of, because it could not be written."""
+        for name in self._untold:
+            with suppress(OSError):  # it could not be written either, or the folder has gone
+                (self._folder / name).unlink()
+        self._untold.clear()
+
+    def told(self) -> str:
+        """What was in the way, and where the new files are; nothing if all names were free."""
+        if not self.numbered:
+            return ""
+        more = f" and {self.numbered - 1} more" if self.numbered > 1 else ""
+        new = f"{self._folder / self.example}{more}"
+        return f"Files of the same names that tell something else are kept; the new ones are {new}"
+
+    def _is_ours(self, name: str, answer: int, data: bytes) -> bool:
+        known, path = self._owners.get(name), self._folder / name
+        if known is None:
+            # What is no file cannot be replaced by one, which writing tells.
+            return self._resume or not path.is_file() or holds(path, data)
+        return known == answer or holds(path, data)

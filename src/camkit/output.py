@@ -17,7 +17,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache, partial
-from itertools import count
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,19 +26,21 @@ from PIL import Image
 
 import camkit
 from camkit import manifest, parquet, plugins
-from camkit.errors import CamkitError
-from camkit.explanation import REMARKS, Explanation, Plan, View
-from camkit.files import check_writable, holds, sweep, write_whole
-from camkit.manifest import FIELDS, SCHEMA, Done, Line, Owners, question
-from camkit.naming import MAP, PICTURE, class_slugs, file_name, output_name, parts, slug
+from camkit.errors import CamkitError, ImageError
+from camkit.explanation import REMARKS, Explanation, Plan
+from camkit.files import Place, check_writable, sweep
+from camkit.images import REDUCED, Photo
+from camkit.manifest import FIELDS, SCHEMA, Done, Line, question
+from camkit.naming import MAP, PICTURE, Names, class_slugs, output_name, parts, slug
 from camkit.parquet import Map
-from camkit.reading import Failure
-from camkit.render import Panel, Style, extent, sheet, signed
+from camkit.reading import WAITING, Failure
+from camkit.render import Panel, Style, View, extent, sheet, signed
 
 Result = Explanation | Failure
 Format = Literal["png", "npz", "parquet"]
 
 MAX_SHEET_CLASSES, MAX_SHEET_COLUMNS = 8, 6
+PANEL = 1024, 1024  # pixels of a picture on a sheet, at most
 WRITERS = 2  # threads; more only take turns
 _DRAWING = threading.Lock()  # matplotlib's sheets are not made for threads
 
@@ -56,63 +57,6 @@ class Written:
     sheet: Path | None = None
     remarks: tuple[tuple[str, ...], ...] = ()
     maps: tuple[Map | None, ...] = field(default=(), repr=False)
-
-
-class Names:
-    """The files of a folder: which names are taken, and by what.
-
-    What the manifest tells of is known once `noting` has read it.
-    resume: what no line names is of the run that was interrupted; else it is somebody's own.
-    """
-
-    def __init__(self, folder: Path, *, resume: bool = False) -> None:
-        self._folder = folder
-        self._resume = resume
-        self._owners = Owners()
-        self.numbered = 0  # files that got a number, so that what was there is kept
-        self.example = ""
-        self._counting = threading.Lock()
-
-    def noting(self) -> Iterator[Line]:
-        """The lines of the folder's manifest; when all have passed, its names are known."""
-        return self._owners.noting(manifest.held(self._folder))
-
-    def choose(self, stem: str, suffix: str, answer: int, data: bytes, *, again: str | None = None) -> str:
-        """The first name that is free, or is of the same answer already, or holds just these bytes.
-
-        again: the stem that numbers are added to, if not `stem`.
-        """
-        name = file_name(stem, suffix)
-        for number in count(2):
-            if self._is_ours(name, answer, data):
-                break
-            name = file_name(again or stem, suffix, number)
-        if number > 2:
-            with self._counting:
-                self.numbered += 1
-                self.example = self.example or name
-        return name
-
-    def put(self, name: str, data: bytes) -> None:
-        """Write a file, unless it is there already."""
-        path = self._folder / name
-        if not holds(path, data):
-            write_whole(path, data)
-
-    def told(self) -> str:
-        """What was in the way, and where the new files are; nothing if all names were free."""
-        if not self.numbered:
-            return ""
-        more = f" and {self.numbered - 1} more" if self.numbered > 1 else ""
-        new = f"{self._folder / self.example}{more}"
-        return f"Files of the same names that tell something else are kept; the new ones are {new}"
-
-    def _is_ours(self, name: str, answer: int, data: bytes) -> bool:
-        known, path = self._owners.get(name), self._folder / name
-        if known is None:
-            # What is no file cannot be replaced by one, which writing tells.
-            return self._resume or not path.is_file() or holds(path, data)
-        return known == answer or holds(path, data)
 
 
 class Output:
@@ -153,6 +97,8 @@ class Output:
         self._picture = {"view": view, **asdict(style)}
         self._defaults = cache(_defaults)
         self._table: list[Written] = []
+        self._place: Place | None = Place(folder) if folder.is_dir() else None
+        self._making = threading.Lock()
         self.finished = 0  # maps that the manifest tells of
 
     def has(self, name: str, sha256: str | None) -> bool:
@@ -162,25 +108,49 @@ class Output:
     def write_all(self, groups: Iterable[Sequence[Result]], *, ahead: int = 64) -> Iterator[Written]:
         """Write the results of each photograph, in threads of their own, and then their lines, in order.
 
-        What was begun is finished, too, when the photographs end with an exception.
+        What was begun is finished, too, when the photographs end with an exception. Files whose lines
+        cannot be written are removed again. ahead: photographs that may wait, fewer if they are large.
         """
-        waiting: deque[Future[Written]] = deque()
+        try:
+            yield from self._write_ahead(groups, ahead)
+        finally:
+            self.names.drop()
+
+    def _write_ahead(self, groups: Iterable[Sequence[Result]], ahead: int) -> Iterator[Written]:
+        waiting: deque[tuple[int, Future[Written]]] = deque()
         with ThreadPoolExecutor(WRITERS) as pool:
             try:
                 for group in groups:
-                    waiting.append(pool.submit(self.write, group))
-                    while waiting and (len(waiting) > ahead or waiting[0].done()):
+                    waiting.append((_weight(group), pool.submit(self.write, group)))
+                    while waiting and (
+                        len(waiting) > ahead
+                        or sum(weight for weight, _ in waiting) > WAITING
+                        or waiting[0][1].done()
+                    ):
                         yield from self._finish(_first(waiting))
                 while waiting:
                     yield from self._finish(_first(waiting))
                 yield from self._flush()
             finally:
-                for future in waiting:
+                for _, future in waiting:
                     if future.exception() is None:
                         list(self._finish(future.result()))
 
     def write(self, results: Sequence[Result]) -> Written:
-        """The files of one photograph; nothing in the manifest yet."""
+        """The files of one photograph; nothing in the manifest yet.
+
+        If there is too little memory to draw it, it is a failure.
+        """
+        self._check_place()
+        try:
+            return self._write(results)
+        except MemoryError:
+            return self._write([_too_large(results)])
+        except CamkitError as error:
+            self._check_place()  # else that is the reason
+            raise CamkitError(f"{error}; what was finished stays valid") from None
+
+    def _write(self, results: Sequence[Result]) -> Written:
         first = results[0]
         name = output_name(first.photo.name if isinstance(first, Explanation) else first.name)
         lines = [self._line(result, name, len(results)) for result in results]
@@ -191,14 +161,20 @@ class Output:
         written = Written(tuple(results), tuple(lines), maps=tuple(map(_values, results)))
         if all(values is None for values in written.maps):
             return written
-        try:
-            if self._format == "png":
-                written = self._with_sheet(name, self._write_png(name, written), everything)
-            elif self._format == "npz":
-                written = self._write_npz(name, written, everything)
-            return written
-        except CamkitError as error:
-            raise CamkitError(f"{error}; what was finished stays valid") from None
+        if self._format == "png":
+            written = self._with_sheet(name, self._write_png(name, written), everything)
+        elif self._format == "npz":
+            written = self._write_npz(name, written, everything)
+        return written
+
+    def _check_place(self) -> None:
+        """Make the folder, or see that it still is the one that was written into."""
+        with self._making:
+            if self._place is None:
+                self._place = Place(self.folder)
+            elif not self._place.is_there():
+                gone = f", and with it {self.finished} finished maps" if self.finished else ""
+                raise CamkitError(f"{self.folder} was removed, moved or replaced meanwhile{gone}")
 
     def _line(self, result: Result, name: str, results: int) -> Line:
         line: Line = dict.fromkeys(FIELDS) | _facts(result) | self._shared
@@ -219,7 +195,7 @@ class Output:
                 picture = encoded(result.overlay(view=self._view, style=self._style))
                 line |= drawn(self.names, line, picture)
                 said = result.remarks(self._style)
-                line["warnings"] = warnings(line, said)
+                line["warnings"] = warnings(line, said, result.photo)
             lines.append(line)
             remarks.append(said)
         return replace(written, lines=tuple(lines), remarks=tuple(remarks))
@@ -274,6 +250,8 @@ class Output:
     def _flush(self) -> Iterator[Written]:
         """Write the table that has been collected, under a name that its contents give it."""
         photos, self._table = self._table, []
+        if photos:
+            self._check_place()
         lines = [line for photo in photos for line in photo.lines]
         maps = [values for photo in photos for values in photo.maps]
         if any(values is not None for values in maps):
@@ -289,10 +267,14 @@ class Output:
         return self._done is None or not self._done.line(line)
 
     def _append(self, lines: Sequence[Line]) -> None:
+        new = [line for line in lines if self._is_new(line)]
+        if not new:
+            return
+        self._check_place()
         try:
-            if new := [line for line in lines if self._is_new(line)]:
-                manifest.append(self.folder, new)
-                self.finished += sum(line["status"] == "ok" for line in new)
+            manifest.append(self.folder, new)
+            self.names.note(new)
+            self.finished += sum(line["status"] == "ok" for line in new)
         except CamkitError as error:
             raise CamkitError(f"{error}; what was finished stays valid") from None
 
@@ -314,6 +296,7 @@ class Output:
             if result.class_index in rows or len(rows) < MAX_SHEET_CLASSES:
                 scale = scales[result.method, result.layer, result.class_index]
                 picture = result.overlay(view=self._view, style=self._style, scale=scale)
+                picture.thumbnail(PANEL)
                 rows.setdefault(result.class_index, []).append(Panel(title, picture))
         heading = Path(results[0].photo.source).name
         with _DRAWING:
@@ -367,14 +350,19 @@ def drawn(names: Names, line: Line, picture: bytes) -> Line:
     return {"overlay_file": overlay_file, "overlay_sha256": hashlib.sha256(picture).hexdigest()}
 
 
-def warnings(line: Line, remarks: Iterable[str]) -> list[str]:
-    """The warnings of a line with these remarks on its picture, and without those on another one."""
+def warnings(line: Line, remarks: Iterable[str], photo: Photo) -> list[str]:
+    """The warnings of a line with what has to be said of its picture, and without that of another one.
+
+    remarks: on the map as it is drawn. photo: as it is drawn on.
+    """
     about = f"{line['backend']} {line['method']}, {line['class_name']}: "
     others = {about + text for texts in REMARKS.values() for text in texts}
     # That a map is constant was told when it was computed, with what can be done about it.
     new = [about + text for text in remarks if text not in REMARKS["constant"]]
+    size = [text for text in photo.warnings if REDUCED.search(text)]
     before = line["warnings"] if isinstance(line["warnings"], list) else []
-    return [*(text for text in before if text not in others), *new]
+    kept = [text for text in before if text not in others and not REDUCED.search(str(text))]
+    return [*kept, *size, *new]
 
 
 def request_id(work: Plan, classes: Sequence[str], *, style: Style, view: View, format: Format) -> str:
@@ -397,11 +385,25 @@ def request_id(work: Plan, classes: Sequence[str], *, style: Style, view: View, 
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _first(waiting: deque[Future[Written]]) -> Written:
+def _first(waiting: deque[tuple[int, Future[Written]]]) -> Written:
     """What is finished first; until then it stays among those that wait, if Ctrl-C comes meanwhile."""
-    written = waiting[0].result()
+    written = waiting[0][1].result()
     waiting.popleft()
     return written
+
+
+def _too_large(results: Sequence[Result]) -> Failure:
+    """The failure of a photograph that cannot be drawn."""
+    first = next(result for result in results if isinstance(result, Explanation))
+    photo = first.photo
+    error = ImageError(f"{photo.source} needs more memory than there is to be drawn")
+    return Failure(photo.source, error, first.position, photo.sha256, photo.name, photo.path)
+
+
+def _weight(results: Sequence[Result]) -> int:
+    """How many bytes the pixels of a photograph take."""
+    sizes = [result.photo.image.size for result in results if isinstance(result, Explanation)]
+    return max((3 * math.prod(size) for size in sizes), default=0)
 
 
 def _folded(panels: list[Panel]) -> list[list[Panel]]:
@@ -449,6 +451,8 @@ def _facts(result: Explanation | Failure) -> dict[str, Any]:
     if isinstance(result, Failure):
         return shared | {
             "image": result.source,
+            "image_path": result.path,
+            "image_name": result.path and result.name,
             "image_sha256": result.sha256,
             "status": "error",
             "error": str(result.error),
@@ -458,6 +462,8 @@ def _facts(result: Explanation | Failure) -> dict[str, Any]:
     model = result.model
     return shared | {
         "image": result.photo.source,
+        "image_path": result.photo.path,
+        "image_name": result.photo.path and result.photo.name,
         "image_sha256": result.photo.sha256,
         "status": "ok",
         "backend": found.name,

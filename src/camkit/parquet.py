@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,7 +14,6 @@ from camkit.errors import UsageError
 Map = np.ndarray[Any, np.dtype[np.float32]]
 
 PHOTOS = 256  # in a file
-MAX_VALUES = 2**28  # in a file that is read
 # What is no text: the rest is; tables and lists are JSON.
 KINDS = {
     "schema": "int32",
@@ -66,88 +63,25 @@ def _utf8(text: str | None) -> bytes | None:
     return None if text is None else text.encode("utf-8", "backslashreplace")
 
 
-def read_map(path: Path, name: str, key: str) -> Any:
-    """The map of the row of the photograph `name` whose `map_key` is `key`, float32 `[h, w]`."""
+def read_map(data: bytes, name: str, key: str) -> Any:
+    """The map of the row of the photograph `name` whose `map_key` is `key`, float32 `[h, w]`.
+
+    data: the file, which may take far more memory than its size, and the process down if it is damaged.
+    """
+    import pyarrow as pa
     import pyarrow.compute as pc
     from pyarrow import parquet
 
-    if _values(path) > MAX_VALUES:  # which may take no room in the file
-        raise ValueError("it is too large for a table of maps")
     wanted = (pc.field("name") == name) & (pc.field("map_key") == key)
-    table = parquet.read_table(path, columns=["height", "width", "map"], filters=wanted)
+    table = parquet.read_table(
+        pa.BufferReader(data),
+        columns=["height", "width", "map"],
+        filters=wanted,
+        use_threads=False,  # each would take address space, which is limited
+        pre_buffer=False,
+    )
     if table.num_rows != 1:
         raise ValueError(f"it has {table.num_rows} rows of this map")
     height, width, values = (column.combine_chunks() for column in table.itercolumns())
     flat = np.asarray(values.flatten(), np.float32)
     return flat.reshape(height.to_pylist() + width.to_pylist())
-
-
-# --- the footer -------------------------------------------------------------------------------------
-
-
-def _values(path: Path) -> int:
-    """How many values all columns of a file hold, as its footer says.
-
-    Read here, because pyarrow's metadata of a column end the process where a footer is damaged.
-    """
-    with path.open("rb") as file:
-        size = file.seek(0, os.SEEK_END)
-        file.seek(max(0, size - 8))
-        tail = file.read()
-        length = int.from_bytes(tail[:4], "little")
-        if tail[4:] != b"PAR1" or length > size - 8:
-            raise ValueError("it has no footer")
-        file.seek(size - 8 - length)
-        footer = _Compact(file.read(length)).struct()
-    groups = footer.get(4, [])  # FileMetaData.row_groups, of which 1 are the columns
-    return sum(column[3][5] for group in groups for column in group[1])  # meta_data.num_values
-
-
-class _Compact:
-    """Thrift's compact protocol: structs as dicts by the number of a field, lists, numbers, bytes."""
-
-    def __init__(self, data: bytes) -> None:
-        self._data, self._at = data, 0
-
-    def struct(self) -> dict[int, Any]:
-        """The fields up to the end of a struct."""
-        fields: dict[int, Any] = {}
-        number = 0
-        while head := self._byte():
-            number = number + (head >> 4) if head >> 4 else self._signed()
-            kind = head & 15
-            fields[number] = kind == 1 if kind < 3 else self._value(kind)
-        return fields
-
-    def _value(self, kind: int) -> Any:
-        if kind in (1, 2, 3):
-            return self._byte()
-        if kind in (4, 5, 6):
-            return self._signed()
-        if kind in (7, 8):  # a double, or bytes
-            return self._bytes(8 if kind == 7 else self._varint())
-        if kind in (9, 10):  # a list or a set
-            head = self._byte()
-            count = self._varint() if head >> 4 == 15 else head >> 4
-            return [self._value(head & 15) for _ in range(count)]
-        if kind == 12:
-            return self.struct()
-        raise ValueError("its footer is damaged")
-
-    def _byte(self) -> int:
-        self._at += 1
-        return self._data[self._at - 1]
-
-    def _bytes(self, count: int) -> bytes:
-        self._at += count
-        return self._data[self._at - count : self._at]
-
-    def _varint(self) -> int:
-        value = shift = 0
-        while (part := self._byte()) > 127:
-            value, shift = value | (part & 127) << shift, shift + 7
-        return value | part << shift
-
-    def _signed(self) -> int:
-        value = self._varint()
-        return (value >> 1) ^ -(value & 1)

@@ -28,6 +28,7 @@ FILTERS = {"nearest": 0, "lanczos": 1, "bilinear": 2, "bicubic": 3}  # Pillow's 
 PADDINGS = {"border": "edge", "reflection": "reflect"}  # numpy's names for them; zeros need none
 
 MAX_PIXELS = 2**28  # of a resized photograph; a strip for a large model would have many more
+MAX_VIEW = 2048 * 2048  # of what a stranger's model sees: a batch must fit into memory
 FIRST = ("crop-first", "pad", "none")  # what is cut or added before anything is resized
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -196,7 +197,10 @@ class Preprocess:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Preprocess:
-        """The inverse of `to_dict`; a missing key takes its default, anything odd is a `ModelError`."""
+        """The inverse of `to_dict`; a missing key takes its default, anything odd is a `ModelError`.
+
+        So is a view of more than 4 megapixels: the table may be a stranger's.
+        """
         known = {field.name for field in fields(cls)}
         if unknown := sorted(set(data) - known):
             raise ModelError(f"preprocessing has unknown keys {unknown}; known are {sorted(known)}")
@@ -214,9 +218,13 @@ class Preprocess:
             for key in ("size", "presize", "resize"):
                 if isinstance(pair := values.get(key), tuple) and len(pair) != 2:
                     raise ModelError(f"preprocessing {key} {data[key]!r} must be [height, width]")
-            return cls(**values)
+            made = cls(**values)
         except (TypeError, ValueError, OverflowError) as error:
             raise ModelError(f"preprocessing cannot be read: {error}") from None
+        for shown in (made.size, made.seen):
+            if math.prod(shown) > MAX_VIEW:
+                raise ModelError(f"preprocessing size {shown} is more than {MAX_VIEW:,} pixels")
+        return made
 
 
 def _resampled(images: Tensor, size: tuple[int, int]) -> Tensor:

@@ -1,8 +1,8 @@
-"""Photographs read ahead of the model, in processes that a hostile file may take down.
+"""Files of strangers, read in processes that a hostile one may take down: photographs ahead of the model.
 
 A process that reads has little memory, and little time for each file; when it dies, or is killed for
-taking too long, that file is a `Failure` and another process takes over. It imports neither torch nor
-any model, so it is quick to start and small.
+taking too long, that file is a `Failure` (or a `LimitError`), and another process takes over. It imports
+neither torch nor any model, so it is quick to start and small.
 """
 
 from __future__ import annotations
@@ -12,11 +12,13 @@ import os
 import signal
 import threading
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from math import prod
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from PIL import Image
 
@@ -31,7 +33,10 @@ if TYPE_CHECKING:
 
 ImageSource = str | os.PathLike[str] | Source | Image.Image
 
+T = TypeVar("T")
+
 SECONDS = 30.0  # for one file
+WAITING = 2**27  # bytes of pixels that may wait for the model
 MEMORY = 4 * 2**30  # of one process; the largest photograph with transparency needs less than 2 GiB
 
 
@@ -44,13 +49,27 @@ class Failure:
     position: int
     sha256: str | None = None
     name: str = "image"
+    path: str | None = None
 
 
-def prepare(source: ImageSource, preprocess: Preprocess, *, whole: bool = True) -> Photo:
-    """A photograph, `whole` or cut to what the model sees of it. Raises `ImageError`."""
+class LimitError(CamkitError):
+    """A file took more time or memory than a process that reads has, or took the process down."""
+
+
+def prepare(
+    source: ImageSource, preprocess: Preprocess, *, whole: bool = True, pixels: int | None = None
+) -> Photo:
+    """A photograph, `whole` or cut to what the model sees of it. Raises `ImageError`.
+
+    pixels: reduce a whole photograph to at most so many; what the model sees is cut from all of it.
+    """
     photo = images.load(source.path if isinstance(source, Source) else source)
-    image = photo.image if whole else preprocess.view(photo.image)
-    return replace(photo, image=image, cut=not whole, name=name_of(source))
+    photo = replace(photo, name=name_of(source))
+    if not whole:
+        return replace(photo, image=preprocess.view(photo.image), cut=True)
+    if pixels is None or prod(photo.image.size) <= pixels:
+        return photo
+    return images.reduced(photo, preprocess.view(photo.image), pixels)
 
 
 def name_of(source: ImageSource) -> str:
@@ -61,14 +80,25 @@ def name_of(source: ImageSource) -> str:
 
 
 def read(
-    sources: Iterable[ImageSource], preprocess: Preprocess, *, whole: bool = True
+    sources: Iterable[ImageSource],
+    preprocess: Preprocess,
+    *,
+    whole: bool = True,
+    pixels: int | None = None,
 ) -> Iterator[tuple[int, Photo] | Failure]:
     """Each photograph with its position, when it is asked for, in this process."""
     for position, source in enumerate(sources):
         try:
-            yield position, prepare(source, preprocess, whole=whole)
+            yield position, prepare(source, preprocess, whole=whole, pixels=pixels)
         except ImageError as error:
             yield _failure(position, source, error)
+        except MemoryError:
+            yield _failure(position, source, ImageError(f"{_told(source)} needs more memory than there is"))
+
+
+def call(function: Callable[..., T], *arguments: Any, name: str, memory: int = MEMORY) -> T:
+    """As `Processes.call`, but in this process and without limits."""
+    return function(*arguments)
 
 
 class Processes:
@@ -93,10 +123,22 @@ class Processes:
             self._pool.schedule(int)
 
     def read(
-        self, sources: Iterable[ImageSource], preprocess: Preprocess, *, whole: bool = True, ahead: int = 32
+        self,
+        sources: Iterable[ImageSource],
+        preprocess: Preprocess,
+        *,
+        whole: bool = True,
+        pixels: int | None = None,
+        ahead: int = 32,
     ) -> Iterator[tuple[int, Photo] | Failure]:
-        """As the function `read`, but up to `ahead` photographs ahead, in the same order."""
-        work = partial(prepare, preprocess=preprocess, whole=whole)
+        """As the function `read`, but up to `ahead` photographs ahead, in the same order.
+
+        Fewer are read ahead if they may be large, unless they are `whole` without a limit of `pixels`.
+        """
+        work = partial(prepare, preprocess=preprocess, whole=whole, pixels=pixels)
+        most = 3 * (prod(preprocess.seen) + (pixels or 0) * whole)
+        if pixels is not None or not whole:
+            ahead = max(self._count, min(ahead, WAITING // most))
         waiting: deque[tuple[int, ImageSource, Any]] = deque()
         for position, source in enumerate(sources):
             future = self._pool.schedule(work, args=(source,), timeout=self._seconds)
@@ -105,6 +147,16 @@ class Processes:
                 yield self._result(*waiting.popleft())
         while waiting:
             yield self._result(*waiting.popleft())
+
+    def call(self, function: Callable[..., T], *arguments: Any, name: str, memory: int = MEMORY) -> T:
+        """What a function of a module that needs no torch says, or raises, in such a process.
+
+        name: of the file that it reads. memory: bytes that it may take beyond what the process has.
+        Raises `LimitError` if it takes more, or too long, or takes the process down.
+        """
+        future = self._pool.schedule(_within, args=(memory, function, *arguments), timeout=self._seconds)
+        result: T = self._answer(future, name)
+        return result
 
     def stop(self) -> None:
         """End the processes, whatever they are doing."""
@@ -116,20 +168,23 @@ class Processes:
         self._pool.join()
 
     def _result(self, position: int, source: ImageSource, future: Any) -> tuple[int, Photo] | Failure:
+        try:
+            return position, self._answer(future, _told(source))
+        except (ImageError, LimitError) as error:
+            return _failure(position, source, ImageError(str(error)))
+
+    def _answer(self, future: Any, name: str) -> Any:
         from pebble import ProcessExpired
 
-        name = images.display(source.path if isinstance(source, Source) else str(source))
         try:
-            return position, future.result()
-        except ImageError as error:
-            return _failure(position, source, error)
+            return future.result()
         except MemoryError:
-            reason = f"{name} needs more memory than it may have to be resized"
+            reason = "needs more memory than it may have"
         except TimeoutError:
-            reason = f"{name} took longer than {self._seconds:g} seconds to be read"
+            reason = f"took longer than {self._seconds:g} seconds to be read"
         except ProcessExpired:
-            reason = f"{name} took down the process that read it"
-        return _failure(position, source, ImageError(reason))
+            reason = "took down the process that read it"
+        raise LimitError(f"{name} {reason}")
 
 
 @contextmanager
@@ -145,8 +200,14 @@ def processes(count: int) -> Iterator[Processes | None]:
 
 def _failure(position: int, source: ImageSource, error: ImageError) -> Failure:
     path = source.path if isinstance(source, Source) else source
-    text = "image" if isinstance(path, Image.Image) else images.display(path)
-    return Failure(text, error, position, name=name_of(source))
+    real = None if isinstance(path, Image.Image) else os.fspath(path)
+    return Failure(_told(source), error, position, name=name_of(source), path=real)
+
+
+def _told(source: ImageSource) -> str:
+    """A source for people."""
+    path = source.path if isinstance(source, Source) else source
+    return "image" if isinstance(path, Image.Image) else images.display(str(path))
 
 
 def _start_server() -> None:
@@ -179,6 +240,23 @@ def _begin(memory: int) -> None:
         resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _within(memory: int, function: Callable[..., T], *arguments: Any) -> T:
+    """Call a function that gets at most `memory` bytes beyond what this process has already."""
+    try:
+        import resource
+
+        pages = int(Path("/proc/self/statm").read_text().split()[0])
+    except (ImportError, OSError):  # where the limit of the process has to do
+        return function(*arguments)
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    limits = [pages * resource.getpagesize() + memory, *(n for n in (soft, hard) if n >= 0)]
+    resource.setrlimit(resource.RLIMIT_AS, (min(limits), hard))
+    try:
+        return function(*arguments)
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
 
 def _end_with_parent() -> None:

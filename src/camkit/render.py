@@ -14,9 +14,14 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from camkit.errors import MapError, UsageError, closest, printable
+from camkit.images import Photo
+from camkit.preprocess import Preprocess
 
 Box = tuple[float, float, float, float]
 MAX_SIDE = 60  # inches of a confusion matrix: a picture of 150 MB in memory
+
+View = Literal["model", "original"]
+BAND = 2**20  # pixels that are coloured at once, so that memory does not grow with a picture
 
 
 @dataclass(frozen=True)
@@ -87,17 +92,46 @@ def overlay(
     """
     check_finite(map)
     drawn = signed(map.detach().double(), style)  # in which no range of float32 values overflows
-    photo = np.asarray(image.convert("RGB"), dtype=np.float32)
+    photo = np.asarray(image.convert("RGB"))
     left, top, right, bottom = box or (0, 0, *image.size)
     x0, x1 = max(0, round(left)), min(image.width, round(right))
     y0, y1 = max(0, round(top)), min(image.height, round(bottom))
-    result = photo if box is None else _unseen(image)
+    result = photo.copy() if box is None else _unseen(image)
     values = _sample(drawn, (left, top, right, bottom), (x0, y0, x1, y1))
-    heat = _colours(_normalised(values, *(scale or extent([drawn]))), style.cmap)
-    result = result.copy()
-    seen = photo[y0:y1, x0:x1]
-    result[y0:y1, x0:x1] = (1 - style.alpha) * seen + style.alpha * heat
-    return Image.fromarray(result.round().clip(0, 255).astype(np.uint8))
+    scale = scale or extent([drawn])
+    height = max(1, BAND // image.width)
+    for y in range(y0, y1, height):
+        rows = slice(y, min(y + height, y1))
+        heat = _colours(_normalised(values[y - y0 : rows.stop - y0], *scale), style.cmap)
+        mixed = (1 - style.alpha) * photo[rows, x0:x1].astype(np.float32) + style.alpha * heat
+        result[rows, x0:x1] = mixed.round().clip(0, 255).astype(np.uint8)
+    return Image.fromarray(result)
+
+
+def draw(
+    photo: Photo,
+    map: Tensor,
+    preprocess: Preprocess,
+    view: View,
+    style: Style,
+    scale: tuple[float, float] | None = None,
+) -> Image.Image:
+    """A map `[h, w]` over what the model saw of a photograph, or over all of it; as `overlay`."""
+    if view == "model":
+        return overlay(seen(photo, preprocess), map, style, scale=scale)
+    if photo.cut:
+        raise UsageError(f"only what the model saw of {photo.source} was kept: use view='model'")
+    width, height = photo.whole or photo.image.size
+    x, y = photo.image.width / width, photo.image.height / height
+    left, top, right, bottom = preprocess.box(width, height)
+    return overlay(photo.image, map, style, (left * x, top * y, right * x, bottom * y), scale)
+
+
+def seen(photo: Photo, preprocess: Preprocess) -> Image.Image:
+    """What the model sees of a photograph."""
+    if photo.view is not None:
+        return photo.view
+    return photo.image if photo.cut else preprocess.view(photo.image)
 
 
 def picture(pixels: Tensor) -> Image.Image:
@@ -327,5 +361,6 @@ def _table(cmap: str) -> np.ndarray[Any, Any]:
 
 
 def _unseen(image: Image.Image) -> np.ndarray[Any, Any]:
-    grey = ImageOps.grayscale(image).convert("RGB")
-    return np.asarray(grey, dtype=np.float32) * 0.6
+    """A picture in dark grey, uint8 `[H, W, 3]`."""
+    darker = (np.arange(256, dtype=np.float32) * 0.6).round().astype(np.uint8)
+    return np.asarray(darker[np.asarray(ImageOps.grayscale(image).convert("RGB"))])

@@ -216,7 +216,7 @@ def _run(
     images: tuple[str, ...], given: dict[str, Any], options: dict[str, Any], pool: Processes | None
 ) -> Report:
     from camkit import explanation, parquet, reading
-    from camkit.images import Source, find, sample
+    from camkit.images import DRAWN, Source, find, sample
     from camkit.models import load_model
     from camkit.output import Output, request_id
     from camkit.render import Style
@@ -273,7 +273,8 @@ def _run(
         _missing(sources(), batch, output, report) if given["resume"] else sources(),
         batch_size=batch,
         read=partial(pool.read, ahead=2 * batch) if pool else reading.read,
-        whole=view == "original",
+        whole=view == "original" and given["format"] == "png",
+        pixels=DRAWN,
     )
     groups: Iterator[list[Result]] = (
         list(group) for _, group in groupby(stream, key=lambda result: result.position)

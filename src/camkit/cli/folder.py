@@ -42,9 +42,14 @@ def verify(folder: Path, images: Path | None, spec: str | None, sample: int, see
     Hashes of all maps, pictures and photographs are compared with the manifest, and a sample of the maps
     is computed again. The exit code is 1 if anything is missing or differs.
     """
-    from camkit import collect
+    from camkit import reading
 
-    found = collect.verify(folder, photographs=images, sample=sample, seed=seed, spec=spec)
+    with reading.processes(1) as pool:  # it starts while torch is imported
+        from camkit import collect
+
+        found = collect.verify(
+            folder, photographs=images, sample=sample, seed=seed, spec=spec, processes=pool
+        )
     for finding in found.findings:
         say(f"{finding.file}: {finding.reason}")
     say(
@@ -80,25 +85,28 @@ def render(folder: Path, images: Path | None, view: Any, **look: Any) -> None:
     No model is needed. The pictures lie beside the maps, and the manifest tells of them. Those of another
     look are kept: what differs from the default is part of the name.
     """
-    from camkit import collect
-    from camkit.output import Names
-    from camkit.render import Style
-
     if look["counterfactual"] and look["relu"]:
         raise UsageError("--counterfactual and --relu exclude each other: choose one")
+    from camkit import reading
+
     done = failed = 0
-    names = Names(folder)
-    for line, error in collect.redraw(
-        folder, style=Style(**look), view=view, photographs=images, names=names
-    ):
-        if error is None:
-            done += 1
-            say(picture := folder / line["overlay_file"])
-            for warning in line["warnings"]:
-                say(f"Warning: {picture}: {warning}", err=True)
-        else:
-            failed += 1
-            say(f"Error: {error}", err=True)
+    with reading.processes(1) as pool:  # it starts while torch is imported
+        from camkit import collect
+        from camkit.naming import Names
+        from camkit.render import Style
+
+        names = Names(folder)
+        for line, error in collect.redraw(
+            folder, style=Style(**look), view=view, photographs=images, names=names, processes=pool
+        ):
+            if error is None:
+                done += 1
+                say(picture := folder / line["overlay_file"])
+                for warning in line["warnings"]:
+                    say(f"Warning: {picture}: {warning}", err=True)
+            else:
+                failed += 1
+                say(f"Error: {error}", err=True)
     if not done + failed:
         raise UsageError(f"{folder} holds no results")
     if told := names.told():

@@ -15,7 +15,8 @@ from camkit.cli.terminal import say, say_json
 
 if TYPE_CHECKING:
     from camkit.explanation import Explanation, Plan
-    from camkit.output import Names, Written
+    from camkit.naming import Names
+    from camkit.output import Written
 
 
 class Report:
