@@ -80,6 +80,7 @@ ORDER = [
     "training",
     "scaffold",
     "bench.stats",
+    "bench.schema",
     "bench.document",
     "bench.timing",
     "bench.request",
@@ -93,6 +94,7 @@ ORDER = [
     "bench.run",
     "bench.conditions",
     "bench.compare",
+    "bench.pages",
     "bench.report",
     "bench",
     "testing.kit",
@@ -102,7 +104,7 @@ ORDER = [
     "testing.sources",
     "testing.trainers",
     "testing",
-    "cli.tables",
+    "cli.terminal",
     "cli.hints",
     "cli.report",
     "cli.folder",
@@ -120,7 +122,7 @@ FREE = {"__init__"}
 # Who may import what is heavy or belongs to one place.
 OWNERS = {
     "click": {
-        *("cli", "cli.tables", "cli.report", "cli.folder", "cli.explain", "cli.model", "cli.plugin"),
+        *("cli", "cli.terminal", "cli.report", "cli.folder", "cli.explain", "cli.model", "cli.plugin"),
         *("cli.train", "cli.bench"),
     },
     "rich": {"cli.report", "cli.train"},

@@ -13,7 +13,7 @@ import secrets
 import shutil
 import socket
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
@@ -74,10 +74,11 @@ def writing_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(draft, ignore_errors=True)
 
 
-def write_whole(path: Path, data: bytes | str) -> Path:
-    """Write a file as `writing` does."""
+def write_whole(path: Path, data: bytes | str | Iterable[str]) -> Path:
+    """Write a file as `writing` does, of texts one after the other if there are several."""
     with writing(path) as file, _telling(path):
-        file.write(data.encode("utf-8") if isinstance(data, str) else data)
+        for part in [data] if isinstance(data, bytes | str) else data:
+            file.write(part.encode("utf-8") if isinstance(part, str) else part)
     return path
 
 
