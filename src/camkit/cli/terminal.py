@@ -9,7 +9,7 @@ import click
 
 from camkit.errors import ESCAPES, CamkitError, printable
 
-_IN_JSON = {code: json.dumps(chr(code))[1:-1] for code in ESCAPES}
+_IN_JSON = {code: json.dumps(chr(code))[1:-1] for code in ESCAPES} | {0x7F: "\\u007f"}  # which JSON leaves
 
 
 def say(text: object = "", *, err: bool = False, nl: bool = True, bold: bool = False) -> None:
