@@ -267,6 +267,11 @@ def change(found: Any, place: str, value: Any) -> None:
         ("examples", [{"file": 1, "title": 2}], "examples[0].file is missing or no str"),
         ("environment.cores", "x", "environment.cores is missing or no number"),
         ("environment.more", list(range(6000)), "environment.more has more than 5,000 parts"),
+        (
+            "environment.more",
+            "x" * 10**6,
+            "environment.more has more than 5,000 parts or 100,000 characters",
+        ),
         ("conditions.before", [1], "conditions.before is missing or no dict"),
         ("settings.layer", ["l"], "settings.layer is missing or no str"),
         ("hard_cases", [{}], "hard_cases[0].backend is missing or no str"),

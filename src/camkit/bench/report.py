@@ -27,7 +27,7 @@ __all__ = ["BETTER", "better", "contents", "markdown", "page", "write"]
 Document = Mapping[str, Any]
 Curves = np.ndarray[Any, np.dtype[Any]]
 ALIKE = 1e-3  # of the score: curves that are nowhere further apart are drawn as one
-MAX_MATRIX = 64  # names: a picture with the numbers of more of them is too large to be read
+MAX_MATRIX = 40  # names: a picture with the numbers of more of them is too large to be read
 CURVES = {  # with what happens along the way
     "deletion": "share of the pixels set to zero, the most relevant first",
     "insertion": "share of the pixels put into a blurred image, the most relevant first",

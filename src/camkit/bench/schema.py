@@ -160,19 +160,24 @@ class Maybe(Shape):
 
 @dataclass(frozen=True)
 class Free(Shape):
-    """Anything of at most so many parts."""
+    """Anything of at most so many parts, with texts of so many characters in all."""
 
     most: int
+    characters: int
     kind = "value"
 
     def faults(self, value: Any) -> Iterator[str]:
         """As of any shape."""
-        if any(count >= self.most for count, _ in enumerate(_parts(value))):
-            yield f" has more than {self.most:,} parts"
+        characters = 0
+        for count, (_, part) in enumerate(_parts(value), 1):
+            characters += len(part) if isinstance(part, str) else 0
+            if count > self.most or characters > self.characters:
+                yield f" has more than {self.most:,} parts or {self.characters:,} characters"
+                return
 
 
 NAME, LINE, TEXT = Text(200), Text(2000), Text(10**6)
-NUMBER, FREE = Number(), Free(5000)
+NUMBER, FREE = Number(), Free(5000, 10**5)
 TIME = Number(1e-9, 1e9)
 VALUE = Number(-1e30, 1e30)
 INTERVAL = {"low": Maybe(NUMBER), "high": Maybe(NUMBER)}
@@ -267,18 +272,18 @@ DOCUMENT = Record(
 
 def fault(document: Mapping[str, Any]) -> str | None:
     """The first thing that is wrong with a document, in one line that begins with its place."""
-    if any(depth > MAX_DEPTH for depth in _parts(document)):
+    if any(depth > MAX_DEPTH for depth, _ in _parts(document)):
         return f"it is nested more than {MAX_DEPTH} deep"
     found = next(DOCUMENT.faults(document), None) or next(_unfitting(document), None)
     return found and found.removeprefix(".")
 
 
-def _parts(value: Any) -> Iterator[int]:
-    """How deep each part of a value lies."""
+def _parts(value: Any) -> Iterator[tuple[int, Any]]:
+    """Each part of a value, and how deep it lies."""
     waiting = [(0, value)]
     while waiting:
         depth, item = waiting.pop()
-        yield depth
+        yield depth, item
         inner = item.values() if isinstance(item, dict) else item if isinstance(item, list) else ()
         waiting += [(depth + 1, one) for one in inner]
 
