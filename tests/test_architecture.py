@@ -81,6 +81,7 @@ ORDER = [
     "training",
     "scaffold",
     "bench.stats",
+    "bench.schema",
     "bench.document",
     "bench.timing",
     "bench.request",
@@ -94,6 +95,7 @@ ORDER = [
     "bench.run",
     "bench.conditions",
     "bench.compare",
+    "bench.pages",
     "bench.report",
     "bench",
     "testing.kit",
@@ -103,7 +105,7 @@ ORDER = [
     "testing.sources",
     "testing.trainers",
     "testing",
-    "cli.tables",
+    "cli.terminal",
     "cli.hints",
     "cli.report",
     "cli.folder",
@@ -121,7 +123,7 @@ FREE = {"__init__"}
 # Who may import what is heavy or belongs to one place.
 OWNERS = {
     "click": {
-        *("cli", "cli.tables", "cli.report", "cli.folder", "cli.explain", "cli.model", "cli.plugin"),
+        *("cli", "cli.terminal", "cli.report", "cli.folder", "cli.explain", "cli.model", "cli.plugin"),
         *("cli.train", "cli.bench"),
     },
     "rich": {"cli.report", "cli.train"},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import io
 import os
@@ -662,6 +663,77 @@ def test_globs_mean_images_sorted(folder: Path) -> None:
     assert names(folder, f"{folder}/**/*") == ["a.PNG", "b.jpg", "sub/c.tiff", "sub/d.webp"]
     (folder / "album.jpg").mkdir()
     assert names(folder, f"{folder}/*.jpg") == ["b.jpg"]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "expected"),
+    [
+        ("**", ["a.PNG", "b.jpg", "sub/c.tiff", "sub/d.webp"]),
+        ("**/*.jpg", ["b.jpg"]),
+        ("**/sub/*", ["sub/c.tiff", "sub/d.webp"]),
+        ("**/s?b/**/*.webp", ["sub/d.webp"]),
+        ("**/**/[cd].*", ["sub/c.tiff", "sub/d.webp"]),
+        ("s*/**/*.webp", ["sub/d.webp"]),
+        ("sub/**/*.tiff", ["sub/c.tiff"]),
+        ("sub/../**/*.jpg", ["b.jpg"]),
+        ("**/.*", [".e.png"]),
+        ("**/.h/*", [".h/f.png"]),
+        ("*/**", ["sub/c.tiff", "sub/d.webp"]),
+    ],
+)
+def test_globs_of_any_depth_mean_what_they_do_elsewhere(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, pattern: str, expected: list[str]
+) -> None:
+    (folder / ".h").mkdir()
+    for name in (".e.png", ".h/f.png"):
+        (folder / name).write_bytes(b"x")
+    monkeypatch.chdir(folder)
+    found = [Path(os.path.normpath(path)).as_posix() for path in expand([pattern])]
+    assert found == expected
+    python = glob.glob(pattern, recursive=True)  # noqa: PTH207
+    assert sorted({p for p in python if Path(p).suffix.lower() in images.SUFFIXES}) == sorted(
+        str(path) for path in expand([pattern])
+    )
+
+
+def test_globs_of_any_depth_end_where_links_lead_back(folder: Path) -> None:
+    for number in range(5):
+        (folder / f"link{number}").symlink_to(".", target_is_directory=True)
+    (folder / "album.jpg").symlink_to("sub", target_is_directory=True)
+    begun = time.monotonic()
+    assert names(folder, f"{folder}/**/*") == ["a.PNG", "b.jpg", "sub/c.tiff", "sub/d.webp"]
+    assert len(names(folder, f"{folder}/*/**/*.webp")) == 1
+    assert time.monotonic() - begun < 1
+
+
+def test_folders_within_folders_are_no_recursion(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    deep = Path(*["d"] * 1500)
+    here = os.open(".", os.O_RDONLY)
+    for _ in deep.parts:  # step by step, because `makedirs` calls itself
+        os.mkdir("d", dir_fd=here)
+        below = os.open("d", os.O_RDONLY, dir_fd=here)
+        os.close(here)
+        here = below
+    os.close(os.open("a.jpg", os.O_CREAT | os.O_WRONLY, dir_fd=here))
+    os.close(here)
+    assert list(expand(["**/*.jpg"])) == [deep / "a.jpg"] == list(expand(["d"]))
+    subprocess.run(["rm", "-r", "d"], check=True)  # pytest would call itself for each
+
+
+def test_a_glob_of_any_depth_lists_only_what_is_asked_for(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listed: list[str] = []
+    scan = os.scandir
+    monkeypatch.setattr(os, "scandir", lambda path: (listed.append(str(path)), scan(path))[1])
+    for name in ("other/x", "sub/y"):
+        (folder / name).mkdir(parents=True)
+    found = expand([f"{folder}/**/*"])
+    assert next(found).name == "a.PNG"
+    assert {Path(path).name for path in listed} == {folder.name}, "nothing is listed beforehand"
+    assert names(folder, f"{folder}/sub/**/*.webp") == ["sub/d.webp"]
+    assert str(folder / "other") not in listed
 
 
 def test_a_glob_relative_to_where_one_is(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ import torch
 from PIL import Image
 
 from camkit import Preprocess, images
-from camkit.errors import CamkitError, ImageError, UsageError
+from camkit.errors import CamkitError, CamkitWarning, ImageError, UsageError
 from camkit.metrics import truth
 
 SIZE = (6, 4)  # width, height
@@ -73,7 +75,7 @@ def test_the_sample_of_the_pets(pets: Path) -> None:
         (VOC.replace(">4<", ">four<"), "is no VOC annotation: could not convert"),
         (VOC.replace(">4<", ">nan<"), "nan is no coordinate"),
         (VOC.replace("<xmin>2</xmin>", ""), "no xmin"),
-        ("<annotation>" + " " * 2**20 + "</annotation>", "larger than an annotation can be"),
+        ("<annotation>" + " " * 2**20 + "</annotation>", "it is larger than 1 MiB"),
     ],
 )
 def test_xml_from_strangers(tmp_path: Path, text: str, message: str) -> None:
@@ -161,7 +163,6 @@ def test_boxes_and_polygons_of_one_photograph_together(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("annotation", "message"),
     [
-        ({"segmentation": {"counts": "abc", "size": [4, 6]}}, "run-length masks are not supported"),
         ({"segmentation": [[1, 2, 3, 4]]}, "a polygon of 4 numbers"),
         ({"segmentation": [[1, 2, 3, 4, "x", 6]]}, "could not convert"),
         ({"bbox": [1, 2, 3]}, "not enough values"),
@@ -212,3 +213,53 @@ def test_the_mask_goes_the_way_of_the_photograph(fit: str) -> None:
     expected = torch.from_numpy(np.asarray(preprocess.view(photo))[..., 0] > 127)
     assert seen.dtype == torch.bool and seen.shape == (32, 32)
     assert torch.equal(seen, expected) and expected.any() and not expected.all()
+
+
+# --- what is in every standard file, and what is not --------------------------------------------------
+
+
+def test_run_length_annotations_are_left_out_once_with_a_word(tmp_path: Path) -> None:
+    counts = {"segmentation": {"counts": [3, 5], "size": [4, 6]}, "iscrowd": 1, "bbox": [0, 0, 6, 4]}
+    path = coco(
+        tmp_path, counts, {"bbox": [0, 0, 1, 2]}, {"segmentation": {"counts": "abc", "size": [4, 6]}}
+    )
+    data = json.loads(path.read_text())
+    data["annotations"].append({"image_id": 8, **counts})
+    path.write_text(json.dumps(data))
+    with pytest.warns(CamkitWarning) as said:
+        read = truth.read(path)
+    (warning,) = said
+    assert "instances.json: 3 annotations in run-length form" in str(warning.message)
+    assert places(read(Path("a.jpg"), SIZE)) == [[0, 0], [1, 0]]
+    assert read(Path("b.jpg"), SIZE) is None, "where the object is was told in a form that is not read"
+    with pytest.warns(CamkitWarning, match=": 1 annotation in run-length"):
+        truth.read(coco(tmp_path, counts))
+
+
+def test_without_run_length_annotations_there_is_nothing_to_say(tmp_path: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        truth.read(coco(tmp_path, {"bbox": [0, 0, 1, 2]}))
+
+
+@pytest.mark.parametrize("number", ["1e300", "-2e6", "1e7"])
+def test_a_coordinate_far_outside_is_none(tmp_path: Path, number: str) -> None:
+    read = truth.read(coco(tmp_path, {"segmentation": [[1, 1, float(number), 2, 3, 3]]}))
+    with pytest.raises(UsageError, match="is no coordinate"):
+        read(Path("a.jpg"), SIZE)
+
+
+@pytest.mark.parametrize("kind", ["pipe", "link to no end"])
+def test_annotations_are_regular_files(tmp_path: Path, kind: str) -> None:
+    (tmp_path / "xmls").mkdir()
+    for path in (tmp_path / "coco.json", tmp_path / "xmls" / "a.xml"):
+        os.mkfifo(path) if kind == "pipe" else path.symlink_to("/dev/zero")
+    with pytest.raises(UsageError, match="there is no truth"):
+        truth.read(tmp_path / "coco.json")
+    assert truth.read(tmp_path)(Path("a.jpg"), SIZE) is None
+    for read in (
+        lambda: truth.coco(tmp_path / "coco.json"),
+        lambda: truth.voc_boxes(tmp_path / "xmls/a.xml"),
+    ):
+        with pytest.raises(UsageError, match="it is not a regular file"):
+            read()

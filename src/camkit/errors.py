@@ -24,13 +24,16 @@ from collections.abc import Iterable
 
 # Messages repeat names that strangers chose. Control characters would do harm to a terminal; marks of
 # direction and of no width make a text look like another one; half a sign (a byte of a name that is no
-# UTF-8) cannot be written at all.
+# UTF-8) cannot be written at all. But for the variants of emoji that is all that Unicode calls ignorable.
 _INVISIBLE = (
-    *(0xAD, 0x61C, 0x180E, 0xFEFF),
+    *(0xAD, 0x34F, 0x61C, 0x115F, 0x1160, 0x17B4, 0x17B5, 0x3164, 0xFEFF, 0xFFA0),
+    *range(0x180B, 0x1810),
     *range(0x200B, 0x2010),
     *range(0x2028, 0x202F),
     *range(0x2060, 0x2070),
     *range(0xFFF9, 0xFFFC),
+    *range(0x1BCA0, 0x1BCA4),
+    *range(0x1D173, 0x1D17B),
     *range(0xE0000, 0xE0080),
 )
 ESCAPES = {

@@ -16,7 +16,7 @@ import shutil
 import socket
 import stat
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
@@ -82,10 +82,11 @@ def writing_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(draft, ignore_errors=True)
 
 
-def write_whole(path: Path, data: bytes | str) -> Path:
-    """Write a file as `writing` does."""
+def write_whole(path: Path, data: bytes | str | Iterable[str]) -> Path:
+    """Write a file as `writing` does, of texts one after the other if there are several."""
     with writing(path) as file, _telling(path):
-        file.write(data.encode("utf-8") if isinstance(data, str) else data)
+        for part in [data] if isinstance(data, bytes | str) else data:
+            file.write(part.encode("utf-8") if isinstance(part, str) else part)
     return path
 
 

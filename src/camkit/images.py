@@ -6,6 +6,7 @@ every failure is one `ImageError` line that names the file.
 
 from __future__ import annotations
 
+import fnmatch
 import glob
 import hashlib
 import io
@@ -15,6 +16,7 @@ import os
 import re
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Set as AbstractSet
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
@@ -42,8 +44,10 @@ SUFFIXES = frozenset(
 )
 MAX_PIXELS = 89_478_485  # where Pillow begins to warn of decompression bombs
 MAX_BYTES = 512 * 2**20
+MAX_DRAWN_BYTES, MAX_DRAWN_PIXELS = 8 * 2**20, 4_000_000
 MAX_PROPORTION = 50  # a longer strip would be resized to something enormous, and show nothing
 DRAWN = 2**22  # pixels that a picture is drawn at, at most
+ANY_DEPTH = "**"  # in a glob: any number of folders
 BACKGROUND = (255, 255, 255)
 
 REDUCED = re.compile(r" is drawn at \d+ x \d+ of \d+ x \d+$")  # what `reduced` says
@@ -151,6 +155,19 @@ def load_mask(path: str | os.PathLike[str]) -> np.ndarray[tuple[int, int], np.dt
         return np.asarray(image).astype(np.int64)
 
 
+def load_png(path: str | os.PathLike[str]) -> Image.Image:
+    """A picture as camkit draws them, RGB: a PNG of at most 8 MiB and 4 megapixels.
+
+    Raises `ImageError` for anything else that lies in a stranger's folder.
+    """
+    name = display(path)
+    data = _read(Path(path), name, MAX_DRAWN_BYTES)
+    with _naming(name, ("PNG",)), Image.open(io.BytesIO(data), formats=("PNG",)) as image:
+        if image.width * image.height > MAX_DRAWN_PIXELS:
+            raise ImageError(f"{name} is too large: it has more than {MAX_DRAWN_PIXELS:,} pixels")
+        return image.convert("RGB")
+
+
 @dataclass(frozen=True)
 class Source:
     """A file that is to be read, and how its results are called: a relative path with slashes."""
@@ -220,14 +237,15 @@ def _real(folder: str | os.PathLike[str]) -> str:
 def _expand_one(pattern: str) -> tuple[Path | None, Iterable[Path]]:
     """The folder that the files lie below, if they are not named one by one, and the files."""
     path = Path(pattern)
-    if path.is_dir():
+    if os.path.isdir(pattern):  # noqa: PTH112  is_dir raises if the name is too long
         return path, Walk(path)
-    if not os.path.lexists(pattern) and glob.has_magic(pattern):
-        found = sorted(glob.glob(pattern, recursive=True))  # noqa: PTH207  Path.glob takes no absolute pattern
-        hits = (Path(hit) for hit in found)
-        fixed = itertools.takewhile(lambda part: not glob.has_magic(part), path.parts)
-        return Path(*fixed), [hit for hit in hits if _is_image(hit) and not hit.is_dir()]
-    return None, [path]
+    if os.path.lexists(pattern) or not glob.has_magic(pattern):
+        return None, [path]
+    fixed = Path(*itertools.takewhile(lambda part: not glob.has_magic(part), path.parts))
+    if ANY_DEPTH in path.parts:
+        return fixed, Glob(path)
+    found = (Path(hit) for hit in sorted(glob.glob(pattern)))  # noqa: PTH207  Path.glob takes no absolute pattern
+    return fixed, [hit for hit in found if _is_image(hit) and not hit.is_dir()]
 
 
 @dataclass(frozen=True)
@@ -245,6 +263,62 @@ class Walk:
         yield from (Path(error.filename) for error in closed)
 
 
+@dataclass(frozen=True)
+class Glob:
+    """The images that a pattern with `**` means, in the order of a `Walk`; below `**` no link is followed.
+
+    `glob.glob` follows links to folders, also those to the folder that they lie in, and calls itself for
+    each folder.
+    """
+
+    pattern: Path
+
+    def __iter__(self) -> Iterator[Path]:
+        parts = self.pattern.parts
+        begin = parts.index(ANY_DEPTH)
+        base = str(Path(*parts[:begin]))
+        closed: list[OSError] = []
+        for folder in sorted(glob.glob(base)) if glob.has_magic(base) else [base]:  # noqa: PTH207
+            if os.path.isdir(folder):  # noqa: PTH112  is_dir raises if the name is too long
+                yield from _below(folder, parts[begin:], closed)
+        yield from (Path(error.filename) for error in closed)
+
+
+def _below(folder: str, pattern: Sequence[str], closed: list[OSError]) -> Iterator[Path]:
+    """The images in a folder and below whose path from there a pattern means."""
+    reached = {folder: _with_skips({0}, pattern)}  # how much of the pattern each waiting folder has used up
+    for root, folders, files in walk(folder, closed):
+        here = reached.pop(root)
+        for name in files:
+            path = Path(root, name)
+            if _is_image(path) and len(pattern) in _after(name, here, pattern) and not path.is_dir():
+                yield path
+        after = {name: _after(name, here, pattern) for name in folders}
+        folders[:] = [name for name in folders if after[name]]  # no other is entered
+        reached |= {os.path.join(root, name): after[name] for name in folders}  # noqa: PTH118
+
+
+def _after(name: str, reached: AbstractSet[int], pattern: Sequence[str]) -> frozenset[int]:
+    """The places in a pattern that may be reached with one more name; hidden ones have to be asked for."""
+    found = set()
+    for place in reached - {len(pattern)}:
+        hidden = name.startswith(".") and not pattern[place].startswith(".")
+        if not hidden and pattern[place] == ANY_DEPTH:
+            found.add(place)
+        elif not hidden and fnmatch.fnmatch(name, pattern[place]):
+            found.add(place + 1)
+    return _with_skips(found, pattern)
+
+
+def _with_skips(reached: AbstractSet[int], pattern: Sequence[str]) -> frozenset[int]:
+    """These places and those behind a `**`, which may be no folder at all."""
+    found = set(reached)
+    for place, part in enumerate(pattern):
+        if place in found and part == ANY_DEPTH:
+            found.add(place + 1)
+    return frozenset(found)
+
+
 def _is_image(path: Path) -> bool:
     return path.suffix.lower() in SUFFIXES
 
@@ -255,9 +329,9 @@ def _unique(name: str, taken: dict[str, int]) -> str:
     return name if taken[name] == 1 else _unique(f"{name}~{taken[name]}", taken)
 
 
-def _read(path: Path, name: str) -> bytes:
+def _read(path: Path, name: str, limit: int = MAX_BYTES) -> bytes:
     with _reading(path, name):
-        return read_regular(path, MAX_BYTES)
+        return read_regular(path, limit)
 
 
 @contextmanager

@@ -87,7 +87,7 @@ def _differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterato
 
 def _shown(value: Any) -> str:
     text = str(value)
-    return f"{text[:12]}…" if len(text) == 64 else text
+    return f"{text[:12]}…" if len(text) == 64 else text[:200]
 
 
 def unmatched(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:

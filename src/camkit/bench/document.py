@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from camkit.bench.schema import DOCUMENT, fault
 from camkit.bench.stats import Estimate
 from camkit.errors import UsageError
-from camkit.files import write_whole
+from camkit.files import read_regular, reason, write_whole
 from camkit.plugins import HOST
 
 SCHEMA = 1
@@ -23,20 +25,10 @@ ENERGY = "energy-pointing-game"
 GAIN = "symmetric-relevance-gain"
 FORWARD = ("bare", "forward")
 BUSY = 0.75  # of the cores at work before the run has begun
-MAX_BYTES = 256 * 2**20
+MAX_BYTES = 16 * 2**20  # some eighty times what a bench without options writes
+MAX_NESTED = 500_000  # lists and tables, of which an empty one takes thirty times its two signs
+KEYS = tuple(DOCUMENT.fields)
 
-# What a document must hold to be read.
-KEYS = {
-    "command": str,
-    "settings": dict,
-    "environment": dict,
-    "conditions": dict,
-    "scenes": list,
-    "metrics": dict,
-    "rows": list,
-    "agreement": dict,
-    "examples": list,
-}
 HEADERS = (
     *(
         "BACKEND",
@@ -88,34 +80,45 @@ def write(folder: Path, document: Mapping[str, Any]) -> Path:
 
 
 def read(source: Path) -> dict[str, Any]:
-    """The document in a folder, or in a file; `UsageError` if there is none of this schema."""
-    path = source / NAME if source.is_dir() else source
+    """The document in a folder, or in a file; `UsageError` if there is none, or it is damaged.
+
+    It may come from anybody: `schema` says what it may hold.
+    """
+    path = source / NAME if os.path.isdir(source) else source  # noqa: PTH112  is_dir raises if it is too long
     try:
-        if path.stat().st_size > MAX_BYTES:
-            raise UsageError(f"{path} is too large for a benchmark")
-        document = json.loads(path.read_bytes())
-    except OSError as error:
-        raise UsageError(f"{path} cannot be read: {error.strerror or error}") from None
+        data = read_regular(path, MAX_BYTES)
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{path} cannot be read: {reason(error)}") from None
+    if data.count(b"[") + data.count(b"{") > MAX_NESTED:
+        raise UsageError(f"{path} is damaged: it has more than {MAX_NESTED:,} lists and tables")
+    try:
+        document = json.loads(data, parse_constant=_refuse)
     except (ValueError, RecursionError) as error:
-        raise UsageError(f"{path} is no JSON: {error}") from None
+        raise UsageError(f"{path} is no JSON: {reason(error)}") from None
     if not isinstance(document, dict) or "schema" not in document:
         raise UsageError(f"{path} was not written by camkit bench")
     if document["schema"] != SCHEMA:
-        raise UsageError(f"{path} has schema {document['schema']}, this camkit reads {SCHEMA}")
-    for key, kind in KEYS.items():
-        if not isinstance(document.get(key), kind):
-            raise UsageError(f"{path} is damaged: {key} is missing or no {kind.__name__}")
+        raise UsageError(f"{path} has schema {str(document['schema'])[:20]}, this camkit reads {SCHEMA}")
+    if wrong := fault(document):
+        raise UsageError(f"{path} is damaged: {wrong}")
     return document
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is no number")
 
 
 @contextmanager
 def damage(*sources: Path) -> Iterator[None]:
-    """What goes wrong inside because a document was changed by hand, as one `UsageError`."""
+    """What goes wrong with documents whose parts are well: these contradict each other, or we err."""
     try:
         yield
     except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
-        reason = f"{type(error).__name__}: {error}"
-        raise UsageError(f"{' or '.join(map(str, sources))} is damaged ({reason})") from error
+        told = f"{type(error).__name__}: {error}"[:200]
+        where = " or ".join(map(str, sources))
+        raise UsageError(
+            f"{where} is damaged, or camkit has a fault ({told}); --debug shows where"
+        ) from error
 
 
 # --- figures ----------------------------------------------------------------------------------------
@@ -226,7 +229,7 @@ def null_lines(document: Mapping[str, Any], scene: str | None = None) -> list[st
     lines = []
     for measure, found in agreement["measures"].items():
         low, _, high = found["null"]
-        if low is not None and (scene or measure == SHOWN[0]):
+        if None not in (low, high) and (scene or measure == SHOWN[0]):
             height, width = agreement["size"]
             span = f"{low:.2f} to {high:.2f}"
             lines.append(f"{measure} of independent random maps of {height} x {width}, 95 %: {span}")
@@ -266,7 +269,7 @@ def _line(row: Mapping[str, Any], foreign: Sequence[str]) -> list[str]:
 
 def hard_table(document: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     """Headers and rows of the hard cases, a column for each; no rows if none was run."""
-    records = document.get("hard_cases", [])
+    records = document.get("hard_cases") or []
     cases = list(dict.fromkeys(record["case"] for record in records))
     lines: dict[tuple[str, str], dict[str, Any]] = {}
     for record in records:
@@ -293,7 +296,8 @@ def _errors(found: Mapping[str, Mapping[str, Any]]) -> str:
 
 def busy(document: Mapping[str, Any]) -> str | None:
     """A line to be told if other work kept the machine busy when the run began, otherwise `None`."""
-    load, cores = document["conditions"].get("before", {}).get("load"), document["environment"].get("cores")
+    before = document["conditions"].get("before") or {}
+    load, cores = before.get("load"), document["environment"].get("cores")
     if load is None or not cores or load < BUSY * cores:
         return None
     return f"the machine was busy when this began, load {load:.1f} on {cores} cores: distrust the times"
@@ -313,7 +317,7 @@ def _notes(row: Mapping[str, Any]) -> str:
 def span(value: Mapping[str, Any], scale: float = 1) -> str:
     """A median with its interval."""
     middle = _short(value["median"] * scale)
-    if value["low"] is None:
+    if None in (value["low"], value["high"]):
         return middle
     return f"{middle} [{_short(value['low'] * scale)}, {_short(value['high'] * scale)}]"
 
@@ -321,7 +325,7 @@ def span(value: Mapping[str, Any], scale: float = 1) -> str:
 def _mean(found: Mapping[str, Any] | None, interval: bool = False) -> str:
     if not found or found["mean"] is None:
         return NOTHING
-    known = interval and found["low"] is not None
+    known = interval and None not in (found["low"], found["high"])
     return f"{found['mean']:.2f}" + (f" [{found['low']:.2f}, {found['high']:.2f}]" if known else "")
 
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import base64
-import html
 import io
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,21 +11,23 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from camkit import render
+from camkit import images, render
 from camkit.bench import document as documents
 from camkit.bench import stats
 from camkit.bench.document import ENERGY, GAIN, NOTHING, best, headers, headline, score
-from camkit.files import write_whole
+from camkit.bench.pages import Picture, Section, markdown, markdown_parts, page, page_parts
+from camkit.errors import ESCAPES, CamkitError, CamkitWarning
+from camkit.files import inside, write_whole
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    Picture = Image | bytes
+__all__ = ["BETTER", "better", "contents", "markdown", "page", "write"]
 
 Document = Mapping[str, Any]
 Curves = np.ndarray[Any, np.dtype[Any]]
 ALIKE = 1e-3  # of the score: curves that are nowhere further apart are drawn as one
-Rows = Sequence[Sequence[str]]
+MAX_MATRIX = 40  # names: a picture with the numbers of more of them is too large to be read
 CURVES = {  # with what happens along the way
     "deletion": "share of the pixels set to zero, the most relevant first",
     "insertion": "share of the pixels put into a blurred image, the most relevant first",
@@ -34,27 +35,15 @@ CURVES = {  # with what happens along the way
 }
 
 
-@dataclass(frozen=True)
-class Section:
-    """A heading with words, a table, pictures and a line of code below it, each of which may be missing.
-
-    pictures: with a text that says what is to be seen.
-    """
-
-    title: str
-    words: Sequence[str] = ()
-    headers: Sequence[str] = ()
-    rows: Rows = ()
-    pictures: Sequence[tuple[str, Picture]] = ()
-    code: str = ""
-
-
 def write(document: Document, folder: Path) -> list[Path]:
-    """`report.md` and `report.html` in `folder`, where the pictures of examples may lie, too."""
+    """`report.md` and `report.html` in `folder`, where the pictures of examples may lie, too.
+
+    A `CamkitWarning` tells of each picture that is left out.
+    """
     sections = list(contents(document, folder))
     return [
-        write_whole(folder / "report.md", markdown(sections)),
-        write_whole(folder / "report.html", page(sections)),
+        write_whole(folder / "report.md", markdown_parts(sections)),
+        write_whole(folder / "report.html", page_parts(sections)),
     ]
 
 
@@ -63,12 +52,13 @@ def write(document: Document, folder: Path) -> list[Path]:
 
 def contents(document: Document, folder: Path) -> Iterator[Section]:
     """The report, section by section; what was not measured is left out."""
+    document = _visible(document)
     yield Section("camkit bench", tuple(_introduction(document)), headers(document), headline(document))
     if rows := list(_latency(document)):
-        pictures = list(_distributions(document))
+        pictures = _encoded(_distributions(document))
         yield Section("Latency and memory", [TIMING_WORDS], LATENCY, rows, pictures)
     if found := _tradeoff(document):
-        yield Section("Speed against faithfulness", [FRONT_WORDS], pictures=[found])
+        yield Section("Speed against faithfulness", [FRONT_WORDS], pictures=_encoded([found]))
     if rows := better(document):
         yield Section("Better than maps that know nothing?", [BETTER_WORDS], BETTER, rows)
     if rows := list(_parity(document)):
@@ -78,17 +68,21 @@ def contents(document: Document, folder: Path) -> Iterator[Section]:
         yield Section("Parity in hard cases", [HARD_WORDS], cases, rows)
     for scene, agreement in document["agreement"].items():
         if agreement:
-            pictures = list(_matrices(agreement, scene))
+            pictures = _encoded(_matrices(agreement, scene))
             words = [MATRIX_WORDS, *documents.null_lines(document, scene)]
+            words += [] if pictures else [f"They are not drawn: there are more than {MAX_MATRIX} maps."]
             yield Section(f"Agreement: {scene}", words, pictures=pictures)
     for scene in document["scenes"]:
         columns, rows = _scores(document, scene["name"])
         if len(columns) > 2:
             words = [_scene(scene), *_metric_lines(document, columns[2:])]
-            pictures = list(_bands(document, scene["name"]))
+            pictures = _encoded(_bands(document, scene["name"]))
             yield Section(f"Scores: {scene['name']}", words, columns, rows, pictures)
-    if examples := list(_examples(document, folder)):
+    examples, left_out = _examples(document, folder)
+    if examples:
         yield Section("Where explainers disagree most", pictures=examples)
+    if left_out:
+        yield Section("Pictures that are left out", left_out)
     yield Section("Environment", headers=("FACT", "VALUE"), rows=list(_environment(document)))
     yield Section("Again", code=document["command"])
 
@@ -175,18 +169,18 @@ def _ms(seconds: float | None) -> str:
     return NOTHING if seconds is None else f"{1000 * seconds:.1f}"
 
 
-def _distributions(document: Document) -> Iterator[tuple[str, Picture]]:
+def _distributions(document: Document) -> Iterator[tuple[str, Image]]:
     by_batch: dict[int, dict[str, list[float]]] = {}
     for row in document["rows"]:
         for record in row["latency"]:
-            samples = [1000 * seconds for seconds in record["samples"]["host"]]
-            by_batch.setdefault(record["batch"], {})[_name(row)] = samples
+            if samples := [1000 * seconds for seconds in record["samples"]["host"]]:
+                by_batch.setdefault(record["batch"], {})[_name(row)] = samples
     for batch, by_name in by_batch.items():
         label = f"ms from call to result, batch of {batch}"
         yield label, render.distributions(by_name, label)
 
 
-def _tradeoff(document: Document) -> tuple[str, Picture] | None:
+def _tradeoff(document: Document) -> tuple[str, Image] | None:
     points = {}
     for row in document["rows"]:
         top, gain = best(row), score(row, GAIN)
@@ -292,11 +286,13 @@ def _parity(document: Document) -> Iterator[list[str]]:
             yield [row["backend"], row["method"], f"{row['parity']:.1e}"]
 
 
-def _matrices(agreement: Mapping[str, Any], scene: str) -> Iterator[tuple[str, Picture]]:
+def _matrices(agreement: Mapping[str, Any], scene: str) -> Iterator[tuple[str, Image]]:
+    if len(agreement["names"]) > MAX_MATRIX:
+        return
     for measure in ("spearman", "ssim"):
         found = agreement["measures"][measure]
         low, _, high = found["null"]
-        null = "" if low is None else f"; random maps {low:.2f} to {high:.2f}"
+        null = "" if None in (low, high) else f"; random maps {low:.2f} to {high:.2f}"
         title = f"{measure}, {scene}{null}"
         yield title, render.matrix(agreement["names"], found["mean"], title)
 
@@ -315,7 +311,7 @@ def _scores(document: Document, scene: str) -> tuple[list[str], list[list[str]]]
 def _cell(found: Mapping[str, Any] | None) -> str:
     if not found or found["mean"] is None:
         return NOTHING
-    span = "" if found["low"] is None else f" [{found['low']:.2f}, {found['high']:.2f}]"
+    span = "" if None in (found["low"], found["high"]) else f" [{found['low']:.2f}, {found['high']:.2f}]"
     verdict = {True: " pass", False: " FAIL", None: ""}[found["passed"]]
     return f"{found['mean']:.3g}{span}{verdict}"
 
@@ -329,7 +325,7 @@ def _metric_lines(document: Document, names: Iterable[str]) -> Iterator[str]:
         yield f"{told}: {metric['summary']}; {better} is better{passed}. {metric['paper']}"
 
 
-def _bands(document: Document, scene: str) -> Iterator[tuple[str, Picture]]:
+def _bands(document: Document, scene: str) -> Iterator[tuple[str, Image]]:
     for metric, along in CURVES.items():
         lines = {}
         for row in document["rows"]:
@@ -356,12 +352,38 @@ def _apart(lines: Mapping[str, Curves]) -> dict[str, Curves]:
     }
 
 
-def _examples(document: Document, folder: Path) -> Iterator[tuple[str, Picture]]:
+def _examples(document: Document, folder: Path) -> tuple[list[tuple[str, Picture]], list[str]]:
+    """The pictures of examples, made anew, and a line for each that is left out, also as a warning."""
+    found, left_out = list[tuple[str, Picture]](), list[str]()
     for example in document["examples"]:
         # The document may come from anybody: nothing outside of the folder is read.
-        path = folder / documents.EXAMPLES / Path(str(example["file"])).name
-        if path.suffix == ".png" and path.is_file():
-            yield str(example["title"]), path.read_bytes()
+        name = f"{documents.EXAMPLES}/{example['file']}"
+        try:
+            found.append((example["title"], _png(images.load_png(inside(folder, name)))))
+        except CamkitError as error:
+            left_out.append(str(error))
+            warnings.warn(f"left out of the report: {error}", CamkitWarning, stacklevel=2)
+    return found, left_out
+
+
+def _encoded(pictures: Iterable[tuple[str, Image]]) -> list[tuple[str, Picture]]:
+    """Pictures as PNG, one after the other: what is drawn takes a hundred times the memory."""
+    return [(text, _png(image)) for text, image in pictures]
+
+
+def _png(image: Image) -> Picture:
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def _visible(value: Any) -> Any:
+    """A document in whose texts nothing is hidden: no controls, no marks of direction or without width."""
+    if isinstance(value, dict):
+        return {key.translate(ESCAPES): _visible(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_visible(item) for item in value]
+    return value.translate(ESCAPES) if isinstance(value, str) else value
 
 
 def _environment(document: Document) -> Iterator[list[str]]:
@@ -381,81 +403,3 @@ def _flat(name: str, value: Any) -> Iterator[list[str]]:
 
 def _name(row: Mapping[str, Any]) -> str:
     return f"{row['backend']} {row['method']}"
-
-
-# --- how it is written ------------------------------------------------------------------------------
-
-
-def markdown(sections: Iterable[Section]) -> str:
-    """Words and tables; pictures are for the page."""
-    lines: list[str] = []
-    for number, section in enumerate(sections):
-        lines += [f"{'##' if number else '#'} {_md(section.title)}", ""]
-        for text in section.words:
-            lines += [_md(text), ""]
-        if section.rows:
-            lines += [_md_row(section.headers), "|" + "---|" * len(section.headers)]
-            lines += [*map(_md_row, section.rows), ""]
-        if section.code:
-            lines += [f"    {' '.join(section.code.split())}", ""]
-    return "\n".join(lines)
-
-
-def _md(text: str) -> str:
-    """A text that means nothing to Markdown, on one line."""
-    escaped = html.escape(" ".join(str(text).split()), quote=False)
-    return "".join(f"\\{sign}" if sign in "\\`*_[]|" else sign for sign in escaped)
-
-
-def _md_row(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(map(_md, cells))} |"
-
-
-# Nothing but what is in the page: no scripts, no fonts, no requests.
-POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
-STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 75em; margin: 2em auto; padding: 0 1em; }
-table { border-collapse: collapse; font-size: 13px; font-variant-numeric: tabular-nums; }
-th, td { border-bottom: 1px solid #ddd; padding: .25em .7em; text-align: left; vertical-align: top; }
-figure { margin: 1em 0; } img { max-width: 100%; } figcaption, p { max-width: 60em; }
-.wide { overflow-x: auto; } pre { background: #f4f4f4; padding: .7em; overflow-x: auto; }
-"""
-
-
-def page(sections: Iterable[Section]) -> str:
-    """One HTML page that needs nothing else and runs nothing."""
-    body = "\n".join(_html(section, number) for number, section in enumerate(sections))
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
-        '<meta name="viewport" content="width=device-width">'
-        f"<title>camkit bench</title><style>{STYLE}</style></head>\n<body>\n{body}\n</body></html>\n"
-    )
-
-
-def _html(section: Section, number: int) -> str:
-    parts = [_tag(f"h{2 if number else 1}", section.title), *(_tag("p", text) for text in section.words)]
-    if section.rows:
-        head = "".join(_tag("th", cell) for cell in section.headers)
-        lines = ("".join(_tag("td", cell) for cell in row) for row in section.rows)
-        rows = "".join(f"<tr>{line}</tr>" for line in (head, *lines))
-        parts.append(f'<div class="wide"><table>{rows}</table></div>')
-    parts += [_figure(caption, picture) for caption, picture in section.pictures]
-    if section.code:
-        parts.append(_tag("pre", section.code))
-    return "\n".join(parts)
-
-
-def _tag(name: str, text: str) -> str:
-    return f"<{name}>{html.escape(str(text))}</{name}>"
-
-
-def _figure(caption: str, picture: Picture) -> str:
-    if not isinstance(picture, bytes):
-        buffer = io.BytesIO()
-        picture.save(buffer, "PNG")
-        picture = buffer.getvalue()
-    data = base64.b64encode(picture).decode("ascii")
-    text = html.escape(caption)
-    image = f'<img alt="{text}" src="data:image/png;base64,{data}">'
-    return f"<figure>{image}<figcaption>{text}</figcaption></figure>"

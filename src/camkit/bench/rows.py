@@ -10,7 +10,8 @@ from camkit import plugins
 from camkit.api import Explainer
 from camkit.bench.document import FORWARD
 from camkit.bench.request import BenchRequest
-from camkit.errors import CamkitError, PluginError
+from camkit.bench.schema import MAX_ROWS
+from camkit.errors import CamkitError, PluginError, UsageError
 from camkit.host import unknown_method
 from camkit.metrics.controls import CONTROLS
 
@@ -55,14 +56,17 @@ class Row:
 
 def told(error: Exception) -> str:
     """One line of what was raised, with its type if camkit did not mean it for people."""
-    text = str(error).strip().partition("\n")[0]
+    text = str(error).strip().partition("\n")[0][:1000]
     return text if isinstance(error, CamkitError) else f"{type(error).__name__}: {text}"
 
 
 def all_rows(request: BenchRequest) -> list[Row]:
-    """The forward, the explainers and the controls."""
+    """The forward, the explainers and the controls; `UsageError` if they are more than a document holds."""
     controls = [Row("control", "control", name) for name in CONTROLS]
-    return [Row("forward", *FORWARD), *_explainer_rows(request), *controls]
+    found = [Row("forward", *FORWARD), *_explainer_rows(request), *controls]
+    if len(found) > MAX_ROWS:
+        raise UsageError(f"these are {len(found)} rows, and a benchmark has {MAX_ROWS} at most")
+    return found
 
 
 def _explainer_rows(request: BenchRequest) -> list[Row]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import lru_cache
 from typing import Any, Literal
 
 import numpy as np
@@ -105,7 +105,7 @@ def _studentised(values: Array, seed: int) -> Array:
     return np.asarray(np.where(flat & (means != 0), np.copysign(np.inf, means), ratio))
 
 
-@cache
+@lru_cache(maxsize=4)  # of a thousand values 40 MB each
 def _shares(count: int, seed: int) -> Array:
     """`[count, DRAWS]`: the share that each value has in each redrawn sample."""
     draws = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), DRAWS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import traceback
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -18,7 +19,7 @@ from camkit.cli.model import model
 from camkit.cli.plugin import plugin
 from camkit.cli.terminal import say
 from camkit.cli.train import report, train
-from camkit.errors import CamkitError, CamkitWarning
+from camkit.errors import ESCAPES, CamkitError, CamkitWarning
 
 
 class Commands(click.Group):
@@ -56,7 +57,7 @@ def _short_usage_errors() -> Iterator[None]:
         if error.ctx is None or error.message == error.ctx.get_help():  # `camkit model` shows its help
             raise
         hint = f"Try '{error.ctx.command_path} --help' for help."
-        raise click.UsageError(f"{error.format_message()}\n{hint}") from error
+        raise click.UsageError(f"{error.format_message().translate(ESCAPES)}\n{hint}") from error
 
 
 def _told(error: Exception) -> str:
@@ -127,7 +128,13 @@ _debug_too(click.Group(commands=[merge, report]))
 
 def main(args: Sequence[str] | None = None) -> None:
     """Entry point of the `camkit` command."""
+    sys.excepthook = _show_traceback
     cli.main(args=args, prog_name="camkit")
+
+
+def _show_traceback(*error: Any) -> None:
+    """What --debug lets through, which may repeat strangers' texts."""
+    say("".join(traceback.format_exception(*error)), err=True, nl=False)
 
 
 def _show_warning(message: Any, category: type[Warning], *_: Any, **__: Any) -> None:

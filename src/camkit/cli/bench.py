@@ -68,7 +68,7 @@ def _names(_: click.Context, __: click.Parameter, text: str) -> tuple[str, ...]:
 )
 @click.option(
     "--limit",
-    type=click.IntRange(min=1),
+    type=click.IntRange(min=1, max=1000),
     show_default="16, quick 4",
     help="Photographs to look at, evenly spread.",
 )

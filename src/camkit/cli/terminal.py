@@ -38,7 +38,7 @@ def _in_json() -> dict[int, str]:
     """The escapes of JSON for all that `say` escapes."""
     import json
 
-    return {code: json.dumps(chr(code))[1:-1] for code in ESCAPES}
+    return {code: json.dumps(chr(code))[1:-1] for code in ESCAPES} | {0x7F: "\\u007f"}  # which JSON leaves
 
 
 def _line(cells: Sequence[str], widths: Sequence[int]) -> str:

@@ -248,7 +248,7 @@ def _progress() -> Iterator[Callable[[float, str], None]]:
 
         def show(fraction: float, text: str) -> None:
             if text not in said:
-                bar.console.print(printable(text), highlight=False, markup=False)
+                bar.console.print(printable(text), highlight=False, markup=False, emoji=False)
             said.add(text)
             bar.update(task, completed=fraction)
 

@@ -9,8 +9,8 @@ for pictures, an `ImageError`.
 from __future__ import annotations
 
 import json
-import math
 import os
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,8 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from camkit import images
-from camkit.errors import UsageError
+from camkit.errors import CamkitWarning, UsageError, counted
+from camkit.files import read_regular, reason
 from camkit.preprocess import Preprocess
 
 # From a photograph's file and its size (width, height) to bool [height, width].
@@ -33,6 +34,8 @@ Box = tuple[float, float, float, float]
 MASK_SUFFIXES = (".png", ".bmp", ".tif", ".tiff", ".gif", ".pgm", ".pbm")
 TRIMAP_FOREGROUND = 1  # 2 is background, 3 the border that belongs to neither
 MAX_XML = 2**20
+MAX_JSON = 2**40  # COCO's own have half a gigabyte
+MAX_COORDINATE = 10**6  # far outside of any photograph
 
 
 def read(source: str | os.PathLike[str]) -> Truth:
@@ -42,7 +45,8 @@ def read(source: str | os.PathLike[str]) -> Truth:
     or,
       for a photograph without one, the VOC boxes;
     - a folder of masks, with the photographs' names: every pixel that is not zero;
-    - a COCO json: polygons, or the box of an annotation without; run-length masks are refused.
+    - a COCO json: polygons, or the box of an annotation without; run-length masks are left out, with a
+      warning.
 
     Raises `UsageError` if it is none of these.
     """
@@ -103,10 +107,14 @@ def masks(folder: Path) -> Truth:
 
 
 def coco(path: Path) -> Truth:
-    """All annotations of a photograph together, in a file of COCO's format."""
+    """All annotations of a photograph together, in a file of COCO's format.
+
+    Those in run-length form, as crowds have, are left out: a `CamkitWarning` says how many. Of a photograph
+    that has no others nothing is known.
+    """
     name = images.display(path)
     try:
-        data = json.loads(path.read_bytes())
+        data = json.loads(read_regular(path, MAX_JSON))
         records = {record["id"]: record for record in data["images"]}
         by_file: dict[str, list[Mapping[str, Any]]] = {
             Path(record["file_name"]).name: [] for record in records.values()
@@ -116,19 +124,29 @@ def coco(path: Path) -> Truth:
         for annotation in data["annotations"]:
             by_file[Path(records[annotation["image_id"]]["file_name"]).name].append(annotation)
     except OSError as error:
-        raise UsageError(f"{name} cannot be read: {error.strerror or error}") from None
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        reason = f"{type(error).__name__}: {error}"
-        raise UsageError(f"{name} is no COCO json with `images` and `annotations` ({reason})") from None
+        raise UsageError(f"{name} cannot be read: {reason(error)}") from None
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        told = f"{type(error).__name__}: {reason(error)}"
+        raise UsageError(f"{name} is no COCO json with `images` and `annotations` ({told})") from None
+    if crowds := sum(_is_run_length(one) for found in by_file.values() for one in found):
+        what = counted(crowds, "annotation")
+        warnings.warn(
+            f"{name}: {what} in run-length form, as crowds have, left out: camkit reads polygons and boxes",
+            CamkitWarning,
+            stacklevel=3,
+        )
 
     def mask(photo: Path, size: tuple[int, int]) -> Tensor | None:
-        annotations = by_file.get(photo.name)
-        if annotations is None:
+        known = by_file.get(photo.name)
+        annotations = [one for one in known or () if not _is_run_length(one)]
+        if known is None or (known and not annotations):
             return None
         try:
             shapes = list(_coco_shapes(annotations))
-        except (ValueError, KeyError, TypeError, OverflowError) as error:
-            raise UsageError(f"{name}: an annotation of {photo.name} cannot be read ({error})") from None
+        except (ValueError, LookupError, TypeError, OverflowError) as error:
+            raise UsageError(
+                f"{name}: an annotation of {photo.name} cannot be read ({reason(error)})"
+            ) from None
         return _drawn(
             size,
             boxes=[shape for kind, shape in shapes if kind == "box"],
@@ -140,12 +158,7 @@ def coco(path: Path) -> Truth:
 
 def _coco_shapes(annotations: Iterable[Mapping[str, Any]]) -> Iterator[tuple[str, Any]]:
     for annotation in annotations:
-        outline = annotation.get("segmentation")
-        if isinstance(outline, Mapping):
-            raise ValueError(
-                "run-length masks are not supported: convert them to polygons or to a folder of masks"
-            )
-        if outline:
+        if outline := annotation.get("segmentation"):
             for polygon in outline:
                 values = list(map(_number, polygon))
                 if len(values) < 6 or len(values) % 2:
@@ -156,6 +169,10 @@ def _coco_shapes(annotations: Iterable[Mapping[str, Any]]) -> Iterator[tuple[str
             yield "box", (left, top, left + width, top + height)
 
 
+def _is_run_length(annotation: Mapping[str, Any]) -> bool:
+    return isinstance(annotation.get("segmentation"), Mapping)
+
+
 def voc_boxes(path: Path) -> list[Box]:
     """Left, top, right, bottom of every `bndbox` in a VOC annotation, in pixels from 0, right open.
 
@@ -164,9 +181,10 @@ def voc_boxes(path: Path) -> list[Box]:
     """
     name = images.display(path)
     try:
-        if path.stat().st_size > MAX_XML:
-            raise UsageError(f"{name} is larger than an annotation can be")
-        data = path.read_bytes()
+        data = read_regular(path, MAX_XML)
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{name} cannot be read: {reason(error)}") from None
+    try:
         guard = expat.ParserCreate()
         guard.StartDoctypeDeclHandler = _refuse
         guard.Parse(data, True)
@@ -176,10 +194,8 @@ def voc_boxes(path: Path) -> list[Box]:
             (_value(box, "xmin") - 1, _value(box, "ymin") - 1, _value(box, "xmax"), _value(box, "ymax"))
             for box in root.iter("bndbox")
         ]
-    except OSError as error:
-        raise UsageError(f"{name} cannot be read: {error.strerror or error}") from None
     except (expat.ExpatError, ElementTree.ParseError, ValueError) as error:
-        raise UsageError(f"{name} is no VOC annotation: {error}") from None
+        raise UsageError(f"{name} is no VOC annotation: {reason(error)}") from None
 
 
 def _value(box: ElementTree.Element, tag: str) -> float:
@@ -187,10 +203,10 @@ def _value(box: ElementTree.Element, tag: str) -> float:
 
 
 def _number(text: Any) -> float:
-    """A finite number; `ValueError` for anything else."""
+    """A coordinate; `ValueError` for anything else."""
     number = float(text)
-    if not math.isfinite(number):
-        raise ValueError(f"{text} is no coordinate")
+    if not abs(number) <= MAX_COORDINATE:
+        raise ValueError(f"{str(text)[:50]} is no coordinate")
     return number
 
 
