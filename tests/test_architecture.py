@@ -24,13 +24,18 @@ PACKAGE = ROOT / "src" / "camkit"
 ORDER = [
     "errors",
     "files",
+    "cache",
     "preprocess",
     "axes",
     "layout",
     "scores",
     "api",
+    "style",
     "plugins",
+    "methods",
+    "specs",
     "layers",
+    "archive",
     "weights",
     "efficientnet",
     "models",
@@ -102,8 +107,9 @@ ORDER = [
     "testing.sources",
     "testing.trainers",
     "testing",
-    "cli.tables",
+    "cli.terminal",
     "cli.hints",
+    "cli.early",
     "cli.report",
     "cli.folder",
     "cli.explain",
@@ -120,11 +126,11 @@ FREE = {"__init__"}
 # Who may import what is heavy or belongs to one place.
 OWNERS = {
     "click": {
-        *("cli", "cli.tables", "cli.report", "cli.folder", "cli.explain", "cli.model", "cli.plugin"),
+        *("cli", "cli.terminal", "cli.report", "cli.folder", "cli.explain", "cli.model", "cli.plugin"),
         *("cli.train", "cli.bench"),
     },
     "rich": {"cli.report", "cli.train"},
-    "matplotlib": {"render"},
+    "matplotlib": {"render", "style"},
     # `explanation` hands pictures out and takes them in; the check of trainers writes toy photographs.
     # Polygons of a ground truth are drawn by Pillow.
     "PIL": {"images", "reading", "render", "explanation", "output", "testing.trainers", "metrics.truth"},
@@ -134,6 +140,7 @@ OWNERS = {
     "torchvision": {"models", "torch_trainer", "run"},
     "safetensors": {"weights", "bundle"},
     "pebble": {"reading"},
+    "platformdirs": {"cache"},
     "scipy": {"bench.stats"},
     "pyarrow": {"parquet"},
     "pytest": {"testing"},
@@ -142,11 +149,17 @@ OWNERS = {
 WITHOUT_TORCH = [
     "errors",
     "files",
+    "cache",
     "preprocess",
     "scores",
     "api",
+    "style",
     "plugins",
+    "methods",
+    "specs",
+    "recipe",
     "scaffold",
+    "cli.early",
     *sorted(OWNERS["click"]),
 ]
 

@@ -25,7 +25,8 @@ from camkit.naming import file_name
 from camkit.output import Names, drawn, encoded, picture_stem, warnings
 from camkit.preprocess import Preprocess
 from camkit.reading import Failure
-from camkit.render import Style, overlay
+from camkit.render import overlay
+from camkit.style import Style
 
 
 @dataclass(frozen=True)

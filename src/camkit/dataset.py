@@ -69,10 +69,8 @@ def read(folder: str | os.PathLike[str]) -> Dataset:
     Raises `UsageError` if there are none, a label cannot be told or there is only one class, and
     `ImageError` if files cannot be decoded; both name files.
     """
+    check(folder)
     root = Path(folder)
-    if not root.is_dir():
-        known = "; the trainer fastai can fetch it" if str(folder) == "pets" else ""
-        raise UsageError(f"there is no folder of photographs {str(folder)!r}{known}")
     if (root / "images").is_dir() and (root / "annotations").is_dir():
         root = root / "images"
     paths = sorted(images.expand([root]))
@@ -88,6 +86,13 @@ def read(folder: str | os.PathLike[str]) -> Dataset:
     _check_readable(paths)
     index = {name: number for number, name in enumerate(classes)}
     return Dataset(root, tuple(paths), tuple(index[name] for name in names), classes)
+
+
+def check(folder: str | os.PathLike[str]) -> None:
+    """Raise `UsageError` if there is no such folder."""
+    if not os.path.isdir(folder):  # noqa: PTH112  Path.is_dir raises if the name is too long
+        known = "; the trainer fastai can fetch it" if os.fspath(folder) == "pets" else ""
+        raise UsageError(f"there is no folder of photographs {os.fspath(folder)!r}{known}")
 
 
 class Photos(Generic[T]):

@@ -21,11 +21,11 @@ from camkit import layers, plugins, reading, render
 from camkit.api import Explainer, LoadedModel
 from camkit.capture import as_it_was
 from camkit.errors import MapError, ModelError, PluginError, UsageError, counted
-from camkit.host import Answer, Call, Layer, better_layer, layer_specs, resolve_layers, run, unknown_method
+from camkit.host import Answer, Call, Layer, better_layer, layer_specs, resolve_layers, run
 from camkit.images import Photo
+from camkit.methods import unknown_method
 from camkit.preprocess import Preprocess
 from camkit.reading import Failure, ImageSource
-from camkit.render import Style
 from camkit.scores import (
     THRESHOLD,
     ScoreKind,
@@ -36,6 +36,7 @@ from camkit.scores import (
     squashed,
     told,
 )
+from camkit.style import Style
 from camkit.targets import Chooser, class_chooser
 
 View = Literal["model", "original"]

@@ -146,8 +146,8 @@ def find(
     """The files that names, folders and globs mean, each once, in a stable order.
 
     Of a folder, and of a glob, the files with an image's suffix are taken, folders recursively, as they are
-    found: nothing is listed beforehand. A name that is neither is passed on as it is, so that its own
-    error says so. A glob or a folder without images raises `UsageError`.
+    found: nothing is listed beforehand. A name that is not there, and a glob or a folder without images,
+    raise `UsageError`, with the first file that is asked for.
 
     Results are called as the file is, below a single folder with the path from there; of several
     patterns those from a folder bear its name, too. A name that is taken gets a number.
@@ -196,14 +196,26 @@ def _real(folder: str | os.PathLike[str]) -> str:
 def _expand_one(pattern: str) -> tuple[Path | None, Iterable[Path]]:
     """The folder that the files lie below, if they are not named one by one, and the files."""
     path = Path(pattern)
-    if path.is_dir():
+    if os.path.isdir(path):  # noqa: PTH112  Path.is_dir raises where one may not look
         return path, Walk(path)
     if not os.path.lexists(pattern) and glob.has_magic(pattern):
         found = sorted(glob.glob(pattern, recursive=True))  # noqa: PTH207  Path.glob takes no absolute pattern
         hits = (Path(hit) for hit in found)
         fixed = itertools.takewhile(lambda part: not glob.has_magic(part), path.parts)
         return Path(*fixed), [hit for hit in hits if _is_image(hit) and not hit.is_dir()]
+    if not _may_be_there(path):
+        raise UsageError(f"there is no image {display(pattern)!r}")
     return None, [path]
+
+
+def _may_be_there(path: Path) -> bool:
+    try:
+        path.stat()
+    except PermissionError:  # reading it will say so
+        return True
+    except (OSError, ValueError):  # the latter of what no file can be called
+        return False
+    return True
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from functools import lru_cache
 from typing import Any
 
 from camkit import models
-from camkit.render import Style
+from camkit.style import Style
 
 MAX_NAME_BYTES = 120  # of one part of a file name
 MAX_STEM_BYTES = 240  # of all parts; file systems take 255 with the suffix

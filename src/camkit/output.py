@@ -34,7 +34,8 @@ from camkit.manifest import FIELDS, SCHEMA, Done, Line, Owners, question
 from camkit.naming import MAP, PICTURE, class_slugs, file_name, output_name, parts, slug
 from camkit.parquet import Map
 from camkit.reading import Failure
-from camkit.render import Panel, Style, extent, sheet, signed
+from camkit.render import Panel, extent, sheet, signed
+from camkit.style import Style
 
 Result = Explanation | Failure
 Format = Literal["png", "npz", "parquet"]

@@ -11,7 +11,7 @@ from camkit.api import Explainer
 from camkit.bench.document import FORWARD
 from camkit.bench.request import BenchRequest
 from camkit.errors import CamkitError, PluginError
-from camkit.host import unknown_method
+from camkit.methods import unknown_method
 from camkit.metrics.controls import CONTROLS
 
 REFERENCE = "native"  # comes first, if it takes part

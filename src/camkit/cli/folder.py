@@ -7,8 +7,10 @@ from typing import Any
 
 import click
 
+from camkit.cli import early
 from camkit.cli.terminal import say
 from camkit.errors import UsageError
+from camkit.style import Style
 
 FOLDER = click.Path(path_type=Path, file_okay=False)
 
@@ -22,6 +24,9 @@ def merge(folders: tuple[Path, ...], out: Path) -> None:
     Every result is copied once, whichever folders hold it. Nothing is overwritten: two different files
     of one name are an error.
     """
+    early.results(*folders)
+    early.writable(out)
+
     from camkit import collect
 
     added = collect.merge(folders, out)
@@ -42,6 +47,11 @@ def verify(folder: Path, images: Path | None, spec: str | None, sample: int, see
     Hashes of all maps, pictures and photographs are compared with the manifest, and a sample of the maps
     is computed again. The exit code is 1 if anything is missing or differs.
     """
+    early.results(folder)
+    early.there(images)
+    if spec is not None:
+        early.model(spec)
+
     from camkit import collect
 
     found = collect.verify(folder, photographs=images, sample=sample, seed=seed, spec=spec)
@@ -80,17 +90,18 @@ def render(folder: Path, images: Path | None, view: Any, **look: Any) -> None:
     No model is needed. The pictures lie beside the maps, and the manifest tells of them. Those of another
     look are kept: what differs from the default is part of the name.
     """
-    from camkit import collect
-    from camkit.output import Names
-    from camkit.render import Style
-
     if look["counterfactual"] and look["relu"]:
         raise UsageError("--counterfactual and --relu exclude each other: choose one")
+    style = Style(**look)
+    early.results(folder)
+    early.there(images)
+
+    from camkit import collect
+    from camkit.output import Names
+
     done = failed = 0
     names = Names(folder)
-    for line, error in collect.redraw(
-        folder, style=Style(**look), view=view, photographs=images, names=names
-    ):
+    for line, error in collect.redraw(folder, style=style, view=view, photographs=images, names=names):
         if error is None:
             done += 1
             say(picture := folder / line["overlay_file"])
