@@ -32,7 +32,7 @@ import torch
 import camkit
 from camkit import explanation, images, reading
 from camkit.output import Format, Output
-from camkit.render import Style
+from camkit.style import Style
 
 SPEC = "fastai:resnet34@none"
 BATCH = 16

@@ -209,7 +209,7 @@ def test_a_bundle_is_explained_on_the_command_line(original: Path, tmp_path: Pat
 def test_a_damaged_bundle_on_the_command_line(bundle: Path) -> None:
     (bundle / "model.safetensors").unlink()
     result = runner().invoke(cli, ["explain", str(sample()), "--model", str(bundle)])
-    assert result.exit_code == 1
+    assert result.exit_code == 2
     assert result.stderr == f"Error: {bundle} is not a bundle: model.safetensors is missing\n"
 
 

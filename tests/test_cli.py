@@ -27,7 +27,7 @@ from camkit import render
 from camkit.cli import cli
 from camkit.images import sample
 from camkit.preprocess import Preprocess
-from camkit.render import Style
+from camkit.style import Style
 
 ROOT = Path(__file__).parent.parent
 pytestmark = pytest.mark.usefixtures("here")
@@ -158,10 +158,11 @@ def read_all(reader: int) -> Iterator[bytes]:
 
 def test_a_bad_file_costs_only_itself() -> None:
     Path("empty.jpg").touch()
-    result = explain(photo("a.png"), "empty.jpg", "missing.png", photo("b.png", 1))
+    Path("text.png").write_text("no picture")
+    result = explain(photo("a.png"), "empty.jpg", "text.png", photo("b.png", 1))
     assert result.exit_code == 3
     assert "Error: empty.jpg is empty (0 bytes)\n" in result.stderr
-    assert "Error: missing.png cannot be read: No such file or directory\n" in result.stderr
+    assert "Error: text.png is not an image that camkit reads" in result.stderr
     by_image = {line["image"]: line for line in lines()}
     assert [line["status"] for line in by_image.values()] == ["ok", "error", "error", "ok"]
     assert by_image["empty.jpg"]["error"] == "empty.jpg is empty (0 bytes)"
@@ -172,7 +173,8 @@ def test_a_bad_file_costs_only_itself() -> None:
 
 def test_nothing_done_is_exit_code_1() -> None:
     Path("bad.png").write_bytes(b"no picture")
-    result = explain("bad.png", "missing.png")
+    Path("empty.jpg").touch()
+    result = explain("bad.png", "empty.jpg")
     assert result.exit_code == 1
     assert [line["status"] for line in lines()] == ["error", "error"]
     assert not maps() and not pictures()
@@ -206,9 +208,6 @@ def test_a_class_without_a_score_is_an_error(score: str, code: int, good: list[s
         (["--model", "tiny:raises"], "unexpected RuntimeError: the disk is on fire (--debug shows where)"),
         (["--model", "tiny:memory"], "out of memory: try a smaller --batch-size, or --device cpu"),
         (["--model", "tiny:miscounted"], "model 'tiny:miscounted' names 3 classes but returns 4 scores"),
-        (["--model", "tini:net"], "there is no model 'tini:net'; did you mean 'tiny'"),
-        (["--model", "timm:test_resnt@none"], "timm has no model 'test_resnt'; did you mean 'test_resnet'"),
-        (["--model", "folder/of/nothing"], "there is no bundle folder 'folder/of/nothing'"),
         (["--device", "cuda:99"], "device 'cuda:99' is not there"),
         (["--device", "tape"], "there is no device 'tape': use auto, cpu, cuda or cuda:N"),
         (["--out", "cat.png/maps"], "cannot write into cat.png/maps: Not a directory"),
@@ -248,6 +247,10 @@ def test_what_cannot_be_done_is_one_line_and_exit_code_1(arguments: list[str], m
         (["--layer", "bodi"], "no layer 'bodi'; did you mean 'body'"),
         (["--layer", "fc"], r"output \[1, 4\] of layer 'fc' is not a feature map"),
         (["--out", "cat.png"], "'cat.png' is a file"),
+        (["--model", "tini:net"], "there is no model 'tini:net'; did you mean 'tiny'"),
+        (["--model", "timm:test_resnt@none"], "timm has no model 'test_resnt'; did you mean 'test_resnet'"),
+        (["--model", "folder/of/nothing"], "there is no bundle folder 'folder/of/nothing'"),
+        (["missing.png"], "there is no image 'missing.png'"),
         (["emptyfolder"], "no image found in 'emptyfolder'"),
         (["nothing*.png"], r"no image found in 'nothing\*.png'"),
     ],

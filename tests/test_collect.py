@@ -15,7 +15,7 @@ from tests.test_cli import camkit_, explain, lines, photo
 
 from camkit import collect, manifest
 from camkit.errors import CamkitError
-from camkit.render import Style
+from camkit.style import Style
 
 pytestmark = pytest.mark.usefixtures("here")
 

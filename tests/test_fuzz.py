@@ -25,7 +25,7 @@ from camkit.errors import CamkitError, LayerError, ModelError, TargetError, Usag
 from camkit.layers import find
 from camkit.metrics import truth
 from camkit.preprocess import Preprocess
-from camkit.render import Style
+from camkit.style import Style
 from camkit.targets import class_chooser
 from camkit.weights import built_for
 

@@ -765,8 +765,21 @@ def test_a_file_whose_name_looks_like_a_glob(folder: Path) -> None:
     assert names(folder, f"{folder}/cat[1].jpg") == ["cat[1].jpg"]
 
 
-def test_a_name_that_does_not_exist_is_passed_on(folder: Path) -> None:
-    assert names(folder, folder / "missing.jpg", folder / "b.jpg") == ["missing.jpg", "b.jpg"]
+@pytest.mark.parametrize("name", ["missing.jpg", "b.jpg/missing.jpg", "dangling.jpg", "x" * 5000, "a\0b"])
+def test_a_name_that_does_not_exist_is_wrong_usage_before_anything_else(folder: Path, name: str) -> None:
+    (folder / "dangling.jpg").symlink_to("nowhere.jpg")
+    with pytest.raises(UsageError, match="there is no image"):
+        next(expand([folder / "b.jpg", f"{folder}/{name}"]))
+
+
+def test_a_file_that_may_not_be_looked_at_is_passed_on(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*_: object, **__: object) -> object:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "stat", refused)
+    assert list(expand([folder / "c.jpg"])) == [folder / "c.jpg"]
 
 
 def test_a_folder_or_glob_without_images_is_wrong_usage(folder: Path) -> None:

@@ -33,7 +33,7 @@ from camkit.naming import output_name, slug
 from camkit.output import Output, Result, request_id
 from camkit.preprocess import Preprocess
 from camkit.reading import Failure
-from camkit.render import Style
+from camkit.style import Style
 
 # The manifest's fields, as the reference lists them.
 FIELDS = """

@@ -17,7 +17,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from camkit import images
+from camkit import images, reading
+from camkit.errors import CamkitWarning
 from camkit.images import Photo, Source
 from camkit.preprocess import Preprocess
 from camkit.reading import Failure, LimitError, Processes, name_of, prepare, processes, read
@@ -344,3 +345,19 @@ def test_readers_end_with_the_block_even_in_the_middle_of_a_file(tmp_path: Path)
         readers = descendants(os.getpid()) - before
     assert len(readers) == 2
     assert [process for process in readers if is_there(process)] == []
+
+
+def test_where_no_process_can_be_started_this_one_reads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where /dev/shm cannot be written."""
+
+    def refused(*_: object) -> object:
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr("_multiprocessing.SemLock", refused)
+    said = r"no processes can be started .*\(Read-only file system\): this one reads .* --workers 0 does"
+    with pytest.warns(CamkitWarning, match=said), reading.processes(2) as pool:
+        assert pool is None
+    with reading.processes(0) as pool:  # without a word
+        assert pool is None

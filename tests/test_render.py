@@ -18,7 +18,8 @@ from torch.nn import functional as F
 from camkit import render
 from camkit.errors import MapError, UsageError
 from camkit.preprocess import Preprocess
-from camkit.render import Panel, Style, is_flat, overlay, sheet
+from camkit.render import Panel, is_flat, overlay, sheet
+from camkit.style import Style
 
 Pixels = np.ndarray
 

@@ -37,8 +37,8 @@ if TYPE_CHECKING:
     from camkit.layout import layout_of
     from camkit.models import load_model
     from camkit.preprocess import Preprocess
-    from camkit.render import Style
     from camkit.stand_in import StandIn, wide
+    from camkit.style import Style
     from camkit.training import train
 
 __version__ = "0.1.0"
@@ -56,8 +56,8 @@ _HOMES = {
     "camkit.layout": "layout_of",
     "camkit.models": "load_model",
     "camkit.preprocess": "Preprocess",
-    "camkit.render": "Style",
     "camkit.stand_in": "StandIn wide",
+    "camkit.style": "Style",
     "camkit.training": "train",
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names.split()}

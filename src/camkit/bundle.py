@@ -13,14 +13,14 @@ import torch
 
 from camkit import plugins
 from camkit.api import LoadedModel, ModelSource
-from camkit.errors import UNPRINTABLE, CamkitError, ModelError, PluginError
-from camkit.files import cause, inside, read_regular, reason, writing_folder
+from camkit.errors import UNPRINTABLE, CamkitError, ModelError, ModelNotFound, PluginError
+from camkit.files import cause, inside, is_file, read_regular, reason, writing_folder
 from camkit.preprocess import Preprocess
 from camkit.scores import ScoreKind, checked
-from camkit.weights import SPARE, built_for, first_line, is_file, put_weights, read_weights
+from camkit.specs import CONFIG, WEIGHTS
+from camkit.weights import SPARE, built_for, first_line, put_weights, read_weights
 
 FORMAT = 1
-CONFIG, WEIGHTS = "camkit.json", "model.safetensors"
 PETS = Path(__file__).parent / "pets"
 MAX_CONFIG_BYTES = 16 * 2**20
 
@@ -188,7 +188,7 @@ def _inside(folder: Path, name: str) -> Path:
     """A regular file of the bundle; links that lead out of the folder are refused."""
     path = folder / name
     if not is_file(path):
-        raise ModelError(f"{folder} is not a bundle: {name} is missing")
+        raise ModelNotFound(f"{folder} is not a bundle: {name} is missing")
     try:
         return inside(folder, name)
     except CamkitError as error:

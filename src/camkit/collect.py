@@ -29,7 +29,8 @@ from camkit.naming import Names, file_name
 from camkit.output import drawn, encoded, picture_stem, warnings
 from camkit.preprocess import Preprocess
 from camkit.reading import Failure, LimitError, Processes
-from camkit.render import Style, View, draw
+from camkit.render import View, draw
+from camkit.style import Style
 
 T = TypeVar("T")
 

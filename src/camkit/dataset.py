@@ -94,12 +94,17 @@ def read(folder: str | os.PathLike[str]) -> Dataset:
 
 def photographs(folder: str | os.PathLike[str]) -> Path:
     """Where the photographs of a data set lie; `UsageError` if there is no such folder."""
+    check(folder)
     root = Path(folder)
-    if not root.is_dir():
-        known = "; the trainer fastai can fetch it" if str(folder) == "pets" else ""
-        raise UsageError(f"there is no folder of photographs {str(folder)!r}{known}")
     is_pets = (root / "images").is_dir() and (root / "annotations").is_dir()
     return root / "images" if is_pets else root
+
+
+def check(folder: str | os.PathLike[str]) -> None:
+    """Raise `UsageError` if there is no such folder."""
+    if not os.path.isdir(folder):  # noqa: PTH112  Path.is_dir raises if the name is too long
+        known = "; the trainer fastai can fetch it" if os.fspath(folder) == "pets" else ""
+        raise UsageError(f"there is no folder of photographs {os.fspath(folder)!r}{known}")
 
 
 class Photos(Generic[T]):

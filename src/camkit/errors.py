@@ -9,7 +9,8 @@ CamkitError                 exit code
 │   ├── PluginNotFound      2   no plugin of that name
 │   ├── AmbiguousPlugin     2   two packages offer the name
 │   └── BrokenPlugin        1   found, but it cannot be loaded or keeps no promise
-├── ModelError              1   a model that cannot be found, read, built or run
+├── ModelError              1   a model that cannot be read, built or run
+│   └── ModelNotFound       2   no model, bundle folder or weights file of that name
 ├── ImageError              1   an image that cannot be decoded safely
 └── MapError                1   a map that says nothing: NaN or infinite values
 
@@ -98,6 +99,12 @@ class BrokenPlugin(PluginError):
 
 class ModelError(CamkitError):
     """A model cannot be found, read, built or run."""
+
+
+class ModelNotFound(ModelError):
+    """There is no model, bundle folder or weights file of that name."""
+
+    exit_code = 2
 
 
 class ImageError(CamkitError):

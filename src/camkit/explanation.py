@@ -23,10 +23,11 @@ from camkit.api import Explainer, LoadedModel
 from camkit.capture import as_it_was
 from camkit.errors import MapError, ModelError, PluginError, UsageError, counted
 from camkit.files import write_whole
-from camkit.host import Answer, Call, Layer, better_layer, layer_specs, resolve_layers, run, unknown_method
+from camkit.host import Answer, Call, Layer, better_layer, layer_specs, resolve_layers, run
 from camkit.images import Photo
+from camkit.methods import unknown_method
 from camkit.reading import Failure, ImageSource
-from camkit.render import Style, View
+from camkit.render import View
 from camkit.scores import (
     THRESHOLD,
     ScoreKind,
@@ -37,6 +38,7 @@ from camkit.scores import (
     squashed,
     told,
 )
+from camkit.style import Style
 from camkit.targets import Chooser, class_chooser
 
 # What is said of a picture that cannot say it itself: of the map of a class; of one that knows no class.

@@ -24,9 +24,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from camkit import capture, winograd
+from camkit import cache, capture, winograd
 from camkit.capture import Captured
-from camkit.errors import CamkitWarning
+from camkit.errors import CamkitError, CamkitWarning
 from camkit.layout import layout
 from camkit.split import Split, split_or_reason
 from camkit.state import Contents, Look, copied
@@ -118,7 +118,7 @@ def _fast(
             return parts
         if others and not set(parts.head.modules()).difference(parts.body.modules()).issuperset(others):
             return "of several layers it needs one below all others"
-        if key not in memory and (reason := _unsteady(owner, inputs)):
+        if key not in memory and (reason := _unsafe() or _unsteady(owner, inputs)):
             return reason
         return memory.get(key, lambda: _build(owner, parts, inputs, memory.transformed))
 
@@ -138,6 +138,15 @@ def _settings() -> tuple[Any, ...]:
         backends.cuda.matmul.allow_fp16_reduced_precision_reduction,
         backends.cuda.matmul.allow_bf16_reduced_precision_reduction,
     )
+
+
+def _unsafe() -> str | None:
+    """Why there is no place for compiled code that others cannot change."""
+    try:
+        cache.folder()
+    except CamkitError as error:
+        return str(error)
+    return None
 
 
 def _unsteady(module: nn.Module, inputs: Tensor) -> str | None:
@@ -166,7 +175,7 @@ def _unsteady(module: nn.Module, inputs: Tensor) -> str | None:
 
 def _build(module: nn.Module, parts: Split, inputs: Tensor, kept: dict[str, Tensor]) -> _Fast | str:
     try:
-        with warnings.catch_warnings(), _silent(), torch.no_grad():
+        with warnings.catch_warnings(), cache.compiling(), _silent(), torch.no_grad():
             warnings.simplefilter("ignore")
             fast = _Fast(_compiled(parts.body, _noise(inputs, 0), kept), parts.head)
             if not isinstance(fast.body(_noise(inputs, 0))[0], Tensor):

@@ -22,10 +22,11 @@ from torch import Tensor, nn
 from camkit import plugins
 from camkit.api import LoadedModel, ModelSource
 from camkit.errors import CamkitWarning, ModelError
+from camkit.files import is_file
 from camkit.models import qualified
 from camkit.preprocess import FILTERS, Preprocess
 from camkit.scores import ScoreKind, probabilities
-from camkit.weights import first_line, is_file, put_weights, read_weights, seeded
+from camkit.weights import built_for, first_line, put_weights, read_weights, seeded
 
 LESSON_CLASSES = 37
 HIDDEN = 512
@@ -142,8 +143,11 @@ class FastaiSource(ModelSource):
         state = None if file == "none" else read_weights(Path(file))
         if state is not None:
             architecture |= _facts(state)
-        module = self.build(architecture)
-        if state is not None:
+        if state is None:
+            module = self.build(architecture)
+        else:
+            with built_for(sum(tensor.nbytes for tensor in state.values())):
+                module = self.build(architecture)
             put_weights(module, state, file)
         count = architecture["num_classes"]
         return LoadedModel(

@@ -167,11 +167,16 @@ def _telling(path: Path) -> Iterator[None]:
 
 
 def check_writable(folder: Path) -> None:
-    """Raise `CamkitError` if `folder` cannot be made or written into; nothing is made yet."""
+    """Raise `CamkitError` if `folder` cannot be made or written into. That is tried, and leaves nothing."""
     there = next(path for path in (folder, *folder.absolute().parents) if os.path.lexists(path))
-    code = errno.EACCES if there.is_dir() else errno.ENOTDIR
-    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
-        raise CamkitError(f"cannot write into {folder}: {os.strerror(code)}")
+    try:
+        if not there.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+        draft = _draft(there / folder.name)
+        os.close(os.open(draft, _NEW, 0o600))
+        draft.unlink()
+    except OSError as error:
+        raise CamkitError(f"cannot write into {folder}: {reason(error)}") from None
 
 
 def sweep(folder: Path, *, below: bool = True) -> None:
@@ -260,10 +265,15 @@ def inside(folder: Path, name: object) -> Path:
     return path
 
 
+def is_file(path: str | os.PathLike[str]) -> bool:
+    """Whether it is a regular file; a name that no file can have is none."""
+    return os.path.isfile(path)  # noqa: PTH113  Path.is_file raises if the name is too long
+
+
 def regular(folder: Path, name: object) -> Path:
     """A regular file in the folder that a text names; `CamkitError` if it is not there."""
     path = inside(folder, name)
-    if not os.path.isfile(path):  # noqa: PTH113  Path.is_file raises if the name is too long
+    if not is_file(path):
         raise CamkitError(f"{printable(str(path))} cannot be read: there is no such file")
     return path
 

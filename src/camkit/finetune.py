@@ -31,7 +31,7 @@ def pretrained(arch: str, weights: str, device: torch.device) -> LoadedModel:
         if weights != "default" or arch in known:
             raise
         ways = "in a training: --weights FILE or --weights none; --arch imagenet needs no network"
-        raise ModelError(f"{error} ({ways})") from None
+        raise type(error)(f"{error} ({ways})") from None
 
 
 def with_new_head(

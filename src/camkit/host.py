@@ -16,9 +16,10 @@ from torch import Tensor, nn
 from camkit import automatic, capture, causes, layers, models, plugins
 from camkit.api import Explainer, LoadedModel, Sweep
 from camkit.automatic import Choice
-from camkit.errors import CamkitError, CamkitWarning, LayerError, ModelError, UsageError, closest
+from camkit.errors import CamkitError, CamkitWarning, LayerError, ModelError, UsageError
 from camkit.fast import remembered
 from camkit.layout import SPACE, OpenLayout, settle
+from camkit.methods import unknown_method
 from camkit.state import copied
 from camkit.targets import Checked, Chooser, Output, Score, Scored, Targets, every, given
 
@@ -412,13 +413,6 @@ def better_layer(
     except CamkitError:
         return ""
     return f"; try layer {better.name!r}" if better.checked and better.name != layer else ""
-
-
-def unknown_method(method: str, owner: str, known: Sequence[str]) -> UsageError:
-    """The error for a method that does not exist."""
-    return UsageError(
-        f"{owner} has no method {method!r}{closest(method, known)} (methods: {', '.join(known)})"
-    )
 
 
 def _shaped(

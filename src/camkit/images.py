@@ -187,8 +187,8 @@ def find(
     """The files that names, folders and globs mean, each once, in a stable order.
 
     Of a folder, and of a glob, the files with an image's suffix are taken, folders recursively, as they are
-    found: nothing is listed beforehand. A name that is neither is passed on as it is, so that its own
-    error says so. A glob or a folder without images raises `UsageError`.
+    found: nothing is listed beforehand. A name that is not there, and a glob or a folder without images,
+    raise `UsageError`, with the first file that is asked for.
 
     Results are called as the file is, below a single folder with the path from there; of several
     patterns those from a folder bear its name, too. A name that is taken gets a number.
@@ -240,12 +240,24 @@ def _expand_one(pattern: str) -> tuple[Path | None, Iterable[Path]]:
     if os.path.isdir(pattern):  # noqa: PTH112  is_dir raises if the name is too long
         return path, Walk(path)
     if os.path.lexists(pattern) or not glob.has_magic(pattern):
+        if not _may_be_there(path):
+            raise UsageError(f"there is no image {display(pattern)!r}")
         return None, [path]
     fixed = Path(*itertools.takewhile(lambda part: not glob.has_magic(part), path.parts))
     if ANY_DEPTH in path.parts:
         return fixed, Glob(path)
     found = (Path(hit) for hit in sorted(glob.glob(pattern)))  # noqa: PTH207  Path.glob takes no absolute pattern
     return fixed, [hit for hit in found if _is_image(hit) and not hit.is_dir()]
+
+
+def _may_be_there(path: Path) -> bool:
+    try:
+        path.stat()
+    except PermissionError:  # reading it will say so
+        return True
+    except (OSError, ValueError):  # the latter of what no file can be called
+        return False
+    return True
 
 
 @dataclass(frozen=True)

@@ -21,18 +21,12 @@ from torch import Tensor, nn
 from camkit import plugins
 from camkit.api import LoadedModel, ModelSource
 from camkit.efficientnet import EfficientNetLite0
-from camkit.errors import ModelError, closest
+from camkit.errors import ModelError, ModelNotFound, closest
+from camkit.files import is_file
 from camkit.preprocess import Preprocess
 from camkit.scores import ScoreKind, checked
-from camkit.weights import (
-    download,
-    first_line,
-    head_size,
-    is_file,
-    put_weights,
-    read_weights,
-    seeded,
-)
+from camkit.specs import split
+from camkit.weights import built_for, download, first_line, head_size, put_weights, read_weights, seeded
 
 DEFAULT = "pets"
 # torchvision's own weights for these two expect inputs normalised once more inside the module.
@@ -53,12 +47,12 @@ def load_model(
     spec: `pets`, `imagenet`, `torchvision:NAME[@WEIGHTS]`, `timm:NAME[@FILE]`, or a bundle folder.
     device: `auto` (a CUDA device if there is one), `cpu`, `cuda`, `cuda:1`, ...
     scores: what its outputs are: `softmax`, `sigmoid`, `probabilities` or `none`; left out, as it says.
-    Raises `ModelError` if it cannot be found, read or built.
+    Raises `ModelNotFound` if there is none, and `ModelError` if it cannot be read or built.
     """
     target, kind = pick_device(device), pick_dtype(dtype)
     if scores is not None:
         checked(scores)  # before the model is loaded
-    scheme, reference = _split(os.fspath(spec))
+    scheme, reference = split(os.fspath(spec))
     model: LoadedModel = plugins.make("model", scheme).load(reference, device=target, trust=trust_pickle)
     model.module.eval()
     if scores is not None:
@@ -93,39 +87,6 @@ def pick_dtype(dtype: str | torch.dtype) -> torch.dtype:
     return picked
 
 
-def _split(spec: str) -> tuple[str, str]:
-    """Scheme and reference. A path is never taken for a name, nor the other way round."""
-    is_folder = os.path.isdir(spec)  # noqa: PTH112  Path.is_dir raises if the name is too long
-    found = plugins.find("model")
-    for name in (name for item in found for name in (item.full_name, item.name)):
-        # A folder may share its name with a source, as a data set called imagenet does.
-        if spec == name and not (is_folder and is_file(Path(spec, "camkit.json"))):
-            return name, ""
-        if spec.startswith(f"{name}:"):
-            return name, spec[len(name) + 1 :]
-    if is_folder:
-        inner = str(Path(spec, "bundle"))  # of the folder that a training wrote
-        return "bundle", inner if is_file(Path(inner, "camkit.json")) else spec
-    if is_file(spec):
-        if spec.endswith(".pkl"):
-            raise ModelError(
-                f"{spec} is a file, not a bundle folder; of fastai's learn.export(): fastai:{spec}"
-            )
-        raise ModelError(
-            f"{spec} is a file, not a bundle folder; weights belong to an architecture: timm:NAME@{spec} "
-            f"or torchvision:NAME@{spec}"
-        )
-    scheme, colon, _ = spec.partition(":")
-    for source, end in (("torchvision", "@"), ("timm", "[@.]")):  # behind a dot stand weights of timm
-        if not colon and re.split(end, spec)[0] in plugins.make("model", source).names():
-            raise ModelError(f"there is no model {spec!r}; did you mean {source}:{spec}?")
-    if os.sep in spec or Path(spec).suffix:
-        raise ModelError(f"there is no bundle folder {spec!r}")
-    names = sorted({item.name for item in found})
-    hint = closest(scheme, names) or f"; use a bundle folder or one of {', '.join(names)}"
-    raise ModelError(f"there is no model {spec!r}{hint} (`camkit model list`)")
-
-
 def qualified(name: str) -> str:
     """`torchvision:NAME` or `timm:NAME`, whichever has a classifier NAME; torchvision comes first."""
     if name in TorchvisionSource().names():
@@ -133,7 +94,7 @@ def qualified(name: str) -> str:
     names = list(TimmSource().names())
     if name.partition(".")[0] not in names:  # behind a dot stand weights of timm
         hint = closest(name, [*TorchvisionSource().names(), *names]) or " (`camkit model list 'timm:*'`)"
-        raise ModelError(f"neither torchvision nor timm has a model {name!r}{hint}")
+        raise ModelNotFound(f"neither torchvision nor timm has a model {name!r}{hint}")
     return f"timm:{name}"
 
 
@@ -145,9 +106,10 @@ def _built(
     if state is None:
         return module, architecture
     count = head_size(state, module)
-    if count != architecture["num_classes"]:
+    if count != architecture["num_classes"]:  # as a stranger's tensor says
         architecture = {**architecture, "num_classes": count}
-        module = source.build(architecture)
+        with built_for(sum(tensor.nbytes for tensor in state.values())):
+            module = source.build(architecture)
     put_weights(module, state, where)
     return module, architecture
 
@@ -211,7 +173,7 @@ class TorchvisionSource(ModelSource):
         elif is_file(wanted):
             state = read_weights(Path(wanted))
         else:
-            raise ModelError(
+            raise ModelNotFound(
                 f"{wanted!r} is neither a file nor weights of {name}: {', '.join(by_name)} or none"
             )
         count = len(chosen.meta["categories"])
@@ -263,7 +225,7 @@ class TorchvisionSource(ModelSource):
     def _known(self, name: str) -> None:
         if name not in (names := self.names()):
             hint = closest(name, names) or "; `camkit model list 'torchvision:*'` shows all"
-            raise ModelError(f"torchvision has no classifier {name!r}{hint}")
+            raise ModelNotFound(f"torchvision has no classifier {name!r}{hint}")
 
 
 class TimmSource(ModelSource):
@@ -338,7 +300,7 @@ class TimmSource(ModelSource):
         names = timm.list_pretrained() if "." in name else self.names()
         if name not in names:
             hint = closest(name, names) or "; `camkit model list 'timm:*'` shows all"
-            raise ModelError(f"timm has no model {name!r}{hint}")
+            raise ModelNotFound(f"timm has no model {name!r}{hint}")
 
 
 def _architecture(data: Mapping[str, Any]) -> tuple[str, int]:

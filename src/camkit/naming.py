@@ -22,7 +22,7 @@ from typing import Any
 from camkit import models
 from camkit.files import holds, write_whole
 from camkit.manifest import FILES, Line, Owners, held
-from camkit.render import Style
+from camkit.style import Style
 
 MAX_NAME_BYTES = 120  # of one part of a file name
 MAX_STEM_BYTES = 240  # of all parts; file systems take 255 with the suffix

@@ -8,16 +8,17 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property, partial
 from math import prod
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from camkit import cams, capture, fast, perturb
-from camkit.api import Explainer, Query, Sweep, option
+from camkit.api import Explainer, Query, Sweep
 from camkit.capture import Captured
 from camkit.errors import UsageError
+from camkit.methods import FEATURES, GRADIENTS, METHODS, NativeOptions
 from camkit.perturb import Head
 
 # Gradients of several classes are computed together; a chunk of classes holds at most this much. Larger
@@ -25,42 +26,16 @@ from camkit.perturb import Head
 GRADIENT_BYTES = 16 * 2**20
 
 
-@dataclass(frozen=True)
-class NativeOptions:
-    """Options of the native explainer."""
-
-    reduction: Literal["sum", "mean"] = option(
-        "sum", help="over channels, where a method has a sum: as in the papers, or the lesson's mean"
-    )
-    alpha: float = option(0.6, min=0.0, help="finercam: how strongly similar classes are held against")
-    comparisons: int = option(3, min=1, help="finercam: how many similar classes")
-    fast: bool = option(False, help="compile what is below the layer: the first call takes seconds")
-    batch_size: int = option(32, min=1, help="ablationcam, scorecam: channels in one forward")
-
-
-# Methods that need the features alone: [B, C, h, w] -> [B, 1, h, w], the same for every class.
+# Of the features alone: [B, C, h, w] -> [B, 1, h, w].
 FEATURE_METHODS: dict[str, Callable[[Tensor], Tensor]] = {
-    "activations": cams.activations,
-    "eigencam": cams.eigencam,
+    name: getattr(cams, formula) for name, formula in FEATURES.items()
 }
 
-# Methods that need gradients too: features, gradients [T, B, C, h, w] -> [B, T, h, w].
+# Of features and gradients [T, B, C, h, w] -> [B, T, h, w].
 GradientFormula = Callable[[Tensor, Tensor], Tensor]
 GRADIENT_METHODS: dict[str, GradientFormula] = {
-    "gradcam": cams.gradcam,
-    "gradcam++": cams.gradcam_plus_plus,
-    "xgradcam": cams.xgradcam,
-    "hirescam": cams.hirescam,
-    "gradcam-elementwise": cams.gradcam_elementwise,
-    "layercam": cams.layercam,
-    "eigengradcam": cams.eigengradcam,
+    name: getattr(cams, formula) for name, formula in GRADIENTS.items()
 }
-
-# Grad-CAM of another score than that of the class, and with second derivatives.
-FURTHER_GRADIENTS = ("finercam", "shapleycam")
-
-# Methods that need further forwards, at best of what is above the layer.
-PERTURBATIONS = ("ablationcam", "scorecam")
 
 # A principal component, or a sum of what is positive, does not cancel.
 UNDOUBTED = ("eigengradcam", "gradcam-elementwise")
@@ -73,7 +48,7 @@ class Native(Explainer):
     """Hooks and `autograd.grad` from the target layer upwards; classes and layers share a forward."""
 
     summary = "Grad-CAM and its family from one forward; nothing below the layer is differentiated"
-    methods = (*GRADIENT_METHODS, *FURTHER_GRADIENTS, *FEATURE_METHODS, *PERTURBATIONS)
+    methods = METHODS
     dtypes = ("float32", "float64", "bfloat16", "float16")
     class_agnostic = tuple(FEATURE_METHODS)
     notes: ClassVar[Mapping[str, str]] = {

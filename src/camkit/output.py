@@ -34,7 +34,8 @@ from camkit.manifest import FIELDS, SCHEMA, Done, Line, question
 from camkit.naming import MAP, PICTURE, Names, class_slugs, output_name, parts, slug
 from camkit.parquet import Map
 from camkit.reading import WAITING, Failure
-from camkit.render import Panel, Style, View, extent, sheet, signed
+from camkit.render import Panel, View, extent, sheet, signed
+from camkit.style import Style
 
 Result = Explanation | Failure
 Format = Literal["png", "npz", "parquet"]

@@ -11,6 +11,7 @@ import multiprocessing
 import os
 import signal
 import threading
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -23,7 +24,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from PIL import Image
 
 from camkit import images
-from camkit.errors import CamkitError, ImageError
+from camkit.errors import CamkitError, CamkitWarning, ImageError
+from camkit.files import reason
 from camkit.images import Photo, Source
 
 if TYPE_CHECKING:
@@ -189,8 +191,18 @@ class Processes:
 
 @contextmanager
 def processes(count: int) -> Iterator[Processes | None]:
-    """`Processes` that end with the block; none for a count of 0."""
-    pool = Processes(count) if count else None
+    """`Processes` that end with the block; none for a count of 0.
+
+    None, and a `CamkitWarning`, where the system lets no process be started that shares anything with this
+    one, as with a `/dev/shm` that cannot be written.
+    """
+    pool = None
+    try:
+        pool = Processes(count) if count else None
+    except (OSError, ImportError) as error:
+        text = f"no processes can be started to read photographs ({reason(error)})"
+        told = f"{text}: this one reads them, without limits on time and memory, as --workers 0 does"
+        warnings.warn(CamkitWarning(told), stacklevel=3)
     try:
         yield pool
     finally:

@@ -27,6 +27,9 @@ class Recipe:
     fold: int = option(0, min=0, help="which slice of the split validates")
 
 
+_FOLDER = Path(__file__).parent / "recipes"
+TORCH = {"default": _FOLDER / "torch.toml", "pets-small": _FOLDER / "pets-small.toml"}  # of that trainer
+
 R = TypeVar("R", bound=Recipe)
 S = TypeVar("S")
 
@@ -54,11 +57,13 @@ def text(trainer: Trainer | type[Trainer], name: str | os.PathLike[str]) -> str:
     except (OSError, ValueError) as error:
         if os.path.lexists(path):
             raise UsageError(f"the recipe {os.fspath(name)!r} cannot be read: {reason(error)}") from None
-        known = ", ".join(trainer.recipes) or "none"
-        hint = closest(os.fspath(name), trainer.recipes)
-        raise UsageError(
-            f"there is no recipe {os.fspath(name)!r}{hint} (a TOML file, or: {known})"
-        ) from None
+        raise unknown(os.fspath(name), trainer.recipes) from None
+
+
+def unknown(name: str, known: Mapping[str, Path]) -> UsageError:
+    """The error for a recipe that a trainer does not bring, and that is no file."""
+    names = ", ".join(known) or "none"
+    return UsageError(f"there is no recipe {name!r}{closest(name, known)} (a TOML file, or: {names})")
 
 
 def table(trainer: Trainer, recipe: str | os.PathLike[str] | Mapping[str, Any] | None) -> dict[str, Any]:

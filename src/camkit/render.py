@@ -13,40 +13,16 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from camkit.errors import MapError, UsageError, closest, printable
+from camkit.errors import MapError, UsageError, printable
 from camkit.images import Photo
 from camkit.preprocess import Preprocess
+from camkit.style import Style
 
 Box = tuple[float, float, float, float]
 MAX_SIDE = 60  # inches of a confusion matrix: a picture of 150 MB in memory
 
 View = Literal["model", "original"]
 BAND = 2**20  # pixels that are coloured at once, so that memory does not grow with a picture
-
-
-@dataclass(frozen=True)
-class Style:
-    """How a map is drawn.
-
-    relu: only what speaks for the class, as in the Grad-CAM paper.
-    counterfactual: the negated map, rectified: what speaks against the class.
-    alpha: opacity of the heat over the photograph, 0 to 1.
-    cmap: a matplotlib colour map.
-    """
-
-    relu: bool = False
-    counterfactual: bool = False
-    alpha: float = 0.6
-    cmap: str = "magma"
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.alpha <= 1:
-            raise UsageError(f"alpha must lie between 0 and 1, not {self.alpha}")
-        from matplotlib import colormaps
-
-        if self.cmap not in colormaps:
-            hint = closest(self.cmap, colormaps)
-            raise UsageError(f"there is no colour map {self.cmap!r}{hint}")
 
 
 def signed(map: Tensor, style: Style) -> Tensor:

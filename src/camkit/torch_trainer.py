@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -23,8 +22,6 @@ from camkit.run import Run, report_line
 
 if TYPE_CHECKING:
     from PIL.Image import Image
-
-RECIPES = Path(__file__).parent / "recipes"
 
 
 @dataclass(frozen=True)
@@ -58,7 +55,7 @@ class TorchTrainer(Trainer):
     """AdamW and one-cycle over stages; on the CPU every run with the same seed is the same."""
 
     summary = "plain PyTorch: a model of torchvision or timm with a new head"
-    recipes: ClassVar = {"default": RECIPES / "torch.toml", "pets-small": RECIPES / "pets-small.toml"}
+    recipes: ClassVar = recipe.TORCH
     Options: ClassVar[type] = Settings
 
     def train(self, request: TrainRequest) -> TrainResult:

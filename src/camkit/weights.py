@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import pickle
 import re
 import threading
@@ -18,7 +17,9 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 from torch.nn.modules.utils import consume_prefix_in_state_dict_if_present
 
-from camkit.errors import ModelError
+from camkit import archive
+from camkit.errors import ModelError, ModelNotFound
+from camkit.files import is_file
 
 SPARE = 2**27  # values, of which a network may have more when it is built: fastai cuts off most of a VGG
 
@@ -26,17 +27,20 @@ SPARE = 2**27  # values, of which a network may have more when it is built: fast
 def read_weights(path: Path) -> dict[str, Tensor]:
     """A state dict from `.safetensors`, or from `.pth`/`.pt`/`.bin` without unpickling objects.
 
-    Checkpoints that wrap it (`{"state_dict": ...}`, `{"model": ...}`) are unwrapped.
+    Checkpoints that wrap it (`{"state_dict": ...}`, `{"model": ...}`) are unwrapped. Raises `ModelNotFound`
+    if there is no such file, and `ModelError` if it holds something else, or less than it claims to.
     """
     if not is_file(path):
-        raise ModelError(f"there is no weights file {str(path)!r}")
+        raise ModelNotFound(f"there is no weights file {str(path)!r}")
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
 
             state: Any = load_file(path)
         else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
+            is_zip = archive.check(path)
+            # Mapped, a tensor is a part of the file, whatever it claims to be.
+            state = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
     except pickle.UnpicklingError as error:
         thing = re.search(r"GLOBAL ([\w.]+)", str(error))
         what = (
@@ -54,9 +58,24 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in state.items()
     ):
         raise ModelError(f"{path} does not hold a state dict (names and tensors)")
+    _check_claims(path, state)
     for prefix in ("module.", "_orig_mod.", "module."):  # of DataParallel and torch.compile, either way
         consume_prefix_in_state_dict_if_present(state, prefix)
     return state
+
+
+def _check_claims(path: Path, state: Mapping[str, Tensor]) -> None:
+    """`ModelError` if a tensor has more values than are there, or all have more bytes than the file."""
+    storages: dict[int, int] = {}
+    for name, tensor in state.items():
+        if tensor.layout is not torch.strided or tensor.device.type != "cpu":
+            raise ModelError(f"{path}: {name} is no plain tensor: refused")
+        storage = tensor.untyped_storage()
+        storages[storage.data_ptr()] = storage.nbytes()
+        if tensor.numel() * tensor.element_size() > storage.nbytes():
+            raise ModelError(f"{path}: {name} claims {list(tensor.shape)} values and holds fewer: refused")
+    if sum(storages.values()) > path.stat().st_size:
+        raise ModelError(f"{path}: its tensors claim to be larger than the file: refused")
 
 
 @contextmanager
@@ -116,11 +135,6 @@ def put_weights(module: nn.Module, state: Mapping[str, Tensor], where: str) -> N
     if problems:
         kind = type(module).__name__
         raise ModelError(f"the weights of {where} do not fit {kind}: {'; '.join(problems)}")
-
-
-def is_file(path: str | os.PathLike[str]) -> bool:
-    """Whether it is a regular file; a name that no file can have is none."""
-    return os.path.isfile(path)  # noqa: PTH113  Path.is_file raises if the name is too long
 
 
 def first_line(error: BaseException) -> str:

@@ -20,6 +20,8 @@ import torch
 from torch import Tensor, fx
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
+from camkit import cache
+
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
@@ -106,12 +108,13 @@ def _kernel() -> Callable[..., None] | None:
 
 
 def _compiled(source: str) -> Callable[..., None]:
-    """The kernel, compiled for this machine as inductor compiles, and kept on the disk where it does."""
-    from torch._inductor import config
-    from torch._inductor.codecache import CppCodeCache  # takes its time
+    """The kernel, compiled for this machine as inductor compiles, and kept in the cache folder."""
+    with cache.compiling():
+        from torch._inductor import config
+        from torch._inductor.codecache import CppCodeCache  # takes its time
 
-    with config.patch({"cpp.enable_floating_point_contract_flag": "fast"}):  # multiply and add at once
-        kernel: Any = CppCodeCache.load(source).winograd
+        with config.patch({"cpp.enable_floating_point_contract_flag": "fast"}):  # multiply and add at once
+            kernel: Any = CppCodeCache.load(source).winograd
     pointer, number = ctypes.c_void_p, ctypes.c_int64
     kernel.argtypes = [*[pointer] * 4, ctypes.c_int, pointer, *[number] * 7, ctypes.c_int]
     kernel.restype = None

@@ -12,7 +12,7 @@ from camkit.bench.document import FORWARD
 from camkit.bench.request import BenchRequest
 from camkit.bench.schema import MAX_ROWS
 from camkit.errors import CamkitError, PluginError, UsageError
-from camkit.host import unknown_method
+from camkit.methods import unknown_method
 from camkit.metrics.controls import CONTROLS
 
 REFERENCE = "native"  # comes first, if it takes part

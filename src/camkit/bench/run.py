@@ -29,6 +29,7 @@ from camkit.bench.survey import Progress, Survey, references, survey
 from camkit.errors import CamkitError
 from camkit.metrics import agreement, truth
 from camkit.models import load_model
+from camkit.style import Style
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -180,7 +181,7 @@ def _examples(scene: Scene, maps: Mapping[str, Tensor]) -> tuple[dict[str, Image
         seen = scene.picture(index)
         panels = [render.Panel("as the model sees it", seen)]
         for key in pair:
-            panels.append(render.Panel(key, render.overlay(seen, real[key][index].cpu(), render.Style())))
+            panels.append(render.Panel(key, render.overlay(seen, real[key][index].cpu(), Style())))
         name = f"example-{len(examples) + 1}.png"
         shown = scene.model.classes[int(scene.targets[index])]
         title = f"{scene.titles[index]}: {shown}, rank correlation {value:.2f}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import traceback
 import warnings
@@ -20,6 +21,10 @@ from camkit.cli.plugin import plugin
 from camkit.cli.terminal import say
 from camkit.cli.train import report, train
 from camkit.errors import ESCAPES, CamkitError, CamkitWarning
+
+# What the system says of a library that it has no memory for.
+NO_ROOM = ("failed to map segment", "cannot allocate memory", "Cannot allocate memory")
+NO_LIBRARIES = "out of memory: there is too little for the libraries of torch; allow more (`ulimit -v`)"
 
 
 class Commands(click.Group):
@@ -60,12 +65,23 @@ def _short_usage_errors() -> Iterator[None]:
         raise click.UsageError(f"{error.format_message().translate(ESCAPES)}\n{hint}") from error
 
 
+def _lacks_memory(error: BaseException | None) -> bool:
+    """Whether an error goes back to a library that found no room in memory."""
+    while error is not None:
+        if isinstance(error, ImportError | OSError) and any(text in str(error) for text in NO_ROOM):
+            return True
+        error = error.__cause__
+    return False
+
+
 def _told(error: Exception) -> str:
     """What a user should read about an error."""
-    if isinstance(error, CamkitError):
+    if isinstance(error, CamkitError) and not _lacks_memory(error):
         return str(error)
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's
         return "out of memory: try a smaller --batch-size, or --device cpu"
+    if _lacks_memory(error):
+        return NO_LIBRARIES
     name, text = type(error).__name__, str(error).strip().partition("\n")[0]
     return f"unexpected {name}: {text[:300]} (--debug shows where)"
 
@@ -91,6 +107,8 @@ def cli(debug: bool) -> None:
     camkit plugin list                 which explainers are installed
     """
     warnings.showwarning = _show_warning
+    # Without a home it warns that it made a temporary folder, which is as good.
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)
 
 
 cli.add_command(explain)

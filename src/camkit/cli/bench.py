@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from camkit import plugins
+from camkit.cli import early
 from camkit.cli.hints import about
 from camkit.cli.terminal import say, say_json, say_table
 
@@ -147,8 +148,14 @@ def bench(out: Path, as_json: bool, fail_if: tuple[str, ...], **given: Any) -> N
     if click.get_current_context().invoked_subcommand is not None:
         return
     given["options"] = plugins.parse_assignments(given["options"])
-    for backend in given["backends"]:  # a misspelt name is told before torch is imported
-        plugins.get("explainer", backend)
+    early.explainers(given["backends"], given["methods"], given["options"])
+    early.metrics(given["metrics"])
+    early.model(given["model"])
+    early.there(given["truth"])
+    early.writable(out)
+    if given["images"]:
+        early.photographs(given["images"])
+
     from camkit.bench import conditions
 
     wanted = [conditions.parse(text) for text in fail_if]
@@ -210,6 +217,8 @@ def compare(before: Path, after: Path, tolerance: float, force: bool) -> None:
     Exit code 1 if a row is SLOWER. Explainers are compared by their multiple of the bare forward, process
     by process; the intervals are wide enough for all verdicts to be right at once with 95 %.
     """
+    early.there(before, after)
+
     from camkit.bench import compare as comparing
     from camkit.bench import document
 
@@ -233,10 +242,14 @@ def compare(before: Path, after: Path, tolerance: float, force: bool) -> None:
 @click.argument("source", type=click.Path(path_type=Path))
 def report(source: Path) -> None:
     """Write report.md and report.html anew, beside the bench.json of SOURCE, a folder or file."""
+    early.there(source)
+
     from camkit.bench import document
-    from camkit.bench import report as reporting
 
     found = document.read(source)
+
+    from camkit.bench import report as reporting
+
     folder = source if source.is_dir() else source.parent
     with document.damage(source):
         paths = reporting.write(found, folder)

@@ -18,12 +18,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from camkit import plugins
+from camkit.cli import early
 from camkit.cli.folder import merge
 from camkit.cli.hints import about
 from camkit.cli.report import Report, progress
 from camkit.cli.terminal import say
 from camkit.errors import UsageError
 from camkit.scores import KINDS
+from camkit.style import Style
 
 if TYPE_CHECKING:
     from camkit.images import Source
@@ -193,19 +195,23 @@ def explain(images: tuple[str, ...], **given: Any) -> None:
     """
     if given["counterfactual"] and given["relu"]:
         raise UsageError("--counterfactual and --relu exclude each other: choose one")
-    backends: tuple[str, ...] = given["backends"]
-    options = plugins.parse_assignments(given["options"])
-    for backend in backends:  # a misspelt name is told before torch is imported
-        plugins.get("explainer", backend)
-
-    from camkit import reading
-
     begun = time.monotonic()
+    options = plugins.parse_assignments(given["options"])
+    early.explainers(given["backends"], given["methods"], options)
+    style = Style(given["relu"], given["counterfactual"], given["alpha"], given["cmap"])
+    early.model(given["spec"])
+    early.writable(given["out"])
+    early.photographs(images)
+
+    from camkit import parquet, reading
+
+    if given["format"] == "parquet":
+        parquet.check()
     with (
         about(given["spec"], trust_pickle=given["trust_pickle"]),
         reading.processes(given["workers"]) as pool,  # they start while torch is imported
     ):
-        report = _run(images, given, options, pool)
+        report = _run(images, given, options, style, pool)
     report.end(given["out"], time.monotonic() - begun)
     if report.failed:
         some = report.done or report.skipped
@@ -213,21 +219,21 @@ def explain(images: tuple[str, ...], **given: Any) -> None:
 
 
 def _run(
-    images: tuple[str, ...], given: dict[str, Any], options: dict[str, Any], pool: Processes | None
+    images: tuple[str, ...],
+    given: dict[str, Any],
+    options: dict[str, Any],
+    style: Style,
+    pool: Processes | None,
 ) -> Report:
-    from camkit import explanation, parquet, reading
+    from camkit import explanation, reading
     from camkit.images import DRAWN, Source, find, sample
     from camkit.models import load_model
     from camkit.output import Output, request_id
-    from camkit.render import Style
 
     # Before the model is loaded, so that what is misspelt or broken is told at once.
     for made in explanation.make_backends(given["backends"], given["methods"], options):
         if lacking := [m for m in dict.fromkeys(given["methods"]) if m not in made.methods]:
             say(f"Note: {made.name} has no {', '.join(lacking)}", err=True)
-    style = Style(given["relu"], given["counterfactual"], given["alpha"], given["cmap"])
-    if given["format"] == "parquet":
-        parquet.check()
 
     def sources() -> Iterator[Source]:
         found = find(images, without=given["out"]) if images else iter([Source(sample(), sample().name)])
@@ -253,7 +259,7 @@ def _run(
     view, batch = given["view"], given["batch_size"]
     request = request_id(work, given["classes"], style=style, view=view, format=given["format"])
     report = Report(work, **{name: given[name] for name in ("as_json", "quiet", "verbose")})
-    report.begin(work, request, batch, given["workers"])
+    report.begin(work, request, batch, given["workers"] if pool else 0)
     if not is_any:
         report.nothing("no photograph falls into this part")
         return report

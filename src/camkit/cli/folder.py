@@ -7,8 +7,10 @@ from typing import Any
 
 import click
 
+from camkit.cli import early
 from camkit.cli.terminal import say
 from camkit.errors import UsageError
+from camkit.style import Style
 
 FOLDER = click.Path(path_type=Path, file_okay=False)
 
@@ -22,6 +24,9 @@ def merge(folders: tuple[Path, ...], out: Path) -> None:
     Every result is copied once, whichever folders hold it. Nothing is overwritten: two different files
     of one name are an error.
     """
+    early.results(*folders)
+    early.writable(out)
+
     from camkit import collect
 
     added = collect.merge(folders, out)
@@ -42,6 +47,11 @@ def verify(folder: Path, images: Path | None, spec: str | None, sample: int, see
     Hashes of all maps, pictures and photographs are compared with the manifest, and a sample of the maps
     is computed again. The exit code is 1 if anything is missing or differs.
     """
+    early.results(folder)
+    early.there(images)
+    if spec is not None:
+        early.model(spec)
+
     from camkit import reading
 
     with reading.processes(1) as pool:  # it starts while torch is imported
@@ -87,17 +97,20 @@ def render(folder: Path, images: Path | None, view: Any, **look: Any) -> None:
     """
     if look["counterfactual"] and look["relu"]:
         raise UsageError("--counterfactual and --relu exclude each other: choose one")
+    style = Style(**look)
+    early.results(folder)
+    early.there(images)
+
     from camkit import reading
 
     done = failed = 0
     with reading.processes(1) as pool:  # it starts while torch is imported
         from camkit import collect
         from camkit.naming import Names
-        from camkit.render import Style
 
         names = Names(folder)
         for line, error in collect.redraw(
-            folder, style=Style(**look), view=view, photographs=images, names=names, processes=pool
+            folder, style=style, view=view, photographs=images, names=names, processes=pool
         ):
             if error is None:
                 done += 1

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from camkit import plugins
+from camkit.cli import early
 from camkit.cli.terminal import say, say_table
 from camkit.errors import LayerError, UsageError, closest
 
@@ -53,6 +54,7 @@ def list_(pattern: str | None) -> None:
 @click.option("--all", "everything", is_flag=True, help="Also layers that cannot carry a map.")
 def layers(spec: str, trust_pickle: bool, everything: bool) -> None:
     """The layers of a model with their output shapes; '*' marks the one that 'auto' means."""
+    early.model(spec)
     loaded, records = _traced(spec, trust_pickle)
     from camkit.host import resolve_layers
 
@@ -74,6 +76,8 @@ def layers(spec: str, trust_pickle: bool, everything: bool) -> None:
 @TRUST
 def classes(spec: str, trust_pickle: bool) -> None:
     """The classes of a model with their indices, in the order of its outputs."""
+    early.model(spec)
+
     from camkit.models import load_model
 
     for index, name in enumerate(load_model(spec, device="cpu", trust_pickle=trust_pickle).classes):
@@ -85,6 +89,8 @@ def classes(spec: str, trust_pickle: bool) -> None:
 @TRUST
 def summary(spec: str, trust_pickle: bool) -> None:
     """Layer types, output shapes and parameters of a model, with the totals."""
+    early.model(spec)
+
     from camkit.layers import parameter_totals
 
     loaded, records = _traced(spec, trust_pickle)

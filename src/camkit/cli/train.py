@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from camkit import plugins
+from camkit.cli import early
 from camkit.cli.terminal import say
 from camkit.errors import CamkitError, UsageError, counted, printable
 
@@ -122,7 +123,7 @@ def train(data: str, **given: Any) -> None:
     """
     name: str = given["trainer"]
     options = plugins.parse_assignments(given["options"])
-    plugins.get("trainer", name)  # a misspelt name is told before torch is imported
+    early.training(name, data, given)
 
     from camkit import recipe as recipes
     from camkit import training
