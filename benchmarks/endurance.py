@@ -59,7 +59,7 @@ def watched(arguments: Sequence[str]) -> list[Sample]:
     """What a `camkit` command holds while it runs, a sample for each `EVERY`; it must end well."""
     begun = time.monotonic()
     with subprocess.Popen([sys.executable, "-m", "camkit", *arguments]) as process:
-        samples = []
+        samples: list[Sample] = []
         while process.poll() is None:
             if found := sample(process.pid):
                 samples.append([round(time.monotonic() - begun, 2), *found])

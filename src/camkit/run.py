@@ -19,14 +19,13 @@ import torch
 import torchvision
 
 import camkit
-from camkit import results
+from camkit import archive, results
 from camkit.api import LoadedModel, TrainRequest, TrainResult
 from camkit.bundle import described, save_bundle
 from camkit.dataset import Dataset
 from camkit.errors import CamkitError, UsageError
-from camkit.files import cause, check_writable, reason, sweep, writing
+from camkit.files import cause, check_writable, is_file, reason, sweep, writing
 from camkit.results import BUNDLE
-from camkit.weights import is_file
 
 CHECKPOINT = "checkpoint.pt"
 ROOM = 2**20  # bytes of a bundle's facts that are left for the history of the training
@@ -201,6 +200,7 @@ def _read(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise CamkitError(f"{path} cannot be read: {reason(error)}") from None
     try:
+        archive.check(path)
         with file:
             state = dict(torch.load(file, map_location="cpu", weights_only=True))
         state["identity"] = dict(state["identity"])
