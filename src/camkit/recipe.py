@@ -11,7 +11,10 @@ from typing import Any, TypeVar
 
 from camkit.api import Trainer, option
 from camkit.errors import UsageError, closest
+from camkit.files import read_regular
 from camkit.plugins import read_options
+
+MAX_RECIPE = 2**20
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,7 @@ def text(trainer: Trainer | type[Trainer], name: str | os.PathLike[str]) -> str:
     """A recipe as TOML: one of the trainer's by its name, or a file."""
     path = trainer.recipes.get(os.fspath(name), Path(name))
     try:
-        return path.read_text(encoding="utf-8")
+        return read_regular(path, MAX_RECIPE).decode("utf-8")
     except (OSError, ValueError):
         known = ", ".join(trainer.recipes) or "none"
         hint = closest(os.fspath(name), trainer.recipes)
