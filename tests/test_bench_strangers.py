@@ -18,6 +18,7 @@ from click.testing import Result
 from PIL import Image
 from tests.conftest import runner
 
+from camkit import Trainer, recipe
 from camkit.bench import compare, document, pages, report, schema
 from camkit.cli import cli
 from camkit.errors import UsageError
@@ -308,6 +309,13 @@ def test_a_fault_of_ours_is_not_called_damage_alone(
     result = bench("compare", folder, folder)
     assert result.exit_code == 2
     assert "is damaged, or camkit has a fault (KeyError: 'key'); --debug shows where" in result.stderr
+
+
+@pytest.mark.parametrize("kind", ["a link to no end", "a pipe"])
+def test_a_recipe_is_a_regular_file(tmp_path: Path, kind: str) -> None:
+    PICTURES[kind][0](tmp_path / "recipe.toml")
+    with pytest.raises(UsageError, match="there is no recipe"):
+        recipe.text(Trainer, tmp_path / "recipe.toml")
 
 
 def test_too_many_rows_are_told_before_they_are_measured(monkeypatch: pytest.MonkeyPatch) -> None:
