@@ -4,12 +4,14 @@
     python -m tests.fuzz --target images --first 812 --cases 1    one of them again
 
 A case fails by any other exception, by taking too long, by changing a file outside of its folder, or by a
-message that a terminal cannot show. Every case depends on seed, target and number alone.
+message that a terminal cannot show; a target also by taking more than 1 GiB. Every case depends on seed,
+target and number alone.
 """
 
 from __future__ import annotations
 
 import argparse
+import atexit
 import copy
 import hashlib
 import io
@@ -24,10 +26,12 @@ import tempfile
 import time
 import traceback
 import warnings
+import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from random import Random
 from typing import Any, Literal
@@ -39,7 +43,7 @@ from PIL import Image
 from tests.conftest import runner
 
 import camkit
-from camkit import images, layers, manifest, plugins, recipe
+from camkit import collect, images, layers, manifest, plugins, recipe
 from camkit.api import LoadedModel, option
 from camkit.bench import conditions
 from camkit.cli import cli
@@ -56,6 +60,8 @@ from camkit.errors import (
 from camkit.metrics import truth
 from camkit.native import NativeOptions
 from camkit.preprocess import Preprocess
+from camkit.reading import Processes
+from camkit.style import Style
 from camkit.targets import class_chooser
 from camkit.torch_trainer import Recipe, Stage, TorchTrainer
 
@@ -357,9 +363,10 @@ def _folder(work: Callable[[Path, Path, Random], None]) -> Callable[[Path], Case
             for path in (folder, out):
                 shutil.rmtree(path, ignore_errors=True)
             shutil.copytree(made[random.choice(list(made))], folder)
-            for damage in (_forge_map, _damage_map, _damage_lines):
-                if random.random() < 0.5:
-                    damage(folder, random)
+            for damage in random.sample(DAMAGES, random.choice((1, 1, 2, 3))):
+                damage(folder, random)
+            if random.random() < 0.2:
+                _plant(folder, random)
             work(folder, out, random)
 
         return case
@@ -392,18 +399,118 @@ def _forge_map(folder: Path, random: Random) -> None:
     path.write_bytes(b"".join(json.dumps(line | forged).encode() + b"\n" for line in lines))
 
 
+def _forge_archive(folder: Path, random: Random) -> None:
+    """An archive of maps with a member twice, or one that is larger than it says, or packed."""
+    lines = _lines(folder)
+    line = random.choice(lines)
+    name, shape = f"{line['map_key']}.npy", random.choice(((2, 2), (5000, 5000)))
+    buffer = io.BytesIO()
+    np.save(buffer, np.zeros(shape, np.float32))
+    packed = random.choice((zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED))
+    with warnings.catch_warnings(), zipfile.ZipFile(folder / "forged.npz", "w", packed) as archive:
+        warnings.simplefilter("ignore")  # of the second of that name
+        archive.writestr(name, b"" if random.random() < 0.3 else buffer.getvalue())
+        if random.random() < 0.5:
+            archive.writestr(name, buffer.getvalue())
+    data = (folder / "forged.npz").read_bytes()
+    (folder / "forged.npz").write_bytes(odd_bytes(random, data) if random.random() < 0.5 else data)
+    _tell(folder, [line | {"map_file": "forged.npz", "map_shape": list(shape)}, *lines])
+
+
+def _flip_table(folder: Path, random: Random) -> None:
+    """A table with a few bits changed, more often in its footer, under the name that its hash gives it."""
+    for path in folder.glob("*.parquet"):
+        data = path.read_bytes()
+        at = len(data) - random.choice((len(data), 2000, 500))
+        data = data[:at] + odd_bytes(random, data[at:])
+        name = f"maps-{hashlib.sha256(data).hexdigest()[:16]}.parquet"
+        path.rename(folder / name).write_bytes(data)
+        _tell(folder, [line | {"map_file": name} for line in _lines(folder)])
+
+
+def _ask_much(folder: Path, random: Random) -> None:
+    """Lines that want far too much done, or done with what never ends."""
+    number, place = random.choice(NUMBERS), random.choice(("/dev/zero", "/proc/kmsg", "/", "", "\0"))
+    asked = random.choice(
+        (
+            {"preprocessing": {"size": [number, 8192], "resize": number}},
+            {"preprocessing": {"size": [8192, 8192]}},
+            {"options": {"steps": number}},
+            {"options": {"batch_size": number, "comparisons": number}, "method": "ablationcam"},
+            {"image_path": place, "image": place},
+            {"image_name": place},
+            {"class_index": number},
+            {"layer": "*"},
+            {"dtype": random.choice(("float16", "float64"))},
+        )
+    )
+    _tell(folder, [line | asked for line in _lines(folder)])
+
+
+def _plant(folder: Path, random: Random) -> None:
+    """A link, a pipe or a folder in the place of a file."""
+    path = random.choice(sorted(path for path in folder.rglob("*") if path.is_file()))
+    path.unlink()
+    match random.randrange(4):
+        case 0:
+            path.symlink_to(random.choice(("/dev/zero", "../../outside/secret.npy", path.name, "/")))
+        case 1:
+            os.mkfifo(path)
+        case 2:
+            path.mkdir()
+        case 3:
+            path.write_bytes(b"")
+
+
+def _lines(folder: Path) -> list[dict[str, Any]]:
+    """The lines of a manifest that are still JSON."""
+    found = []
+    for line in (folder / manifest.NAME).read_bytes().splitlines():
+        with suppress(ValueError):
+            found += [parsed for parsed in (json.loads(line),) if isinstance(parsed, dict)]
+    return found or [dict.fromkeys(manifest.FIELDS)]
+
+
+def _tell(folder: Path, lines: Sequence[dict[str, Any]]) -> None:
+    path = folder / manifest.NAME
+    path.write_bytes(b"".join(json.dumps(line).encode() + b"\n" for line in lines))
+
+
+DAMAGES = (_forge_map, _forge_archive, _flip_table, _ask_much, _damage_map, _damage_lines)
+
+
+@cache
+def processes() -> Processes:
+    """One that reads for all cases."""
+    pool = Processes(1, seconds=5)
+    atexit.register(pool.stop)
+    return pool
+
+
 def _read(folder: Path, out: Path, random: Random) -> None:
     manifest.Done(folder, "")
+    reader = collect.Reader(processes())
     for line in manifest.latest(folder):
-        manifest.load_map(folder, line)
+        if line["status"] == "ok":
+            reader.map(folder, line)
 
 
 def _verify(folder: Path, out: Path, random: Random) -> None:
-    command("verify", folder, "--sample", random.choice((0, 1, 2)))
+    sample = random.choice((0, 1, 2))
+    if random.random() < 0.05:
+        command("verify", folder, "--sample", sample)
+    elif findings := collect.verify(folder, sample=sample, processes=processes()).findings:
+        raise CamkitError(findings[0].reason)
 
 
 def _render(folder: Path, out: Path, random: Random) -> None:
-    command("render", folder, "--view", random.choice(("model", "original")))
+    view: Literal["model", "original"] = random.choice(("model", "original"))
+    if random.random() < 0.05:
+        command("render", folder, "--view", view)
+        return
+    drawn = collect.redraw(folder, style=Style(), view=view, processes=processes())
+    for error in [error for _, error in drawn if error is not None]:
+        raise error
 
 
 def _merge(folder: Path, out: Path, random: Random) -> None:
@@ -574,7 +681,12 @@ def _bench(box: Path) -> Case:
     def case(random: Random) -> None:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
+        (folder / "examples").mkdir()
+        for path in (box / "b" / "examples").iterdir():
+            (folder / "examples" / path.name).write_bytes(odd_bytes(random, path.read_bytes()))
         (folder / "bench.json").write_bytes(odd_document(random, seed))
+        if random.random() < 0.3:
+            _plant(folder, random)
         pair = random.sample((before, folder), 2)
         words = ("report", folder) if random.random() < 0.4 else ("compare", *pair)
         command("bench", *words, *(("--force",) if words[0] == "compare" else ()))
@@ -630,6 +742,7 @@ class Target:
     typed: bool = False
 
 
+MEMORY = 1024  # MiB
 SEVERAL = (CamkitError, click.ClickException)
 TARGETS = {
     "images": Target(_images, (ImageError,), 6),
@@ -687,13 +800,15 @@ class Outcome:
     refused: int = 0
     failed: int = 0
     slowest: tuple[float, int] = (0.0, 0)
+    peak: int = 0  # MiB that the process had at most
     failures: dict[str, tuple[int, str]] = field(default_factory=dict)
 
     def row(self) -> str:
         """A line of the table, and two for each kind of failure."""
         counts = (self.accepted + self.refused + self.failed, self.accepted, self.refused, self.failed)
         seconds, number = self.slowest
-        text = "{:12}{:8}{:10}{:9}{:8}".format(self.target, *counts) + f"  {seconds:6.2f} s ({number})"
+        text = "{:12}{:8}{:10}{:9}{:8}{:7}".format(self.target, *counts, self.peak)
+        text += f"  {seconds:6.2f} s ({number})"
         for place, (number, reason) in self.failures.items():
             again = (
                 f"python -m tests.fuzz --target {self.target} --seed {self.seed} --first {number} --cases 1"
@@ -702,7 +817,7 @@ class Outcome:
         return text
 
 
-HEADER = f"{'TARGET':12}{'CASES':>8}{'ACCEPTED':>10}{'REFUSED':>9}{'FAILED':>8}  SLOWEST (CASE)"
+HEADER = f"{'TARGET':12}{'CASES':>8}{'ACCEPTED':>10}{'REFUSED':>9}{'FAILED':>8}{'MIB':>7}  SLOWEST (CASE)"
 
 
 def fuzz(name: str, folder: Path, *, cases: int, seed: int = 0, first: int = 0) -> Outcome:
@@ -732,7 +847,16 @@ def fuzz(name: str, folder: Path, *, cases: int, seed: int = 0, first: int = 0) 
         if listing(folder) != before:
             _fail(outcome, number, "it changed files outside of its folder", name)
             before = listing(folder)
+    outcome.peak = peak()
     return outcome
+
+
+def peak() -> int:
+    """The most memory that the process ever had, in MiB."""
+    import resource  # Windows has none
+
+    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return int(used) >> (20 if sys.platform == "darwin" else 10)
 
 
 def _fail(outcome: Outcome, number: int, reason: str, place: str) -> None:
@@ -814,7 +938,7 @@ def main() -> int:
                 given.target, Path(folder), cases=given.cases, seed=given.seed, first=given.first
             )
             print(outcome.row())
-            return 1 if outcome.failed else 0
+            return 1 if outcome.failed or outcome.peak > MEMORY else 0
     print(HEADER, flush=True)
     total = sum(target.share for target in TARGETS.values())
     codes = []

@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import signal
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from random import Random
@@ -294,21 +293,14 @@ def configure(net: Path, **changes: Any) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
-def peak() -> int:
-    """The most memory that the process ever had, in MiB."""
-    resource = pytest.importorskip("resource")
-    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return int(used) >> (20 if sys.platform == "darwin" else 10)
-
-
 @pytest.mark.parametrize("case", GIANTS)
 def test_a_network_far_larger_than_its_weights_takes_no_memory(net: Path, case: str) -> None:
     architecture = GIANTS[case]
     configure(net, architecture=architecture, classes=["a"] * architecture["num_classes"])
-    before = peak()
+    before = fuzz.peak()
     with pytest.raises(ModelError, match=r"far larger than its weights|must be 1 to 2048 pixels"):
         camkit.load_model(net, device="cpu")
-    assert peak() - before < 600
+    assert fuzz.peak() - before < 600
 
 
 def test_a_bundle_that_wants_to_see_too_much_is_refused(net: Path) -> None:
