@@ -27,6 +27,7 @@ __all__ = ["BETTER", "better", "contents", "markdown", "page", "write"]
 Document = Mapping[str, Any]
 Curves = np.ndarray[Any, np.dtype[Any]]
 ALIKE = 1e-3  # of the score: curves that are nowhere further apart are drawn as one
+LEFT_OUT = "Pictures that are left out"
 MAX_MATRIX = 40  # names: a picture with the numbers of more of them is too large to be read
 CURVES = {  # with what happens along the way
     "deletion": "share of the pixels set to zero, the most relevant first",
@@ -41,6 +42,8 @@ def write(document: Document, folder: Path) -> list[Path]:
     A `CamkitWarning` tells of each picture that is left out.
     """
     sections = list(contents(document, folder))
+    for told in (text for section in sections if section.title == LEFT_OUT for text in section.words):
+        warnings.warn(f"left out of the report: {told}", CamkitWarning, stacklevel=2)
     return [
         write_whole(folder / "report.md", markdown_parts(sections)),
         write_whole(folder / "report.html", page_parts(sections)),
@@ -82,7 +85,7 @@ def contents(document: Document, folder: Path) -> Iterator[Section]:
     if examples:
         yield Section("Where explainers disagree most", pictures=examples)
     if left_out:
-        yield Section("Pictures that are left out", left_out)
+        yield Section(LEFT_OUT, left_out)
     yield Section("Environment", headers=("FACT", "VALUE"), rows=list(_environment(document)))
     yield Section("Again", code=document["command"])
 
@@ -353,7 +356,7 @@ def _apart(lines: Mapping[str, Curves]) -> dict[str, Curves]:
 
 
 def _examples(document: Document, folder: Path) -> tuple[list[tuple[str, Picture]], list[str]]:
-    """The pictures of examples, made anew, and a line for each that is left out, also as a warning."""
+    """The pictures of examples, made anew, and a line for each that is left out."""
     found, left_out = list[tuple[str, Picture]](), list[str]()
     for example in document["examples"]:
         # The document may come from anybody: nothing outside of the folder is read.
@@ -362,7 +365,6 @@ def _examples(document: Document, folder: Path) -> tuple[list[tuple[str, Picture
             found.append((example["title"], _png(images.load_png(inside(folder, name)))))
         except CamkitError as error:
             left_out.append(str(error))
-            warnings.warn(f"left out of the report: {error}", CamkitWarning, stacklevel=2)
     return found, left_out
 
 
