@@ -314,7 +314,7 @@ def test_a_fault_of_ours_is_not_called_damage_alone(
 @pytest.mark.parametrize("kind", ["a link to no end", "a pipe"])
 def test_a_recipe_is_a_regular_file(tmp_path: Path, kind: str) -> None:
     PICTURES[kind][0](tmp_path / "recipe.toml")
-    with pytest.raises(UsageError, match="there is no recipe"):
+    with pytest.raises(UsageError, match="not a regular file"):
         recipe.text(Trainer, tmp_path / "recipe.toml")
 
 

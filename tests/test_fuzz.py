@@ -220,7 +220,7 @@ def test_a_manifest_that_never_ends_is_refused(folder: Path, tmp_path: Path) -> 
     for make in (os.mkfifo, lambda path: path.symlink_to("/dev/zero")):
         path.unlink()
         make(path)
-        with fuzz.time_limit(20), pytest.raises(UsageError, match="no regular file"):
+        with fuzz.time_limit(20), pytest.raises(UsageError, match="not a regular file"):
             verify(folder)
 
 

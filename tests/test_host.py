@@ -45,7 +45,7 @@ def test_no_target_is_the_predicted_class(small_net: nn.Module, batch: Tensor) -
         (-1, "no class -1"),
         ([0, 1, 7], "no class 7"),
         ([0, 1], r"targets \[2\] for 3 inputs"),  # a peer leaves the third map blank
-        ([[0], [1], [2]], r"\[3, 1\] targets"),
+        ([[0], [1], [2]], r"targets \[3, 1\]"),
         ([], "must be an int|targets \\[0\\] for 3 inputs"),
         (1.0, "not 1.0"),
         ([0.0, 1.0, 2.0], "float"),

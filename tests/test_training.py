@@ -396,7 +396,7 @@ def test_preview_writes_one_picture(toys: Path, tmp_path: Path) -> None:
         (("nowhere",), "no folder of photographs"),
         (("nowhere", "--trainer", "troch"), "did you mean 'torch'"),
         (("nowhere", "--recipe", "nothing"), "there is no recipe"),
-        (("nowhere", "-o", "wrkers=2"), "did you mean 'workers'"),
+        ((".", "-o", "wrkers=2"), "did you mean 'workers'"),
     ],
 )
 def test_wrong_usage(arguments: tuple[str, ...], message: str, tmp_path: Path) -> None:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import mmap
 import os
+import pickletools
 import struct
 import zipfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-# What the pickle of a file may call without running code, and yet fill the memory with; no tensor needs it.
-_FILLERS = (b"\nbytearray\n", b"\nencode\n")
+# What the pickle of a file may call without running code, and yet fill the memory with: `bytearray`, which
+# no tensor needs, and `_codecs.encode`, by which pickle writes the bytes of numpy's numbers.
+_FILLER, _ENCODE = b"\nbytearray\n", "_codecs encode"
 _END = 22  # bytes of the record that ends a zip; with those of a large one before it
 _WIDE_END = 98
 
@@ -25,17 +27,47 @@ def check(path: Path) -> bool:
         size = file.seek(0, os.SEEK_END)
         file.seek(0)
         if file.read(4) == b"PK\3\4":  # as torch tells them apart
-            _check_calls(_pickles(file, _members(file, size)))
+            for content in _pickles(file, _members(file, size)):
+                _check_calls(content, content)
             return True
         if size:
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as whole:
-                _check_calls([whole])
+                _check_calls(whole, None)
     return False
 
 
-def _check_calls(pickles: Iterable[bytes | mmap.mmap]) -> None:
-    if any(pickle.find(call) >= 0 for pickle in pickles for call in _FILLERS):
+def _check_calls(content: bytes | mmap.mmap, pickle: bytes | None) -> None:
+    """`ValueError` for what makes much of little. pickle: the same, if it is one and nothing else."""
+    encodes = content.find(b"encode") >= 0
+    if content.find(_FILLER) >= 0 or (encodes and (pickle is None or _makes_more(pickle))):
         raise ValueError("it makes texts or bytes, which no state dict needs: refused")
+
+
+def _makes_more(pickle: bytes) -> bool:
+    """Whether `_codecs.encode` is called otherwise than with a text of the pickle and `latin1`.
+
+    Every call takes its texts from the pickle, directly or by its memo, and all together are no longer.
+    """
+    memo: dict[int, object] = {}
+    before, last, value, length = None, None, None, 0
+    for code, argument, _ in pickletools.genops(pickle):
+        if "PUT" in code.name or code.name == "MEMOIZE":
+            memo[len(memo) if argument is None else argument] = value
+            continue
+        before, last = last, value
+        if "GET" in code.name:
+            value = memo.get(argument)
+        elif code.name == "STACK_GLOBAL":
+            value = f"{before} {last}"
+        else:
+            value = argument if isinstance(argument, str) else None
+        if last == _ENCODE:
+            if not isinstance(value, str):
+                return True
+            length += len(value)
+        if before == _ENCODE and value != "latin1":
+            return True
+    return length > len(pickle)
 
 
 def _members(file: BinaryIO, size: int) -> list[zipfile.ZipInfo]:

@@ -381,7 +381,7 @@ def test_a_class_that_cannot_be_printed_is_told_before_training(toys: Path, tmp_
 def test_a_size_that_no_bundle_takes_is_told_before_training(
     toys: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("camkit.bundle.MAX_PIXELS", 64 * 64)
+    monkeypatch.setattr("camkit.preprocess.MAX_VIEW", 64 * 64)
     with pytest.raises(ModelError, match="is more than 4,096 pixels"):
         train(toys, tmp_path / "out")
     assert not list((tmp_path / "out").iterdir())

@@ -123,7 +123,12 @@ def train(data: str, **given: Any) -> None:
     """
     name: str = given["trainer"]
     options = plugins.parse_assignments(given["options"])
-    early.training(name, data, given)
+    from camkit.results import BUNDLE
+
+    out: Path = given["out"]
+    finished = given["resume"] and (out / BUNDLE).is_dir()
+    if not finished:  # which needs no data any more
+        early.training(name, data, given)
 
     from camkit import recipe as recipes
     from camkit import training
@@ -141,11 +146,9 @@ def train(data: str, **given: Any) -> None:
         say(training.preview(data, trainer=name, **asked))
         return
 
-    from camkit.results import BUNDLE
     from camkit.run import is_main
 
-    out: Path = given["out"]
-    if given["resume"] and (out / BUNDLE).is_dir():
+    if finished:
         _complete(out, data, given["device"])
         return
     with _progress() as progress, _interrupts(out):
