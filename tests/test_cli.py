@@ -854,12 +854,12 @@ def test_hints_name_the_model_in_use(arguments: list[str], hint: str) -> None:
     assert camkit_(*hint.split()[1:]).exit_code == 0
 
 
-def test_plugin_check_holds_the_native_explainer_against_its_contract() -> None:
-    result = camkit_("plugin", "check", "native", "-o", "reduction=sum")
+def test_plugin_check_holds_a_plugin_against_its_contract() -> None:
+    result = camkit_("plugin", "check", "gini")
     assert result.exit_code == 0, result.stdout
     *checks, last = result.stdout.splitlines()
-    assert last == "native: all checks pass."
-    assert len(checks) > 15 and all(re.match(r"ok    \w+: .", line) for line in checks)
+    assert last == "gini: all checks pass."
+    assert len(checks) > 5 and all(re.match(r"ok    \w+: .", line) for line in checks)
 
 
 def test_plugin_check_tells_what_fails(other_backend: str) -> None:

@@ -105,7 +105,7 @@ GOOD = """
     [("my-cam", "explainer"), ("my-score", "metric"), ("my-zoo", "model"), ("my-coach", "trainer")],
 )
 def test_a_new_package_works_at_once(environment: Environment, name: str, kind: str) -> None:
-    """Written, installed, tested, listed, used on a photograph, broken, and diagnosed."""
+    """Written, installed, tested, listed and used on a photograph; one of them is broken and diagnosed."""
     made = environment.camkit("plugin", "new", name, "--kind", kind)
     assert made.returncode == 0 and "pip install -e" in made.stdout
     folder = environment.home / f"camkit-{name}"
@@ -142,6 +142,8 @@ def test_a_new_package_works_at_once(environment: Environment, name: str, kind: 
     shown = environment.camkit("plugin", "show", name)
     assert shown.returncode == 0 and f"camkit-{name} 0.1.0" in shown.stdout
 
+    if kind != "metric":
+        return
     site = next((environment.home / "env" / "lib").glob("python*/site-packages"))
     source = site / f"camkit_{name.replace('-', '_')}" / "__init__.py"
     whole = source.read_text()

@@ -41,9 +41,17 @@ class Effort:
     options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
-FULL = Effort(Rounds(warmup=1, seconds=2), 3, ((1, 8), (1, 8, 32)), images=16, shapes=24, mosaics=4)
+FULL = Effort(
+    Rounds(warmup=1, least=3, seconds=1),
+    3,
+    ((1, 8), (1, 8, 32)),
+    images=16,
+    shapes=16,
+    mosaics=4,
+    options={"symmetric-relevance-gain": {"steps": 10}, "infidelity": {"samples": 16}},
+)
 QUICK = Effort(
-    Rounds(warmup=1, seconds=2),
+    Rounds(warmup=1, least=3, seconds=1),
     1,
     ((1, 4), (1, 8)),
     images=4,

@@ -105,7 +105,7 @@ def _names(_: click.Context, __: click.Parameter, text: str) -> tuple[str, ...]:
 @click.option(
     "--rounds",
     type=click.IntRange(min=1),
-    help="Of timing in each process; 5 to 64 as time allows if none is given.",
+    help="Of timing in each process; 3 to 64 as time allows if none is given.",
 )
 @click.option(
     "--processes",

@@ -1,5 +1,7 @@
 """Whether what a user names is there: told before torch is imported, as far as camkit itself can tell.
 
+What that takes is imported where it is needed: `--help` needs none of it.
+
 What is not there raises a `CamkitError` of exit code 2; where nothing can be written, one of exit code 1.
 """
 
@@ -10,20 +12,31 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from camkit import plugins, specs
 from camkit.errors import ModelNotFound, OptionError, UsageError, closest
-from camkit.files import check_writable, is_file
-from camkit.methods import METHODS, NativeOptions, unknown_method
 
 # Beside the names of metrics: what `camkit bench --metrics` takes.
 CATEGORIES = ("latency", "agreement", "complexity", "faithfulness", "localisation", "sanity")
 
-model = specs.check
-writable = check_writable
+
+def model(spec: str) -> None:
+    """A model, as far as its name and camkit's own files tell."""
+    from camkit import specs
+
+    specs.check(spec)
+
+
+def writable(folder: Path) -> None:
+    """A folder that can be made and written into."""
+    from camkit.files import check_writable
+
+    check_writable(folder)
 
 
 def explainers(names: Sequence[str], methods: Sequence[str], options: Mapping[str, str]) -> None:
     """Explainers by their names, none for all; methods and options where camkit's own is the only one."""
+    from camkit import plugins
+    from camkit.methods import METHODS, NativeOptions, unknown_method
+
     found = [plugins.get("explainer", name) for name in names] or plugins.find("explainer")
     if any(one.dist != plugins.HOST for one in found):  # which have to be imported
         return
@@ -36,6 +49,8 @@ def explainers(names: Sequence[str], methods: Sequence[str], options: Mapping[st
 
 def metrics(names: Sequence[str]) -> None:
     """Metrics and their categories; those of other packages may be of any."""
+    from camkit import plugins
+
     found = plugins.find("metric")
     if any(one.dist != plugins.HOST for one in found):
         return
@@ -69,7 +84,8 @@ def results(*folders: Path) -> None:
 
 def training(trainer: str, data: str, given: Mapping[str, Any]) -> None:
     """What a training is made of: trainer, recipe, photographs, weights, and where it goes."""
-    from camkit import dataset, recipe
+    from camkit import dataset, plugins, recipe
+    from camkit.files import is_file
 
     found, brought = plugins.get("trainer", trainer), given["recipe"]
     ours, fastai = found.dist == plugins.HOST, found.dist == "camkit-fastai"
