@@ -12,6 +12,21 @@ import torch
 from click.testing import CliRunner
 from torch import Tensor, nn
 
+from camkit import cache
+from camkit.errors import CamkitError
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Compilers keep things in the cache of the user, or in one for this run where that is not safe."""
+    with pytest.MonkeyPatch.context() as patch:
+        try:
+            cache.folder()
+        except CamkitError:
+            patch.setenv(cache.VARIABLE, str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 CLASSES = ("tabby", "Egyptian cat", "golden retriever", "red fox")
 
 # A package that loads models: small ones, broken ones, and that of the lesson.

@@ -42,7 +42,7 @@ ESCAPES = {
     for code in (*range(0x20), *range(0x7F, 0xA0), *_INVISIBLE, *range(0xD800, 0xE000))
     if chr(code) != "\n"
 }
-UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")  # what no name of a class holds
+UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")  # in no name that camkit writes
 
 
 def printable(text: str) -> str:

@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 
 from camkit import parquet
-from camkit.errors import CamkitError, UsageError
+from camkit.errors import UNPRINTABLE, CamkitError, UsageError
 from camkit.files import inside, opened, read_regular, reason, regular, sha256, sync_folder
 from camkit.parquet import Map
 
@@ -45,7 +45,6 @@ MAX_NPY = 8 * MAX_MAP + 2**16  # bytes, of doubles
 MAX_FILE = 2**30  # bytes of an archive or a table of maps
 # How far two computations of one map may lie apart, relative to its peak.
 TOLERANCES = {"float64": 1e-6, "float32": 1e-4, "bfloat16": 5e-2, "float16": 1e-2}
-UNSAYABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")  # in no name that camkit writes
 
 Line = dict[str, Any]
 _SORTED = json.JSONEncoder(sort_keys=True).encode
@@ -311,7 +310,7 @@ def _is_sound(line: Line) -> bool:
             return False
         if not isinstance(line["model"], str) or not isinstance(line["model_spec"], str | None):
             return False
-    if not all(isinstance(line[key], str) and not UNSAYABLE.search(line[key]) for key in [*texts, *files]):
+    if not all(isinstance(line[key], str) and not UNPRINTABLE.search(line[key]) for key in [*texts, *files]):
         return False
     return all(line[name].endswith(FILES[name]) for name in files)
 
