@@ -310,7 +310,8 @@ def _is_sound(line: Line) -> bool:
             return False
         if not isinstance(line["model"], str) or not isinstance(line["model_spec"], str | None):
             return False
-    if not all(isinstance(line[key], str) and not UNPRINTABLE.search(line[key]) for key in [*texts, *files]):
+    said = [line[key] for key in [*texts, *files]]
+    if not all(isinstance(text, str) and not UNPRINTABLE.search(text) for text in said):
         return False
     return all(line[name].endswith(FILES[name]) for name in files)
 
