@@ -9,7 +9,7 @@ import struct
 import zipfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 # What the pickle of a file may call without running code, and yet fill the memory with: `bytearray`, which
 # no tensor needs, and `_codecs.encode`, by which pickle writes the bytes of numpy's numbers.
@@ -48,7 +48,7 @@ def _makes_more(pickle: bytes) -> bool:
 
     Every call takes its texts from the pickle, directly or by its memo, and all together are no longer.
     """
-    memo: dict[int, object] = {}
+    memo: dict[Any, object] = {}
     before, last, value, length = None, None, None, 0
     for code, argument, _ in pickletools.genops(pickle):
         if "PUT" in code.name or code.name == "MEMOIZE":
