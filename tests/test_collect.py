@@ -150,7 +150,7 @@ def test_a_change_in_a_file_of_several_maps_is_named(format: str, spoil: Callabl
     if format == "npz":
         reason = f"{file}: out/{file} is not the map that the manifest tells of\n4 results: 3"
     else:  # a table is told by its name as a whole
-        reason = f"{file}: out/{file} cannot be read: its contents are not those that gave it its name\n"
+        reason = f"{file}: out/{file} cannot be read: its contents do not match the hash in its name\n"
     assert done.stdout.startswith(reason)
 
 

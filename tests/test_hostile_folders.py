@@ -91,7 +91,7 @@ def test_a_damaged_table_is_told_by_its_name_before_it_is_parsed(monkeypatch: py
     data[-20] ^= 1
     table.write_bytes(data)
     monkeypatch.setattr(parquet, "read_map", lambda *_: pytest.fail("it is parsed"))
-    with pytest.raises(CamkitError, match="its contents are not those that gave it its name"):
+    with pytest.raises(CamkitError, match="its contents do not match the hash in its name"):
         manifest.load_map(OUT, line)
 
 

@@ -199,14 +199,14 @@ def verify(
     by_map = {manifest.map_id(line): line for line in lines}
     by_photo = {_photo_id(line): line for line in lines}
     with_picture = [line for line in lines if line["overlay_file"]]
-    maps = sum(holds(line["map_file"], reader.check_map, folder, line) for line in by_map.values())
+    held = [line for line in by_map.values() if holds(line["map_file"], reader.check_map, folder, line)]
     pictures = sum(holds(line["overlay_file"], _check_picture, folder, line) for line in with_picture)
     sound = {
         photo
         for photo, line in by_photo.items()
         if holds(line["image"], _check_photograph, line, photographs)
     }
-    able = [line for line in by_map.values() if _photo_id(line) in sound]
+    able = [line for line in held if _photo_id(line) in sound]
     chosen = random.Random(seed).sample(able, min(sample, len(able)))
     load = cache(load_model)
     differences = [0.0]
@@ -222,7 +222,7 @@ def verify(
     for line in chosen:
         holds(line["map_file"], check_anew, line)
     worst = max(differences)
-    return Verdict(len(lines), maps, pictures, len(sound), len(chosen), worst, tuple(findings))
+    return Verdict(len(lines), len(held), pictures, len(sound), len(chosen), worst, tuple(findings))
 
 
 def _check_picture(folder: Path, line: Line) -> None:

@@ -362,7 +362,7 @@ def _npz(path: Path, line: Mapping[str, Any]) -> Any:
 def _parquet(path: Path, line: Mapping[str, Any]) -> Any:
     status = path.stat()
     if not _is_what_its_name_says(path, status.st_size, status.st_mtime_ns, status.st_ino):
-        raise ValueError("its contents are not those that gave it its name")
+        raise ValueError("its contents do not match the hash in its name")
     return parquet.read_map(read_regular(path, MAX_FILE), line["name"], line["map_key"])
 
 

@@ -7,6 +7,7 @@ here, so that what goes wrong afterwards is no damage.
 from __future__ import annotations
 
 import sys
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -21,14 +22,14 @@ MAX_DEPTH = 16
 _BIG = sys.float_info.max
 
 
-class Shape:
+class Shape(ABC):
     """What a value has to be; `faults` says of it what is wrong, behind the place of the value."""
 
     kind: str
 
+    @abstractmethod
     def faults(self, value: Any) -> Iterator[str]:
         """Whatever is wrong, one by one."""
-        raise NotImplementedError
 
     def is_missing(self) -> Iterator[str]:
         """What is wrong if there is no value."""
