@@ -43,8 +43,9 @@ from PIL import Image
 from tests.conftest import runner
 
 import camkit
-from camkit import collect, images, layers, manifest, plugins, recipe
-from camkit.api import LoadedModel, option
+from camkit import collect, images, layers, manifest, plugins, recipe, render
+from camkit import results as kept
+from camkit.api import LoadedModel, TrainResult, option
 from camkit.bench import conditions
 from camkit.cli import cli
 from camkit.cli.explain import _is_in, _shard
@@ -660,6 +661,34 @@ def _voc(box: Path) -> Case:
     return case
 
 
+def _results(box: Path) -> Case:
+    """What a training came to, of which a report is made; figures of it, too, are drawn."""
+    data, out = box / "data", box / "out"
+    bundle(out / kept.BUNDLE)
+    photos = []
+    for name, kind in (("cat", "jpeg"), ("dog", "png"), ("Maine Coon", "webp")):
+        photos.append((data / name / f"{kind}.jpg", name))
+        photos[-1][0].parent.mkdir(parents=True)
+        photos[-1][0].write_bytes(photographs()[kind])
+    epoch = {"train_loss": 0.5, "valid_loss": 0.7, "error_rate": 0.1}
+    step = {"lr": 1e-3, "momentum": 0.9, "loss": 2.0}
+    result = TrainResult(out / kept.BUNDLE, epoch, (epoch,) * 3, (step,) * 4, tuple(photos))
+    seed = json.loads(kept.write(result, data).read_bytes())
+
+    def case(random: Random) -> None:
+        (out / kept.NAME).write_bytes(odd_document(random, seed))
+        if random.random() < 0.1:
+            _plant(out, random)
+        if random.random() < 0.1:
+            command("train", "report", out)
+            return
+        found = kept.read(out, random.choice((None, data)))
+        found.gone()
+        render.curves(found.result.history, found.result.steps)
+
+    return case
+
+
 def _bench(box: Path) -> Case:
     photo = box / "a.jpg"
     photo.write_bytes(photographs()["jpeg"])
@@ -778,6 +807,7 @@ TARGETS = {
     ),
     "coco": Target(_coco, (UsageError,), 1),
     "voc": Target(_voc, (UsageError,), 1),
+    "results": Target(_results, SEVERAL, 0.5, 30),
     "bench": Target(_bench, SEVERAL, 0.5, 30),
     "commands": Target(_commands, SEVERAL, 0.5, 30, typed=True),
 }

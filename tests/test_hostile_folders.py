@@ -26,13 +26,14 @@ from tests.test_output import explanation, output, put
 from torch import Tensor
 
 from camkit import collect, files, images, manifest, parquet, render
-from camkit.errors import CamkitError, ModelError
-from camkit.explanation import Explanation
+from camkit.api import LoadedModel
+from camkit.errors import CamkitError, LayerError, ModelError
+from camkit.explanation import Explanation, plan
 from camkit.images import find
 from camkit.output import Result
 from camkit.preprocess import Preprocess
 from camkit.reading import LimitError, Processes, processes
-from camkit.render import Style
+from camkit.style import Style
 
 pytestmark = pytest.mark.usefixtures("here")
 
@@ -471,6 +472,35 @@ def test_a_folder_that_goes_away_meanwhile_is_told_with_what_was_finished(
         list(output(out).write_all(photos(), ahead=0))
     assert caught.value.exit_code == 1 and "stays valid" not in str(caught.value)
     assert then == "moved" or not out.exists() or content(out) == {}
+
+
+def test_a_folder_that_goes_away_while_it_is_joined_into_or_drawn_in_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    finished()
+    append = manifest.append
+
+    def and_away(folder: Path, lines: Sequence[Any]) -> None:
+        append(folder, lines)
+        folder.rename(tmp_path / f"old-{folder.name}")
+        folder.mkdir()
+
+    monkeypatch.setattr(manifest, "append", and_away)
+    with pytest.raises(CamkitError, match="new was removed, moved or replaced meanwhile, and with it 2"):
+        collect.merge([OUT], tmp_path / "new")
+    with pytest.raises(CamkitError, match="out was removed, moved or replaced meanwhile"):
+        list(collect.redraw(OUT, style=Style(relu=True)))
+    assert not list(OUT.iterdir()) and not list((tmp_path / "new").iterdir())
+
+
+def test_a_layer_whose_name_no_manifest_holds_is_refused() -> None:
+    module = torch.nn.Sequential()
+    module.add_module("a\nb", torch.nn.Conv2d(3, 4, 3))
+    module.add_module("pool", torch.nn.AdaptiveAvgPool2d(1))
+    module.add_module("flat", torch.nn.Flatten())
+    model = LoadedModel(module.eval(), tuple("abcd"), Preprocess((8, 8)), name="net", default_layer="a\nb")
+    with pytest.raises(LayerError, match="rename"):
+        plan(model)
 
 
 def test_files_whose_lines_cannot_be_written_are_removed_and_others_kept(

@@ -21,7 +21,7 @@ from camkit import explanation, images, manifest, reading
 from camkit.api import LoadedModel
 from camkit.errors import CamkitError, ImageError, ModelError
 from camkit.explanation import Backend
-from camkit.files import copy, inside, pieces, reason, regular, sha256, sweep
+from camkit.files import Place, copy, inside, pieces, reason, regular, sha256, sweep
 from camkit.images import Photo
 from camkit.manifest import Line
 from camkit.models import load_model
@@ -106,7 +106,7 @@ def merge(folders: Sequence[Path], out: Path) -> int:
     Raises `CamkitError` if two folders hold different files under one name; nothing is overwritten.
     """
     seen = {_copy_id(line) for line in manifest.latest(out)} if (out / manifest.NAME).exists() else set()
-    added = 0
+    added, place = 0, cache(Place)  # it is made when there is something for it
     for folder in folders:
         for name, lines in groupby(manifest.latest(folder), key=lambda line: line["name"]):
             fresh = [line for line in lines if _copy_id(line) not in seen]
@@ -114,6 +114,7 @@ def merge(folders: Sequence[Path], out: Path) -> int:
                 continue
             if not added:
                 sweep(out)
+            place(out).check(f", and with it {added} results" if added else "")
             files = {line[key] for line in fresh for key in ("map_file", "overlay_file") if line[key]}
             # Lines of older runs do not name it.
             sheets = {line["sheet_file"] or file_name(name, ".sheet.png") for line in fresh}
@@ -320,10 +321,12 @@ def redraw(
             if known is None or known["picture"] != look.picture:
                 lines[manifest.map_id(line)] = line
     sweep(folder)
+    place = Place(folder)
     try:
         for _, group in groupby(lines.values(), key=_photo_id):
             photos: dict[Preprocess, Photo] = {}
             for line in group:
+                place.check()
                 try:
                     new = _redrawn(folder, line, look, photographs, reader, photos)
                 except CamkitError as error:

@@ -21,7 +21,15 @@ from torch import Tensor, nn
 from camkit import layers, plugins, reading, render
 from camkit.api import Explainer, LoadedModel
 from camkit.capture import as_it_was
-from camkit.errors import MapError, ModelError, PluginError, UsageError, counted
+from camkit.errors import (
+    UNPRINTABLE,
+    LayerError,
+    MapError,
+    ModelError,
+    PluginError,
+    UsageError,
+    counted,
+)
 from camkit.files import write_whole
 from camkit.host import Answer, Call, Layer, better_layer, layer_specs, resolve_layers, run
 from camkit.images import Photo
@@ -230,6 +238,8 @@ def plan(
     specs = [model.default_layer if spec == "auto" else spec for spec in specs]
     like = next(p for p in model.module.parameters() if p.is_floating_point())
     names = resolve_layers(model.module, specs, layers.example_inputs(model.preprocess.size, like))
+    for name in filter(UNPRINTABLE.search, names):
+        raise LayerError(f"layer {name!r} has a name that no manifest can hold: rename the module")
     chooser = class_chooser(classes, model.classes)
     return Plan(model, make_backends(backends, methods, options or {}), tuple(names), chooser, layout)
 

@@ -134,8 +134,12 @@ class Place:
             self._descriptor = os.open(path, os.O_RDONLY)
             weakref.finalize(self, os.close, self._descriptor)
 
-    def is_there(self) -> bool:
-        """Whether the path still leads to this folder."""
+    def check(self, lost: str = "") -> None:
+        """Raise `CamkitError` unless the path still leads to this folder; lost: what went with it."""
+        if not self._is_there():
+            raise CamkitError(f"{self._path} was removed, moved or replaced meanwhile{lost}")
+
+    def _is_there(self) -> bool:
         if self._descriptor is None:
             return self._path.is_dir()
         try:

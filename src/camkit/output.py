@@ -173,9 +173,7 @@ class Output:
         with self._making:
             if self._place is None:
                 self._place = Place(self.folder)
-            elif not self._place.is_there():
-                gone = f", and with it {self.finished} finished maps" if self.finished else ""
-                raise CamkitError(f"{self.folder} was removed, moved or replaced meanwhile{gone}")
+            self._place.check(f", and with it {self.finished} finished maps" if self.finished else "")
 
     def _line(self, result: Result, name: str, results: int) -> Line:
         line: Line = dict.fromkeys(FIELDS) | _facts(result) | self._shared
