@@ -335,7 +335,8 @@ def redraw(
                 except Exception as error:  # the line may be a stranger's
                     yield line, CamkitError(f"{line['map_file']}: {_told(error)}")
                     continue
-                manifest.append(folder, [new])
+                if new != line:  # else it was drawn before, and is told
+                    manifest.append(folder, [new])
                 look.names.note([new])
                 yield new, None
     finally:
