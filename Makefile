@@ -3,7 +3,7 @@ PYTHON ?= python3
 PLUGINS := $(wildcard plugins/camkit-*)
 BIN := .venv/bin
 
-.PHONY: demo test families check fuzz bench clean
+.PHONY: demo quick test families check fuzz bench clean
 
 # One stamp for the whole set-up: it is redone when a project file changes.
 .venv/ready: pyproject.toml $(PLUGINS:%=%/pyproject.toml)
@@ -13,6 +13,9 @@ BIN := .venv/bin
 
 demo: .venv/ready
 	$(BIN)/camkit explain --backend native --out camkit-out
+
+quick: .venv/ready
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"
 
 test: .venv/ready
 	$(BIN)/python -m pytest -n 2 --dist worksteal

@@ -24,8 +24,8 @@ import camkit
 from benchmarks.peers import PEERS, comparable
 from benchmarks.road import case
 from camkit.bench import document as documents
-from camkit.bench import environment, stats, timing
-from camkit.host import resolve_layers
+from camkit.bench import environment, statistics, timing
+from camkit.core.layer_choice import resolve_layers
 
 LIBRARIES = ("captum", "torchcam", "pytorch-grad-cam")
 BATCHES = (1, 8)
@@ -123,8 +123,8 @@ def report(result: Mapping[str, Any]) -> str:
 
 def _cell(seconds: Mapping[str, list[float]], name: str) -> str:
     if name == BARE:
-        return f"{1000 * stats.median(seconds[name]).middle:.1f} ms"
-    ratio = stats.paired(seconds[name], seconds[BARE])
+        return f"{1000 * statistics.median(seconds[name]).middle:.1f} ms"
+    ratio = statistics.paired(seconds[name], seconds[BARE])
     return f"{ratio.middle:.3f}" + ("" if ratio.low is None else f" ({ratio.low:.3f} to {ratio.high:.3f})")
 
 

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from camkit import images
+from camkit.images import decoding
 
 EVERY = 0.5  # seconds
 FORMATS = ("png", "npz")
@@ -43,7 +43,7 @@ Sample = Sequence[float]
 def photographs(folder: Path, count: int) -> Path:
     """`count` small JPEG files in `folder`, each another piece of the bundled photograph."""
     random = np.random.default_rng(0)
-    whole = images.load(images.sample()).image
+    whole = decoding.load(decoding.sample()).image
     folder.mkdir()
     for number in range(count):
         height = int(random.integers(whole.height // 3, whole.height))

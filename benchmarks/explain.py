@@ -30,9 +30,11 @@ from typing import Any
 import torch
 
 import camkit
-from camkit import explanation, images, reading
-from camkit.output import Format, Output
-from camkit.style import Style
+from camkit.drawing.style import Style
+from camkit.explaining import pipeline, plan
+from camkit.explaining.lines import Format
+from camkit.explaining.output import Output
+from camkit.images import finding, workers
 
 SPEC = "fastai:resnet34@none"
 BATCH = 16
@@ -41,7 +43,7 @@ BOUNDS = {"png": 0.75, "npz": 0.85, "parquet": 0.85}
 
 def repeated(folder: Path, count: int, target: Path) -> Path:
     """`count` photographs of `folder`, under new names, by hard links or copies."""
-    paths = list(images.expand([folder]))
+    paths = list(finding.expand([folder]))
     target.mkdir(parents=True)
     for number in range(count):
         path = paths[number % len(paths)].resolve()
@@ -56,9 +58,9 @@ def repeated(folder: Path, count: int, target: Path) -> Path:
 def rates(folder: Path, count: int, rounds: int) -> dict[str, list[float]]:
     """Seconds for each round: of the bare forward, and of `camkit explain` in each format."""
     model = camkit.load_model(SPEC, device="cpu")
-    work = explanation.plan(model)
+    work = plan.plan(model)
     inputs = torch.randn(BATCH, 3, *model.preprocess.size)
-    with tempfile.TemporaryDirectory() as place, reading.processes(1) as pool:
+    with tempfile.TemporaryDirectory() as place, workers.processes(1) as pool:
         assert pool is not None
         photos = repeated(folder, count, Path(place, "photos"))
 
@@ -71,9 +73,7 @@ def rates(folder: Path, count: int, rounds: int) -> dict[str, list[float]]:
             out = Path(tempfile.mkdtemp(dir=place))
             output = Output(out, style=Style(), view="model", format=format)
             read = partial(pool.read, ahead=2 * BATCH)
-            stream = explanation.stream(
-                work, images.find([photos]), batch_size=BATCH, read=read, whole=False
-            )
+            stream = pipeline.stream(work, finding.find([photos]), batch_size=BATCH, read=read, whole=False)
             groups = (list(group) for _, group in groupby(stream, key=lambda result: result.position))
             written = sum(len(photo.lines) for photo in output.write_all(groups))
             assert written == count, f"{written} of {count}"
@@ -115,7 +115,7 @@ def memory(folder: Path, many: int) -> Iterator[tuple[str, float]]:
         ask = ("explain", "--model", SPEC, "--device", "cpu", "--batch-size", str(BATCH), "-q", "--out")
         seconds, peak = command(*ask, f"{place}/out-few", str(few))
         yield f"peak memory, {many // 10} photographs, MiB", peak
-        one = str(next(images.expand([few])))
+        one = str(next(finding.expand([few])))
         command(*ask, f"{place}/out-one", one)
         seconds, peak = command(*ask, f"{place}/out-all", str(all_))
         yield f"peak memory, {many} photographs, MiB", peak
@@ -128,7 +128,7 @@ def memory(folder: Path, many: int) -> Iterator[tuple[str, float]]:
 
 def start(folder: Path, rounds: int) -> dict[str, list[float]]:
     """Seconds from the start of a command to its end: of one photograph, and of what it has to import."""
-    photo = str(next(images.expand([folder])))
+    photo = str(next(finding.expand([folder])))
     seconds: dict[str, list[float]] = {"import": [], "explain": [], "explain, lesson's model": []}
     with tempfile.TemporaryDirectory() as place:
         run = partial(subprocess.run, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from camkit.fastai_model import FastaiSource
+from camkit.models.fastai import FastaiSource
 
 
 def lesson_model(classes: int = 37, seed: int = 0) -> nn.Sequential:

@@ -23,8 +23,8 @@ from pytorch_grad_cam.metrics.road import NoisyLinearImputer, ROADCombined  # ty
 from torch import Tensor
 
 import camkit
-from camkit import images
-from camkit.bench import environment, stats, timing
+from camkit.bench import environment, statistics, timing
+from camkit.images import decoding
 from camkit.metrics import faithfulness
 from camkit.metrics.basics import resized, uniform
 from camkit.metrics.imputation import NOISE, impute
@@ -38,7 +38,7 @@ Case = tuple[torch.nn.Module, Tensor, Tensor, Tensor]
 def case(count: int) -> Case:
     """The bundled model, `count` parts of the bundled photograph, their Grad-CAM in full size, classes."""
     model = camkit.load_model("pets")
-    photo = images.load(images.sample()).image
+    photo = decoding.load(decoding.sample()).image
     side = min(photo.size) * 3 // 4
     places = np.linspace(0, 1, count)
     corners = [(round(p * (photo.width - side)), round((1 - p) * (photo.height - side))) for p in places]
@@ -110,7 +110,7 @@ def main() -> None:
     for found in timed.values():
         if found.error is not None:
             raise found.error
-    ratio = stats.paired(timed["theirs"].host, timed["ours"].host)
+    ratio = statistics.paired(timed["theirs"].host, timed["ours"].host)
     record: dict[str, Any] = {
         "environment": environment.environment(cpu, torch.float32, ["grad-cam"]),
         "conditions": {"before": before, "after": environment.conditions(cpu)},
@@ -128,12 +128,12 @@ def main() -> None:
 def report(result: Mapping[str, Any]) -> str:
     """Markdown: the table, and how far both agree."""
     seconds, count, apart = result["seconds"], result["images"], result["disagreement"]
-    ratio = stats.paired(seconds["theirs"], seconds["ours"])
+    ratio = statistics.paired(seconds["theirs"], seconds["ours"])
     span = "" if ratio.low is None else f" ({ratio.low:.2f} to {ratio.high:.2f})"
     cells = {"ours": f"{ratio.middle:.2f}{span} | {BOUND:g} at least", "theirs": " | "}
     lines = ["| ROAD | seconds an image, median | theirs over ours | bound |", "|---|---|---|---|"]
     for name, samples in seconds.items():
-        lines.append(f"| {name} | {stats.median(samples).middle / count:.3f} | {cells[name]} |")
+        lines.append(f"| {name} | {statistics.median(samples).middle / count:.3f} | {cells[name]} |")
     told = f"a batch of {count}, {len(seconds['ours'])} rounds, {result['environment']['threads']} threads"
     return "\n".join(lines) + (
         f"\n\n{told}; largest difference of pixels {apart['pixels']:.1e}, of scores {apart['scores']:.1e}."

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 
 import camkit
-from camkit import dataset
+from camkit.training import dataset
 
 SIZE, BATCH, PRESIZE = 224, 64, 460
 BOUND = 1.15

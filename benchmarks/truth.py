@@ -15,10 +15,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from camkit.bench import contests as reports
 from camkit.bench import document as documents
-from camkit.bench import report as reports
 from camkit.bench.request import BenchRequest
-from camkit.bench.run import run
+from camkit.bench.runner import run
 
 BACKENDS = ("native", "captum", "pytorch-grad-cam", "torchcam")
 METHODS = ("gradcam", "layercam")

@@ -12,8 +12,24 @@ import torch
 from click.testing import CliRunner
 from torch import Tensor, nn
 
-from camkit import cache
 from camkit.errors import CamkitError
+from camkit.native import cache
+
+# Files of tests that start processes, compile, train or run the command line for each case: `make quick`
+# leaves them out, and with them those of the plugins.
+SLOW = set(
+    "test_archive test_bench test_bench_strangers test_cache test_cli test_cli_folder test_collect "
+    "test_docs test_early test_endurance test_families test_fast test_fuzz test_hostile_folders "
+    "test_odd_files test_platform test_reading test_strangers test_terminal test_testing test_training "
+    "test_training_luck test_wheel test_winograd".split()
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what takes long."""
+    for item in items:
+        if item.path.stem in SLOW or "plugins" in item.path.parts:
+            item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -105,7 +121,7 @@ def other_backend(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     (folder / "camkit_other.py").write_text(
         "from dataclasses import dataclass\n"
         "from camkit import Query, option\n"
-        "from camkit.native import Native, NativeOptions\n"
+        "from camkit.native.explainer import Native, NativeOptions\n"
         "@dataclass(frozen=True)\n"
         "class Options(NativeOptions):\n"
         "    size: int = option(1, help='of nothing')\n"

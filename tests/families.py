@@ -16,9 +16,9 @@ import torchvision
 from torch import Tensor, nn
 
 import camkit
-from camkit import capture
+from camkit.core import hooks
+from camkit.core.layer_choice import automatic_layer
 from camkit.errors import CamkitWarning
-from camkit.host import automatic_layer
 
 METHODS = ("gradcam", "hirescam")
 CELLS = 4  # how many places are tried for each model
@@ -138,7 +138,7 @@ def _changes(
     for changed, (i, j) in zip(images[1:], places, strict=True):
         cell = changed[:, i * height // h : (i + 1) * height // h, j * width // w : (j + 1) * width // w]
         cell += strength * torch.randn(cell.shape, generator=generator)
-    features = capture.forward(module, images, [layer])[1][layer].features
+    features = hooks.forward(module, images, [layer])[1][layer].features
     return (features[1:] - features[:1]).norm(dim=1)
 
 

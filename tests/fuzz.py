@@ -43,12 +43,15 @@ from PIL import Image
 from tests.conftest import runner
 
 import camkit
-from camkit import collect, images, layers, manifest, plugins, recipe, render
-from camkit import results as kept
-from camkit.api import LoadedModel, TrainResult, option
-from camkit.bench import conditions
+from camkit.bench import conditions, ground_truth
 from camkit.cli import cli
-from camkit.cli.explain import _is_in, _shard
+from camkit.contracts.model import LoadedModel
+from camkit.contracts.options import option
+from camkit.contracts.trainer import TrainResult
+from camkit.core import layers
+from camkit.core.targets import class_chooser
+from camkit.drawing import charts
+from camkit.drawing.style import Style
 from camkit.errors import (
     CamkitError,
     ImageError,
@@ -58,13 +61,17 @@ from camkit.errors import (
     TargetError,
     UsageError,
 )
-from camkit.metrics import truth
-from camkit.native import NativeOptions
-from camkit.preprocess import Preprocess
-from camkit.reading import Processes
-from camkit.style import Style
-from camkit.targets import class_chooser
-from camkit.torch_trainer import Recipe, Stage, TorchTrainer
+from camkit.explaining import manifest, redrawing, stored_maps, verification
+from camkit.explaining.reader import Reader
+from camkit.explaining.shard import Shard
+from camkit.images import decoding
+from camkit.images.preprocess import Preprocess
+from camkit.images.workers import Processes
+from camkit.native.explainer import NativeOptions
+from camkit.registry import loading, options
+from camkit.training import recipe
+from camkit.training import result as kept
+from camkit.training.torch_trainer import Recipe, Stage, TorchTrainer
 
 Case = Callable[[Random], None]
 
@@ -185,7 +192,7 @@ def _places(value: Any, depth: int = 0) -> Iterator[tuple[Any, Any]]:
 
 def photographs(size: tuple[int, int] = (48, 40)) -> dict[str, bytes]:
     """The sample photograph, small, in every format and kind that camkit reads."""
-    rgb = images.load(images.sample()).image.resize(size)
+    rgb = decoding.load(decoding.sample()).image.resize(size)
     grey, alpha = rgb.convert("L"), rgb.convert("RGBA")
     alpha.putalpha(grey)
     sixteen = Image.fromarray(np.asarray(grey).astype(np.uint16) * 257)
@@ -263,7 +270,7 @@ def with_right_checksums(data: bytes) -> bytes:
 def bundle(folder: Path) -> Path:
     """A small model on the disk."""
     architecture = {"source": "timm", "name": "test_resnet", "num_classes": 3}
-    module = plugins.make("model", "timm").build(architecture)
+    module = loading.make("model", "timm").build(architecture)
     facts = {"name": "net", "default_layer": "layer4", "architecture": architecture}
     model = LoadedModel(module.eval(), ("cat", "Maine Coon", "dog"), Preprocess((64, 64)), **facts)
     return camkit.save_bundle(model, folder)
@@ -304,7 +311,7 @@ def _images(box: Path) -> Case:
         name, other = random.choices(list(seeds), k=2)
         data = odd_bytes(random, seeds[name], seeds[other])
         path.write_bytes(with_right_checksums(data) if "png" in name and random.random() < 0.7 else data)
-        photo = images.load(path)
+        photo = decoding.load(path)
         assert photo.image.mode == "RGB" and min(photo.image.size) > 0
 
     return case
@@ -321,7 +328,7 @@ def _masks(box: Path) -> Case:
         name, other = random.choices(list(seeds), k=2)
         data = odd_bytes(random, seeds[name], seeds[other])
         path.write_bytes(with_right_checksums(data) if "png" in name and random.random() < 0.7 else data)
-        assert images.load_mask(path).ndim == 2
+        assert decoding.load_mask(path).ndim == 2
 
     return case
 
@@ -395,7 +402,11 @@ def _forge_map(folder: Path, random: Random) -> None:
     values[: random.randrange(2)] += 1
     dtype = random.choice(("<f4", ">f4", "<f8", "<f2", "<i8", "<c8", "U5", "?"))
     np.save(folder / "forged.npy", values.astype(dtype))
-    forged = {"map_file": "forged.npy", "map_shape": list(shape), "map_sha256": manifest.map_digest(values)}
+    forged = {
+        "map_file": "forged.npy",
+        "map_shape": list(shape),
+        "map_sha256": stored_maps.map_digest(values),
+    }
     _tell(folder, [line | forged for line in _lines(folder)])
 
 
@@ -490,7 +501,7 @@ def processes() -> Processes:
 
 def _read(folder: Path, out: Path, random: Random) -> None:
     manifest.Done(folder, "")
-    reader = collect.Reader(processes())
+    reader = Reader(processes())
     for line in manifest.latest(folder):
         if line["status"] == "ok":
             reader.map(folder, line)
@@ -500,7 +511,7 @@ def _verify(folder: Path, out: Path, random: Random) -> None:
     sample = random.choice((0, 1, 2))
     if random.random() < 0.05:
         command("verify", folder, "--sample", sample)
-    elif findings := collect.verify(folder, sample=sample, processes=processes()).findings:
+    elif findings := verification.verify(folder, sample=sample, processes=processes()).findings:
         raise CamkitError(findings[0].reason)
 
 
@@ -509,7 +520,7 @@ def _render(folder: Path, out: Path, random: Random) -> None:
     if random.random() < 0.05:
         command("render", folder, "--view", view)
         return
-    drawn = collect.redraw(folder, style=Style(), view=view, processes=processes())
+    drawn = redrawing.redraw(folder, style=Style(), view=view, processes=processes())
     for error in [error for _, error in drawn if error is not None]:
         raise error
 
@@ -525,7 +536,7 @@ def _merge(folder: Path, out: Path, random: Random) -> None:
 
 def _recipes(box: Path) -> Case:
     seeds = [path.read_text() for path in TorchTrainer.recipes.values()]
-    path, trainer = box / "recipe.toml", plugins.make("trainer", "torch")
+    path, trainer = box / "recipe.toml", loading.make("trainer", "torch")
     parts = (
         "[[stages]]\n",
         "a.b.c = 1\n",
@@ -570,7 +581,7 @@ def _options(box: Path) -> Case:
 
     def case(random: Random) -> None:
         texts = [odd_text(random, text, seeds) for text in random.choices(seeds, k=random.randint(1, 3))]
-        plugins.share_options(owners, plugins.parse_assignments(tuple(texts)))
+        options.share_options(owners, options.parse_assignments(tuple(texts)))
 
     return case
 
@@ -596,7 +607,7 @@ def _layers(text: str) -> None:
 
 
 def _parts(text: str) -> None:
-    assert _is_in(_shard(text), "a.jpg") in (True, False)
+    assert Shard.parse(text).holds("a.jpg") in (True, False)
 
 
 def _specs(box: Path) -> Case:
@@ -630,7 +641,7 @@ def _coco(box: Path) -> Case:
 
     def case(random: Random) -> None:
         path.write_bytes(odd_document(random, seed))
-        mask = truth.read(path)(Path("a.jpg"), (48, 40))
+        mask = ground_truth.read(path)(Path("a.jpg"), (48, 40))
         assert mask is None or mask.shape == (40, 48)
 
     return case
@@ -655,7 +666,7 @@ def _voc(box: Path) -> Case:
     def case(random: Random) -> None:
         data = odd_text(random, seed, parts).encode("utf-8", "surrogatepass")
         path.write_bytes(odd_bytes(random, data) if random.random() < 0.2 else data)
-        mask = truth.read(box)(Path("a.jpg"), (48, 40))
+        mask = ground_truth.read(box)(Path("a.jpg"), (48, 40))
         assert mask is not None and mask.shape == (40, 48)
 
     return case
@@ -663,8 +674,8 @@ def _voc(box: Path) -> Case:
 
 def _results(box: Path) -> Case:
     """What a training came to, of which a report is made; figures of it, too, are drawn."""
-    data, out = box / "data", box / "out"
-    bundle(out / kept.BUNDLE)
+    data, whole, out = box / "data", box / "whole", box / "out"
+    bundle(whole / kept.BUNDLE)
     photos = []
     for name, kind in (("cat", "jpeg"), ("dog", "png"), ("Maine Coon", "webp")):
         photos.append((data / name / f"{kind}.jpg", name))
@@ -672,10 +683,12 @@ def _results(box: Path) -> Case:
         photos[-1][0].write_bytes(photographs()[kind])
     epoch = {"train_loss": 0.5, "valid_loss": 0.7, "error_rate": 0.1}
     step = {"lr": 1e-3, "momentum": 0.9, "loss": 2.0}
-    result = TrainResult(out / kept.BUNDLE, epoch, (epoch,) * 3, (step,) * 4, tuple(photos))
+    result = TrainResult(whole / kept.BUNDLE, epoch, (epoch,) * 3, (step,) * 4, tuple(photos))
     seed = json.loads(kept.write(result, data).read_bytes())
 
     def case(random: Random) -> None:
+        shutil.rmtree(out, ignore_errors=True)
+        shutil.copytree(whole, out)
         (out / kept.NAME).write_bytes(odd_document(random, seed))
         if random.random() < 0.1:
             _plant(out, random)
@@ -684,7 +697,7 @@ def _results(box: Path) -> Case:
             return
         found = kept.read(out, random.choice((None, data)))
         found.gone()
-        render.curves(found.result.history, found.result.steps)
+        charts.curves(found.result.history, found.result.steps)
 
     return case
 

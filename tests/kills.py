@@ -28,8 +28,8 @@ from random import Random
 import numpy as np
 from PIL import Image
 
-from camkit import manifest
 from camkit.errors import CamkitError
+from camkit.explaining import manifest, stored_maps
 
 Words = tuple[str, ...]
 PHOTOS, CLASSES = 40, 2
@@ -52,7 +52,7 @@ def lines(out: Path) -> object:
     """The results that a manifest tells of, each map read; every line once."""
     found = list(manifest.read(out))
     for line in found:
-        manifest.load_map(out, line)
+        stored_maps.load_map(out, line)
         if line["overlay_file"]:
             with Image.open(out / line["overlay_file"]) as picture:
                 picture.load()

@@ -10,161 +10,45 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from functools import cache
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
 
 import camkit
-from camkit import plugins
+from camkit import plugin
+from camkit.registry import discovery
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "src" / "camkit"
 
-# From top to bottom, as one reads. A module imports only from lines above its own.
-ORDER = [
-    "errors",
-    "files",
-    "cache",
-    "preprocess",
-    "axes",
-    "layout",
-    "scores",
-    "api",
-    "style",
-    "plugins",
-    "methods",
-    "specs",
-    "layers",
-    "archive",
-    "weights",
-    "efficientnet",
-    "models",
-    "fastai_model",
-    "bundle",
-    "images",
-    "reading",
-    "causes",
-    "capture",
-    "split",
-    "cams",
-    "stand_in",
-    "perturb",
-    "targets",
-    "automatic",
-    "winograd",
-    "state",
-    "fast",
-    "native",
-    "render",
-    "host",
-    "explanation",
-    "parquet",
-    "manifest",
-    "naming",
-    "output",
-    "collect",
-    "metrics",
-    "metrics.basics",
-    "metrics.agreement",
-    "metrics.complexity",
-    "metrics.localisation",
-    "metrics.imputation",
-    "metrics.faithfulness",
-    "metrics.sanity",
-    "metrics.controls",
-    "metrics.truth",
-    "metrics.shapes",
-    "metrics.builtin",
-    "metrics.measure",
-    "dataset",
-    "finetune",
-    "recipe",
-    "results",
-    "run",
-    "torch_trainer",
-    "report",
-    "training",
-    "scaffold",
-    "bench.stats",
-    "bench.schema",
-    "bench.document",
-    "bench.timing",
-    "bench.request",
-    "bench.environment",
-    "bench.rows",
-    "bench.scenes",
-    "bench.measures",
-    "bench.survey",
-    "bench.latency",
-    "bench.hard",
-    "bench.run",
-    "bench.conditions",
-    "bench.compare",
-    "bench.pages",
-    "bench.report",
-    "bench",
-    "testing.kit",
-    "testing.explainers",
-    "testing.strangers",
-    "testing.metrics",
-    "testing.sources",
-    "testing.trainers",
-    "testing",
-    "cli.terminal",
-    "cli.hints",
-    "cli.early",
-    "cli.report",
-    "cli.folder",
-    "cli.explain",
-    "cli.model",
-    "cli.plugin",
-    "cli.train",
-    "cli.bench",
-    "cli",
-    "__main__",
-]
 # The package itself names everything, but imports nothing before it is asked.
-FREE = {"__init__"}
+FREE = {"__init__", "__main__"}
+PUBLIC = {"errors", "plugin", "testing"}
 
-# Who may import what is heavy or belongs to one place.
+# Who may import what is heavy or belongs to one place: a package or a module.
 OWNERS = {
-    "click": {
-        *("cli", "cli.terminal", "cli.report", "cli.folder", "cli.explain", "cli.model", "cli.plugin"),
-        *("cli.train", "cli.bench"),
-    },
-    "rich": {"cli.report", "cli.train"},
-    "matplotlib": {"render", "style"},
-    # `explanation` hands pictures out and takes them in; the check of trainers writes toy photographs.
+    "click": {"cli"},
+    "rich": {"cli"},
+    "matplotlib": {"drawing"},
+    # Explanations hand pictures out and take them in; the check of trainers writes toy photographs.
     # Polygons of a ground truth are drawn by Pillow.
-    "PIL": {"images", "reading", "render", "explanation", "output", "testing.trainers", "metrics.truth"},
+    "PIL": {"images", "drawing", "explaining", "testing", "bench.ground_truth"},
     "skimage": {"metrics.agreement"},  # the bundled photograph is located, not imported
     "timm": {"models"},
-    "fastai": {"fastai_model"},
-    "torchvision": {"models", "torch_trainer", "run"},
-    "safetensors": {"weights", "bundle"},
-    "pebble": {"reading"},
-    "platformdirs": {"cache"},
-    "scipy": {"bench.stats"},
-    "pyarrow": {"parquet"},
+    "fastai": {"models"},
+    "torchvision": {"models", "training"},
+    "safetensors": {"models"},
+    "pebble": {"images.workers"},
+    "platformdirs": {"native.cache"},
+    "scipy": {"bench.statistics"},
+    "pyarrow": {"explaining.parquet"},
     "pytest": {"testing"},
 }
 # Wherever a plugin list or a help text comes from.
-WITHOUT_TORCH = [
-    "errors",
-    "files",
-    "cache",
-    "preprocess",
-    "scores",
-    "api",
-    "style",
-    "plugins",
-    "methods",
-    "specs",
-    "recipe",
-    "scaffold",
-    "cli.early",
-    *sorted(OWNERS["click"]),
-]
+WITHOUT_TORCH = {"errors", "files", "contracts", "registry", "cli"}
+WITHOUT_TORCH |= {"drawing.style", "images.preprocess", "models.specs", "native.cache", "native.methods"}
+WITHOUT_TORCH |= {"training.recipe", "explaining.shard", "core.class_names", "plugin"}
 
 
 def source_files() -> dict[str, Path]:
@@ -223,41 +107,117 @@ def outside(name: str, *, types: bool = True) -> set[str]:
     return {dotted.partition(".")[0] for dotted in imports(tree(name).body, types=types)}
 
 
+def within(name: str, places: set[str]) -> bool:
+    """Whether a module is one of the places or in one of them."""
+    return name in places or name.partition(".")[0] in places
+
+
 # --- which way imports point ----------------------------------------------------------------------
 
 
-def test_the_order_names_every_module_once() -> None:
-    assert sorted(ORDER) == MODULES
+def rows() -> list[list[str]]:
+    """The rows of the table in the reference, from top to bottom."""
+    page = (ROOT / "docs" / "reference.md").read_text(encoding="utf-8")
+    section = page.partition("## How the code is laid out")[2].partition("\n## ")[0]
+    lines = [line for line in section.splitlines() if line.startswith("| `")]
+    return [[name.rstrip("/") for name in re.findall(r"`([\w/]+)`", line.split("|")[1])] for line in lines]
+
+
+def test_the_table_in_the_reference_names_every_package_once() -> None:
+    told = [name for row in rows() for name in row]
+    assert sorted(told) == sorted({name.partition(".")[0] for name in MODULES})
 
 
 @pytest.mark.parametrize("name", MODULES)
 def test_imports_point_upwards(name: str) -> None:
-    allowed = set(ORDER[: ORDER.index(name)])
-    assert needs(name) - allowed == set()
+    package, above = name.partition(".")[0], set[str]()
+    for row in rows():
+        if package in row:
+            above |= set(row)
+            break
+        above |= set(row)
+    assert {needed for needed in needs(name) if needed.partition(".")[0] not in above} == set()
+
+
+def test_imports_go_in_no_circle() -> None:
+    graph = {name: needs(name) - {name} for name in MODULES}
+    assert set(TopologicalSorter(graph).static_order()) == set(MODULES)
+
+
+def test_packages_import_nothing_of_their_own() -> None:
+    """Or `--help` would load all of them; `camkit.testing` and `camkit.cli` import late."""
+    packages = {name for name in MODULES if FILES[name].name == "__init__.py"} - {"testing", "cli"}
+    assert {name for name in packages if needs(name)} == set()
 
 
 def test_the_imports_are_seen_at_all() -> None:
     """Late ones, those of submodules, and `from camkit import ...`."""
-    assert {"api", "errors"} <= needs("plugins")
+    assert {"contracts.explainer", "errors"} <= needs("registry.loading")
     assert "testing" in needs("cli.plugin") and "cli.explain" in needs("cli")
-    assert {"capture", "cams"} <= needs("native")
-    assert "timm" in outside("models")
-    assert "torch" in outside("api") and "PIL" not in outside("preprocess", types=False)
+    assert {"core.hooks", "core.formulas"} <= needs("native.explainer")
+    assert "timm" in outside("models.timm")
+    assert "torch" in outside("contracts.explainer")
+    assert "PIL" not in outside("images.preprocess", types=False)
 
 
-def test_the_table_in_the_reference_has_the_same_order() -> None:
+@pytest.mark.parametrize("library", OWNERS)
+def test_a_library_has_its_place(library: str) -> None:
+    users = {name for name in MODULES if library in outside(name, types=False)}
+    assert {name for name in users if not within(name, OWNERS[library])} == set()
+    assert library == "skimage" or users, f"nobody imports {library}: strike it out"
+
+
+# --- what a stranger finds ------------------------------------------------------------------------
+
+
+def test_the_package_has_few_entries_and_its_files_are_short() -> None:
+    entries = [path.name for path in PACKAGE.iterdir() if not path.name.startswith("__")]
+    assert len(entries) <= 18
+    long = {str(path): count for path in shipped() if (count := len(path.read_text().splitlines())) > 400}
+    assert long == {}
+
+
+@pytest.mark.parametrize("folder", sorted(ROOT.glob("plugins/*/src")), ids=lambda path: path.parent.name)
+def test_plugins_import_what_is_public(folder: Path) -> None:
+    """And so does all that a user copies: the scaffold and the lesson."""
+    texts = [
+        *folder.rglob("*.py"),
+        *PACKAGE.glob("registry/templates/**/*.in"),
+        ROOT / "docs" / "lesson6.md",
+    ]
+    for path in texts:
+        text = path.read_text(encoding="utf-8")
+        for module in re.findall(r"^ *(?:from|import) camkit\.(\w+)", text, re.MULTILINE):
+            assert module in PUBLIC, f"{path} imports camkit.{module}"
+
+
+def test_the_public_names_of_plugins_are_in_order_and_there() -> None:
+    assert list(plugin.__all__) == sorted(plugin.__all__) and set(plugin._HOMES) == set(plugin.__all__)
+    told = {
+        alias.asname or alias.name
+        for node in tree("plugin").body
+        if type_checking(node)
+        for child in ast.walk(node)
+        if isinstance(child, ast.ImportFrom)
+        for alias in child.names
+    }
+    assert told == set(plugin.__all__)
     page = (ROOT / "docs" / "reference.md").read_text(encoding="utf-8")
-    section = page.partition("## How the code is laid out")[2].partition("\n## ")[0]
-    rows = [row for row in section.splitlines() if row.startswith("| `")]
-    told = [name.rstrip("/") for row in rows for name in re.findall(r"`([\w/]+)`", row.split("|")[1])]
-    assert told == [name for name in ORDER if "." not in name and not name.startswith("__")]
+    for name in plugin.__all__:
+        assert getattr(plugin, name) is not None
+        assert re.search(rf"`{name}\b", page), f"docs/reference.md does not name {name}"
+    with pytest.raises(AttributeError, match="has no attribute 'Explainr'"):
+        getattr(plugin, "Explainr")  # noqa: B009
 
 
-@pytest.mark.parametrize("package", OWNERS)
-def test_a_library_has_its_place(package: str) -> None:
-    users = {name for name in MODULES if package in outside(name, types=False)}
-    assert users <= OWNERS[package]
-    assert package == "skimage" or users, f"nobody imports {package}: strike it out"
+def test_functions_are_short() -> None:
+    long = [
+        f"{path.name}: {node.name}"
+        for path in shipped()
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.FunctionDef) and (node.end_lineno or 0) - node.lineno >= 60
+    ]
+    assert long == []
 
 
 @pytest.mark.parametrize("private", ["cli", "testing"])
@@ -269,7 +229,7 @@ def test_nobody_imports_from_the_edge(private: str) -> None:
         assert not [module for module in needs(name) if module.partition(".")[0] == private], name
 
 
-@pytest.mark.parametrize("name", WITHOUT_TORCH)
+@pytest.mark.parametrize("name", [name for name in MODULES if within(name, WITHOUT_TORCH)])
 def test_no_torch_on_the_way_to_a_list(name: str) -> None:
     heavy = {"torch", "torchvision", "timm", "matplotlib", "scipy", "numpy", "PIL"}
     at_once = set(imports(tree(name).body, late=False, types=False))
@@ -310,14 +270,14 @@ print("quick")
 
 def test_listing_imports_no_plugin() -> None:
     """Not even camkit's own."""
-    modules = sorted({found.value.partition(":")[0] for found in plugins.find()})
+    modules = sorted({found.value.partition(":")[0] for found in discovery.find()})
     script = (
         "import sys; from camkit.cli import main\ntry: main(['plugin', 'list'])\nexcept SystemExit: pass\n"
     )
     script += f"assert not set({modules}) & set(sys.modules)"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=os.environ)
     assert done.returncode == 0, done.stderr
-    assert "camkit.native" in modules
+    assert "camkit.native.explainer" in modules
 
 
 # --- what is public -------------------------------------------------------------------------------
@@ -370,7 +330,9 @@ def test_everything_public_has_a_docstring(name: str) -> None:
     """Methods of plugins that are those of the contract are explained there."""
     contract = {
         f"{cls}.{method}"
-        for cls, node in public(tree("api"))
+        for file in FILES
+        if file.startswith("contracts.")
+        for cls, node in public(tree(file))
         if isinstance(node, ast.ClassDef)
         for method in (child.name for child in node.body if isinstance(child, ast.FunctionDef))
     }

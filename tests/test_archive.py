@@ -19,10 +19,10 @@ from typing import Any
 import pytest
 import torch
 
-from camkit import archive
 from camkit.errors import ModelError
-from camkit.models import load_model
-from camkit.weights import read_weights
+from camkit.models import archive
+from camkit.models.loading import load_model
+from camkit.models.weights import read_weights
 
 COUNT = 70_000  # values, so that the pickle holds the number as four bytes
 
@@ -156,7 +156,7 @@ def test_files_as_torch_writes_them_are_read(zipped: bool, tmp_path: Path) -> No
 
 
 def test_a_head_that_a_strangers_tensor_makes_huge(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("camkit.weights.SPARE", 0)
+    monkeypatch.setattr("camkit.models.weights.SPARE", 0)
     head = "fc.weight"
     assert head in load_model("timm:test_resnet@none").module.state_dict()
     path = tmp_path / "my.pth"
@@ -184,7 +184,7 @@ def test_the_peak_of_memory_stays_below_a_gibibyte(tmp_path: Path) -> None:
     bomb(tmp_path / "bomb.pth", 1024)
     assert (tmp_path / "bomb.pth").stat().st_size < 8 * 2**20
     script = (
-        "import re, sys; from pathlib import Path; from camkit.weights import read_weights\n"
+        "import re, sys; from pathlib import Path; from camkit.models.weights import read_weights\n"
         "try: read_weights(Path(sys.argv[1]))\n"
         "except Exception as error: print(error)\n"
         "print(re.search(r'VmHWM:\\s+(\\d+)', Path('/proc/self/status').read_text())[1])"

@@ -13,8 +13,8 @@ from benchmarks.lesson import lesson_model
 from torch import Tensor, nn
 
 import camkit
+from camkit.core.layer_choice import resolve_layers
 from camkit.errors import LayerError
-from camkit.host import resolve_layers
 
 
 def chosen(module: nn.Module, inputs: Tensor) -> str:

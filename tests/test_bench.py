@@ -21,27 +21,28 @@ from PIL import Image
 from scipy.stats import ttest_ind
 from tests.conftest import runner
 
-from camkit import plugins
 from camkit.bench import (
+    bench_report,
     compare,
     conditions,
+    contests,
     document,
     environment,
     latency,
-    measures,
-    report,
+    metric_choice,
     request,
-    run,
-    stats,
+    statistics,
     timing,
 )
+from camkit.bench import runner as run
+from camkit.bench.controls import CONTROLS
+from camkit.bench.entrants import Row
 from camkit.bench.latency import Measured
 from camkit.bench.request import BenchRequest
-from camkit.bench.rows import Row
 from camkit.bench.timing import Cold, Rounds, Sample, Timed
 from camkit.cli import cli
 from camkit.errors import AmbiguousPlugin, CamkitError, OptionError, PluginError, UsageError
-from camkit.metrics.controls import CONTROLS
+from camkit.registry import discovery, loading
 
 # A model source whose model is small and whose classes have odd names, and explainers that go wrong.
 SITE = """
@@ -222,20 +223,22 @@ def row(found: dict[str, Any], backend: str, method: str = "gradcam") -> dict[st
 
 
 def test_a_median_of_equal_samples_has_an_interval_of_no_width() -> None:
-    assert stats.median([2.0] * 6) == stats.Estimate(2.0, 2.0, 2.0)
-    assert stats.mean([2.0] * 6) == stats.Estimate(2.0, 2.0, 2.0)
+    assert statistics.median([2.0] * 6) == statistics.Estimate(2.0, 2.0, 2.0)
+    assert statistics.mean([2.0] * 6) == statistics.Estimate(2.0, 2.0, 2.0)
 
 
 def test_an_interval_needs_six_samples() -> None:
-    assert stats.median([1.0, 2.0, 9.0, 3.0]) == stats.Estimate(2.5)
-    assert stats.mean([1.0, 2.0, 9.0, 4.0]) == stats.Estimate(4.0)
-    assert stats.median([5.0, 1, 2, 9, 3, 7]) == stats.Estimate(4.0, 1.0, 9.0), "missed with 2 of 64"
-    assert stats.mean_p([1.0, 2.0, 1.0, 2.0, 1.0]) == 1
+    assert statistics.median([1.0, 2.0, 9.0, 3.0]) == statistics.Estimate(2.5)
+    assert statistics.mean([1.0, 2.0, 9.0, 4.0]) == statistics.Estimate(4.0)
+    assert statistics.median([5.0, 1, 2, 9, 3, 7]) == statistics.Estimate(4.0, 1.0, 9.0), (
+        "missed with 2 of 64"
+    )
+    assert statistics.mean_p([1.0, 2.0, 1.0, 2.0, 1.0]) == 1
 
 
 def test_an_interval_holds_the_middle_and_narrows_with_samples() -> None:
     random = np.random.default_rng(0)
-    few, many = (stats.median(random.normal(10, 1, n).tolist()) for n in (20, 2000))
+    few, many = (statistics.median(random.normal(10, 1, n).tolist()) for n in (20, 2000))
     for found in (few, many):
         assert found.low is not None and found.high is not None
         assert found.low < found.middle < found.high
@@ -245,66 +248,66 @@ def test_an_interval_holds_the_middle_and_narrows_with_samples() -> None:
 def test_an_interval_stays_within_what_a_value_can_be() -> None:
     """Most of what is drawn from such values is equal: only the limits say how far the mean may lie."""
     values = [1.0] * 9 + [0.0]
-    assert stats.mean(values) == stats.Estimate(0.9), "without limits there is no interval"
-    found = stats.mean(values, limits=(0.0, 1.0))
+    assert statistics.mean(values) == statistics.Estimate(0.9), "without limits there is no interval"
+    found = statistics.mean(values, limits=(0.0, 1.0))
     assert found.low is not None and 0 <= found.low < 0.9 and found.high == 1.0
 
 
 def test_a_paired_ratio_does_not_mind_a_machine_that_slows_down() -> None:
     bare = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0]
-    assert stats.paired([3 * s for s in bare], bare) == stats.Estimate(3.0, 3.0, 3.0)
+    assert statistics.paired([3 * s for s in bare], bare) == statistics.Estimate(3.0, 3.0, 3.0)
 
 
 def test_the_interval_over_processes_is_that_of_t_on_the_logarithms() -> None:
-    found = stats.over_processes([1.0, 2.0, 4.0]).interval()
+    found = statistics.over_processes([1.0, 2.0, 4.0]).interval()
     wide = np.exp(4.302653 * np.log(2) / np.sqrt(3))  # t of two degrees of freedom, 97.5 %
     assert [found.middle, found.low, found.high] == pytest.approx([2.0, 2 / wide, 2 * wide])
-    assert stats.over_processes([3.0]).interval() == stats.Estimate(pytest.approx(3.0))
+    assert statistics.over_processes([3.0]).interval() == statistics.Estimate(pytest.approx(3.0))
 
 
 def test_a_change_is_that_of_welch() -> None:
     before, after = [1.0, 1.1, 1.2], [1.5, 1.8, 1.6, 1.7]
     expected = ttest_ind(np.log(after), np.log(before), equal_var=False).confidence_interval(0.95)
-    found = stats.change(before, after).interval()
+    found = statistics.change(before, after).interval()
     assert [found.low, found.high] == pytest.approx(np.exp([expected.low, expected.high]).tolist())
 
 
 def test_one_process_has_no_spread_and_nothing_is_clear() -> None:
     for pair in (([1.0], [100.0, 101.0]), ([1.0, 1.1], [100.0])):
-        ((ratio, verdict),) = stats.verdicts([stats.change(*pair)])
+        ((ratio, verdict),) = statistics.verdicts([statistics.change(*pair)])
         assert verdict == "UNCLEAR" and ratio.low is None and ratio.middle > 90
 
 
 def test_holm_by_hand() -> None:
-    assert stats.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
-    assert stats.holm([0.5, 0.9]) == [1.0, 1.0] and stats.holm([]) == []
+    assert statistics.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert statistics.holm([0.5, 0.9]) == [1.0, 1.0] and statistics.holm([]) == []
 
 
-def spread(low: float, high: float) -> stats.Spread:
+def spread(low: float, high: float) -> statistics.Spread:
     """Of a ratio whose 95 % interval, if it is the only one, is this."""
     middle, half = (np.log(high) + np.log(low)) / 2, (np.log(high) - np.log(low)) / 2
-    return stats.Spread(middle, half / 1.959964, 1e9)
+    return statistics.Spread(middle, half / 1.959964, 1e9)
 
 
 def test_the_more_rows_the_wider_the_intervals() -> None:
     clear, unclear = spread(1.01, 1.2), spread(0.99, 1.1)
     for count, verdict in ((0, "SLOWER"), (1, "UNCLEAR"), (9, "UNCLEAR")):
-        found = stats.verdicts([unclear] * count + [clear], 0.0)
+        found = statistics.verdicts([unclear] * count + [clear], 0.0)
         assert [one for _, one in found] == ["UNCLEAR"] * count + [verdict]
         low = found[-1][0].low
         assert low is not None and (low > 1) is (verdict == "SLOWER"), "it says what the verdict says"
     sure = spread(1.1, 1.2)
-    alone, (first, second) = stats.verdicts([clear]), stats.verdicts([sure, clear])
+    alone, (first, second) = statistics.verdicts([clear]), statistics.verdicts([sure, clear])
     assert first[1] == second[1] == "SLOWER" and second == alone[0], "the next has one row less beside it"
-    assert stats.verdicts([sure])[0][0].low > first[0].low  # type: ignore[operator]
+    assert statistics.verdicts([sure])[0][0].low > first[0].low  # type: ignore[operator]
 
 
 @pytest.mark.parametrize(("percent", "least"), [(50, 1), (90, 64), (99, 662)])
 def test_a_percentile_is_told_only_of_enough_samples(percent: int, least: int) -> None:
     values = [float(n) for n in range(least)]
-    assert stats.percentile(values, percent) == pytest.approx(percent / 100 * (least - 1))
+    assert statistics.percentile(values, percent) == pytest.approx(percent / 100 * (least - 1))
     if least > 1:
-        assert stats.percentile(values[1:], percent) is None
+        assert statistics.percentile(values[1:], percent) is None
 
 
 @pytest.mark.parametrize(
@@ -326,7 +329,7 @@ def test_a_percentile_is_told_only_of_enough_samples(percent: int, least: int) -
 def test_a_verdict_needs_an_interval_on_one_side_of_the_tolerance(
     low: float, high: float, tolerance: float, verdict: str
 ) -> None:
-    ((ratio, found),) = stats.verdicts([spread(low, high)], tolerance)
+    ((ratio, found),) = statistics.verdicts([spread(low, high)], tolerance)
     assert found == verdict and [ratio.low, ratio.high] == pytest.approx([low, high], rel=1e-3)
 
 
@@ -352,7 +355,7 @@ def drawn(name: str, count: int) -> Any:
 
 def false_ps(samples: Any) -> float:
     """How often samples whose mean is 0 are called better or worse."""
-    return float(np.mean([stats.mean_p(part) <= 0.05 for part in np.split(samples, 8)]))
+    return float(np.mean([statistics.mean_p(part) <= 0.05 for part in np.split(samples, 8)]))
 
 
 @pytest.mark.parametrize("count", [8, 16])
@@ -372,14 +375,14 @@ def test_the_percentile_bootstrap_would_not_hold_that(name: str) -> None:
 
 @pytest.mark.parametrize("name", DIFFERENCES)
 def test_intervals_of_means_hold_the_truth(name: str) -> None:
-    found = [stats.mean(sample.tolist(), limits=(-99.0, 99.0)) for sample in drawn(name, 8)[:1000]]
+    found = [statistics.mean(sample.tolist(), limits=(-99.0, 99.0)) for sample in drawn(name, 8)[:1000]]
     missed = [one.low is None or one.high is None or not one.low <= 0 <= one.high for one in found]
     assert np.mean(missed) <= MOST + 0.01  # of a thousand only
 
 
 def test_what_is_better_is_seen() -> None:
     samples = np.random.default_rng(0).normal(1.0, 0.5, (200, 8))
-    assert np.mean(stats.mean_p(samples) <= 0.05) > 0.9
+    assert np.mean(statistics.mean_p(samples) <= 0.05) > 0.9
 
 
 @pytest.mark.parametrize("rows", [1, 6])
@@ -395,7 +398,7 @@ def test_verdicts_on_rows_are_wrong_in_at_most_six_of_a_hundred_runs(
     wrong, runs = 0, 400
     for _ in range(runs):
         before, after = (np.exp(random.normal(0, 0.03, (rows, count))) for _ in range(2))
-        found = stats.verdicts(list(map(stats.change, before, truth * after)), 0.05)
+        found = statistics.verdicts(list(map(statistics.change, before, truth * after)), 0.05)
         wrong += any(verdict not in (right, "UNCLEAR") for _, verdict in found)
     assert wrong / runs <= MOST - 0.02, "so few that it is no luck"
 
@@ -410,14 +413,14 @@ def test_processes_that_differ_little_make_it_clear(truth: float, right: str) ->
     found = [
         verdict
         for old, new in zip(before, after, strict=True)
-        for _, verdict in stats.verdicts(list(map(stats.change, old, new)), 0.05)
+        for _, verdict in statistics.verdicts(list(map(statistics.change, old, new)), 0.05)
     ]
     assert found.count(right) > 0.9 * len(found)
 
 
 def test_the_front_is_what_nothing_beats_in_both() -> None:
     points = [(3.0, 0.9), (1.0, 0.5), (2.0, 0.4), (2.0, 0.7), (4.0, 0.9), (1.0, 0.5)]
-    assert stats.pareto(points) == [1, 3, 0]
+    assert statistics.pareto(points) == [1, 3, 0]
 
 
 # --- timing -----------------------------------------------------------------------------------------
@@ -759,20 +762,20 @@ def test_a_batch_that_is_too_large_costs_only_that_batch() -> None:
     ],
 )
 def test_a_category_means_its_metrics_whoever_wrote_them(asked: tuple[str, ...], names: list[str]) -> None:
-    assert list(measures.chosen(BenchRequest(metrics=asked)).classes) == names
+    assert list(metric_choice.chosen(BenchRequest(metrics=asked)).classes) == names
 
 
 def test_every_installed_metric_runs_if_none_is_named(odd: None) -> None:
-    found = measures.chosen(BenchRequest())
-    installed = {item.name for item in plugins.find("metric")}
+    found = metric_choice.chosen(BenchRequest())
+    installed = {item.name for item in discovery.find("metric")}
     assert installed - {"lost"} == set(found.classes) and len(installed) > 20
     assert list(found.broken) == ["lost"] and "cannot be imported" in str(found.broken["lost"])
-    quick = measures.chosen(BenchRequest(quick=True)).classes
+    quick = metric_choice.chosen(BenchRequest(quick=True)).classes
     assert {"count", "even", "strange", "gini"} < set(quick) and "road" not in quick
     assert installed > request.LEFT_OUT, "a name that is none leaves nothing out"
-    assert "road" in measures.chosen(BenchRequest(quick=True, metrics=("road",))).classes
+    assert "road" in metric_choice.chosen(BenchRequest(quick=True, metrics=("road",))).classes
     with pytest.raises(PluginError, match="cannot be imported"):
-        measures.chosen(BenchRequest(metrics=("lost",)))
+        metric_choice.chosen(BenchRequest(metrics=("lost",)))
 
 
 def test_a_metric_that_two_packages_offer_runs_under_both_names(
@@ -786,25 +789,25 @@ def test_a_metric_that_two_packages_offer_runs_under_both_names(
     )
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setenv("CAMKIT_PLUGINS", "camkit-toy,camkit-twin")
-    found = measures.chosen(BenchRequest())
+    found = metric_choice.chosen(BenchRequest())
     assert {"camkit-toy:count", "camkit-twin:count", "gini"} <= set(found.classes)
     assert found.classes["gini"].category == "complexity" and not found.broken
     with pytest.raises(AmbiguousPlugin, match="camkit-toy:count or camkit-twin:count"):
-        measures.chosen(BenchRequest(metrics=("count",)))
+        metric_choice.chosen(BenchRequest(metrics=("count",)))
 
 
 def test_metrics_that_are_named_need_no_others(odd: None, monkeypatch: pytest.MonkeyPatch) -> None:
     loaded = []
-    load = plugins.load
-    monkeypatch.setattr(plugins, "load", lambda found: loaded.append(found.name) or load(found))
-    measures.chosen(BenchRequest(metrics=("latency", "gini", "count")))
+    load = loading.load
+    monkeypatch.setattr(loading, "load", lambda found: loaded.append(found.name) or load(found))
+    metric_choice.chosen(BenchRequest(metrics=("latency", "gini", "count")))
     assert sorted(loaded) == ["count", "gini"]
 
 
 def test_a_metric_that_cannot_be_imported_costs_a_note(odd: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    strangers = [item for item in plugins.find("metric") if item.dist != "camkit"]
-    find = plugins.find
-    monkeypatch.setattr(plugins, "find", lambda kind=None: strangers if kind == "metric" else find(kind))
+    strangers = [item for item in discovery.find("metric") if item.dist != "camkit"]
+    find = discovery.find
+    monkeypatch.setattr(discovery, "find", lambda kind=None: strangers if kind == "metric" else find(kind))
     found = toy(metrics=())
     assert row(found, "native")["failed"] and list(found["metrics"]) == ["count", "even", "strange"]
     (lost,) = [note for note in row(found, "native")["notes"] if note.startswith("no lost: ")]
@@ -921,7 +924,7 @@ def test_without_enough_sure_photographs_the_mosaics_are_of_shapes_and_the_reaso
     assert remark.startswith("2 x 2 shapes, each recognised with 90% or more; of the mosaic's four classes")
     assert "not of photographs: a mosaic of 2 x 2 needs images of 4 classes" in remark
     assert document.grid(row(found, "native"))["mean"] > 0.4  # type: ignore[index]
-    assert remark in report.markdown(report.contents(found, Path())).replace("\\", "")
+    assert remark in bench_report.markdown(bench_report.contents(found, Path())).replace("\\", "")
 
 
 def test_a_model_that_takes_one_size_only_is_explained_on_mosaics_of_shapes() -> None:
@@ -968,7 +971,7 @@ def test_what_differs_or_fails_in_a_hard_case_is_told_with_its_reason() -> None:
         and "frozen: the scores do not depend" in cells["inplace"]["NOTES"]
     )
     assert cells["own"]["PLAIN"].endswith(" DIFFERS") and cells["native"]["NOTES"] == "-"
-    sections = {section.title: section for section in report.contents(found, Path())}
+    sections = {section.title: section for section in bench_report.contents(found, Path())}
     assert sections["Parity in hard cases"].rows == rows
 
 
@@ -1005,8 +1008,8 @@ def test_an_explainer_is_held_against_the_best_control(own: list[float | None], 
         line("control", "control", "edges", [0.3, 0.4] * 6),
         line("control", "control", "blurred", [0.9] * 12),
     ]
-    (found,) = report.better({"rows": rows, "scenes": [{"name": "photographs"}]})
-    cells = dict(zip(report.BETTER, found, strict=True))
+    (found,) = contests.better({"rows": rows, "scenes": [{"name": "photographs"}]})
+    cells = dict(zip(contests.BETTER, found, strict=True))
     assert (cells["BACKEND"], cells["BEST CONTROL"]) == ("a", "edges"), "the one that is alike is left out"
     assert cells["VERDICT"] == verdict and (float(cells["P"]) <= 0.05) is (verdict != "UNCLEAR")
 
@@ -1020,8 +1023,8 @@ def contest(random: np.random.Generator, count: int, rows: int, ahead: float = 0
         return {"kind": kind, "backend": kind, "method": method, "scores": scores}
 
     lines = [line("explainer", str(n), random.beta(0.6, 0.2, count) + ahead) for n in range(rows)]
-    lines += [line("control", name, random.beta(6, 2, count)) for name in report.BLIND]
-    return report.better({"rows": lines, "scenes": [{"name": "photographs"}]})
+    lines += [line("control", name, random.beta(6, 2, count)) for name in contests.BLIND]
+    return contests.better({"rows": lines, "scenes": [{"name": "photographs"}]})
 
 
 @pytest.mark.parametrize("rows", [1, 6])
@@ -1335,11 +1338,11 @@ def test_a_class_called_script_is_a_text(quick: tuple[Result, Path]) -> None:
     titles = [example["title"] for example in found["examples"]]
     assert titles and any("<img src=x>.png" in title for title in titles)
     found["rows"][1]["notes"] = ["<script>alert(1)</script> | `x` [a](b)"]
-    sections = list(report.contents(found, quick[1]))
-    page = report.page(sections)
+    sections = list(bench_report.contents(found, quick[1]))
+    page = bench_report.page(sections)
     assert "<script" not in page and "<img src=x>" not in page
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page and "&lt;img src=x&gt;" in page
-    told = report.markdown(sections)
+    told = bench_report.markdown(sections)
     assert "<script" not in told and r"\| \`x\` \[a\](b)" in told
 
 
@@ -1363,8 +1366,8 @@ def test_a_document_of_a_stranger_reads_no_file_outside(quick: tuple[Result, Pat
         {"file": str(secret), "title": "t"},
     ]
     (tmp_path / "a" / "b").mkdir(parents=True)
-    assert "Where explainers disagree most" not in report.markdown(
-        report.contents(found, tmp_path / "a" / "b")
+    assert "Where explainers disagree most" not in bench_report.markdown(
+        bench_report.contents(found, tmp_path / "a" / "b")
     )
 
 

@@ -18,10 +18,11 @@ from click.testing import Result
 from PIL import Image
 from tests.conftest import runner
 
-from camkit import Trainer, recipe
-from camkit.bench import compare, document, pages, report, schema
+from camkit import Trainer
+from camkit.bench import bench_report, compare, document, pages, schema
 from camkit.cli import cli
 from camkit.errors import UsageError
+from camkit.training import recipe
 
 # Of pictures that are left out, which a user sees as a line.
 pytestmark = pytest.mark.filterwarnings("default::camkit.errors.CamkitWarning")
@@ -319,11 +320,11 @@ def test_a_recipe_is_a_regular_file(tmp_path: Path, kind: str) -> None:
 
 
 def test_too_many_rows_are_told_before_they_are_measured(monkeypatch: pytest.MonkeyPatch) -> None:
-    from camkit.bench import rows
+    from camkit.bench import entrants
 
-    monkeypatch.setattr(rows, "_explainer_rows", lambda _: [rows.Row("explainer", "a", "b")] * 200)
+    monkeypatch.setattr(entrants, "_explainer_rows", lambda _: [entrants.Row("explainer", "a", "b")] * 200)
     with pytest.raises(UsageError, match=r"these are 20\d rows, and a benchmark has 200 at most"):
-        rows.all_rows(rows.BenchRequest())
+        entrants.all_rows(entrants.BenchRequest())
 
 
 WORST = {  # what takes the most memory for its bytes
@@ -381,4 +382,4 @@ def test_a_text_stays_a_text_in_markdown(text: str) -> None:
     told = pages.markdown([pages.Section("t", [text])]).splitlines()[2]
     assert re.sub(r"\\(.)", r"\1", told).replace("&lt;", "<").replace("&gt;", ">") == text
     assert told != text
-    assert report.markdown is pages.markdown
+    assert bench_report.markdown is pages.markdown

@@ -21,15 +21,15 @@ from tests.conftest import runner
 from torch import Tensor, nn
 
 import camkit
-from camkit import recipe as recipes
-from camkit.api import LoadedModel
-from camkit.bundle import PETS
 from camkit.cli import cli
+from camkit.contracts.model import LoadedModel
 from camkit.errors import LayerError, ModelError
-from camkit.images import sample
-from camkit.preprocess import Preprocess
-from camkit.report import judge
-from camkit.torch_trainer import TorchTrainer
+from camkit.images.decoding import sample
+from camkit.images.preprocess import Preprocess
+from camkit.models.bundle import PETS
+from camkit.training import recipe as recipes
+from camkit.training.torch_trainer import TorchTrainer
+from camkit.training.training_report import judge
 
 CLASSES = ("Maine Coon", "Mäuschen 猫", 'the "best" / dog\'s', "", "Maine Coon")
 PREPROCESS = Preprocess(
@@ -44,7 +44,7 @@ ARCHITECTURE = {"source": "timm", "name": "test_resnet", "num_classes": len(CLAS
 
 
 def _network(architecture: dict[str, Any]) -> LoadedModel:
-    source = camkit.plugins.make("model", architecture["source"])
+    source = camkit.registry.loading.make("model", architecture["source"])
     module = source.build(architecture).eval()
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():
@@ -477,7 +477,7 @@ def test_an_architecture_that_its_source_trips_over(bundle: Path, monkeypatch: p
     def trip(*_: Any) -> None:
         raise KeyError("cut\nin two")
 
-    monkeypatch.setattr("camkit.models.TimmSource.build", trip)
+    monkeypatch.setattr("camkit.models.timm.TimmSource.build", trip)
     assert "camkit.json: KeyError" in refusal(bundle)
 
 

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 import camkit
-from camkit import cache
 from camkit.errors import CamkitError, CamkitWarning
+from camkit.native import cache
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "geteuid"), reason="this system has no modes")
 

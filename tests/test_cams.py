@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from camkit import cams
+from camkit.core import formulas
 
 # --- transcriptions: one class, one image, loops over channels and positions ----------------------
 
@@ -65,13 +65,13 @@ def ablationcam_affine(a: Tensor, g: Tensor) -> Tensor:
 
 
 TRANSCRIPTIONS = {
-    cams.ablationcam_affine: ablationcam_affine,
-    cams.gradcam: gradcam,
-    cams.gradcam_plus_plus: gradcam_plus_plus,
-    cams.xgradcam: xgradcam,
-    cams.hirescam: hirescam,
-    cams.gradcam_elementwise: gradcam_elementwise,
-    cams.layercam: layercam,
+    formulas.ablationcam_affine: ablationcam_affine,
+    formulas.gradcam: gradcam,
+    formulas.gradcam_plus_plus: gradcam_plus_plus,
+    formulas.xgradcam: xgradcam,
+    formulas.hirescam: hirescam,
+    formulas.gradcam_elementwise: gradcam_elementwise,
+    formulas.layercam: layercam,
 }
 Cam = Callable[[Tensor, Tensor], Tensor]
 
@@ -100,19 +100,19 @@ def test_the_paper_written_out(cam: Cam, features: Tensor, gradients: Tensor) ->
 @pytest.mark.parametrize("size", [(4, 5), (2, 2)], ids=["more positions", "more channels"])
 def test_components_are_those_of_a_singular_value_decomposition(size: tuple[int, int]) -> None:
     features, gradients = torch.randn(2, 8, *size), torch.randn(3, 2, 8, *size)
-    assert cams.eigencam(features).shape == (2, 1, *size)
+    assert formulas.eigencam(features).shape == (2, 1, *size)
     for b in range(2):
         expected = component(features[b])
-        found = cams.eigencam(features)[b, 0]
+        found = formulas.eigencam(features)[b, 0]
         torch.testing.assert_close(found.abs(), expected.abs(), rtol=1e-4, atol=1e-5)
         assert (found * (features[b].mean(0) - features[b].mean())).sum() >= 0  # the sign has a meaning
         for t in range(3):
             expected = component(gradients[t, b] * features[b])
-            found = cams.eigengradcam(features, gradients)[b, t]
+            found = formulas.eigengradcam(features, gradients)[b, t]
             torch.testing.assert_close(found.abs(), expected.abs(), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("cam", [*TRANSCRIPTIONS, cams.eigengradcam], ids=lambda f: f.__name__)
+@pytest.mark.parametrize("cam", [*TRANSCRIPTIONS, formulas.eigengradcam], ids=lambda f: f.__name__)
 def test_signals_and_volumes_are_images_of_other_proportions(
     cam: Cam, features: Tensor, gradients: Tensor
 ) -> None:
@@ -129,7 +129,7 @@ def test_signals_and_volumes_are_images_of_other_proportions(
 def test_finercam_takes_off_the_mean_of_the_nearest_scores() -> None:
     scores = torch.tensor([[5.0, 1.0, 4.0, 2.0], [0.0, 9.0, 8.0, 3.0]])
     targets = torch.tensor([[0, 3], [1, 1]])
-    found = cams.contrast(scores, targets, alpha=0.5, comparisons=2)
+    found = formulas.contrast(scores, targets, alpha=0.5, comparisons=2)
     for b in range(2):
         for t in range(2):
             target = int(targets[b, t])
@@ -137,21 +137,21 @@ def test_finercam_takes_off_the_mean_of_the_nearest_scores() -> None:
             others.sort(key=lambda c: abs(float(scores[b, c] - scores[b, target])))
             similar = sum(float(scores[b, c]) for c in others[:2]) / 2
             assert found[b, t] == scores[b, target] - 0.5 * similar
-    assert torch.equal(cams.contrast(scores, targets, 0.0, 2), scores.gather(1, targets))
-    rest = cams.contrast(scores, targets, 1.0, 99)  # as many as there are
+    assert torch.equal(formulas.contrast(scores, targets, 0.0, 2), scores.gather(1, targets))
+    rest = formulas.contrast(scores, targets, 1.0, 99)  # as many as there are
     assert rest[0, 0] == pytest.approx(5 - (1 + 4 + 2) / 3)
 
 
 def test_finercam_never_compares_a_class_with_itself() -> None:
     scores = torch.tensor([[1.0, 1.0, 1.0]], requires_grad=True)  # all as near as can be
-    contrast = cams.contrast(scores, torch.tensor([[1]]), alpha=1.0, comparisons=2)
+    contrast = formulas.contrast(scores, torch.tensor([[1]]), alpha=1.0, comparisons=2)
     (gradient,) = torch.autograd.grad(contrast.sum(), scores)
     assert gradient.tolist() == [[-0.5, 1.0, -0.5]]
 
 
 def test_ablationcam_weighs_with_the_drop_of_the_score(features: Tensor) -> None:
     scores, ablated = torch.randn(2, 4), torch.randn(4, 2, 3)
-    maps = cams.ablationcam(features, scores, ablated)
+    maps = formulas.ablationcam(features, scores, ablated)
     for b in range(2):
         for t in range(4):
             drops = [scores[b, t] - ablated[t, b, k] for k in range(3)]
@@ -161,7 +161,7 @@ def test_ablationcam_weighs_with_the_drop_of_the_score(features: Tensor) -> None
 
 def test_scorecam_weighs_with_the_softmax_over_channels(features: Tensor) -> None:
     masked = torch.randn(4, 2, 3)
-    maps = cams.scorecam(features, masked)
+    maps = formulas.scorecam(features, masked)
     for b in range(2):
         for t in range(4):
             powers = [masked[t, b, k].exp() for k in range(3)]
@@ -170,16 +170,16 @@ def test_scorecam_weighs_with_the_softmax_over_channels(features: Tensor) -> Non
             )
             torch.testing.assert_close(maps[b, t], expected)
     baseline = torch.randn(4, 2, 1)  # of algorithm 1: it makes no difference
-    torch.testing.assert_close(cams.scorecam(features, masked - baseline), maps)
+    torch.testing.assert_close(formulas.scorecam(features, masked - baseline), maps)
 
 
 def test_masks_reach_from_zero_to_one() -> None:
     channels = torch.tensor([[[1.0, 3.0]], [[-2.0, -4.0]], [[5.0, 5.0]]])
-    masks = cams.masks(channels, (1, 4))
+    masks = formulas.masks(channels, (1, 4))
     expected = [[0.0, 0.25, 0.75, 1.0], [1.0, 0.75, 0.25, 0.0], [0.0] * 4]  # the last lets nothing through
     torch.testing.assert_close(masks[:, 0, 0], torch.tensor(expected))
-    assert cams.masks(torch.rand(2, 3), (6,)).shape == (2, 1, 6)
-    assert cams.masks(torch.rand(2, 3, 2, 2), (6, 4, 4)).shape == (2, 1, 6, 4, 4)
+    assert formulas.masks(torch.rand(2, 3), (6,)).shape == (2, 1, 6)
+    assert formulas.masks(torch.rand(2, 3, 2, 2), (6, 4, 4)).shape == (2, 1, 6, 4, 4)
 
 
 # --- by hand, and at the edges --------------------------------------------------------------------
@@ -190,15 +190,15 @@ def test_gradcam_of_a_map_computed_by_hand() -> None:
     # Means of the gradients: 0.5 for the first channel, -2 for the second.
     gradients = torch.tensor([[[[[0.0, 1.0], [0.0, 1.0]], [[-2.0, -2.0], [-2.0, -2.0]]]]])
     expected = torch.tensor([[[[0.5 - 2.0, 1.0], [1.5, 2.0 - 2.0]]]])
-    torch.testing.assert_close(cams.gradcam(features, gradients), expected)
+    torch.testing.assert_close(formulas.gradcam(features, gradients), expected)
 
 
 def test_activations_are_the_mean_over_channels() -> None:
     features = torch.tensor([[[[1.0, 2.0]], [[3.0, -6.0]]]])
-    torch.testing.assert_close(cams.activations(features), torch.tensor([[[[2.0, -2.0]]]]))
+    torch.testing.assert_close(formulas.activations(features), torch.tensor([[[[2.0, -2.0]]]]))
 
 
-@pytest.mark.parametrize("cam", [*TRANSCRIPTIONS, cams.eigengradcam], ids=lambda f: f.__name__)
+@pytest.mark.parametrize("cam", [*TRANSCRIPTIONS, formulas.eigengradcam], ids=lambda f: f.__name__)
 def test_dead_channels_and_zero_gradients_give_zeros(cam: Cam) -> None:
     """Denominators vanish here; a map of nothing is zero, not NaN."""
     maps = cam(torch.zeros(1, 2, 3, 3), torch.zeros(1, 1, 2, 3, 3))
@@ -207,7 +207,7 @@ def test_dead_channels_and_zero_gradients_give_zeros(cam: Cam) -> None:
     assert maps.eq(0).all()
 
 
-@pytest.mark.parametrize("cam", [*TRANSCRIPTIONS, cams.eigengradcam], ids=lambda f: f.__name__)
+@pytest.mark.parametrize("cam", [*TRANSCRIPTIONS, formulas.eigengradcam], ids=lambda f: f.__name__)
 def test_nan_stays_with_its_image(cam: Cam, features: Tensor, gradients: Tensor) -> None:
     features[1, 0, 0, 0] = torch.nan
     maps = cam(features, gradients)
@@ -216,11 +216,11 @@ def test_nan_stays_with_its_image(cam: Cam, features: Tensor, gradients: Tensor)
 
 def test_nan_in_a_component_is_nan_everywhere(features: Tensor) -> None:
     features[1, 0, 0, 0] = torch.nan
-    maps = cams.eigencam(features)
+    maps = formulas.eigencam(features)
     assert maps[0].isfinite().all() and maps[1].isnan().all()
 
 
-@pytest.mark.parametrize("cam", [*TRANSCRIPTIONS, cams.eigengradcam], ids=lambda f: f.__name__)
+@pytest.mark.parametrize("cam", [*TRANSCRIPTIONS, formulas.eigengradcam], ids=lambda f: f.__name__)
 def test_half_precision_is_reduced_in_float32_and_double_stays_double(cam: Cam) -> None:
     features = torch.rand(1, 64, 2, 2, dtype=torch.bfloat16)
     gradients = torch.rand(1, 1, 64, 2, 2, dtype=torch.bfloat16)
@@ -231,4 +231,6 @@ def test_half_precision_is_reduced_in_float32_and_double_stays_double(cam: Cam) 
 
 def test_long_sums_do_not_stick_in_half_precision() -> None:
     features = torch.full((1, 4096, 1, 2), 1.0, dtype=torch.bfloat16)
-    assert cams.gradcam(features, torch.ones_like(features)[None]).eq(4096).all()  # bfloat16 sticks at 256
+    assert (
+        formulas.gradcam(features, torch.ones_like(features)[None]).eq(4096).all()
+    )  # bfloat16 sticks at 256

@@ -23,11 +23,11 @@ from PIL import Image
 from tests.conftest import CLASSES, runner
 
 import camkit
-from camkit import render
 from camkit.cli import cli
-from camkit.images import sample
-from camkit.preprocess import Preprocess
-from camkit.style import Style
+from camkit.drawing import overlay
+from camkit.drawing.style import Style
+from camkit.images.decoding import sample
+from camkit.images.preprocess import Preprocess
 
 ROOT = Path(__file__).parent.parent
 pytestmark = pytest.mark.usefixtures("here")
@@ -208,8 +208,6 @@ def test_a_class_without_a_score_is_an_error(score: str, code: int, good: list[s
         (["--model", "tiny:raises"], "unexpected RuntimeError: the disk is on fire (--debug shows where)"),
         (["--model", "tiny:memory"], "out of memory: try a smaller --batch-size, or --device cpu"),
         (["--model", "tiny:miscounted"], "model 'tiny:miscounted' names 3 classes but returns 4 scores"),
-        (["--device", "cuda:99"], "device 'cuda:99' is not there"),
-        (["--device", "tape"], "there is no device 'tape': use auto, cpu, cuda or cuda:N"),
         (["--out", "cat.png/maps"], "cannot write into cat.png/maps: Not a directory"),
     ],
 )
@@ -224,6 +222,8 @@ def test_what_cannot_be_done_is_one_line_and_exit_code_1(arguments: list[str], m
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["--device", "cuda:99"], "device 'cuda:99' is not there"),
+        (["--device", "tape"], "there is no device 'tape': use auto, cpu, cuda or cuda:N"),
         (["--modle", "x"], r"No such option:? '?--modle'?.*'?--model"),
         (["--alpha", "much"], "'much' is not a valid float"),
         (["--alpha", "1.01"], "alpha must lie between 0 and 1, not 1.01"),
@@ -305,7 +305,7 @@ def test_an_output_folder_that_may_not_be_written_to() -> None:
     Path("out/manifest.jsonl").mkdir()  # which also stops root
     result = explain(photo())
     assert result.exit_code == 1
-    assert "Error: cannot write out/manifest.jsonl: Is a directory" in result.stderr
+    assert "Error: cannot write out/manifest.jsonl: it is not a regular file" in result.stderr
     assert "Traceback" not in result.stderr
 
 
@@ -503,7 +503,7 @@ def test_the_look_changes_the_picture_and_not_the_map(
     explain("cat.png", "--class", "1", *arguments)
     assert [*maps()] == [name] and np.array_equal(maps()[name], plain)
     seen = Preprocess(size=(32, 32)).view(Image.open("cat.png"))
-    expected = np.asarray(render.overlay(seen, torch.from_numpy(plain), style))
+    expected = np.asarray(overlay.overlay(seen, torch.from_numpy(plain), style))
     assert np.array_equal(pictures()[name.replace(".npy", f"{part}.png")], expected)
     assert len(pictures()) == (2 if part else 1)
 
@@ -803,7 +803,7 @@ def test_plugin_list_says_what_is_wrong_on_stderr(site: Path, other_backend: str
 def test_plugin_show_tells_methods_and_options() -> None:
     result = camkit_("plugin", "show", "native")
     assert result.exit_code == 0
-    assert f"explainer from camkit {camkit.__version__}, camkit.native:Native\n" in result.stdout
+    assert f"explainer from camkit {camkit.__version__}, camkit.native.explainer:Native\n" in result.stdout
     rows = [re.split(r"  +", row) for row in result.stdout.splitlines()]
     assert ["gradcam"] in rows and ["eigencam", "the same map for every class"] in rows
     (option,) = (row for row in rows if row[0] == "reduction")
@@ -826,7 +826,8 @@ def test_plugin_show_of_a_name_that_several_kinds_have(
     info.mkdir(parents=True)
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: camkit-twin\nVersion: 1.0\n")
     (info / "entry_points.txt").write_text(
-        "[camkit.models]\ntwin = camkit_tiny:Tiny\n[camkit.explainers]\ntwin = camkit.native:Native\n"
+        "[camkit.models]\ntwin = camkit_tiny:Tiny\n"
+        "[camkit.explainers]\ntwin = camkit.native.explainer:Native\n"
     )
     monkeypatch.syspath_prepend(str(info.parent))
     monkeypatch.setenv("CAMKIT_PLUGINS", "camkit-tiny,camkit-twin")
@@ -834,7 +835,7 @@ def test_plugin_show_of_a_name_that_several_kinds_have(
     explainer, source = (
         camkit_("plugin", "show", "twin", "--kind", k).stdout for k in ("explainer", "model")
     )
-    assert explainer.splitlines()[1] == "explainer from camkit-twin 1.0, camkit.native:Native"
+    assert explainer.splitlines()[1] == "explainer from camkit-twin 1.0, camkit.native.explainer:Native"
     assert source.splitlines()[1] == "model from camkit-twin 1.0, camkit_tiny:Tiny"
     assert both == f"{explainer}\n{source}"
 

@@ -18,7 +18,7 @@ from tests.test_cli import camkit_, explain, lines, photo, process
 from torch import nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
-from camkit import manifest
+from camkit.explaining import manifest, stored_maps
 
 resource: Any = pytest.importorskip("resource", reason="limits and signals are those of POSIX")
 pytestmark = pytest.mark.usefixtures("here")
@@ -257,7 +257,7 @@ def test_nothing_is_lost_and_nothing_done_twice_when_the_run_is_killed(site: Pat
         child.communicate()
         for line in manifest.read(Path("out")):  # at any moment what the manifest tells of is there
             assert Path("out", line["overlay_file"]).is_file()
-            manifest.load_map(Path("out"), line)
+            stored_maps.load_map(Path("out"), line)
     kept = {name: data for name, data in content().items() if not name.endswith(".partial")}
     began = told()
     assert 140 < len(began) < 360 and len(set(began)) == len(began)
@@ -283,7 +283,7 @@ def test_ctrl_c_finishes_what_was_begun_and_says_so(site: Path) -> None:
     assert 5 < finished < 250
     assert err.decode().split("\n") == [
         "",
-        "Stopping behind what was begun; Ctrl-C again stops at once",
+        "Finishing what was begun; press Ctrl-C again to stop at once",
         "",
         f"Interrupted: {finished} maps are finished, in out; --resume does the rest",
         "",
@@ -298,7 +298,7 @@ def test_ctrl_c_before_anything_was_begun(monkeypatch: pytest.MonkeyPatch) -> No
     def interrupted(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("camkit.models.load_model", interrupted)
+    monkeypatch.setattr("camkit.explaining.runner.load_model", interrupted)
     done = explain(photo())
     assert (done.exit_code, done.stdout, done.stderr) == (130, "", "\nInterrupted\n")
 

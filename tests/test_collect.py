@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 from tests.test_cli import camkit_, explain, lines, photo
 
-from camkit import collect, manifest
+from camkit.drawing.style import Style
 from camkit.errors import CamkitError
-from camkit.style import Style
+from camkit.explaining import manifest, merging, redrawing, stored_maps, verification
 
 pytestmark = pytest.mark.usefixtures("here")
 
@@ -60,32 +60,30 @@ def test_what_explain_wrote_holds(format: str) -> None:
     done = camkit_("verify", "out", "--sample", 3)
     assert done.exit_code == 0, done.stdout
     pictures = 4 if format == "png" else 0
-    start = (
-        f"4 results: 4 maps, {pictures} pictures and the photographs of 2 hold; 3 maps made anew differ by"
-    )
+    start = f"4 results: 4 maps, {pictures} pictures and 2 photographs hold; 3 maps made anew differ by"
     assert done.stdout.startswith(start)
     assert done.stderr == "Everything holds\n"
 
 
 def test_a_folder_may_be_verified_where_only_hashes_can_be() -> None:
     folder = finished()
-    assert collect.verify(folder, sample=0).anew == 0
+    assert verification.verify(folder, sample=0).anew == 0
     shutil.move("photos", "elsewhere")
-    found = collect.verify(folder)
+    found = verification.verify(folder)
     assert [finding.file for finding in found.findings] == [CAT, DOG]
     assert (found.maps, found.pictures, found.photographs, found.anew) == (4, 4, 0, 0)
     assert camkit_("verify", "out").exit_code == 1
     assert camkit_("verify", "out", "--images", "elsewhere").exit_code == 0
-    assert collect.verify(folder, photographs=Path("elsewhere")).anew == 4
+    assert verification.verify(folder, photographs=Path("elsewhere")).anew == 4
 
 
 def forge() -> None:
     """A map with another value, and a manifest that knows it."""
     values = np.load(f"out/{TABBY}.npy")
-    before = manifest.map_digest(values)
+    before = stored_maps.map_digest(values)
     values[0, 0] += 0.01 * np.abs(values).max()
     np.save(f"out/{TABBY}.npy", values)
-    change("out/manifest.jsonl", before.encode(), manifest.map_digest(values).encode())
+    change("out/manifest.jsonl", before.encode(), stored_maps.map_digest(values).encode())
 
 
 DAMAGE: dict[str, tuple[Callable[[], object], str, str]] = {
@@ -101,7 +99,7 @@ DAMAGE: dict[str, tuple[Callable[[], object], str, str]] = {
     "one byte of a picture": (
         lambda: change(f"out/{TABBY}.png"),
         f"{TABBY}.png",
-        "not the picture that was",
+        "is not the picture that was",
     ),
     "no picture": (lambda: os.remove(f"out/{TABBY}.png"), f"{TABBY}.png", "no such file"),  # noqa: PTH107
     "another photograph": (lambda: photo(CAT, 7), CAT, "another photograph now"),
@@ -117,9 +115,9 @@ def test_what_does_not_hold_is_named(kind: str) -> None:
     done = camkit_("verify", "out")
     assert done.exit_code == 1
     *found, _ = done.stdout.splitlines()
-    assert {line.partition(": ")[0] for line in found} == {file}
+    assert found and all(file in line for line in found)
     assert reason in found[0]
-    assert done.stderr == f"Does not hold: {len(found)} findings\n"
+    assert done.stderr == f"Does not hold: {len(found)} finding{'s' * (len(found) > 1)}\n"
 
 
 def spoil_npz(path: Path) -> None:
@@ -148,9 +146,9 @@ def test_a_change_in_a_file_of_several_maps_is_named(format: str, spoil: Callabl
     done = camkit_("verify", "out", "--sample", 0)
     assert done.exit_code == 1
     if format == "npz":
-        reason = f"{file}: out/{file} is not the map that the manifest tells of\n4 results: 3"
+        reason = f"out/{file} is not the map that the manifest tells of\n4 results: 3"
     else:  # a table is told by its name as a whole
-        reason = f"{file}: out/{file} cannot be read: its contents do not match the hash in its name\n"
+        reason = f"out/{file} cannot be read: it is damaged or cut off: its contents do not match"
     assert done.stdout.startswith(reason)
 
 
@@ -168,7 +166,7 @@ def test_another_model_is_not_the_one_that_made_the_maps(arguments: tuple[str, .
 def test_a_model_that_is_gone_is_a_finding_and_the_rest_is_verified() -> None:
     finished()
     change("out/manifest.jsonl", b'"model_spec": "tiny:net"', b'"model_spec": "tini:net"')
-    found = collect.verify(Path("out"), sample=2)
+    found = verification.verify(Path("out"), sample=2)
     assert (found.maps, found.pictures, found.photographs) == (4, 4, 2)
     assert len(found.findings) == 2 and "there is no model 'tini:net'" in found.findings[0].reason
 
@@ -178,7 +176,7 @@ def test_the_sample_is_chosen_by_the_seed() -> None:
     change("out/manifest.jsonl", b'"model_spec": "tiny:net"', b'"model_spec": "tini:net"')
 
     def chosen(seed: int) -> list[str]:  # which is named, because the model is not there
-        return [finding.file for finding in collect.verify(folder, sample=2, seed=seed).findings]
+        return [finding.file for finding in verification.verify(folder, sample=2, seed=seed).findings]
 
     assert chosen(0) == chosen(0)
     assert len({tuple(chosen(seed)) for seed in range(8)}) > 1
@@ -249,7 +247,7 @@ def test_pictures_drawn_afterwards_are_those_of_explain(
             line[key] for key in ("overlay_sha256", "picture", "map_sha256")
         ]
     count = len(drawn)
-    assert collect.verify(folder, sample=0) == collect.Verdict(count, 4, count, 2, 0, 0.0, ())
+    assert verification.verify(folder, sample=0) == verification.Verdict(count, 4, count, 2, 0, 0.0, ())
 
 
 def test_drawing_anew_adds_pictures_of_another_look_and_leaves_everything_else() -> None:
@@ -277,7 +275,7 @@ def test_a_picture_of_somebody_else_is_in_nobodys_way() -> None:
         f"Files of the same names that tell something else are kept; the new ones are out/{TABBY}~2.png"
     ]
     assert (folder / f"{TABBY}.png").read_bytes() == b"mine"
-    assert collect.verify(folder, sample=0).pictures == 4
+    assert verification.verify(folder, sample=0).pictures == 4
 
 
 @pytest.mark.parametrize("kind", ["missing", "another", "elsewhere"])
@@ -294,7 +292,7 @@ def test_a_photograph_that_cannot_be_drawn_on_costs_only_its_own_pictures(kind: 
     assert done.exit_code == 3
     assert drawn == [f"a/dog.png.native.gradcam.{name}.tiny_net.png" for name in ("red_fox", "tabby")]
     assert done.stderr.endswith("2 pictures drawn, 2 failed\n")
-    assert collect.verify(folder, sample=0).pictures == 2
+    assert verification.verify(folder, sample=0).pictures == 2
 
 
 def test_a_damaged_map_costs_only_its_own_picture() -> None:
@@ -327,15 +325,15 @@ def test_joined_folders_hold_every_result_once(format: str) -> None:
     assert camkit_("verify", "all").exit_code == 0
     before = content(Path("all"))
     for sources in (parts, [Path("all")]):
-        assert collect.merge(sources, Path("all")) == 0
+        assert merging.merge(sources, Path("all")) == merging.Merged(0, ())
     assert content(Path("all")) == before
 
 
 def test_of_several_lines_for_one_map_the_last_is_joined() -> None:
     finished("--format", "npz")
-    list(collect.redraw(Path("out"), style=Style()))
+    list(redrawing.redraw(Path("out"), style=Style()))
     assert len(lines()) == 8
-    assert collect.merge([Path("out")], Path("all")) == 4
+    assert merging.merge([Path("out")], Path("all")).added == 4
     assert all(line["overlay_file"] for line in lines("all"))
     assert camkit_("verify", "all").stdout.startswith("4 results: 4 maps, 4 pictures")
 
@@ -357,14 +355,15 @@ def test_two_files_of_one_name_are_an_error_and_nothing_is_overwritten() -> None
         assert content(Path("all")) == before
         shutil.rmtree("all")
     photo(CAT, 0)
-    assert camkit_("explain", "merge", "c", "--out", "all").exit_code == 0
-    assert camkit_("verify", "all").exit_code == 1  # which joining does not hide
+    done = camkit_("explain", "merge", "c", "--out", "all")
+    assert done.exit_code == 3 and f"c/{TABBY}.npy is not the map" in done.stderr
+    assert camkit_("verify", "all").stdout.startswith("3 results")
 
 
 def test_several_looks_of_one_map_are_joined() -> None:
     finished(out="a")
     finished("--cmap", "viridis", out="b")
-    list(collect.redraw(finished("--format", "npz", out="c"), style=Style(relu=True)))
+    list(redrawing.redraw(finished("--format", "npz", out="c"), style=Style(relu=True)))
     for _ in range(2):
         assert camkit_("explain", "merge", "a", "b", "c", "--out", "all").exit_code == 0
         assert camkit_("verify", "all").stdout.startswith("12 results: 8 maps, 12 pictures and")
@@ -413,7 +412,7 @@ def test_a_full_line_of_someone_else_is_passed_on_as_it_is() -> None:
     told = lines()
     told[0] |= {"class_name": "\ud800 \u2028", "more": [1, {"a": None}]}
     Path("out/manifest.jsonl").write_text("".join(json.dumps(line) + "\n" for line in told))
-    assert collect.merge([Path("out")], Path("all")) == 4
+    assert merging.merge([Path("out")], Path("all")).added == 4
     assert list(manifest.read(Path("all"))) == told
 
 
@@ -433,12 +432,9 @@ def test_folders_without_results_are_wrong_usage(command: tuple[str, ...], kind:
         Path("folder/manifest.jsonl").touch()
     before = content(Path())
     done = camkit_(*command, "folder")
-    if command[0] == "explain" and kind == "manifest is empty":
-        assert done.exit_code == 0 and done.stdout == "0 results of 1 folders are in all\n"
-    else:
-        assert done.exit_code == 2, done.stderr
-        assert done.stderr.startswith("Error: ") and len(done.stderr.splitlines()) <= 2
-        assert "folder" in done.stderr and "unexpected" not in done.stderr
+    assert done.exit_code == 2, done.stderr
+    assert done.stderr.startswith("Error: ") and len(done.stderr.splitlines()) <= 2
+    assert "folder" in done.stderr and "unexpected" not in done.stderr
     assert content(Path()) == before and not Path("all").exists()
 
 
@@ -475,8 +471,8 @@ def test_merge_has_help_of_its_own() -> None:
 
 def test_errors_of_the_functions_are_camkits() -> None:
     with pytest.raises(CamkitError):
-        collect.merge([Path("nowhere")], Path("all"))
+        merging.merge([Path("nowhere")], Path("all"))
     with pytest.raises(CamkitError):
-        collect.verify(Path("nowhere"))
+        verification.verify(Path("nowhere"))
     with pytest.raises(CamkitError):
-        list(collect.redraw(Path("nowhere"), style=Style()))
+        list(redrawing.redraw(Path("nowhere"), style=Style()))

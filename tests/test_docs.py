@@ -12,10 +12,11 @@ import torch
 import torchvision
 from PIL import Image
 
-from camkit import Query, errors, plugins
+from camkit import Query, errors
 from camkit.cli.explain import explain
-from camkit.images import sample
-from camkit.output import FIELDS
+from camkit.explaining.manifest import FIELDS
+from camkit.images.decoding import sample
+from camkit.registry import discovery, loading
 from camkit.testing import CHECKS, Subject, reference_inputs, reference_model, run_check
 
 ROOT = Path(__file__).parent.parent
@@ -121,7 +122,7 @@ def test_the_explainer_of_the_guide_is_right() -> None:
     outcomes = [run_check(check, subject) for check in CHECKS["explainer"] if check.__name__ in wanted]
     assert [(o.check, o.reason) for o in outcomes if o.status != "passed"] == []
     query = Query(reference_model(), reference_inputs(), torch.tensor([0, 3, 1]), "0", "hirescam")
-    torch.testing.assert_close(subject.make().maps(query), plugins.make("explainer", "native").maps(query))
+    torch.testing.assert_close(subject.make().maps(query), loading.make("explainer", "native").maps(query))
 
 
 def test_every_check_is_explained() -> None:
@@ -160,6 +161,6 @@ def test_links_within_the_repository_lead_somewhere() -> None:
 
 
 def test_built_in_names_are_as_the_docs_say() -> None:
-    built_in = {found.name for found in plugins.find() if found.dist == "camkit"}
+    built_in = {found.name for found in discovery.find() if found.dist == "camkit"}
     page = text("docs/plugins.md")
     assert built_in and all(f"`{name}`" in page for name in built_in)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -12,11 +13,11 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from camkit import plugins
-from camkit.cli import early
-from camkit.methods import METHODS
-from camkit.metrics import builtin
-from camkit.native import Native
+from camkit.cli import checks
+from camkit.metrics import complexity
+from camkit.native.explainer import Native
+from camkit.native.methods import METHODS
+from camkit.registry import discovery, loading
 
 # Runs commands, one after the other, where torch finds no memory; none of them may need it.
 SCRIPT = """
@@ -87,13 +88,25 @@ CASES = {
     "explain cat.png --model torchvision:resnet18@w.pth": "there is no weights file 'w.pth'",
     "explain cat.png --model fastai:resnet18@w": "there is no weights file 'w'",
     "explain cat.png --model fastai:export.pkl --trust-pickle": "there is no file 'export.pkl'",
-    "explain merge nowhere --out all": "nowhere holds no manifest.jsonl",
+    "explain cat.png --class bengall": "the model has no class 'bengall'; did you mean 'Bengal'",
+    "explain cat.png --class 99": "there is no class 99: the model has 37 classes, 0 to 36",
+    "explain cat.png --class top:0": "class 'top:0': K in top:K is a positive number",
+    "explain cat.png --model imagenet --class top:x": "class 'top:x': K in top:K is a positive number",
+    "explain cat.png --device tpu": "there is no device 'tpu': use auto, cpu, cuda or cuda:N",
+    "explain cat.png --out ''": "--out is empty: give a name",
+    "explain ''": "[IMAGES]... is empty: give a name",
+    "explain merge nowhere --out all": "there is no file or folder 'nowhere'",
     "explain merge empty --out all": "empty holds no manifest.jsonl",
     # finished folders
-    "verify nowhere": "nowhere holds no manifest.jsonl",
+    "verify nowhere": "there is no file or folder 'nowhere'",
     "verify results --images nowhere": "there is no file or folder 'nowhere'",
     "verify results --model imagent": "there is no model 'imagent'",
-    "render nowhere": "nowhere holds no manifest.jsonl",
+    "verify nothing": "nothing holds no results",
+    "verify damaged": "damaged holds no results; manifest.jsonl, line 1: it is damaged or cut off",
+    "verify pipe": "pipe/manifest.jsonl cannot be read: it is not a regular file",
+    "verify ''": "FOLDER is empty: give a name",
+    "render nothing": "nothing holds no results",
+    "render nowhere": "there is no file or folder 'nowhere'",
     "render results --images nowhere": "there is no file or folder 'nowhere'",
     "render results --alpha -1": "alpha must lie between 0 and 1, not -1.0",
     "render results --cmap magna": "there is no colour map 'magna'",
@@ -109,7 +122,11 @@ CASES = {
     "train photos --trainer torch --recipe mine.toml": "there is no recipe 'mine.toml'",
     "train photos --trainer torch --show-recipe --recipe x": "there is no recipe 'x'",
     "train photos --trainer torch --weights w.pth": "there is no weights file 'w.pth'",
+    "train photos --trainer torch --recipe broken.toml": "recipe 'broken.toml' is not valid TOML",
+    "train photos --trainer torch --out begun": "begun holds an unfinished training: go on with --resume",
+    "train photos --trainer torch --out trained": "trained holds a trained model already",
     # bench
+    "bench --device tpu": "there is no device 'tpu'",
     "bench --images nowhere.jpg": "there is no image 'nowhere.jpg'",
     "bench --images empty": "no image found in 'empty'",
     "bench --truth nowhere": "there is no file or folder 'nowhere'",
@@ -128,9 +145,15 @@ CASES = {
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     made = tmp_path_factory.mktemp("early")
-    for name in ("empty", "results", "photos"):
-        (made / name).mkdir()
-    (made / "results" / "manifest.jsonl").touch()
+    for name in ("empty", "results", "photos", "nothing", "damaged", "pipe", "begun", "trained/bundle"):
+        (made / name).mkdir(parents=True)
+    line = {"schema": 2, "status": "error", "request": "r", "name": "a.png", "image": "a.png"}
+    (made / "results" / "manifest.jsonl").write_text(json.dumps(line))
+    (made / "nothing" / "manifest.jsonl").touch()
+    (made / "damaged" / "manifest.jsonl").write_text(json.dumps(line)[:40])
+    os.mkfifo(made / "pipe" / "manifest.jsonl")
+    (made / "begun" / "checkpoint.pt").touch()
+    (made / "broken.toml").write_text("[[stages]\n")
     for name in ("cat.png", "photos/cat_1.png"):
         Image.new("RGB", (8, 8)).save(made / name)
     return made
@@ -139,7 +162,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def told(folder: Path) -> dict[str, Told]:
     before = sorted(folder.rglob("*"))
-    found = commands(folder, *(case.split() for case in CASES))
+    found = commands(folder, *(shlex.split(case) for case in CASES))
     assert sorted(folder.rglob("*")) == before  # nothing was begun
     return dict(zip(CASES, found, strict=True))
 
@@ -148,7 +171,7 @@ def told(folder: Path) -> dict[str, Told]:
 def test_what_is_not_there_is_told_without_torch(case: str, told: dict[str, Told]) -> None:
     found = told[case]
     assert CASES[case] in found.stderr
-    assert found.stderr.startswith("Error: ") and found.stderr.count("\n") == 1
+    assert found.stderr.startswith("Error: ") and found.stderr.count("\n") == 1, found.stderr
     assert found.code == 2 and found.stdout == ""
 
 
@@ -163,10 +186,13 @@ def test_a_folder_that_cannot_be_written_is_told_without_torch(folder: Path) -> 
     assert {(one.code, one.stderr) for one in found} == {
         (1, "Error: cannot write into cat.png/out: Not a directory\n")
     }
+    (found,) = commands(folder, ["explain", "cat.png", "--out", "pipe"])
+    why = "cannot write pipe/manifest.jsonl: it is not a regular file"
+    assert (found.code, found.stderr) == (1, f"Error: {why}\n")
 
 
 def test_a_recipe_that_a_trainer_of_another_package_does_not_bring(folder: Path) -> None:
-    if not any(one.dist == "camkit-fastai" for one in plugins.find("trainer")):
+    if not any(one.dist == "camkit-fastai" for one in discovery.find("trainer")):
         pytest.skip("camkit-fastai is not installed")
     recipe, data = commands(
         folder,
@@ -193,6 +219,6 @@ def test_too_little_memory_for_the_libraries_of_torch_is_told_in_our_words(folde
 
 def test_what_is_known_early_is_what_there_is() -> None:
     assert set(METHODS) == set(Native.methods)
-    own = [plugins.load(one) for one in plugins.find("metric") if one.dist == plugins.HOST]
-    assert own and {metric.category for metric in own} | {"latency"} == set(early.CATEGORIES)
-    assert builtin.Gini in own
+    own = [loading.load(one) for one in discovery.find("metric") if one.dist == discovery.HOST]
+    assert own and {metric.category for metric in own} | {"latency"} == set(checks.CATEGORIES)
+    assert complexity.Gini in own

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from benchmarks import endurance
 
-from camkit import images
+from camkit.images import decoding, finding
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="there is no /proc here")
 
@@ -63,5 +63,5 @@ def test_a_start_that_takes_much_is_no_growth() -> None:
 
 def test_the_photographs_differ_and_are_the_same_every_time(tmp_path: Path) -> None:
     first, second = (endurance.photographs(tmp_path / name, 4) for name in "ab")
-    digests = [[images.digest(path) for path in images.expand([folder])] for folder in (first, second)]
+    digests = [[decoding.digest(path) for path in finding.expand([folder])] for folder in (first, second)]
     assert digests[0] == digests[1] and len(set(digests[0])) == 4

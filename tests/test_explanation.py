@@ -13,11 +13,13 @@ from PIL import Image
 from torch import Tensor, nn
 
 import camkit
-from camkit.api import LoadedModel
+from camkit.contracts.model import LoadedModel
 from camkit.errors import ImageError, MapError, ModelError, TargetError, UsageError
-from camkit.explanation import Explanation, make_backends, plan, stream
-from camkit.images import sample
-from camkit.reading import Failure
+from camkit.explaining.explanation import Explanation
+from camkit.explaining.pipeline import stream
+from camkit.explaining.plan import make_backends, plan
+from camkit.images.decoding import sample
+from camkit.images.workers import Failure
 
 CLASSES = ("red", "green", "blue")
 

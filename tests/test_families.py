@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 import camkit
+from camkit.core.layer_choice import resolve_layers
 from camkit.errors import LayerError
-from camkit.host import resolve_layers
 
 from .families import FAMILIES, Family, build, examine, wake
 

@@ -20,13 +20,13 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook
 
 import camkit
-from camkit import capture, fast
-from camkit.api import Sweep
+from camkit.contracts.explainer import Sweep
+from camkit.core import hooks, memory
+from camkit.core.contents import MOST, Contents
+from camkit.core.memory import KEPT, remembered
 from camkit.errors import CamkitWarning, LayerError
-from camkit.fast import KEPT, remembered
-from camkit.images import load, sample
-from camkit.native import Native, NativeOptions
-from camkit.state import MOST, Contents
+from camkit.images.decoding import load, sample
+from camkit.native.explainer import Native, NativeOptions
 
 
 @functools.cache
@@ -201,7 +201,7 @@ def test_hooks_of_camkit_in_another_thread_are_no_hindrance(batch: Tensor, compi
     expected = camkit.maps(model, batch, 1, layer="1")
     with (
         ThreadPoolExecutor(1) as other,
-        capture.captured(model, ["0", "1"], batch.shape, kind="channels-first") as found,
+        hooks.captured(model, ["0", "1"], batch.shape, kind="channels-first") as found,
     ):
         quick = other.submit(camkit.maps, model, batch, 1, layer="1", fast=True).result()
         assert not found
@@ -425,13 +425,13 @@ def test_everything_goes_with_the_model(batch: Tensor, compiles: None) -> None:
     ]
     assert constants  # the folded weights, which inductor would keep for ever
     gc.collect()  # models of other tests
-    count = len(fast._MEMORIES)
+    count = len(memory._MEMORIES)
     parameter = weakref.ref(model[0].weight)
     del model
     gc.collect()
     gc.collect()
     assert parameter() is None
-    assert len(fast._MEMORIES) == count - 1
+    assert len(memory._MEMORIES) == count - 1
     assert not any(constant() is not None for constant in constants)
 
 
@@ -535,7 +535,7 @@ def test_a_body_that_is_not_that_of_the_model(
 ) -> None:
     model = scaled()
     model.fc.weight.data[:, 3] = 0
-    monkeypatch.setattr("camkit.fast._compiled", lambda body, example, _: wrong(body, example))
+    monkeypatch.setattr("camkit.native.compiled._compiled", lambda body, example, _: wrong(body, example))
     plain = camkit.maps(model, batch, 1, layer="stem", method="eigencam")
     with pytest.warns(CamkitWarning, match="returns something else"):
         quick = camkit.maps(model, batch, 1, layer="stem", method="eigencam", fast=True)

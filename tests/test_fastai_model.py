@@ -11,8 +11,9 @@ import torch
 
 import camkit
 from camkit.errors import ModelError
-from camkit.fastai_model import FastaiSource, cut, features
-from camkit.models import TorchvisionSource
+from camkit.models.fastai import FastaiSource
+from camkit.models.fastai_architecture import cut, features
+from camkit.models.torchvision import TorchvisionSource
 from camkit.testing import model_source_checks
 
 RESNET = {"source": "torchvision", "name": "resnet18"}

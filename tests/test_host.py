@@ -11,7 +11,9 @@ import torch
 from torch import Tensor, nn
 
 import camkit
-from camkit.api import Explainer, Query
+from camkit.contracts.explainer import Explainer, Query
+from camkit.core.running import run
+from camkit.core.targets import class_chooser, class_index, given
 from camkit.errors import (
     CamkitWarning,
     LayerError,
@@ -21,9 +23,7 @@ from camkit.errors import (
     TargetError,
     UsageError,
 )
-from camkit.host import run
-from camkit.native import Native
-from camkit.targets import class_chooser, class_index, given
+from camkit.native.explainer import Native
 
 
 @pytest.mark.parametrize("same", [2, [2, 2, 2], (2, 2, 2), np.array([2, 2, 2]), np.int64(2)])
@@ -90,9 +90,9 @@ def test_wrong_names(small_net: nn.Module, batch: Tensor) -> None:
         camkit.maps(small_net, batch, layer="body.*")
     with pytest.raises(ModelError, match="not function"):
         camkit.maps(lambda x: x, batch)  # type: ignore[arg-type, call-overload]
-    with pytest.raises(ModelError, match="no type 'int8'"):
+    with pytest.raises(UsageError, match="no type 'int8'"):
         camkit.maps(small_net, batch, dtype="int8")
-    with pytest.raises(ModelError, match="no device 'gpu'"):
+    with pytest.raises(UsageError, match="no device 'gpu'"):
         camkit.maps(small_net, batch, device="gpu")
 
 

@@ -13,7 +13,7 @@ import warnings
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -25,15 +25,21 @@ from tests.test_collect import CAT, DOG, TABBY, content, finished
 from tests.test_output import explanation, output, put
 from torch import Tensor
 
-from camkit import collect, files, images, manifest, parquet, render
-from camkit.api import LoadedModel
+from camkit import files
+from camkit.contracts.model import LoadedModel
+from camkit.drawing import overlay as render
+from camkit.drawing.style import Style
 from camkit.errors import CamkitError, LayerError, ModelError
-from camkit.explanation import Explanation, plan
-from camkit.images import find
-from camkit.output import Result
-from camkit.preprocess import Preprocess
-from camkit.reading import LimitError, Processes, processes
-from camkit.style import Style
+from camkit.explaining import manifest, merging, parquet, redrawing, stored_maps, verification
+from camkit.explaining.explanation import Explanation
+from camkit.explaining.lines import Result
+from camkit.explaining.plan import plan
+from camkit.explaining.reader import Reader
+from camkit.images import decoding
+from camkit.images import finding as images_finding
+from camkit.images.finding import find
+from camkit.images.preprocess import Preprocess
+from camkit.images.workers import LimitError, Processes, processes
 
 pytestmark = pytest.mark.usefixtures("here")
 
@@ -87,13 +93,13 @@ def test_a_damaged_table_is_told_by_its_name_before_it_is_parsed(monkeypatch: py
     finished("--format", "parquet")
     (table,) = OUT.glob("*.parquet")
     line = manifest.latest(OUT)[0]
-    assert manifest.load_map(OUT, line).shape == (8, 8)
+    assert stored_maps.load_map(OUT, line).shape == (8, 8)
     data = bytearray(table.read_bytes())
     data[-20] ^= 1
     table.write_bytes(data)
     monkeypatch.setattr(parquet, "read_map", lambda *_: pytest.fail("it is parsed"))
     with pytest.raises(CamkitError, match="its contents do not match the hash in its name"):
-        manifest.load_map(OUT, line)
+        stored_maps.load_map(OUT, line)
 
 
 def test_of_two_members_of_one_name_none_is_read() -> None:
@@ -103,7 +109,7 @@ def test_of_two_members_of_one_name_none_is_read() -> None:
         warnings.simplefilter("ignore")  # that the name is there already
         archive.writestr(f"{line['map_key']}.npy", b"\x93NUMPY" + bytes(100))
     with pytest.raises(CamkitError, match="two of its members have one name"):
-        manifest.load_map(OUT, line)
+        stored_maps.load_map(OUT, line)
 
 
 def test_a_member_is_read_no_further_than_it_says() -> None:
@@ -116,7 +122,7 @@ def test_a_member_is_read_no_further_than_it_says() -> None:
     data = path.read_bytes()
     path.write_bytes(data.replace((300_000_000).to_bytes(4, "little"), (128).to_bytes(4, "little")))
     with pytest.raises(CamkitError, match="cannot be read"):
-        manifest.load_map(OUT, line)
+        stored_maps.load_map(OUT, line)
 
 
 @pytest.fixture
@@ -128,7 +134,7 @@ def pool(here: Path) -> Iterator[Processes]:
 
 
 def test_a_file_that_took_a_process_down_is_not_tried_again_and_others_are(pool: Processes) -> None:
-    reader = collect.Reader(pool)
+    reader = Reader(pool)
     with pytest.raises(LimitError, match=r"^a\.parquet took down the process that read it$"):
         reader.read(Path("a.parquet"), os._exit, 1)
     with pytest.raises(LimitError, match=r"^a\.parquet took down"):
@@ -140,7 +146,7 @@ def test_a_file_that_took_a_process_down_is_not_tried_again_and_others_are(pool:
 def test_maps_are_the_same_wherever_they_are_read(format: str, pool: Processes) -> None:
     finished("--format", format)
     line = manifest.latest(OUT)[0]
-    there, here = (collect.Reader(where).map(OUT, line) for where in (pool, None))
+    there, here = (Reader(where).map(OUT, line) for where in (pool, None))
     assert torch.equal(there, here) and list(here.shape) == line["map_shape"]
 
 
@@ -153,7 +159,7 @@ def test_a_view_of_more_pixels_than_models_see_is_refused() -> None:
     forged(preprocessing={"size": [8192, 8192]})
     done = camkit_("render", "out", "--relu")
     assert done.exit_code == 3 and len(done.stdout.splitlines()) == 3
-    assert done.stderr.startswith("Error: preprocessing size (8192, 8192) is more than")
+    assert done.stderr.startswith(f"Error: {TABBY}.npy: preprocessing size (8192, 8192) is more than")
 
 
 # --- names of photographs -------------------------------------------------------------------------
@@ -171,7 +177,7 @@ NAMES = [
 @pytest.mark.parametrize("name", NAMES, ids=ascii)
 def test_photographs_are_found_by_their_real_names(name: str) -> None:
     photo(f"photos/{name}")
-    photo(f"photos/{images.display(name)}", 1) if images.display(name) != name else None
+    photo(f"photos/{images_finding.display(name)}", 1) if images_finding.display(name) != name else None
     assert explain(f"photos/{name}", "--workers", 0).exit_code == 0
     (line,) = manifest.latest(OUT)
     assert (line["image_path"], line["image_name"]) == (f"photos/{name}", name)
@@ -207,7 +213,7 @@ def test_a_name_of_a_photograph_that_leads_elsewhere_is_a_finding(name: str) -> 
     finished()
     rewrite(lambda line: line.update(image_name=name), first=2)
     done = camkit_("verify", "out", "--images", "photos", "--sample", 0)
-    assert done.exit_code == 1 and "photographs of 2 hold" not in done.stdout
+    assert done.exit_code == 1 and "2 photographs hold" not in done.stdout
     assert len(done.stdout.splitlines()) in (2, 3)
 
 
@@ -227,7 +233,8 @@ def test_a_manifest_that_never_ends_is_no_manifest() -> None:
     for target in ("/dev/zero", "/proc/kmsg"):
         Path("folder/manifest.jsonl").symlink_to(target)
         with time_limit(20):
-            assert camkit_("verify", "folder").exit_code == 2
+            done = camkit_("verify", "folder")
+        assert done.exit_code == 1 and "is a link that leads out of folder: refused" in done.stderr
         Path("folder/manifest.jsonl").unlink()
 
 
@@ -242,7 +249,8 @@ def test_a_large_photograph_is_drawn_reduced_and_its_map_is_the_same(
     photo(DOG, 1, size=(40, 20))
     given = ("photos", "--view", "original", "--workers", workers)
     assert explain(*given, "--out", "whole").exit_code == 0
-    monkeypatch.setattr(images, "DRAWN", 6000)
+    monkeypatch.setattr(decoding, "DRAWN", 6000)
+    monkeypatch.setattr("camkit.explaining.runner.DRAWN", 6000)
     done = explain(*given)
     assert done.exit_code == 0
     cat, dog = lines()
@@ -270,8 +278,8 @@ def test_a_large_photograph_is_drawn_reduced_and_its_map_is_the_same(
 def test_the_part_that_the_model_saw_lies_where_it_does_in_the_whole_photograph() -> None:
     image = Image.new("RGB", (400, 200))
     wide = Preprocess(size=(50, 50))  # sees the middle
-    whole = images.Photo(image, "a", "")
-    small = images.reduced(whole, wide.view(image), 5000)
+    whole = decoding.Photo(image, "a", "")
+    small = decoding.reduced(whole, wide.view(image), 5000)
     assert small.image.size == (100, 50)
     style = Style(alpha=1.0)
     drawn = render.draw(small, torch.tensor([[0.0, 1.0]]), wide, "original", style)
@@ -317,7 +325,7 @@ def test_too_little_memory_to_draw_a_photograph_costs_only_that_photograph(
 def test_large_photographs_that_wait_to_be_drawn_are_few(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("camkit.output.WAITING", 3 * 3 * 64 * 48)
+    monkeypatch.setattr("camkit.explaining.output.WAITING", 3 * 3 * 64 * 48)
     begun = []
 
     def photos() -> Iterator[list[Result]]:
@@ -350,10 +358,10 @@ ODD_LINES: dict[str, dict[str, Any]] = {
 def test_one_odd_line_is_a_finding_and_the_others_are_looked_at(kind: str) -> None:
     finished()
     forged(**ODD_LINES[kind])
-    for found in (collect.verify(OUT), collect.verify(OUT, photographs=Path("photos"))):
+    for found in (verification.verify(OUT), verification.verify(OUT, photographs=Path("photos"))):
         assert {finding.file for finding in found.findings} == {f"{TABBY}.npy"}
         assert found.lines == 4 and found.maps >= 3 and found.pictures == 4 and found.photographs == 2
-    results = list(collect.redraw(OUT, style=Style(relu=True)))
+    results = list(redrawing.redraw(OUT, style=Style(relu=True)))
     assert len(results) == 4 and sum(error is None for _, error in results) >= 3
 
 
@@ -361,7 +369,7 @@ def test_one_odd_line_is_a_finding_and_the_others_are_looked_at(kind: str) -> No
 def test_odd_preprocessing_costs_one_picture(table: Any) -> None:
     finished()
     forged(preprocessing=table)
-    errors = [error for _, error in collect.redraw(OUT, style=Style(relu=True))]
+    errors = [error for _, error in redrawing.redraw(OUT, style=Style(relu=True))]
     assert len(errors) == 4 and errors.count(None) == 3
 
 
@@ -371,18 +379,18 @@ def test_whatever_one_line_raises_is_told_and_hides_nothing(
 ) -> None:
     finished()
     (OUT / f"{TABBY}.png").unlink()
-    load = manifest.load_map
+    load = stored_maps.load_map
 
     def fail(folder: Path, line: dict[str, Any]) -> Any:
         if line["map_file"] == f"{TABBY}.npy":
             raise error
         return load(folder, line)
 
-    monkeypatch.setattr(manifest, "load_map", fail)
-    found = collect.verify(OUT, sample=0)
+    monkeypatch.setattr(stored_maps, "load_map", fail)
+    found = verification.verify(OUT, sample=0)
     assert [finding.file for finding in found.findings] == [f"{TABBY}.npy", f"{TABBY}.png"]
     assert found.maps == 3 and all("\n" not in finding.reason for finding in found.findings)
-    results = list(collect.redraw(OUT, style=Style(relu=True)))
+    results = list(redrawing.redraw(OUT, style=Style(relu=True)))
     assert [error is None for _, error in results].count(False) == 1
 
 
@@ -402,7 +410,7 @@ def test_options_that_would_take_for_ever_are_a_finding_that_names_them(value: A
     finished()
     forged(options={"batch_size": value, "comparisons": 4})
     with time_limit(30):
-        found = collect.verify(OUT)
+        found = verification.verify(OUT)
     (finding,) = found.findings
     assert finding.file == f"{TABBY}.npy"
     assert "option batch_size = 10000000 of native asks for more than 50 times" in finding.reason
@@ -410,7 +418,7 @@ def test_options_that_would_take_for_ever_are_a_finding_that_names_them(value: A
 
 def test_options_that_are_somewhat_dearer_than_usual_are_computed() -> None:
     finished("-o", "comparisons=30", "-o", "batch_size=64")
-    assert collect.verify(OUT).findings == ()
+    assert verification.verify(OUT).findings == ()
 
 
 # --- deep folders ---------------------------------------------------------------------------------
@@ -487,10 +495,115 @@ def test_a_folder_that_goes_away_while_it_is_joined_into_or_drawn_in_is_told(
 
     monkeypatch.setattr(manifest, "append", and_away)
     with pytest.raises(CamkitError, match="new was removed, moved or replaced meanwhile, and with it 2"):
-        collect.merge([OUT], tmp_path / "new")
+        merging.merge([OUT], tmp_path / "new")
     with pytest.raises(CamkitError, match="out was removed, moved or replaced meanwhile"):
-        list(collect.redraw(OUT, style=Style(relu=True)))
+        list(redrawing.redraw(OUT, style=Style(relu=True)))
     assert not list(OUT.iterdir()) and not list((tmp_path / "new").iterdir())
+
+
+LINES: dict[str, Callable[[str], str]] = {
+    "it is damaged or cut off": lambda line: line[:100],
+    "it is damaged or cut off (a byte)": lambda line: line.replace('"backend"', '"backend\\x"'),
+    "it is damaged or cut off (a number)": lambda line: line.replace(
+        '"map_range": [', '"map_range": [1e400, '
+    ),
+    "it is no table": lambda line: "[1, 2]",
+    "it has another schema than 2": lambda line: line.replace('"schema": 2', '"schema": 9'),
+    "its map_file is missing or none": lambda line: line.replace('"map_file"', '"mapfile"'),
+    "its map_sha256 is missing or none": lambda line: line.replace('"map_sha256"', '"sha"'),
+    "its status is missing or none": lambda line: line.replace('"status": "ok"', '"status": "good"'),
+}
+
+
+@pytest.mark.parametrize("case", LINES)
+def test_a_damaged_line_is_a_finding_wherever_the_manifest_is_read(case: str) -> None:
+    finished()
+    path = OUT / manifest.NAME
+    first, *rest = path.read_text("utf-8").splitlines(keepends=True)
+    path.write_text(LINES[case](first.rstrip("\n")) + "\n\n" + "".join(rest), "utf-8")
+    found = f"manifest.jsonl, line 1: {case.partition(' (')[0]}"
+    done = camkit_("verify", "out", "--sample", 0)
+    assert done.exit_code == 1 and done.stdout.startswith(found)
+    assert "3 results: 3 maps, 3 pictures and 2 photographs hold; no map was made anew" in done.stdout
+    assert done.stderr == "Does not hold: 1 finding\n"
+    done = camkit_("explain", "merge", "out", "--out", "all")
+    assert done.exit_code == 3 and f"Error: out/{found}" in done.stderr
+    assert done.stdout == "3 results of 1 folder are in all\n"
+    assert len(lines("all")) == 3
+    done = camkit_("render", "out", "--relu")
+    assert done.exit_code == 3 and f"Error: out/{found}" in done.stderr
+
+
+def test_of_many_damaged_lines_some_are_told() -> None:
+    finished()
+    with (OUT / manifest.NAME).open("a") as file:
+        file.write("{\n" * 1000 + "x" * 2**21 + "\n")
+    findings: list[manifest.Finding] = []
+    assert len(list(manifest.read(OUT, findings))) == 4 and len(findings) == 21
+    assert str(findings[0]) == "manifest.jsonl, line 5: it is damaged or cut off"
+    assert str(findings[-1]) == "manifest.jsonl: 981 more of its lines are none that camkit writes"
+
+
+def test_a_line_that_was_torn_is_taken_away_by_the_next_and_a_whole_one_is_kept() -> None:
+    finished()
+    path = OUT / manifest.NAME
+    whole = path.read_bytes()
+    (line, *_) = lines()
+    for tail, kept in (
+        (b'{"schema": 2, "sta', b""),
+        (whole.splitlines()[0], whole.splitlines()[0] + b"\n"),
+    ):
+        path.write_bytes(whole + tail)
+        manifest.append(OUT, [line])
+        assert path.read_bytes() == whole + kept + manifest.as_json(line).encode() + b"\n"
+
+
+@pytest.mark.parametrize("kind", ["map_file", "overlay_file"])
+@pytest.mark.parametrize("first", ["damaged", "whole"])
+def test_of_two_folders_the_file_that_holds_is_joined(kind: str, first: str) -> None:
+    finished(out="whole")
+    shutil.copytree("whole", "damaged")
+    (line, *_) = lines("damaged")
+    path = Path("damaged", line[kind])
+    path.write_bytes(path.read_bytes()[:-1] + b"!")
+    second = {"damaged": "whole", "whole": "damaged"}[first]
+    done = camkit_("explain", "merge", first, second, "--out", "all")
+    assert done.exit_code == (3 if first == "damaged" else 0)
+    assert (str(path) in done.stderr) == (first == "damaged")
+    assert len(lines("all")) == 4 and not merging.merge([Path("all")], Path("again")).findings
+
+
+@pytest.mark.parametrize("format", ["png", "npz", "parquet"])
+def test_a_manifest_that_goes_away_meanwhile_is_told(tmp_path: Path, format: Literal["png", "npz"]) -> None:
+    out = tmp_path / "new"
+    made = output(out, format=format)
+    put(made, explanation("0.jpg"))
+
+    def photos() -> Iterator[Sequence[Result]]:
+        (out / manifest.NAME).unlink()
+        yield [explanation("1.jpg", position=1)]
+
+    with pytest.raises(CamkitError, match=r"manifest\.jsonl was removed, moved or replaced meanwhile"):
+        list(made.write_all(photos(), ahead=0))
+
+
+def test_one_damaged_file_is_one_finding() -> None:
+    finished("--format", "parquet")
+    (path,) = OUT.glob("*.parquet")
+    path.write_bytes(path.read_bytes()[:-20])
+    done = camkit_("verify", "out", "--sample", 0)
+    assert done.exit_code == 1 and done.stderr == "Does not hold: 1 finding\n"
+    assert done.stdout.count(path.name) == 1 and "it is damaged or cut off" in done.stdout
+
+
+def test_a_manifest_that_leads_out_of_its_folder_is_refused() -> None:
+    finished()
+    (OUT / manifest.NAME).rename("elsewhere.jsonl")
+    (OUT / manifest.NAME).symlink_to(Path("elsewhere.jsonl").absolute())
+    for words in (("verify", "out"), ("render", "out"), ("explain", "merge", "out", "--out", "all")):
+        done = camkit_(*words)
+        assert done.exit_code == 1 and done.stdout == ""
+        assert done.stderr == "Error: out/manifest.jsonl is a link that leads out of out: refused\n"
 
 
 def test_a_layer_whose_name_no_manifest_holds_is_refused() -> None:
@@ -555,11 +668,11 @@ def test_a_file_too_large_to_be_a_result_is_not_joined_and_nothing_is_left_of_it
     finished()
     with (OUT / f"{TABBY}.png").open("ab") as file:
         file.truncate(2**22)
-    monkeypatch.setattr(collect, "MAX_FILE", 2**21)
+    monkeypatch.setattr("camkit.explaining.reader.MAX_FILE", 2**21)
     done = camkit_("explain", "merge", "out", "--out", "all")
-    assert done.exit_code == 1
-    assert done.stderr == f"Error: out/{TABBY}.png cannot be copied: it is larger than 2 MiB\n"
-    assert not [name for name in content(Path("all")) if name.startswith("cat")]
+    assert done.exit_code == 3
+    assert done.stderr == f"Error: out/{TABBY}.png cannot be read: it is larger than 2 MiB\n"
+    assert not [name for name in content(Path("all")) if name.startswith(TABBY)]
 
 
 def test_a_file_that_becomes_a_fifo_is_not_waited_for(tmp_path: Path) -> None:
@@ -572,8 +685,8 @@ def test_a_file_that_becomes_a_fifo_is_not_waited_for(tmp_path: Path) -> None:
 def test_the_processes_are_the_same_as_none_for_a_folder_that_holds() -> None:
     finished("--format", "npz")
     with processes(1) as pool:
-        assert collect.verify(OUT, processes=pool) == collect.verify(OUT)
-        drawn = list(collect.redraw(OUT, style=Style(), processes=pool))
+        assert verification.verify(OUT, processes=pool) == verification.verify(OUT)
+        drawn = list(redrawing.redraw(OUT, style=Style(), processes=pool))
     assert [error for _, error in drawn] == [None] * 4
     assert json.dumps(drawn[0][0])
-    assert isinstance(collect.Reader(None).map(OUT, drawn[0][0]), Tensor)
+    assert isinstance(Reader(None).map(OUT, drawn[0][0]), Tensor)

@@ -21,9 +21,10 @@ import PIL
 import pytest
 from PIL import Image, ImageFile
 
-from camkit import images
 from camkit.errors import ImageError, UsageError
-from camkit.images import expand, find, load, sample
+from camkit.images import decoding, finding
+from camkit.images.decoding import load, sample
+from camkit.images.finding import expand, find
 
 Pixels = np.ndarray
 
@@ -404,10 +405,11 @@ def test_other_formats_are_refused_even_where_pillow_reads_them(tmp_path: Path, 
 
 
 def test_every_format_is_read_in_a_fresh_process_without_pillows_other_parsers(tmp_path: Path) -> None:
-    for format in images.FORMATS:
+    for format in decoding.FORMATS:
         (tmp_path / f"{format}.jpg").write_bytes(encoded(Image.new("RGB", (8, 8), RED), format))
     code = (
-        "import sys; from pathlib import Path; from PIL import Image; from camkit.images import load\n"
+        "import sys; from pathlib import Path; from PIL import Image\n"
+        "from camkit.images.decoding import load\n"
         "for path in Path(sys.argv[1]).iterdir(): print(load(path).image.size)\n"
         "print('EPS' in Image.OPEN)"
     )
@@ -459,7 +461,7 @@ def test_a_header_alone_that_promises_too_many_pixels(tmp_path: Path, decoded: l
 
 
 def test_the_limit_itself_is_allowed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(images, "MAX_PIXELS", 100)
+    monkeypatch.setattr(decoding, "MAX_PIXELS", 100)
     Image.new("RGB", (10, 10)).save(tmp_path / "fits.png")
     Image.new("RGB", (10, 11)).save(tmp_path / "more.png")
     assert load(tmp_path / "fits.png").image.size == (10, 10)
@@ -470,7 +472,7 @@ def test_the_limit_itself_is_allowed(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 def test_a_huge_file_is_refused_without_reading_it(tmp_path: Path) -> None:
     with (tmp_path / "huge.jpg").open("wb") as file:
-        file.truncate(images.MAX_BYTES + 2**20)  # a hole, which takes no room on the disk
+        file.truncate(decoding.MAX_BYTES + 2**20)  # a hole, which takes no room on the disk
     start = time.perf_counter()
     assert "larger than 512 MiB" in refusal(tmp_path / "huge.jpg")
     assert time.perf_counter() - start < 0.2
@@ -527,7 +529,7 @@ def test_a_file_that_turns_out_not_to_be_readable(tmp_path: Path, monkeypatch: p
     def refuse(path: Path, limit: int) -> bytes:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(images, "read_regular", refuse)
+    monkeypatch.setattr(decoding, "read_regular", refuse)
     assert "secret.png cannot be read: Permission denied" in refusal(tmp_path / "secret.png")
 
 
@@ -617,7 +619,7 @@ def test_the_sample_is_a_photograph() -> None:
 
 
 def test_a_missing_sample_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(images, "find_spec", lambda name: None)
+    monkeypatch.setattr(decoding, "find_spec", lambda name: None)
     with pytest.raises(ImageError, match="pip install scikit-image"):
         sample()
 
@@ -691,7 +693,7 @@ def test_globs_of_any_depth_mean_what_they_do_elsewhere(
     found = [Path(os.path.normpath(path)).as_posix() for path in expand([pattern])]
     assert found == expected
     python = glob.glob(pattern, recursive=True)  # noqa: PTH207
-    assert sorted({p for p in python if Path(p).suffix.lower() in images.SUFFIXES}) == sorted(
+    assert sorted({p for p in python if Path(p).suffix.lower() in finding.SUFFIXES}) == sorted(
         str(path) for path in expand([pattern])
     )
 

@@ -8,7 +8,7 @@ import torchvision
 from benchmarks.lesson import lesson_model
 from torch import nn
 
-from camkit import layers
+from camkit.core import layers
 from camkit.errors import LayerError
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from camkit.core.layout import Layout, layout
 from camkit.errors import LayerError
-from camkit.layout import Layout, layout
 
 
 @pytest.mark.parametrize(

@@ -13,11 +13,11 @@ from skimage.metrics import structural_similarity
 from torch import Tensor, nn
 
 import camkit
-from camkit.api import LoadedModel
-from camkit.explanation import Explanation
+from camkit.contracts.model import LoadedModel
+from camkit.explaining.comparison import compare
+from camkit.explaining.explanation import Explanation
 from camkit.metrics.agreement import (
     MEASURES,
-    compare,
     difference,
     jaccard,
     null,

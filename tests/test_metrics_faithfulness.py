@@ -16,19 +16,17 @@ from torch import Tensor, nn
 from camkit.metrics.basics import positions, resized
 from camkit.metrics.faithfulness import (
     area,
-    average_drop,
     blurred,
     deletion,
     deletion_curve,
     gain_curve,
-    increase,
-    infidelity,
     insertion,
     insertion_curve,
-    max_sensitivity,
     road,
     symmetric_relevance_gain,
 )
+from camkit.metrics.faithfulness_masks import average_drop, increase
+from camkit.metrics.faithfulness_noise import infidelity, max_sensitivity
 from camkit.metrics.imputation import impute
 
 RANKED = [deletion, insertion, symmetric_relevance_gain, road]

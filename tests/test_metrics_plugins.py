@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import tomllib
 from pathlib import Path
+from pkgutil import iter_modules
 from typing import Any, ClassVar
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from camkit import plugins
-from camkit.api import MapBatch, Metric, Scores
+from camkit import metrics
+from camkit.contracts.metric import MapBatch, Metric, Scores
 from camkit.errors import BrokenPlugin, CamkitError, UsageError
-from camkit.metrics import builtin
+from camkit.metrics import localisation, sanity
 from camkit.metrics.measure import measure, passes
+from camkit.registry import discovery, loading
+from camkit.registry import options as registry_options
 from camkit.testing import CHECKS, Subject, metric_checks, run_check, run_checks
 from camkit.testing.metrics import evidence
 
@@ -33,8 +37,7 @@ def _one_thread() -> None:
 
 def the(name: str) -> type[Metric]:
     module, _, cls = BUILT_IN[name].partition(":")
-    assert module == builtin.__name__
-    found: type[Metric] = getattr(builtin, cls)
+    found: type[Metric] = getattr(importlib.import_module(module), cls)
     return found
 
 
@@ -62,17 +65,20 @@ def test_the_metric_of_another_package_as_its_author_tests_it(of_a_stranger: Non
 
 
 def test_all_metrics_are_announced_and_say_what_they_are() -> None:
+    modules = [
+        importlib.import_module(f"{metrics.__name__}.{m.name}") for m in iter_modules(metrics.__path__)
+    ]
     classes = {
-        cls.__name__
-        for cls in vars(builtin).values()
-        if isinstance(cls, type) and issubclass(cls, Metric) and cls.__module__ == builtin.__name__
+        f"{module.__name__}:{cls.__name__}"
+        for module in modules
+        for cls in vars(module).values()
+        if isinstance(cls, type) and issubclass(cls, Metric) and cls.__module__ == module.__name__
     }
-    announced = {value.partition(":")[2] for value in BUILT_IN.values()}
-    assert announced == {name for name in classes if not name.startswith("_")}
+    assert set(BUILT_IN.values()) == {name for name in classes if ":_" not in name}
     for name in BUILT_IN:
-        found = plugins.Found("metric", name, BUILT_IN[name], "camkit", "1")
-        assert plugins.load(found) is the(name)
-        assert plugins.summary(found) == the(name).summary != ""
+        found = discovery.Found("metric", name, BUILT_IN[name], "camkit", "1")
+        assert loading.load(found) is the(name)
+        assert discovery.summary(found) == the(name).summary != ""
         assert the(name).paper
         assert the(name).category in CATEGORIES, "a word of its own is for plugins"
 
@@ -110,7 +116,7 @@ def test_the_unit_of_a_map_does_not_matter(name: str, factor: float) -> None:
 # --- mutants: each is a good metric with one fault --------------------------------------------------
 
 
-class Mutant(builtin.EnergyPointingGame):
+class Mutant(localisation.EnergyPointingGame):
     """Mass on the object, under another class; the faults are below."""
 
 
@@ -176,14 +182,14 @@ class IsLatency(Mutant):
     category = "latency"
 
 
-class LeavesRandomWeights(builtin.SanityCascading):
+class LeavesRandomWeights(sanity.SanityCascading):
     def score(self, batch: MapBatch) -> Scores:
         scores = super().score(batch)
         next(batch.module.parameters()).data.add_(1)
         return scores
 
 
-class KeepsRandomWeightsAfterAnError(builtin.SanityCascading):
+class KeepsRandomWeightsAfterAnError(sanity.SanityCascading):
     def score(self, batch: MapBatch) -> Scores:
         kept = [(p, p.data.clone()) for p in batch.module.parameters()]
         for parameter, _ in kept:
@@ -223,7 +229,7 @@ def test_a_wrong_metric_is_caught_by_the_right_check(mutant: type[Metric], check
 
 def made(name: str, **options: Any) -> Metric:
     metric = the(name)
-    return metric(plugins.read_options(metric.Options, options, owner=name))
+    return metric(registry_options.read_options(metric.Options, options, owner=name))
 
 
 @pytest.mark.parametrize(

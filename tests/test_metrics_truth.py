@@ -13,9 +13,10 @@ import pytest
 import torch
 from PIL import Image
 
-from camkit import Preprocess, images
+from camkit import Preprocess
+from camkit.bench import ground_truth
 from camkit.errors import CamkitError, CamkitWarning, ImageError, UsageError
-from camkit.metrics import truth
+from camkit.images import decoding, finding
 
 SIZE = (6, 4)  # width, height
 VOC = """<annotation><size><width>6</width><height>4</height></size>
@@ -50,16 +51,16 @@ def test_the_foreground_of_a_trimap_and_otherwise_the_box(tmp_path: Path) -> Non
     picture(tmp_path / "trimaps" / "cat_1.png", trimap)
     write(tmp_path / "xmls" / "cat_1.xml", VOC)
     write(tmp_path / "xmls" / "cat_2.xml", VOC)
-    read = truth.read(tmp_path)
+    read = ground_truth.read(tmp_path)
     assert places(read(Path("anywhere/cat_1.jpg"), SIZE)) == [[1, 2]]
     assert places(read(Path("cat_2.jpg"), SIZE)) == [[y, x] for y in (0, 1) for x in (1, 2, 3)]
     assert read(Path("cat_3.jpg"), SIZE) is None
 
 
 def test_the_sample_of_the_pets(pets: Path) -> None:
-    read = truth.read(pets / "annotations")
-    photo = images.expand([pets / "images"])
-    sizes = {path: images.load(path).image.size for path in list(photo)[:5]}
+    read = ground_truth.read(pets / "annotations")
+    photo = finding.expand([pets / "images"])
+    sizes = {path: decoding.load(path).image.size for path in list(photo)[:5]}
     for path, size in sizes.items():
         mask = read(path, size)
         assert mask is not None and 0.02 < float(mask.float().mean()) < 0.95
@@ -81,7 +82,7 @@ def test_the_sample_of_the_pets(pets: Path) -> None:
 def test_xml_from_strangers(tmp_path: Path, text: str, message: str) -> None:
     path = write(tmp_path / "xmls" / "cat_1.xml", text)
     with pytest.raises(UsageError, match=message) as raised:
-        truth.read(tmp_path)(Path("cat_1.jpg"), SIZE)
+        ground_truth.read(tmp_path)(Path("cat_1.jpg"), SIZE)
     assert str(path) in str(raised.value) and "\n" not in str(raised.value)
 
 
@@ -90,7 +91,7 @@ def test_an_entity_bomb_in_another_encoding_is_no_way_round(tmp_path: Path) -> N
     (tmp_path / "xmls").mkdir()
     (tmp_path / "xmls" / "cat_1.xml").write_bytes(bomb.encode("utf-16"))
     with pytest.raises(UsageError, match="declares a document type"):
-        truth.read(tmp_path)(Path("cat_1.jpg"), SIZE)
+        ground_truth.read(tmp_path)(Path("cat_1.jpg"), SIZE)
 
 
 # --- masks ----------------------------------------------------------------------------------------
@@ -101,19 +102,19 @@ def test_whatever_is_not_zero_belongs_to_the_object(tmp_path: Path, suffix: str,
     values = np.zeros((4, 6))
     values[2, 5] = 255
     picture(tmp_path / f"cat_1.{suffix}", values, mode)
-    read = truth.read(tmp_path)
+    read = ground_truth.read(tmp_path)
     assert places(read(Path("cat_1.jpg"), SIZE)) == [[2, 5]]
     assert read(Path("dog.jpg"), SIZE) is None
 
 
 def test_sixteen_bits_and_indices_are_not_scaled_away(tmp_path: Path) -> None:
     Image.fromarray(np.array([[0, 1, 300]], dtype=np.uint16)).save(tmp_path / "a.png")
-    assert images.load_mask(tmp_path / "a.png").tolist() == [[0, 1, 300]]
+    assert decoding.load_mask(tmp_path / "a.png").tolist() == [[0, 1, 300]]
     indexed = Image.new("P", (2, 1))
     indexed.putpalette([255, 255, 255, 0, 0, 0])  # index 0 is white
     indexed.putpixel((1, 0), 1)
     indexed.save(tmp_path / "b.png")
-    assert images.load_mask(tmp_path / "b.png").tolist() == [[0, 1]]
+    assert decoding.load_mask(tmp_path / "b.png").tolist() == [[0, 1]]
 
 
 @pytest.mark.parametrize(
@@ -122,19 +123,19 @@ def test_sixteen_bits_and_indices_are_not_scaled_away(tmp_path: Path) -> None:
 def test_a_picture_in_colours_is_no_mask(tmp_path: Path, mode: str, message: str) -> None:
     picture(tmp_path / "cat_1.png", np.zeros((4, 6)), mode)
     with pytest.raises(ImageError, match=message):
-        truth.read(tmp_path)(Path("cat_1.jpg"), SIZE)
+        ground_truth.read(tmp_path)(Path("cat_1.jpg"), SIZE)
 
 
 def test_what_is_no_mask_or_not_of_this_photograph(tmp_path: Path) -> None:
     picture(tmp_path / "cat_1.png", np.zeros((3, 3)))
     with pytest.raises(UsageError, match="is 3 x 3, its photograph 6 x 4 pixels"):
-        truth.read(tmp_path)(Path("cat_1.jpg"), SIZE)
+        ground_truth.read(tmp_path)(Path("cat_1.jpg"), SIZE)
     (tmp_path / "cat_2.png").write_bytes(b"no picture")
     with pytest.raises(ImageError, match=r"not an image that camkit reads \(PNG, GIF"):
-        truth.read(tmp_path)(Path("cat_2.jpg"), SIZE)
+        ground_truth.read(tmp_path)(Path("cat_2.jpg"), SIZE)
     jpeg = picture(tmp_path / "mask.jpg", np.zeros((4, 6)))
     with pytest.raises(ImageError, match="not an image that camkit reads"):
-        images.load_mask(jpeg)  # its values would not be those that were meant
+        decoding.load_mask(jpeg)  # its values would not be those that were meant
 
 
 # --- COCO -----------------------------------------------------------------------------------------
@@ -151,12 +152,12 @@ def coco(path: Path, *annotations: dict[str, Any]) -> Path:
 def test_boxes_and_polygons_of_one_photograph_together(tmp_path: Path) -> None:
     box = {"bbox": [0, 0, 1, 2], "segmentation": []}
     polygon = {"bbox": [0, 0, 6, 4], "segmentation": [[3, 1, 5, 1, 5, 2, 3, 2]]}
-    read = truth.read(coco(tmp_path, box, polygon))
+    read = ground_truth.read(coco(tmp_path, box, polygon))
     expected = [[0, 0], [1, 0]] + [[y, x] for y in (1, 2) for x in (3, 4, 5)]
     assert places(read(Path("elsewhere/a.jpg"), SIZE)) == sorted(expected)
     assert places(read(Path("b.jpg"), SIZE)) == []  # nothing is there, and that is known
     assert read(Path("c.jpg"), SIZE) is None
-    outside = truth.read(coco(tmp_path, {"bbox": [-3, -3, 99, 4]}))
+    outside = ground_truth.read(coco(tmp_path, {"bbox": [-3, -3, 99, 4]}))
     assert places(outside(Path("a.jpg"), SIZE)) == [[0, x] for x in range(6)]
 
 
@@ -171,7 +172,7 @@ def test_boxes_and_polygons_of_one_photograph_together(tmp_path: Path) -> None:
     ],
 )
 def test_annotations_that_cannot_be_read(tmp_path: Path, annotation: dict[str, Any], message: str) -> None:
-    read = truth.read(coco(tmp_path, annotation))
+    read = ground_truth.read(coco(tmp_path, annotation))
     with pytest.raises(UsageError, match=message) as raised:
         read(Path("a.jpg"), SIZE)
     assert "an annotation of a.jpg" in str(raised.value)
@@ -191,13 +192,13 @@ def test_annotations_that_cannot_be_read(tmp_path: Path, annotation: dict[str, A
 )
 def test_a_json_of_another_kind(tmp_path: Path, text: str) -> None:
     with pytest.raises(UsageError, match="is no COCO json"):
-        truth.read(write(tmp_path / "x.json", text))
+        ground_truth.read(write(tmp_path / "x.json", text))
 
 
 def test_no_truth_at_all(tmp_path: Path) -> None:
     for what in (tmp_path, tmp_path / "nowhere"):
         with pytest.raises(CamkitError, match=r"there (are no masks|is no truth)"):
-            truth.read(what)
+            ground_truth.read(what)
 
 
 # --- as the model sees it ---------------------------------------------------------------------------
@@ -209,7 +210,7 @@ def test_the_mask_goes_the_way_of_the_photograph(fit: str) -> None:
     mask = torch.zeros(60, 90, dtype=torch.bool)
     mask[20:40, 30:50] = True
     photo = Image.fromarray(np.where(mask.numpy()[..., None], 255, 0).astype(np.uint8).repeat(3, axis=2))
-    seen = truth.as_seen(mask, preprocess)
+    seen = ground_truth.as_seen(mask, preprocess)
     expected = torch.from_numpy(np.asarray(preprocess.view(photo))[..., 0] > 127)
     assert seen.dtype == torch.bool and seen.shape == (32, 32)
     assert torch.equal(seen, expected) and expected.any() and not expected.all()
@@ -227,24 +228,24 @@ def test_run_length_annotations_are_left_out_once_with_a_word(tmp_path: Path) ->
     data["annotations"].append({"image_id": 8, **counts})
     path.write_text(json.dumps(data))
     with pytest.warns(CamkitWarning) as said:
-        read = truth.read(path)
+        read = ground_truth.read(path)
     (warning,) = said
     assert "instances.json: 3 annotations in run-length form" in str(warning.message)
     assert places(read(Path("a.jpg"), SIZE)) == [[0, 0], [1, 0]]
     assert read(Path("b.jpg"), SIZE) is None, "where the object is was told in a form that is not read"
     with pytest.warns(CamkitWarning, match=": 1 annotation in run-length"):
-        truth.read(coco(tmp_path, counts))
+        ground_truth.read(coco(tmp_path, counts))
 
 
 def test_without_run_length_annotations_there_is_nothing_to_say(tmp_path: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        truth.read(coco(tmp_path, {"bbox": [0, 0, 1, 2]}))
+        ground_truth.read(coco(tmp_path, {"bbox": [0, 0, 1, 2]}))
 
 
 @pytest.mark.parametrize("number", ["1e300", "-2e6", "1e7"])
 def test_a_coordinate_far_outside_is_none(tmp_path: Path, number: str) -> None:
-    read = truth.read(coco(tmp_path, {"segmentation": [[1, 1, float(number), 2, 3, 3]]}))
+    read = ground_truth.read(coco(tmp_path, {"segmentation": [[1, 1, float(number), 2, 3, 3]]}))
     with pytest.raises(UsageError, match="is no coordinate"):
         read(Path("a.jpg"), SIZE)
 
@@ -255,11 +256,11 @@ def test_annotations_are_regular_files(tmp_path: Path, kind: str) -> None:
     for path in (tmp_path / "coco.json", tmp_path / "xmls" / "a.xml"):
         os.mkfifo(path) if kind == "pipe" else path.symlink_to("/dev/zero")
     with pytest.raises(UsageError, match="there is no truth"):
-        truth.read(tmp_path / "coco.json")
-    assert truth.read(tmp_path)(Path("a.jpg"), SIZE) is None
+        ground_truth.read(tmp_path / "coco.json")
+    assert ground_truth.read(tmp_path)(Path("a.jpg"), SIZE) is None
     for read in (
-        lambda: truth.coco(tmp_path / "coco.json"),
-        lambda: truth.voc_boxes(tmp_path / "xmls/a.xml"),
+        lambda: ground_truth.coco(tmp_path / "coco.json"),
+        lambda: ground_truth.voc_boxes(tmp_path / "xmls/a.xml"),
     ):
         with pytest.raises(UsageError, match="it is not a regular file"):
             read()

@@ -33,12 +33,15 @@ from torch import Tensor, nn
 from torchvision.models import get_model, get_model_weights
 
 import camkit
-from camkit.api import LoadedModel
-from camkit.errors import ModelError
-from camkit.images import sample
-from camkit.models import TorchvisionSource, imagenet_classes, load_model, pick_device, pick_dtype
-from camkit.specs import split
-from camkit.weights import read_weights
+from camkit.contracts.model import LoadedModel
+from camkit.core.devices import pick_device, pick_dtype
+from camkit.errors import ModelError, UsageError
+from camkit.images.decoding import sample
+from camkit.models.building import imagenet_classes
+from camkit.models.loading import load_model
+from camkit.models.specs import split
+from camkit.models.torchvision import TorchvisionSource
+from camkit.models.weights import read_weights
 
 # Small, quick, and with BatchNorm counters or without.
 SMALL = {"torchvision": "squeezenet1_1", "timm": "test_resnet"}
@@ -142,7 +145,7 @@ def test_imagenet_is_timms_network(imagenet: LoadedModel, size: tuple[int, int])
 def test_pets_needs_neither_timm_nor_torchvision() -> None:
     """Their import would take longer than everything else before a first picture."""
     code = (
-        "import sys, camkit; from camkit.images import sample; "
+        "import sys, camkit; from camkit.images.decoding import sample; "
         "camkit.explain(camkit.load_model(), sample()).overlay(); "
         "print(sorted({'timm', 'torchvision', 'sympy', 'torch._dynamo'} & set(sys.modules)))"
     )
@@ -235,7 +238,9 @@ def test_other_weights_of_one_model_have_another_preprocessing(no_network: Path)
 @pytest.fixture
 def without_values(monkeypatch: pytest.MonkeyPatch) -> None:
     """Files may hold tensors without values, which are refused otherwise: some networks are large."""
-    monkeypatch.setattr("camkit.models.read_weights", lambda path: torch.load(path, weights_only=True))
+    monkeypatch.setattr(
+        "camkit.models.torchvision.read_weights", lambda path: torch.load(path, weights_only=True)
+    )
 
 
 def test_a_vision_transformer_is_built_for_the_size_of_its_weights(
@@ -702,7 +707,7 @@ def test_paths_work_as_specifications(tmp_path: Path) -> None:
     ],
 )
 def test_the_models_of_a_source(source: str, some: set[str], none: set[str]) -> None:
-    names = list(camkit.plugins.make("model", source).names())
+    names = list(camkit.registry.loading.make("model", source).names())
     assert some <= set(names) and not none & set(names)
     assert len(names) == len(set(names))
 
@@ -715,7 +720,9 @@ def test_the_models_of_a_source(source: str, some: set[str], none: set[str]) -> 
 )
 def test_an_architecture_that_a_source_does_not_know(source: str, change: dict[str, Any]) -> None:
     with pytest.raises(ModelError):
-        camkit.plugins.make("model", source).build({"name": SMALL[source], "num_classes": 5} | change)
+        camkit.registry.loading.make("model", source).build(
+            {"name": SMALL[source], "num_classes": 5} | change
+        )
 
 
 # --- devices and types ----------------------------------------------------------------------------
@@ -742,7 +749,7 @@ def test_the_device() -> None:
     ],
 )
 def test_devices_that_are_none(device: Any, message: str) -> None:
-    with pytest.raises(ModelError, match=message) as caught:
+    with pytest.raises(UsageError, match=message) as caught:
         load_model("timm:test_resnet@none", device=device)
     assert "\n" not in str(caught.value)
 
@@ -777,7 +784,7 @@ def test_the_type_is_cast_and_the_identity_stays(dtype: Any, expected: torch.dty
 @pytest.mark.parametrize("dtype", ["int8", "bool", "complex64", "nn", "", "__doc__", torch.int64, None, 32])
 def test_types_that_are_not_floating(dtype: Any) -> None:
     for call in (pick_dtype, lambda d: load_model("timm:test_resnet@none", dtype=d)):
-        with pytest.raises(ModelError, match=r"no type .*: use float32, bfloat16, float16 or float64"):
+        with pytest.raises(UsageError, match=r"no type .*: use float32, bfloat16, float16 or float64"):
             call(dtype)
 
 

@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import camkit
-from camkit import perturb
 from camkit.errors import LayerError, ModelError, UsageError
-from camkit.native import GRADIENT_BYTES, SUMLESS, Native, class_gradients, classes_at_once
+from camkit.native import perturbation
+from camkit.native.explainer import GRADIENT_BYTES, SUMLESS, Native, class_gradients, classes_at_once
 
 
 def lesson_hooks(model: nn.Sequential, x: Tensor, category: int) -> tuple[Tensor, Tensor]:
@@ -313,7 +313,7 @@ def test_class_maps_are_the_single_maps(lesson: nn.Sequential) -> None:
 
 def test_class_maps_in_chunks(small_net: nn.Module, batch: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = camkit.class_maps(small_net, batch, layer="body")
-    monkeypatch.setattr("camkit.native.GRADIENT_BYTES", 1)  # one class at a time
+    monkeypatch.setattr("camkit.native.explainer.GRADIENT_BYTES", 1)  # one class at a time
     torch.testing.assert_close(camkit.class_maps(small_net, batch, layer="body"), whole)
 
 
@@ -375,12 +375,12 @@ def test_many_classes_behind_a_global_mean_are_those_of_autograd(
     torch.manual_seed(0)
     model, x = make(7).double().eval(), torch.randn(2, 3, *size).double()
     features = model[0](x).detach()  # type: ignore[index]
-    assert (perturb.pooled(model, "0", features) is not None) is closed
-    assert perturb.pooled(model.float(), "0", features.bfloat16()) is None  # it could not be told
+    assert (perturbation.pooled(model, "0", features) is not None) is closed
+    assert perturbation.pooled(model.float(), "0", features.bfloat16()) is None  # it could not be told
     model.double()
     methods = [m for m in Native.methods if m != "scorecam"]
     whole = {c: camkit.maps(model, x, c, layer=["0"], method=methods) for c in (0, 5)}
-    monkeypatch.setattr("camkit.native.GRADIENT_BYTES", 3 * features.numel() * 8)
+    monkeypatch.setattr("camkit.native.explainer.GRADIENT_BYTES", 3 * features.numel() * 8)
     every = camkit.class_maps(model, x, layer=["0"], method=methods)
     assert isinstance(every, dict) and len(every) == len(methods)
     for (method, layer), maps in every.items():
@@ -712,7 +712,7 @@ def test_class_gradients_yield_one_chunk_per_bound(monkeypatch: pytest.MonkeyPat
     leaf = torch.randn(2, 3, requires_grad=True)
     scores = leaf.pow(2)
     targets = torch.arange(3).expand(2, -1)
-    monkeypatch.setattr("camkit.native.GRADIENT_BYTES", 2 * leaf.numel() * 4)
+    monkeypatch.setattr("camkit.native.explainer.GRADIENT_BYTES", 2 * leaf.numel() * 4)
     chunks = [g[0] for g in class_gradients(scores, targets, [leaf])]
     assert [len(chunk) for chunk in chunks] == [2, 1]
     expected = torch.diag_embed(2 * leaf.detach()).movedim(1, 0)

@@ -22,18 +22,20 @@ from PIL import Image
 from torch import nn
 
 import camkit
-import camkit.collect
-import camkit.output
-from camkit.api import LoadedModel
+from camkit.contracts.model import LoadedModel
+from camkit.drawing.style import Style
 from camkit.errors import CamkitError, ImageError, MapError
-from camkit.explanation import Explanation, plan
-from camkit.images import Photo
-from camkit.manifest import load_map
-from camkit.naming import output_name, slug
-from camkit.output import Output, Result, request_id
-from camkit.preprocess import Preprocess
-from camkit.reading import Failure
-from camkit.style import Style
+from camkit.explaining import manifest, redrawing, sheets
+from camkit.explaining.explanation import Explanation
+from camkit.explaining.lines import Result, request_id
+from camkit.explaining.naming import output_name, slug
+from camkit.explaining.output import Output
+from camkit.explaining.plan import plan
+from camkit.explaining.stored_maps import load_map
+from camkit.images import decoding
+from camkit.images.decoding import Photo
+from camkit.images.preprocess import Preprocess
+from camkit.images.workers import Failure
 
 # The manifest's fields, as the reference lists them.
 FIELDS = """
@@ -98,7 +100,7 @@ def written(folder: Path) -> list[str]:
     return sorted({path.name for path in folder.iterdir()} - {"manifest.jsonl"})
 
 
-def manifest(folder: Path) -> list[dict[str, Any]]:
+def manifest_lines(folder: Path) -> list[dict[str, Any]]:
     """The lines of the manifest; strict JSON."""
 
     def refuse(text: str) -> None:
@@ -215,7 +217,7 @@ def test_odd_classes_become_plain_names(tmp_path: Path, odd: str) -> None:
         assert len(file.encode()) <= 255
         assert not set(file) & set("/\\ \n$;`&'\"?*\0")
     assert line["class_name"] == odd  # the truth is here
-    assert manifest(tmp_path) == [as_json(line)]
+    assert manifest_lines(tmp_path) == [as_json(line)]
 
 
 def test_names_that_are_too_long_together_are_cut_and_stay_apart(tmp_path: Path) -> None:
@@ -269,9 +271,9 @@ def test_the_overlay_is_drawn_as_asked(tmp_path: Path, view: Any) -> None:
 def test_a_manifest_line_has_exactly_the_documented_fields(tmp_path: Path) -> None:
     out = output(tmp_path, spec="the spec", request="0123")
     (line,) = put(out, explanation(warnings=("odd",)))
-    assert manifest(tmp_path) == [as_json(line)]
-    assert list(line) == FIELDS == camkit.manifest.FIELDS
-    native = camkit.plugins.get("explainer", "native")
+    assert manifest_lines(tmp_path) == [as_json(line)]
+    assert list(line) == FIELDS == manifest.FIELDS
+    native = camkit.registry.discovery.get("explainer", "native")
     assert as_json(line) == {
         "schema": 2,
         "request": "0123",
@@ -329,7 +331,7 @@ def test_a_manifest_line_has_exactly_the_documented_fields(tmp_path: Path) -> No
 def test_the_line_of_a_failure(tmp_path: Path) -> None:
     error = ImageError("bad.jpg is empty (0 bytes)")
     (line,) = put(output(tmp_path), Failure("photos/bad.jpg", error, 0, name="bad\n.jpg"))
-    assert manifest(tmp_path) == [as_json(line)]
+    assert manifest_lines(tmp_path) == [as_json(line)]
     assert list(line) == FIELDS
     told = {key: value for key, value in line.items() if value not in (None, [])}
     assert told == {
@@ -370,7 +372,7 @@ def test_several_calls_append_and_replace(tmp_path: Path) -> None:
     put(output(tmp_path), explanation())
     put(output(tmp_path), explanation(map=-MAP))
     put(output(tmp_path), explanation("photos/other.jpg"))
-    lines = manifest(tmp_path)
+    lines = manifest_lines(tmp_path)
     assert [line["map_file"] for line in lines] == [
         "cat.jpg.native.gradcam.cat.npy",
         "cat.jpg.native.gradcam.cat.npy",
@@ -458,7 +460,7 @@ def test_another_answer_of_the_same_name_is_numbered_and_nothing_is_overwritten(
         )
     assert {name: (tmp_path / name).read_bytes() for name in before} == before
     assert len(written(tmp_path)) == 4
-    assert len(camkit.manifest.latest(tmp_path)) == 2
+    assert len(manifest.latest(tmp_path)) == 2
     (line,) = put(output(tmp_path, request="a"), explanation())
     assert line["map_file"] == "cat.jpg.native.gradcam.cat.npy"
     (line,) = put(output(tmp_path, style=Style(relu=True)), explanation(**OTHERS[other], map=MAP * 2))
@@ -490,7 +492,7 @@ def test_of_another_look_the_map_is_the_same_file(tmp_path: Path, rounding: floa
         first[key] for key in ("map_file", "map_sha256", "map_range")
     ]
     assert second["overlay_file"] == "cat.jpg.native.gradcam.cat.relu.png" and not out.names.told()
-    assert list(map(as_json, (first, second))) == camkit.manifest.latest(tmp_path)
+    assert list(map(as_json, (first, second))) == manifest.latest(tmp_path)
     assert load_map(tmp_path, second).tolist() == MAP.tolist()
 
 
@@ -509,9 +511,9 @@ def test_what_no_line_tells_of_is_kept_but_for_the_run_that_was_interrupted(tmp_
 def test_what_an_older_camkit_wrote_is_known(tmp_path: Path) -> None:
     put(output(tmp_path), explanation(), explanation(method="activations"))
     new = ("map_range", "sheet_file")
-    old = [{k: v for k, v in line.items() if k not in new} for line in manifest(tmp_path)]
+    old = [{k: v for k, v in line.items() if k not in new} for line in manifest_lines(tmp_path)]
     (tmp_path / "manifest.jsonl").write_text("".join(json.dumps(line) + "\n" for line in old))
-    assert [line["sheet_file"] for line in camkit.manifest.latest(tmp_path)] == [None, None]
+    assert [line["sheet_file"] for line in manifest.latest(tmp_path)] == [None, None]
     files = written(tmp_path)
     out = output(tmp_path)
     put(out, explanation(), explanation(method="activations"))
@@ -550,8 +552,8 @@ def test_the_manifest_is_read_once_for_many_photographs(
 ) -> None:
     results = [explanation(f"{i}.jpg", position=i) for i in range(9)]
     put(output(tmp_path), *results)
-    read, calls = camkit.manifest.read, []
-    monkeypatch.setattr(camkit.manifest, "read", lambda folder: calls.append(folder) or read(folder))
+    read, calls = manifest.read, []
+    monkeypatch.setattr(manifest, "read", lambda folder: calls.append(folder) or read(folder))
     for resume in (False, True):
         put(output(tmp_path, request="new", resume=resume, style=Style(relu=True)), *results)
     assert len(calls) == 2
@@ -583,9 +585,9 @@ def test_what_a_picture_cannot_show_is_said_everywhere(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     titles: list[str] = []
-    draw = camkit.output.sheet
+    draw = sheets.sheet
     monkeypatch.setattr(
-        camkit.output,
+        sheets,
         "sheet",
         lambda rows, heading: titles.extend(p.title for row in rows for p in row) or draw(rows, heading),
     )
@@ -613,11 +615,11 @@ def test_the_caption_says_it_too() -> None:
 def test_of_a_picture_that_is_drawn_anew_only_its_own_remark_is_left(tmp_path: Path) -> None:
     path = tmp_path / "cat.png"
     Image.new("RGB", (40, 40), (9, 80, 9)).save(path)
-    photo = dataclasses.replace(camkit.images.load(path), name="cat.png")
+    photo = dataclasses.replace(decoding.load(path), name="cat.png")
     folder = tmp_path / "out"
     put(output(folder), explanation(photo=photo, map=NEGATIVE, warnings=("odd",)))
     for style, said in [(Style(relu=True), "the picture is flat"), (Style(counterfactual=True), None)]:
-        ((line, error),) = camkit.collect.redraw(folder, style=style)
+        ((line, error),) = redrawing.redraw(folder, style=style)
         assert error is None
         told = [] if said is None else [f"native gradcam, cat: nothing speaks for it, {said}"]
         assert line["warnings"] == ["odd", *told]
@@ -639,9 +641,9 @@ def several() -> list[Result]:
 def test_every_format_holds_the_same_maps_bit_by_bit(tmp_path: Path, format: Any) -> None:
     results = several()
     lines = put(output(tmp_path, format=format), *results)
-    assert manifest(tmp_path) == [as_json(line) for line in lines]
+    assert manifest_lines(tmp_path) == [as_json(line) for line in lines]
     assert [line["status"] for line in lines] == ["ok", "ok", "error", "ok", "ok"]
-    for result, line in zip(results, manifest(tmp_path), strict=True):
+    for result, line in zip(results, manifest_lines(tmp_path), strict=True):
         if isinstance(result, Explanation):
             assert torch.equal(torch.from_numpy(load_map(tmp_path, line).copy()), result.map)
             assert (line["map_shape"], line["results"]) == (list(result.map.shape), 2)
@@ -708,25 +710,25 @@ def test_others_read_the_parquet_table(tmp_path: Path, reader: str) -> None:
 
 
 def test_many_photographs_make_several_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(camkit.parquet, "PHOTOS", 3)
+    monkeypatch.setattr("camkit.explaining.writers.ParquetWriter.photographs", 3)
     photos = [[explanation(f"{i}.jpg", map=MAP + i, position=i)] for i in range(7)]
     done: list[str] = []
     for found in output(tmp_path, format="parquet").write_all(photos):
         # What is told is on the disk.
         assert (tmp_path / found.lines[0]["map_file"]).is_file()
-        assert found.lines[0]["name"] in {line["name"] for line in manifest(tmp_path)}
+        assert found.lines[0]["name"] in {line["name"] for line in manifest_lines(tmp_path)}
         done.append(found.lines[0]["name"])
     assert done == [f"{i}.jpg" for i in range(7)]
-    tables = [line["map_file"] for line in manifest(tmp_path)]
+    tables = [line["map_file"] for line in manifest_lines(tmp_path)]
     assert [tables.count(table) for table in dict.fromkeys(tables)] == [3, 3, 1]
-    for line, (result,) in zip(manifest(tmp_path), photos, strict=True):
+    for line, (result,) in zip(manifest_lines(tmp_path), photos, strict=True):
         assert load_map(tmp_path, line).tolist() == result.map.tolist()
 
 
 @pytest.mark.parametrize("format", ["npz", "parquet"])
 def test_a_photograph_that_failed_alone_leaves_a_line_and_no_file(tmp_path: Path, format: Any) -> None:
     (line,) = put(output(tmp_path, format=format), several()[2])
-    assert manifest(tmp_path) == [as_json(line)] and line["status"] == "error"
+    assert manifest_lines(tmp_path) == [as_json(line)] and line["status"] == "error"
     assert written(tmp_path) == []
 
 
@@ -745,7 +747,7 @@ def test_resuming_adds_exactly_what_is_missing(tmp_path: Path, format: Any) -> N
     assert not out.has("cat.jpg", "cd" * 32)  # another photograph by now
     added = put(out, *first)
     assert [line["name"] for line in added if line["status"] == "ok"] == ["b.jpg", "b.jpg"]
-    lines = manifest(tmp_path)
+    lines = manifest_lines(tmp_path)
     assert [(line["name"], line["class_index"]) for line in lines] == [
         *[("cat.jpg", 0), ("cat.jpg", 1), ("bad.jpg", None), ("b.jpg", 0), ("b.jpg", 1)],
     ]
@@ -768,7 +770,7 @@ def test_one_result_of_a_photograph_may_be_missing(tmp_path: Path, format: Any) 
     assert not out.has("cat.jpg", "ab" * 32)
     assert put(out, *first) == [lines[1]]
     assert sorted(path.read_bytes().splitlines())[-2:] == sorted(whole.splitlines())
-    assert list(map(as_json, lines)) == camkit.manifest.latest(tmp_path)
+    assert list(map(as_json, lines)) == manifest.latest(tmp_path)
 
 
 def test_a_failure_is_told_again_and_not_written_again(tmp_path: Path) -> None:
@@ -776,7 +778,7 @@ def test_a_failure_is_told_again_and_not_written_again(tmp_path: Path) -> None:
     (line,) = put(output(tmp_path), failure)
     found = list(output(tmp_path, resume=True).write_all([[failure]]))
     assert [written.results for written in found] == [(failure,)]
-    assert manifest(tmp_path) == [as_json(line)]
+    assert manifest_lines(tmp_path) == [as_json(line)]
 
 
 def test_drafts_that_a_killed_process_left_are_swept_away(tmp_path: Path) -> None:
@@ -835,7 +837,7 @@ def test_a_folder_where_a_file_should_be(tmp_path: Path, ending: str) -> None:
 
 def test_a_folder_where_the_manifest_should_be(tmp_path: Path) -> None:
     (tmp_path / "manifest.jsonl").mkdir()
-    with pytest.raises(CamkitError, match=r"cannot write .*manifest\.jsonl: Is a directory"):
+    with pytest.raises(CamkitError, match=r"cannot write .*manifest\.jsonl: it is not a regular file"):
         put(output(tmp_path), explanation())
 
 
@@ -878,7 +880,7 @@ def test_what_was_begun_is_finished_when_the_photographs_end_with_an_exception(t
     with pytest.raises(KeyboardInterrupt):
         for _ in output(tmp_path).write_all(broken()):
             pass
-    assert [line["image"] for line in manifest(tmp_path)] == [f"{i}.jpg" for i in range(5)]
+    assert [line["image"] for line in manifest_lines(tmp_path)] == [f"{i}.jpg" for i in range(5)]
     assert len(written(tmp_path)) == 10
 
 

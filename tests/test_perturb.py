@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import camkit
-from camkit import capture, perturb
+from camkit.core import hooks
+from camkit.native import perturbation
 
 
 def hooked(model: nn.Module, layer: str, x: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor:
@@ -115,13 +116,15 @@ def test_the_paper_written_out(
 def test_a_split_model_does_what_the_whole_does(small_net: nn.Module, batch: Tensor) -> None:
     output = small_net.stem(batch).detach()
     image = torch.tensor([2, 0, 1, 1])
-    part = perturb.head(small_net, [batch], "stem")
+    part = perturbation.head(small_net, [batch], "stem")
     changed = output[image] * 2
     with torch.no_grad():
         expected = torch.cat([hooked(small_net, "stem", batch[i : i + 1], lambda o: o * 2) for i in image])
     torch.testing.assert_close(part.scores(changed.clone(), image), expected)
     small_net.register_forward_hook(lambda *_: None)  # a reason not to split
-    torch.testing.assert_close(perturb.head(small_net, [batch], "stem").scores(changed, image), expected)
+    torch.testing.assert_close(
+        perturbation.head(small_net, [batch], "stem").scores(changed, image), expected
+    )
 
 
 def test_what_goes_around_the_layer_is_computed_once(batch: Tensor) -> None:
@@ -155,7 +158,7 @@ def test_the_batch_size_bounds_what_runs_together(
 def test_memory_bounds_what_runs_together(
     small_net: nn.Module, batch: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("camkit.perturb.ROW_BYTES", 5 * batch[0].numel() * 4)
+    monkeypatch.setattr("camkit.native.perturbation.ROW_BYTES", 5 * batch[0].numel() * 4)
     sizes: list[int] = []
     small_net.pool.register_forward_hook(lambda m, i, output: sizes.append(len(output)))
     camkit.maps(small_net, batch, 0, layer="body", method="scorecam")
@@ -179,7 +182,7 @@ def test_class_tokens_are_not_ablated() -> None:
     model, x = Tokens().eval(), torch.randn(2, 4, 2, 3)
     maps = camkit.maps(model, x, 1, layer="norm", method="ablationcam")
     assert isinstance(maps, Tensor) and maps.shape == (2, 2, 3)
-    _, captured = capture.forward(model, x, ["norm"])
+    _, captured = hooks.forward(model, x, ["norm"])
     features, expected = captured["norm"].features, torch.zeros(2, 2, 3)
     score = model(x)[:, 1].detach()
     for k in range(4):
@@ -234,7 +237,7 @@ class Inline(nn.Module):
 )
 def test_only_affine_heads_go_without_runs(make: Any, affine: bool, batch: Tensor) -> None:
     model = make().eval()
-    assert perturb.head(model, [batch], "0").affine is affine
+    assert perturbation.head(model, [batch], "0").affine is affine
     maps = camkit.class_maps(model, batch, layer="0", method="ablationcam")
     assert isinstance(maps, Tensor)
     for c in range(5):
@@ -245,7 +248,7 @@ def test_only_affine_heads_go_without_runs(make: Any, affine: bool, batch: Tenso
 def test_a_hook_in_the_head_ends_what_is_certain(batch: Tensor) -> None:
     model = pooled(nn.Linear(8, 5))
     model[3].register_forward_hook(lambda m, i, scores: scores**2)
-    assert not perturb.head(model, [batch], "0").affine
+    assert not perturbation.head(model, [batch], "0").affine
 
 
 def test_mean_and_linear_layer_by_the_formula(batch: Tensor) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from camkit.images import sample
+from camkit.images.decoding import sample
 
 
 class Environment:

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import pytest
 
-from camkit import option, plugins
+from camkit import option
 from camkit.errors import (
     AmbiguousPlugin,
     BrokenPlugin,
@@ -21,7 +21,8 @@ from camkit.errors import (
     PluginNotFound,
     closest,
 )
-from camkit.plugins import Found, Kind
+from camkit.registry import discovery, loading, options
+from camkit.registry.discovery import Found, Kind
 
 GOOD = """
     from camkit import Explainer
@@ -75,15 +76,15 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
     for name in set(sys.modules) - before:
         if name.startswith("fake_"):
             del sys.modules[name]
-    plugins.load.cache_clear()  # its keys are equal in the next test, their classes are not
+    loading.load.cache_clear()  # its keys are equal in the next test, their classes are not
 
 
 def fakes(kind: Kind | None = None) -> list[Found]:
-    return [found for found in plugins.find(kind) if found.dist.startswith("fake-")]
+    return [found for found in discovery.find(kind) if found.dist.startswith("fake-")]
 
 
 def the(dist: str) -> Found:
-    (found,) = [found for found in plugins.find() if found.dist == dist]
+    (found,) = [found for found in discovery.find() if found.dist == dist]
     return found
 
 
@@ -95,8 +96,8 @@ def test_finding_reads_metadata_only(site: Site) -> None:
     found = the("fake-raising")
     assert found == Found("explainer", "raising", "fake_raising:Plain", "fake-raising", "1.0")
     assert (found.status, found.full_name) == ("ok", "fake-raising:raising")
-    assert plugins.summary(found) == ""
-    assert plugins.get("explainer", "raising") == found
+    assert discovery.summary(found) == ""
+    assert discovery.get("explainer", "raising") == found
     assert "fake_raising" not in sys.modules
 
 
@@ -114,9 +115,9 @@ def test_the_list_is_sorted_and_always_the_same(site: Site) -> None:
         ("trainer", "a", "fake-trainer"),
         ("model", "a", "fake-model"),
     ]
-    first = plugins.find()
-    plugins._scan.cache_clear()
-    assert plugins.find() == first
+    first = discovery.find()
+    discovery._scan.cache_clear()
+    assert discovery.find() == first
     assert [f.kind for f in fakes("model")] == ["model"]
 
 
@@ -135,7 +136,7 @@ def test_the_same_name_in_two_kinds_is_not_ambiguous(site: Site) -> None:
     site.add("fake-one", "same = fake_one:Plain")
     site.add("fake-two", "same = fake_two:Source", group="camkit.models")
     assert [f.status for f in fakes()] == ["ok", "ok"]
-    assert plugins.get("model", "same").dist == "fake-two"
+    assert discovery.get("model", "same").dist == "fake-two"
 
 
 def test_a_name_that_two_packages_offer_needs_the_package(site: Site) -> None:
@@ -143,17 +144,17 @@ def test_a_name_that_two_packages_offer_needs_the_package(site: Site) -> None:
     site.add("fake-b", "twin = fake_b:Plain")
     assert [f.status for f in fakes()] == ["ambiguous", "ambiguous"]
     with pytest.raises(AmbiguousPlugin, match="use fake-a:twin or fake-b:twin"):
-        plugins.get("explainer", "twin")
-    assert plugins.get("explainer", "fake-b:twin").dist == "fake-b"
+        discovery.get("explainer", "twin")
+    assert discovery.get("explainer", "fake-b:twin").dist == "fake-b"
 
 
 def test_one_that_cannot_be_used_makes_no_name_ambiguous(site: Site) -> None:
     site.add("fake-a", "twin = fake_a:Plain", requires=["camkit>=99"])
     site.add("fake-b", "twin = fake_b:Plain")
     assert [f.status for f in fakes()] == ["broken", "ok"]
-    assert plugins.get("explainer", "twin").dist == "fake-b"
+    assert discovery.get("explainer", "twin").dist == "fake-b"
     site.add("fake-c", "twin = fake_c:Plain")
-    plugins._scan.cache_clear()
+    discovery._scan.cache_clear()
     assert [(f.status, f.ambiguous) for f in fakes()] == [
         ("broken", False),
         ("ambiguous", True),
@@ -164,9 +165,9 @@ def test_one_that_cannot_be_used_makes_no_name_ambiguous(site: Site) -> None:
 def test_built_in_names_cannot_be_taken(site: Site) -> None:
     site.add("fake-shadow", "native = fake_shadow:Plain")
     assert "'native' is built into camkit" in (the("fake-shadow").problem or "")
-    assert plugins.get("explainer", "native").dist == "camkit"
+    assert discovery.get("explainer", "native").dist == "camkit"
     with pytest.raises(BrokenPlugin, match="from fake-shadow cannot be used: the name 'native' is built"):
-        plugins.get("explainer", "fake-shadow:native")
+        discovery.get("explainer", "fake-shadow:native")
 
 
 def test_a_built_in_name_of_another_kind_is_free(site: Site) -> None:
@@ -178,7 +179,7 @@ def test_a_built_in_name_of_another_kind_is_free(site: Site) -> None:
 def test_names_of_a_wrong_form(site: Site, name: str) -> None:
     site.add("fake-name", f"{name} = fake_name:Plain")
     with pytest.raises(BrokenPlugin, match=r"is not of the form \[a-z0-9-\]\+"):
-        plugins.get("explainer", name)
+        discovery.get("explainer", name)
 
 
 @pytest.mark.parametrize(
@@ -198,12 +199,12 @@ def test_entry_points_of_a_wrong_form(site: Site, value: str) -> None:
     found = the("fake-value")
     assert "is not of the form module:Class" in (found.problem or "")
     if "Plain" not in value:
-        assert plugins.summary(found) == ""
+        assert discovery.summary(found) == ""
 
 
 def test_a_nested_class_is_fine(site: Site) -> None:
     site.add("fake-nested", "nested = fake_nested:Outer.Plain", code=f"class Outer:{GOOD}")
-    assert plugins.load(plugins.get("explainer", "nested")).__qualname__ == "Outer.Plain"
+    assert loading.load(discovery.get("explainer", "nested")).__qualname__ == "Outer.Plain"
 
 
 # --- the camkit that a plugin asks for ------------------------------------------------------------
@@ -282,7 +283,7 @@ def test_a_damaged_package_warns_and_hurts_nobody(site: Site, file: str, content
     damaged.unlink() if content is None else damaged.write_bytes(content)
     with pytest.warns(CamkitWarning, match=r"fake_hurt-1\.0\.dist-info.*cannot be read.*reinstall it"):
         assert [f.name for f in fakes()] == ["well"]
-    assert plugins.get("explainer", "native").status == "ok"
+    assert discovery.get("explainer", "native").status == "ok"
 
 
 def test_a_package_without_a_version_is_listed(site: Site) -> None:
@@ -314,11 +315,11 @@ def test_the_variable_restricts_what_may_be_used(
     if value is not None:
         monkeypatch.setenv("CAMKIT_PLUGINS", value)
     assert [f.name for f in fakes()] == allowed
-    assert plugins.get("explainer", "native").dist == "camkit"
+    assert discovery.get("explainer", "native").dist == "camkit"
     if value == "":
-        assert {f.dist for f in plugins.find()} == {"camkit"}
+        assert {f.dist for f in discovery.find()} == {"camkit"}
         with pytest.raises(PluginNotFound, match="CAMKIT_PLUGINS restricts"):
-            plugins.get("explainer", "one")
+            discovery.get("explainer", "one")
 
 
 # --- got ------------------------------------------------------------------------------------------
@@ -338,13 +339,13 @@ def test_the_variable_restricts_what_may_be_used(
 )
 def test_unknown_names_get_a_hint(site: Site, kind: Kind, name: str, message: str) -> None:
     with pytest.raises(PluginNotFound, match=message):
-        plugins.get(kind, name)
+        discovery.get(kind, name)
 
 
 def test_no_hint_leads_to_one_that_cannot_be_used(site: Site) -> None:
     site.add("fake-plain", "plain = fake_plain:Plain", requires=["camkit>=99"])
     with pytest.raises(PluginNotFound) as raised:
-        plugins.get("explainer", "plainn")
+        discovery.get("explainer", "plainn")
     assert "'plain'" not in str(raised.value)
 
 
@@ -352,25 +353,25 @@ def test_a_package_installed_a_moment_ago_is_found(site: Site) -> None:
     site.add("fake-early")
     assert [f.name for f in fakes()] == ["early"]
     site.add("fake-late")
-    assert plugins.get("explainer", "late").dist == "fake-late"
+    assert discovery.get("explainer", "late").dist == "fake-late"
     assert [f.name for f in fakes()] == ["early", "late"]
 
 
 def test_a_package_mended_a_moment_ago_works(site: Site) -> None:
     info = site.add("fake-sick", requires=["camkit>=99"])
     with pytest.raises(BrokenPlugin, match="upgrade camkit"):
-        plugins.get("explainer", "sick")
+        discovery.get("explainer", "sick")
     (info / "METADATA").write_text("Name: fake-sick\nVersion: 1.0\n")
-    assert plugins.get("explainer", "sick").status == "ok"
+    assert discovery.get("explainer", "sick").status == "ok"
 
 
 def test_a_module_mended_a_moment_ago_works(site: Site) -> None:
     site.add("fake-sick", code="import no_such_library\n")
-    found = plugins.get("explainer", "sick")
+    found = discovery.get("explainer", "sick")
     with pytest.raises(BrokenPlugin, match="no_such_library"):
-        plugins.load(found)
+        loading.load(found)
     (site.folder / "fake_sick.py").write_text(textwrap.dedent(GOOD))
-    assert plugins.load(found).methods == ("plain",)
+    assert loading.load(found).methods == ("plain",)
 
 
 # --- loaded ---------------------------------------------------------------------------------------
@@ -378,9 +379,9 @@ def test_a_module_mended_a_moment_ago_works(site: Site) -> None:
 
 def test_loading_gives_the_class_once(site: Site) -> None:
     site.add("fake-good", code=GOOD + "\n    runs = globals().get('runs', 0) + 1\n")
-    cls = plugins.load(plugins.get("explainer", "good"))
-    assert cls.summary == "The channel mean" and plugins.load(the("fake-good")) is cls
-    assert isinstance(plugins.make("explainer", "good"), cls)
+    cls = loading.load(discovery.get("explainer", "good"))
+    assert cls.summary == "The channel mean" and loading.load(the("fake-good")) is cls
+    assert isinstance(loading.make("explainer", "good"), cls)
 
 
 BODY = """
@@ -438,9 +439,9 @@ def explainer(*lines: str, body: str = BODY, before: str = "") -> str:
 )
 def test_what_keeps_no_promise_is_broken(site: Site, code: str, message: str) -> None:
     site.add("fake-wrong", code=code)
-    found = plugins.get("explainer", "wrong")
+    found = discovery.get("explainer", "wrong")
     with pytest.raises(BrokenPlugin, match=message) as raised:
-        plugins.load(found)
+        loading.load(found)
     assert str(raised.value).startswith("explainer 'wrong' from fake-wrong 1.0")
     assert "\n" not in str(raised.value)
 
@@ -456,10 +457,10 @@ def test_other_kinds_are_held_to_their_own_base(
     site.add("fake-bare", code=whole, group=group)
     site.add("fake-whole", code=f"{whole}    def {method}(self, *a, **k): ...\n", group=group)
     site.add("fake-other", group=group)
-    assert plugins.make(kind, "whole").summary == "S"
+    assert loading.make(kind, "whole").summary == "S"
     for name, message in (("bare", f"does not define {method}"), ("other", f"subclass of camkit.{base}")):
         with pytest.raises(BrokenPlugin, match=message):
-            plugins.load(plugins.get(kind, name))
+            loading.load(discovery.get(kind, name))
 
 
 @pytest.mark.parametrize(
@@ -473,16 +474,16 @@ def test_other_kinds_are_held_to_their_own_base(
 def test_a_constructor_that_raises(site: Site, raised: str, kind: type[Exception], message: str) -> None:
     site.add("fake-picky", code=explainer("def __init__(self, options):", f"    raise {raised}"))
     with pytest.raises(kind, match=message):
-        plugins.make("explainer", "picky")
+        loading.make("explainer", "picky")
 
 
 def test_options_reach_the_constructor(site: Site) -> None:
     code = explainer("@dataclass(frozen=True)", "class Options: size: int = option(1, help='of it', min=1)")
     site.add("fake-sized", code=code)
-    assert plugins.make("explainer", "sized").options.size == 1
-    assert plugins.make("explainer", "sized", {"size": "3"}).options.size == 3
+    assert loading.make("explainer", "sized").options.size == 1
+    assert loading.make("explainer", "sized", {"size": "3"}).options.size == 3
     with pytest.raises(OptionError, match="option size of sized must be at least 1, not '0'"):
-        plugins.make("explainer", "sized", {"size": "0"})
+        loading.make("explainer", "sized", {"size": "0"})
 
 
 # --- the summary, without running anything --------------------------------------------------------
@@ -510,7 +511,7 @@ def test_options_reach_the_constructor(site: Site) -> None:
 )
 def test_the_summary_is_read_from_the_source(site: Site, code: str, summary: str) -> None:
     site.add("fake-said", code=f"raise RuntimeError('imported')\n{code}")
-    assert plugins.summary(the("fake-said")) == summary
+    assert discovery.summary(the("fake-said")) == summary
     assert "fake_said" not in sys.modules
 
 
@@ -528,20 +529,20 @@ def test_the_summary_of_packages_and_submodules(site: Site, module: str, file: s
     path = site.folder / file
     path.parent.mkdir(parents=True)
     path.write_text("class Plain:\n    summary = 'Deep'\n")
-    assert plugins.summary(the("fake-deep")) == "Deep"
+    assert discovery.summary(the("fake-deep")) == "Deep"
 
 
 def test_a_source_that_is_no_text_has_no_summary(site: Site) -> None:
     site.add("fake-latin", code=None)
-    assert plugins.summary(the("fake-latin")) == ""  # no such module
+    assert discovery.summary(the("fake-latin")) == ""  # no such module
     (site.folder / "fake_latin.py").write_bytes(b"class Plain:\n    summary = '\xff'\n")
-    assert plugins.summary(the("fake-latin")) == ""
+    assert discovery.summary(the("fake-latin")) == ""
 
 
 def test_the_summary_is_what_the_class_says() -> None:
-    for found in plugins.find():
+    for found in discovery.find():
         if found.dist == "camkit":
-            assert plugins.summary(found) == plugins.load(found).summary != ""
+            assert discovery.summary(found) == loading.load(found).summary != ""
 
 
 # --- options --------------------------------------------------------------------------------------
@@ -607,7 +608,7 @@ class Options:
     ],
 )
 def test_texts_and_values_become_the_field(key: str, value: Any, expected: Any) -> None:
-    got = getattr(plugins.read_options(Options, {key: value}, owner="toy"), key.replace("-", "_"))
+    got = getattr(options.read_options(Options, {key: value}, owner="toy"), key.replace("-", "_"))
     assert got == expected and type(got) is type(expected)
 
 
@@ -642,7 +643,7 @@ def test_texts_and_values_become_the_field(key: str, value: Any, expected: Any) 
 )
 def test_wrong_options_say_what_would_be_right(key: str, value: Any, message: str) -> None:
     with pytest.raises(OptionError, match=message):
-        plugins.read_options(Options, {key: value}, owner="toy")
+        options.read_options(Options, {key: value}, owner="toy")
 
 
 def test_what_is_hardly_alike_is_not_suggested() -> None:
@@ -655,9 +656,9 @@ def test_a_plugin_without_options_says_so() -> None:
     class Nothing:
         pass
 
-    assert plugins.read_options(Nothing, {}, owner="toy") == Nothing()
+    assert options.read_options(Nothing, {}, owner="toy") == Nothing()
     with pytest.raises(OptionError, match="it has none"):
-        plugins.read_options(Nothing, {"any": 1}, owner="toy")
+        options.read_options(Nothing, {"any": 1}, owner="toy")
 
 
 def test_a_class_may_refuse_what_does_not_fit_together() -> None:
@@ -671,7 +672,7 @@ def test_a_class_may_refuse_what_does_not_fit_together() -> None:
                 raise ValueError("low must be below high")
 
     with pytest.raises(OptionError, match="options of toy: low must be below high"):
-        plugins.read_options(Span, {"low": "3"}, owner="toy")
+        options.read_options(Span, {"low": "3"}, owner="toy")
 
 
 @dataclass(frozen=True)
@@ -692,7 +693,7 @@ class Right:
 
 def test_shared_options_go_to_whoever_has_them() -> None:
     values = {"both": "1", "left": "2", "the-right": "3"}
-    shared = plugins.share_options({"l": Left, "r": Right}, values)
+    shared = options.share_options({"l": Left, "r": Right}, values)
     assert shared == {"l": Left(1, 2), "r": Right(1, 3)}
 
 
@@ -707,19 +708,19 @@ def test_shared_options_go_to_whoever_has_them() -> None:
 )
 def test_shared_options_that_nobody_takes(values: dict[str, str], message: str) -> None:
     with pytest.raises(OptionError, match=message):
-        plugins.share_options({"l": Left, "r": Right}, values)
+        options.share_options({"l": Left, "r": Right}, values)
 
 
 def test_assignments() -> None:
     texts = ("a=1", " b = two words ", "c=x=y", "d=", "a=2")
-    assert plugins.parse_assignments(texts) == {"a": "2", "b": "two words", "c": "x=y", "d": ""}
-    assert plugins.parse_assignments(()) == {}
+    assert options.parse_assignments(texts) == {"a": "2", "b": "two words", "c": "x=y", "d": ""}
+    assert options.parse_assignments(()) == {}
 
 
 @pytest.mark.parametrize("text", ["a", "=1", " =1", "", "="])
 def test_what_is_no_assignment(text: str) -> None:
     with pytest.raises(OptionError, match="is not of the form KEY=VALUE"):
-        plugins.parse_assignments((text,))
+        options.parse_assignments((text,))
 
 
 @pytest.mark.parametrize(
@@ -735,4 +736,4 @@ def test_what_is_no_assignment(text: str) -> None:
     ],
 )
 def test_types_by_name(hint: Any, name: str) -> None:
-    assert plugins.type_name(hint) == name
+    assert options.type_name(hint) == name

@@ -16,7 +16,7 @@ from torchvision import transforms
 from torchvision.models import ResNet34_Weights
 
 from camkit.errors import ImageError, ModelError
-from camkit.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocess
+from camkit.images.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocess
 
 PLAIN = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
 

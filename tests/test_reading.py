@@ -17,11 +17,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from camkit import images, reading
 from camkit.errors import CamkitWarning
-from camkit.images import Photo, Source
-from camkit.preprocess import Preprocess
-from camkit.reading import Failure, LimitError, Processes, name_of, prepare, processes, read
+from camkit.images import decoding
+from camkit.images import workers as reading
+from camkit.images.decoding import Photo
+from camkit.images.finding import Source
+from camkit.images.preprocess import Preprocess
+from camkit.images.workers import Failure, LimitError, Processes, name_of, prepare, processes, read
 
 VIEW = Preprocess(size=(16, 24))
 
@@ -95,7 +97,7 @@ def test_photographs_come_in_order_with_bad_files_in_their_places(tmp_path: Path
 @pytest.mark.parametrize("workers", [0, 1])
 def test_whole_photographs_or_what_the_model_sees_of_them(tmp_path: Path, workers: int) -> None:
     source = Source(photo(tmp_path / "cat.png"), "a/cat.png")
-    full = images.load(source.path)
+    full = decoding.load(source.path)
     with processes(workers) as made:
         assert (made is None) == (workers == 0)
         reader = made.read if made else read
@@ -176,7 +178,7 @@ def test_wherever_memory_ends_there_is_an_answer(tmp_path: Path, limit: int) -> 
     Image.new("RGBA", (5000, 4000)).save(tmp_path / "large.png", compress_level=1)
     with pool(memory=limit * 2**20) as one:
         found = seen(one.read([good, tmp_path / "large.png", good], VIEW))
-    assert found[0][1] == found[2][1] == images.digest(good)
+    assert found[0][1] == found[2][1] == decoding.digest(good)
     assert "large.png needs more memory" in found[1][1] or "large.png took down" in found[1][1]
 
 
@@ -185,7 +187,7 @@ def test_memory_may_end_while_a_photograph_is_resized(tmp_path: Path) -> None:
     with pool(memory=300 * 2**20) as one:
         found = seen(one.read([good], Preprocess(size=(4096, 4096), resize=8192), whole=False))
         assert found == [(0, f"{good} needs more memory than it may have")]
-        assert seen(one.read([good], VIEW, whole=False)) == [(0, images.digest(good))]
+        assert seen(one.read([good], VIEW, whole=False)) == [(0, decoding.digest(good))]
 
 
 class Deadly(os.PathLike[str]):
@@ -212,7 +214,7 @@ def test_a_file_that_takes_the_process_down_costs_only_itself(tmp_path: Path, nu
         found = seen(one.read([good, bad, good, bad, bad, good], VIEW))
     reason = f"{tmp_path}/bad.png took down the process that read it"
     assert [i for i, text in found if text == reason] == [1, 3, 4]
-    assert [text for i, text in found if i in (0, 2, 5)] == [images.digest(good)] * 3
+    assert [text for i, text in found if i in (0, 2, 5)] == [decoding.digest(good)] * 3
 
 
 def test_anything_may_be_called_and_what_it_says_or_raises_comes_back() -> None:
@@ -240,7 +242,7 @@ def test_a_call_that_goes_beyond_a_limit_is_an_error_and_the_next_one_is_answere
 
 
 def test_what_may_wait_is_bounded_in_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("camkit.reading.WAITING", 4 * 3 * (16 * 24 + 1000))
+    monkeypatch.setattr("camkit.images.workers.WAITING", 4 * 3 * (16 * 24 + 1000))
     path, taken = photo(tmp_path / "cat.png"), 0
 
     def sources() -> Iterator[Path]:
@@ -267,7 +269,7 @@ def test_a_large_photograph_is_reduced_for_drawing_and_the_model_sees_all_of_it(
     assert isinstance(found, Photo) and isinstance(small, Photo)
     assert (found.image.size, found.whole, found.cut) == ((38, 25), (90, 60), False)
     assert found.view is not None
-    assert np.array_equal(np.asarray(found.view), np.asarray(VIEW.view(images.load(path).image)))
+    assert np.array_equal(np.asarray(found.view), np.asarray(VIEW.view(decoding.load(path).image)))
     assert found.warnings == (f"{path} is drawn at 38 x 25 of 90 x 60",)
     assert (small.image.size, small.view, small.whole, small.warnings) == ((90, 60), None, None, ())
 
@@ -299,8 +301,8 @@ def is_there(process: int) -> bool:
 
 READER = """
 import sys
-from camkit.preprocess import Preprocess
-from camkit.reading import Processes
+from camkit.images.preprocess import Preprocess
+from camkit.images.workers import Processes
 if __name__ == "__main__":
     good, slow = sys.argv[1:]
     pool = Processes(2)

@@ -15,11 +15,12 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from camkit import render
+from camkit.drawing import overlay as render
+from camkit.drawing.overlay import is_flat, overlay
+from camkit.drawing.sheet import Panel, sheet
+from camkit.drawing.style import Style
 from camkit.errors import MapError, UsageError
-from camkit.preprocess import Preprocess
-from camkit.render import Panel, is_flat, overlay, sheet
-from camkit.style import Style
+from camkit.images.preprocess import Preprocess
 
 Pixels = np.ndarray
 

@@ -17,11 +17,12 @@ from tests.conftest import SmallNet, runner
 from torch import Tensor, nn
 
 import camkit
-from camkit import scores as meant
-from camkit.api import LoadedModel, MapBatch
 from camkit.cli import cli
+from camkit.contracts import scores as meant
+from camkit.contracts.metric import MapBatch
+from camkit.contracts.model import LoadedModel
 from camkit.errors import ModelError, UsageError
-from camkit.metrics import builtin, faithfulness, localisation
+from camkit.metrics import faithfulness, faithfulness_masks, faithfulness_noise, localisation
 from camkit.metrics.measure import measure
 
 LOG3 = math.log(3)  # the logit of three quarters
@@ -316,13 +317,13 @@ def network(*ending: nn.Module) -> nn.Module:
 
 
 METRICS = {
-    "deletion": builtin.Deletion,
-    "insertion": builtin.Insertion,
-    "symmetric-relevance-gain": builtin.SymmetricRelevanceGain,
-    "road": builtin.Road,
-    "average-drop": builtin.AverageDrop,
-    "increase": builtin.Increase,
-    "infidelity": builtin.Infidelity,
+    "deletion": faithfulness.Deletion,
+    "insertion": faithfulness.Insertion,
+    "symmetric-relevance-gain": faithfulness.SymmetricRelevanceGain,
+    "road": faithfulness.Road,
+    "average-drop": faithfulness_masks.AverageDrop,
+    "increase": faithfulness_masks.Increase,
+    "infidelity": faithfulness_noise.Infidelity,
 }
 
 
@@ -345,8 +346,8 @@ def test_metrics_of_scores_that_are_no_probabilities() -> None:
     arguments = (given.module, given.inputs, given.maps, given.targets)
     raw = faithfulness.deletion_curve(*arguments, scores="none")
     assert torch.equal(raw, faithfulness.deletion_curve(*arguments, logits=True))
-    assert faithfulness.average_drop(*arguments, scores="none").isnan().all()
-    assert not faithfulness.increase(*arguments, scores="none").isnan().any()
+    assert faithfulness_masks.average_drop(*arguments, scores="none").isnan().all()
+    assert not faithfulness_masks.increase(*arguments, scores="none").isnan().any()
 
 
 def test_mosaics_are_sure_by_what_the_scores_mean() -> None:

@@ -14,7 +14,7 @@ import torchvision
 from benchmarks.lesson import lesson_model
 from torch import Tensor, nn
 
-from camkit.split import Split, split, split_or_reason
+from camkit.native.split import Split, split, split_or_reason
 
 TV = torchvision.models
 lesson = functools.cache(lesson_model)

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from camkit import state
-from camkit.capture import as_it_was
-from camkit.state import Contents, Look, copied
+from camkit.core import contents as state
+from camkit.core.contents import Contents, Look, copied
+from camkit.core.hooks import as_it_was
 
 
 class Config:

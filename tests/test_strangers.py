@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 import camkit
+from camkit.core.call import Call
+from camkit.core.layer_choice import resolve_layers
 from camkit.errors import CamkitWarning, LayerError, ModelError, UsageError
-from camkit.host import Call, resolve_layers
-from camkit.preprocess import Preprocess
+from camkit.images.preprocess import Preprocess
 
 BACKENDS = ["native", "captum", "pytorch-grad-cam", "torchcam"]
 
@@ -670,11 +671,11 @@ def loaded(module: nn.Module, classes: Sequence[str] = ("a", "b", "c")) -> camki
 
 def test_each_backend_has_its_own_scores() -> None:
     """Of two backends in one call the last one's scores were everyone's."""
-    from camkit import explanation
+    from camkit.explaining import pipeline, plan
 
     model = loaded(seeded(lambda: pooled(nn.Conv2d(3, 8, 3), nn.ReLU())))
-    work = explanation.plan(model, classes=[1], backends=["native", "captum"], layer="1")
-    native, captum = explanation.stream(work, [Image.new("RGB", (40, 40), (200, 30, 90))])
+    work = plan.plan(model, classes=[1], backends=["native", "captum"], layer="1")
+    native, captum = pipeline.stream(work, [Image.new("RGB", (40, 40), (200, 30, 90))])
     assert isinstance(native, camkit.Explanation) and isinstance(captum, camkit.Explanation)
     with torch.no_grad():
         inputs = model.preprocess(Image.new("RGB", (40, 40), (200, 30, 90)))[None]

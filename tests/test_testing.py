@@ -11,10 +11,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from camkit.api import Explainer, Query, option
+from camkit.contracts.explainer import Explainer, Query
+from camkit.contracts.options import option
+from camkit.core.layout import OpenLayout
 from camkit.errors import LayerError, TargetError, UsageError
-from camkit.layout import OpenLayout
-from camkit.native import Native
+from camkit.native.explainer import Native
 from camkit.testing import (
     CHECKS,
     Subject,

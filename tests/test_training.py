@@ -18,13 +18,13 @@ from PIL import Image
 from tests.conftest import runner
 
 import camkit
-from camkit import dataset, finetune, report
-from camkit import recipe as recipes
 from camkit.cli import cli
 from camkit.errors import CamkitError, ImageError, ModelError, UsageError
 from camkit.testing import trainer_checks
 from camkit.testing.trainers import TOY_CLASSES, toy_photos
-from camkit.torch_trainer import Recipe, Stage, TorchTrainer
+from camkit.training import dataset, finetune, training_report
+from camkit.training import recipe as recipes
+from camkit.training.torch_trainer import Recipe, Stage, TorchTrainer
 
 RECIPE: dict[str, Any] = {
     "batch_size": 8,
@@ -192,7 +192,7 @@ def test_a_recipe_file(tmp_path: Path) -> None:
     table = recipes.table(TorchTrainer(None), tmp_path / "mine.toml")
     assert table == {"batch_size": 4, "stages": [{"epochs": 1}]}
     (tmp_path / "mine.toml").write_text("batch_size = = 4")
-    with pytest.raises(UsageError, match="is no TOML"):
+    with pytest.raises(UsageError, match="is not valid TOML"):
         recipes.table(TorchTrainer(None), tmp_path / "mine.toml")
 
 
@@ -322,7 +322,7 @@ def test_a_process_that_is_killed_leaves_nothing_half_written(toys: Path, tmp_pa
 
 def test_the_report_counts_what_the_bundle_says(tmp_path: Path, whole: camkit.TrainResult) -> None:
     result = whole
-    verdicts, written = report.write(result, tmp_path / "out", device="cpu")
+    verdicts, written = training_report.write(result, tmp_path / "out", device="cpu")
     assert verdicts is not None and verdicts.error_rate == result.metrics["error_rate"]
     assert [p.name for p in written if p.suffix == ".png"] == ["curves.png", "confusion.png", "worst.png"]
     for path in written:
@@ -336,12 +336,12 @@ def test_verdicts_by_hand(tmp_path: Path) -> None:
     model = finetune.pretrained("timm:test_resnet", "none", torch.device("cpu"))
     model, _ = finetune.with_new_head(model, TOY_CLASSES, seed=0)
     said = torch.tensor([[0.7, 0.2, 0.1], [0.6, 0.3, 0.1], [0.1, 0.8, 0.1], [0.5, 0.4, 0.1]])
-    verdicts = report.Verdicts(model, (Path("x"),) * 4, torch.tensor([0, 1, 1, 1]), said)
+    verdicts = training_report.Verdicts(model, (Path("x"),) * 4, torch.tensor([0, 1, 1, 1]), said)
     assert verdicts.error_rate == 0.5
     assert verdicts.confusion()[0].tolist() == [[1, 0, 0], [2, 1, 0], [0, 0, 0]]
     assert verdicts.confused() == [("green", "blue", 2)]
     torch.testing.assert_close(verdicts.losses, -torch.tensor([0.7, 0.3, 0.8, 0.4]).log())
-    assert list(report.lines(verdicts)) == [
+    assert list(training_report.lines(verdicts)) == [
         "error 50.0%: 2 of 4 held-out photographs",
         "  green taken for blue: 2",
     ]
@@ -412,7 +412,7 @@ def test_unwritable_out(toys: Path, tmp_path: Path) -> None:
 
 
 def test_a_finished_run_has_nothing_to_resume(whole: camkit.TrainResult, toys: Path) -> None:
-    report.write(whole, whole.bundle.parent, device="cpu")
+    training_report.write(whole, whole.bundle.parent, device="cpu")
     done = run("train", toys, *QUICK, "--resume", "--out", whole.bundle.parent)
     assert done.exit_code == 0 and done.stdout == f"bundle: {whole.bundle}\n"
 
@@ -430,7 +430,7 @@ def test_ctrl_c_says_how_to_go_on(
         (tmp_path / "run" / "checkpoint.pt").touch()
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("camkit.training.train", interrupted)
+    monkeypatch.setattr("camkit.training.training.train", interrupted)
     done = run("train", toys, *QUICK, "--recipe", recipe_file, "--out", tmp_path / "run")
     assert done.exit_code == 130 and "Interrupted: go on with --resume" in done.stderr
 

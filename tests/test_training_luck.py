@@ -23,15 +23,17 @@ from PIL import Image
 from tests.conftest import runner
 
 import camkit
-from camkit import bundle, dataset, files, recipe, report, results
+from camkit import files
 from camkit.cli import cli
 from camkit.errors import CamkitError, ImageError, MapError, ModelError, UsageError
+from camkit.models import bundle
 from camkit.testing.trainers import toy_photos
-from camkit.torch_trainer import TorchTrainer
+from camkit.training import dataset, recipe, result, training_report
+from camkit.training.torch_trainer import TorchTrainer
 
 RECIPE: dict[str, Any] = {"batch_size": 4, "stages": [{"epochs": 2, "lr": 0.02, "body_lr": 0.02}]}
 TOML = "batch_size = 4\n[[stages]]\nepochs = 2\nlr = 0.02\nbody_lr = 0.02\n"
-WHOLE = [*report.FILES, results.BUNDLE, results.NAME]
+WHOLE = [*training_report.FILES, result.BUNDLE, result.NAME]
 DRAFT = f".{socket.gethostname()}-999999999-0123456789abcdef.partial"  # of a process that is no more
 
 unix = pytest.mark.skipif(sys.platform != "linux", reason="other systems refuse such names")
@@ -93,7 +95,7 @@ import hashlib, json, os, signal, sys, traceback
 from pathlib import Path
 
 import matplotlib.backends.backend_agg, matplotlib.figure, timm, torch
-from camkit import report, training
+from camkit.training import training, training_report
 from camkit.cli import cli
 
 torch.set_num_threads(1)
@@ -147,13 +149,13 @@ def test_killed_wherever_it_writes_a_training_resumes_to_the_same_files(
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
     told = json.loads(done.stdout.splitlines()[-1])
     assert told["whole"] == 0, done.stderr
-    bundled = [f"{results.BUNDLE}/{name}" for name in (bundle.CONFIG, bundle.WEIGHTS)]
-    assert sorted(told["files"]) == sorted([*report.FILES, results.NAME, *bundled])
+    bundled = [f"{result.BUNDLE}/{name}" for name in (bundle.CONFIG, bundle.WEIGHTS)]
+    assert sorted(told["files"]) == sorted([*training_report.FILES, result.NAME, *bundled])
     for last, (killed, left, resumed, differing) in told["points"].items():
         assert killed == -signal.SIGKILL, last
         assert (resumed, differing) == (0, []), (last, left, done.stderr)
         if bundled[0] in left:
-            assert set(bundled) <= set(left) and results.NAME in left
+            assert set(bundled) <= set(left) and result.NAME in left
     everything = [left for _, left, *_ in told["points"].values()]
     assert any("checkpoint.pt" in left and bundled[0] in left for left in everything)
     assert any(name.endswith(".partial") for left in everything for name in left)
@@ -175,7 +177,7 @@ def test_resume_makes_what_is_missing_behind_the_bundle(
 
 
 def test_a_folder_of_a_trainer_that_keeps_no_result_is_finished(out: Path, quick: tuple[str, ...]) -> None:
-    (out / results.NAME).unlink()
+    (out / result.NAME).unlink()
     resumed = run("train", "nowhere", *quick, "--resume", "--out", out)
     assert resumed.exit_code == 0 and "nothing to do" in resumed.stderr
 
@@ -223,7 +225,7 @@ def test_a_full_disk_leaves_the_last_checkpoint(toys: Path, tmp_path: Path, fini
 
 
 @unix
-@pytest.mark.parametrize("step", ["camkit.run.save_bundle", "camkit.results.write"])
+@pytest.mark.parametrize("step", ["camkit.training.run_folder.save_bundle", "camkit.training.result.write"])
 def test_a_disk_that_is_full_at_the_end_costs_nothing(
     toys: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
@@ -279,13 +281,13 @@ def test_photographs_may_be_called_anything(tmp_path: Path, quick: tuple[str, ..
     assert done.exit_code == 0, done.output
     assert listing(tmp_path / "out") == sorted(WHOLE)
     assert "[bold]r\\u202ed$x$" in done.stderr and "\u202e" not in done.output
-    assert results.read(tmp_path / "out").gone() == []
+    assert result.read(tmp_path / "out").gone() == []
 
 
 def test_facts_that_no_bundle_holds_are_told_before_training(
     toys: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bundle, "MAX_CONFIG_BYTES", 2**20 + 500)
+    monkeypatch.setattr(bundle, "MAX_CONFIG", 2**20 + 500)
     said: list[str] = []
     with pytest.raises(ModelError, match="names of photographs, are larger than 0 MiB"):
         train(toys, tmp_path, progress=lambda _, text: said.append(text))
@@ -331,7 +333,7 @@ def test_planted_links_are_not_followed(toys: Path, tmp_path: Path, quick: tuple
     victim.write_text("keep me")
     folder.mkdir()
     planted = [".checkpoint.pt.partial", ".bundle.partial", ".history.csv.partial"]
-    for name in (*planted, results.NAME, *report.FILES):
+    for name in (*planted, result.NAME, *training_report.FILES):
         (folder / name).symlink_to(victim)
     done = run("train", toys, *quick, "--out", folder)
     assert done.exit_code == 0, done.output
@@ -445,11 +447,11 @@ def test_the_report_is_made_anew_wherever_the_photographs_lie(
     done = run("train", "report", out)
     assert done.exit_code == 0 and listing(out) == sorted(WHOLE), done.output
     assert "held-out photographs" in done.stdout and f"bundle: {out / 'bundle'}" in done.stdout
-    first = {name: (out / name).read_bytes() for name in report.FILES}
+    first = {name: (out / name).read_bytes() for name in training_report.FILES}
     moved = Path(shutil.copytree(toys, tmp_path / "moved"))
-    facts = json.loads((out / results.NAME).read_text())
-    (out / results.NAME).write_text(json.dumps({**facts, "root": "/nowhere"}))
-    for name in report.FILES:
+    facts = json.loads((out / result.NAME).read_text())
+    (out / result.NAME).write_text(json.dumps({**facts, "root": "/nowhere"}))
+    for name in training_report.FILES:
         (out / name).unlink()
 
     tables = run("train", "report", out)
@@ -459,7 +461,7 @@ def test_the_report_is_made_anew_wherever_the_photographs_lie(
 
     there = run("train", "report", out, "--images", moved)
     assert there.exit_code == 0, there.output
-    assert {name: (out / name).read_bytes() for name in report.FILES} == first
+    assert {name: (out / name).read_bytes() for name in training_report.FILES} == first
 
     name = facts["photos"][0][0]
     Image.new("RGB", (8, 8)).save(moved / name)
@@ -470,8 +472,8 @@ def test_the_report_is_made_anew_wherever_the_photographs_lie(
 def test_resume_looks_for_moved_photographs_in_the_data(
     toys: Path, out: Path, quick: tuple[str, ...]
 ) -> None:
-    facts = json.loads((out / results.NAME).read_text())
-    (out / results.NAME).write_text(json.dumps({**facts, "root": "/nowhere"}))
+    facts = json.loads((out / result.NAME).read_text())
+    (out / result.NAME).write_text(json.dumps({**facts, "root": "/nowhere"}))
     assert run("train", "nowhere", *quick, "--resume", "--out", out).exit_code == 3
     assert run("train", toys, *quick, "--resume", "--out", out).exit_code == 0
     assert listing(out) == sorted(WHOLE)
@@ -508,7 +510,7 @@ DAMAGED: dict[str, tuple[Any, str]] = {
 @pytest.mark.parametrize("case", DAMAGED)
 def test_a_damaged_result_is_one_line(out: Path, case: str) -> None:
     changes, message = DAMAGED[case]
-    path = out / results.NAME
+    path = out / result.NAME
     text = changes if isinstance(changes, str) else json.dumps(json.loads(path.read_text()) | changes)
     path.write_text(text)
     done = run("train", "report", out)
@@ -520,7 +522,7 @@ def test_a_damaged_result_is_one_line(out: Path, case: str) -> None:
 @unix
 @pytest.mark.parametrize("kind", ["fifo", "device", "large", "missing", "no bundle"])
 def test_a_result_that_is_no_file_of_ours(out: Path, kind: str) -> None:
-    path = out / results.NAME
+    path = out / result.NAME
     if kind != "no bundle":
         path.unlink()
     {
@@ -535,7 +537,7 @@ def test_a_result_that_is_no_file_of_ours(out: Path, kind: str) -> None:
 
 
 def test_photographs_of_other_classes_are_one_line(out: Path) -> None:
-    path = out / results.NAME
+    path = out / result.NAME
     facts = json.loads(path.read_text())
     facts["photos"] = [[name, "dog", digest] for name, _, digest in facts["photos"]]
     path.write_text(json.dumps(facts))
@@ -550,7 +552,7 @@ def test_a_report_that_fails_says_that_the_model_is_there(
         raise error
 
     folder, error = tmp_path / "out", Exception()
-    monkeypatch.setattr(report, "worst", fail)
+    monkeypatch.setattr(training_report, "worst", fail)
     error = MapError("the map is NaN")
     failed = run("train", toys, *quick, "--out", folder)
     again = f"the trained model is in {folder / 'bundle'}, `camkit train report {folder}`"
@@ -568,24 +570,24 @@ def test_a_report_that_fails_says_that_the_model_is_there(
 
 @pytest.mark.parametrize("text", ["=1+1", "+a", "-cmd", "@SUM(A1)", "＝1", '=A1,"b"'])
 def test_a_spreadsheet_computes_nothing(text: str) -> None:
-    rows = list(csv.reader(io.StringIO(report.table([{text: text, "n": -2}]), newline="")))
+    rows = list(csv.reader(io.StringIO(training_report.table([{text: text, "n": -2}]), newline="")))
     assert rows == [[f"'{text}", "n"], [f"'{text}", "-2"]]
 
 
 def test_control_characters_and_halves_of_signs_are_escaped_in_tables() -> None:
-    text = report.table([{"a": "\t=1\r\n", "b": "caf\udce9"}])
+    text = training_report.table([{"a": "\t=1\r\n", "b": "caf\udce9"}])
     assert text == "a,b\n\\t=1\\r\\n,caf\\udce9\n"
 
 
 @pytest.mark.parametrize("text", ["-1", "+4.5", "1e-3", "great pyrenees", "a=b", "", "-0,5"])
 def test_numbers_and_plain_texts_stay_as_they_are(text: str) -> None:
-    rows = list(csv.reader(io.StringIO(report.table([{"a": text, "b": -0.5}]), newline="")))
+    rows = list(csv.reader(io.StringIO(training_report.table([{"a": text, "b": -0.5}]), newline="")))
     assert rows == [["a", "b"], [text, "-0.5"]]
 
 
 def test_tables_have_a_column_for_everything() -> None:
-    assert report.table([{"a": 1}, {"b": 2.5, "a": 3}]) == "a,b\n1,\n3,2.5\n"
-    assert report.table([], ["actual", "count"]) == "actual,count\n"
+    assert training_report.table([{"a": 1}, {"b": 2.5, "a": 3}]) == "a,b\n1,\n3,2.5\n"
+    assert training_report.table([], ["actual", "count"]) == "actual,count\n"
 
 
 def test_of_many_classes_those_are_drawn_that_are_mistaken() -> None:
@@ -593,7 +595,7 @@ def test_of_many_classes_those_are_drawn_that_are_mistaken() -> None:
     labels = torch.tensor([7, 7, 9, 41_000])
     said = torch.zeros(4, 50_000)
     said[range(4), [7, 40_000, 9, 7]] = 1.0
-    verdicts = report.Verdicts(SimpleNamespace(classes=names), (Path("x"),) * 4, labels, said)  # type: ignore[arg-type]
+    verdicts = training_report.Verdicts(SimpleNamespace(classes=names), (Path("x"),) * 4, labels, said)  # type: ignore[arg-type]
     counts, shown = verdicts.confusion(most=3)
     assert shown == ["class 7", "class 40000", "class 41000"]
     assert counts.tolist() == [[1, 1, 0], [0, 0, 0], [1, 0, 0]]

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from camkit.scaffold import TARGETS
+from camkit.registry.scaffold import TARGETS
 
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
@@ -64,7 +64,9 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
 def test_every_template_is_in_the_wheel(wheel: Path) -> None:
     for kind in ("explainer", "metric", "trainer", "model"):
         for template in TARGETS:
-            assert (wheel / "camkit" / "templates" / f"{template.format(kind=kind)}.in").is_file()
+            assert (
+                wheel / "camkit" / "registry" / "templates" / f"{template.format(kind=kind)}.in"
+            ).is_file()
 
 
 def test_the_licence_and_the_metadata(wheel: Path) -> None:
@@ -82,9 +84,9 @@ def test_the_licence_and_the_metadata(wheel: Path) -> None:
 def test_the_built_in_plugins_are_announced(wheel: Path, tmp_path: Path) -> None:
     """As plugins are: by the metadata of the wheel."""
     code = (
-        "import camkit; from camkit import plugins; print(camkit.__file__);"
-        "[print(f.kind, f.name, f.status, bool(plugins.summary(f)))"
-        " for f in plugins.find() if f.dist == 'camkit']"
+        "import camkit; from camkit.registry import discovery; print(camkit.__file__);"
+        "[print(f.kind, f.name, f.status, bool(discovery.summary(f)))"
+        " for f in discovery.find() if f.dist == 'camkit']"
     )
     done = run(wheel, "-c", code, cwd=tmp_path)
     assert done.returncode == 0, done.stderr

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import camkit
-from camkit import fast, winograd
+from camkit.core import memory
+from camkit.native import winograd
 
 
 @pytest.fixture(autouse=True)
@@ -74,7 +75,7 @@ def test_threads_and_neighbours_do_not_change_a_bit() -> None:
 
 @pytest.mark.parametrize("without", ["__AVX512F__", "__AVX__"])
 def test_narrower_vectors_do_the_same(without: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    source = files("camkit").joinpath("winograd.cpp").read_text(encoding="utf-8")
+    source = files("camkit.native").joinpath("winograd.cpp").read_text(encoding="utf-8")
     kernel = winograd._compiled("#undef __AVX512F__\n#undef " + without + "\n" + source)
     monkeypatch.setattr(winograd, "_kernel", lambda: kernel)
     for size in SIZES.values():
@@ -219,7 +220,9 @@ def test_transformed_weights_go_with_the_model() -> None:
         torch.randn(1, 3, 16, 16),
     )
     camkit.maps(net, x, 0, layer="1", fast=True)
-    kept = [weakref.ref(tensor) for tensor in fast._MEMORIES[net].transformed.values()]
+    weights = memory.of(net).part("transformed", dict[str, Tensor])
+    kept = [weakref.ref(tensor) for tensor in weights.values()]
+    del weights
     assert len(kept) == 2 and all(ref() is not None for ref in kept)
     del net
     gc.collect()

@@ -15,50 +15,44 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from camkit.api import (
-        Explainer,
-        LoadedModel,
-        MapBatch,
-        Metric,
-        ModelSource,
-        Query,
-        Scores,
-        Sweep,
-        Trainer,
-        TrainRequest,
-        TrainResult,
-        option,
-    )
-    from camkit.bundle import save_bundle
+    from camkit.contracts.explainer import Explainer, Query, Sweep
+    from camkit.contracts.metric import MapBatch, Metric, Scores
+    from camkit.contracts.model import LoadedModel, ModelSource
+    from camkit.contracts.options import option
+    from camkit.contracts.trainer import Trainer, TrainRequest, TrainResult
+    from camkit.core.attribution import class_maps, maps
+    from camkit.core.layout import layout_of
+    from camkit.core.stand_in import StandIn, wide
+    from camkit.drawing.style import Style
     from camkit.errors import CamkitError
-    from camkit.explanation import Explanation, explain, explain_many
-    from camkit.host import class_maps, maps
-    from camkit.images import Photo
-    from camkit.layout import layout_of
-    from camkit.models import load_model
-    from camkit.preprocess import Preprocess
-    from camkit.stand_in import StandIn, wide
-    from camkit.style import Style
-    from camkit.training import train
+    from camkit.explaining.explanation import Explanation
+    from camkit.explaining.pipeline import explain, explain_many
+    from camkit.images.decoding import Photo
+    from camkit.images.preprocess import Preprocess
+    from camkit.models.bundle import save_bundle
+    from camkit.models.loading import load_model
+    from camkit.training.training import train
 
 __version__ = "0.1.0"
 
 _HOMES = {
-    "camkit.api": (
-        "Explainer LoadedModel MapBatch Metric ModelSource Query Scores Sweep "
-        "Trainer TrainRequest TrainResult option"
-    ),
+    "camkit.contracts.explainer": "Explainer Query Sweep",
+    "camkit.contracts.metric": "MapBatch Metric Scores",
+    "camkit.contracts.model": "LoadedModel ModelSource",
+    "camkit.contracts.options": "option",
+    "camkit.contracts.trainer": "Trainer TrainRequest TrainResult",
+    "camkit.core.attribution": "class_maps maps",
+    "camkit.core.layout": "layout_of",
+    "camkit.core.stand_in": "StandIn wide",
+    "camkit.drawing.style": "Style",
     "camkit.errors": "CamkitError",
-    "camkit.bundle": "save_bundle",
-    "camkit.explanation": "Explanation explain explain_many",
-    "camkit.host": "class_maps maps",
-    "camkit.images": "Photo",
-    "camkit.layout": "layout_of",
-    "camkit.models": "load_model",
-    "camkit.preprocess": "Preprocess",
-    "camkit.stand_in": "StandIn wide",
-    "camkit.style": "Style",
-    "camkit.training": "train",
+    "camkit.explaining.explanation": "Explanation",
+    "camkit.explaining.pipeline": "explain explain_many",
+    "camkit.images.decoding": "Photo",
+    "camkit.images.preprocess": "Preprocess",
+    "camkit.models.bundle": "save_bundle",
+    "camkit.models.loading": "load_model",
+    "camkit.training.training": "train",
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names.split()}
 

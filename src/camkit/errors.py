@@ -134,3 +134,17 @@ def closest(word: str, known: Iterable[str], count: int = 3) -> str:
     near = [name for name in folded if len(word) > 2 and word in re.split(r"[\W_]+", name)][:count]
     near = near or difflib.get_close_matches(word, folded, n=count)
     return f"; did you mean {' or '.join(repr(folded[key]) for key in near)}?" if near else ""
+
+
+def reason(error: BaseException) -> str:
+    """What an error says, in one line of at most 200 characters."""
+    text = error.strerror if isinstance(error, OSError) else None
+    text = text or str(error).strip() or type(error).__name__
+    return str(text).splitlines()[0][:200]
+
+
+def typed_reason(error: BaseException) -> str:
+    """As `reason`, with the class of the error before it: for what was not raised for people."""
+    said = reason(error)
+    name = type(error).__name__
+    return name if said == name else f"{name}: {said}"

@@ -21,7 +21,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
-from camkit.errors import CamkitError, printable
+from camkit.errors import CamkitError, printable, reason
 
 DRAFT = re.compile(r"\.(?P<host>.+)-(?P<process>\d+)-[0-9a-f]+\.partial")
 _NEW = os.O_CREAT | os.O_EXCL | os.O_RDWR | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
@@ -118,30 +118,35 @@ def make_folder(path: Path) -> None:
 
 
 class Place:
-    """A folder that is written into for a while, and whether it still is the one that it was.
+    """A folder or file that is written into for a while, and whether it still is the one that it was.
 
-    It is kept open, so that no other folder gets its number. Where a system opens no folders, it is taken
-    for the same.
+    It is kept open, so that no other one gets its number. Where a system opens no folders, it is taken for
+    the same.
     """
 
     def __init__(self, path: Path) -> None:
-        """Take hold of a folder, which is made if there is none; `CamkitError` if that cannot be."""
-        with _telling(path):
-            make_folder(path)
+        """Take hold of what is there."""
         self._path = path
         self._descriptor: int | None = None
         with suppress(OSError):
             self._descriptor = os.open(path, os.O_RDONLY)
             weakref.finalize(self, os.close, self._descriptor)
 
+    @classmethod
+    def make(cls, folder: Path) -> Place:
+        """Take hold of a folder, which is made if there is none; `CamkitError` if that cannot be."""
+        with _telling(folder):
+            make_folder(folder)
+        return cls(folder)
+
     def check(self, lost: str = "") -> None:
-        """Raise `CamkitError` unless the path still leads to this folder; lost: what went with it."""
+        """Raise `CamkitError` unless the path still leads to it; lost: what went with it."""
         if not self._is_there():
             raise CamkitError(f"{self._path} was removed, moved or replaced meanwhile{lost}")
 
     def _is_there(self) -> bool:
         if self._descriptor is None:
-            return self._path.is_dir()
+            return self._path.exists()
         try:
             return os.path.samestat(os.stat(self._path), os.fstat(self._descriptor))  # noqa: PTH116
         except OSError:
@@ -278,7 +283,8 @@ def regular(folder: Path, name: object) -> Path:
     """A regular file in the folder that a text names; `CamkitError` if it is not there."""
     path = inside(folder, name)
     if not is_file(path):
-        raise CamkitError(f"{printable(str(path))} cannot be read: there is no such file")
+        why = "it is not a regular file" if os.path.lexists(path) else "there is no such file"
+        raise CamkitError(f"{printable(str(path))} cannot be read: {why}")
     return path
 
 
@@ -320,10 +326,3 @@ def cause(error: BaseException) -> BaseException:
     while found is not None and not isinstance(found, OSError):
         found = found.__cause__ or found.__context__
     return found or error
-
-
-def reason(error: BaseException) -> str:
-    """What an error says, in one line."""
-    text = error.strerror if isinstance(error, OSError) else None
-    text = text or str(error).strip() or type(error).__name__
-    return str(text).splitlines()[0][:200]

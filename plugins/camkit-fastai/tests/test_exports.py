@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 import camkit
 from camkit.errors import CamkitWarning, ModelError
-from camkit.fastai_model import default_layer
-from camkit.preprocess import Preprocess
+from camkit.images.preprocess import Preprocess
+from camkit.models.fastai_architecture import default_layer
 from camkit.testing.trainers import toy_photos
 
 with warnings.catch_warnings():

@@ -21,14 +21,14 @@ from PIL import Image, ImageDraw
 from torch import nn
 
 import camkit
-from camkit import dataset, finetune
-from camkit import recipe as recipes
 from camkit.cli import cli
 from camkit.errors import CamkitError, ModelError, UsageError
-from camkit.fastai_model import FastaiSource
-from camkit.preprocess import Preprocess
+from camkit.images.preprocess import Preprocess
+from camkit.models.fastai import FastaiSource
 from camkit.testing import trainer_checks
 from camkit.testing.trainers import toy_photos
+from camkit.training import dataset, finetune
+from camkit.training import recipe as recipes
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -381,7 +381,7 @@ def test_a_class_that_cannot_be_printed_is_told_before_training(toys: Path, tmp_
 def test_a_size_that_no_bundle_takes_is_told_before_training(
     toys: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("camkit.preprocess.MAX_VIEW", 64 * 64)
+    monkeypatch.setattr("camkit.images.preprocess.MAX_VIEW", 64 * 64)
     with pytest.raises(ModelError, match="is more than 4,096 pixels"):
         train(toys, tmp_path / "out")
     assert not list((tmp_path / "out").iterdir())

@@ -11,9 +11,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from camkit.bench import stats
+from camkit.bench import statistics
 from camkit.bench.document import FORWARD, by_process
-from camkit.bench.stats import Estimate, Verdict
+from camkit.bench.statistics import Estimate, Verdict
 from camkit.errors import UsageError
 
 TOLERANCE = 0.05
@@ -61,7 +61,7 @@ def compare(
     shared = [key for key in old if key in new]
     if not shared:
         raise UsageError("these cannot be compared: no row and batch size was timed in both")
-    found = stats.verdicts([stats.change(old[key], new[key]) for key in shared], tolerance)
+    found = statistics.verdicts([statistics.change(old[key], new[key]) for key in shared], tolerance)
     return [Comparison(*key, *one) for key, one in zip(shared, found, strict=True)]
 
 
@@ -113,9 +113,9 @@ def figures(document: Mapping[str, Any]) -> dict[tuple[str, str, int], list[floa
     for (backend, method, batch), parts in raw.items():
         bare = raw.get((*FORWARD, batch))
         if (backend, method) == FORWARD:
-            found[backend, method, batch] = [stats.median(part).middle for part in parts.values()]
+            found[backend, method, batch] = [statistics.median(part).middle for part in parts.values()]
         elif bare and (shared := parts.keys() & bare.keys()):
             found[backend, method, batch] = [
-                stats.paired(parts[process], bare[process]).middle for process in sorted(shared)
+                statistics.paired(parts[process], bare[process]).middle for process in sorted(shared)
             ]
     return found

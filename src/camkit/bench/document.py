@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from camkit.bench.schema import DOCUMENT, fault
-from camkit.bench.stats import Estimate
-from camkit.errors import UsageError
-from camkit.files import read_regular, reason, write_whole
-from camkit.plugins import HOST
+from camkit.bench.statistics import Estimate
+from camkit.errors import UsageError, reason
+from camkit.files import read_regular, write_whole
+from camkit.registry.discovery import HOST
 
 SCHEMA = 1
 NAME = "bench.json"

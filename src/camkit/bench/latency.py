@@ -20,16 +20,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from camkit.bench import scenes, stats, timing
+from camkit.bench import scenes, statistics, timing
 from camkit.bench.document import FORWARD, estimate
+from camkit.bench.entrants import Row, all_rows, told
 from camkit.bench.request import BenchRequest
-from camkit.bench.rows import Row, all_rows, told
 from camkit.bench.scenes import Scene
-from camkit.bench.stats import Estimate, Spread
+from camkit.bench.statistics import Estimate, Spread
 from camkit.bench.survey import Progress, maker
 from camkit.bench.timing import Cold, Sample
 from camkit.errors import CamkitError
-from camkit.models import load_model
+from camkit.models.loading import load_model
 
 
 @dataclass(frozen=True)
@@ -182,8 +182,10 @@ def tell(rows: Sequence[Row], reference_of: Mapping[str, str], found: Sequence[P
             if record["launch_bound"]:
                 row.note(f"launch-bound at a batch of {batch}")
             if reference:
-                open_verdicts.append((record["against"], stats.over_processes(_ratios(own, reference))))
-    said = stats.verdicts([spread for _, spread in open_verdicts])
+                open_verdicts.append(
+                    (record["against"], statistics.over_processes(_ratios(own, reference)))
+                )
+    said = statistics.verdicts([spread for _, spread in open_verdicts])
     for (against, spread), (ratio, verdict) in zip(open_verdicts, said, strict=True):
         against["verdict"] = verdict
         if spread.freedom:
@@ -213,8 +215,8 @@ def latency_record(
     return {
         "batch": batch,
         "seconds": estimate(middle),
-        "p90": stats.percentile(host, 90),
-        "p99": stats.percentile(host, 99),
+        "p90": statistics.percentile(host, 90),
+        "p99": statistics.percentile(host, 99),
         "images_per_second": batch / middle.middle,
         "ratio": estimate(_ratio(own, bare)) if bare and all(one.host for one in bare) else None,
         "against": estimate(_ratio(own, reference)) | {"verdict": "UNCLEAR"} if reference else None,
@@ -231,16 +233,16 @@ def latency_record(
 
 def _middle(parts: Sequence[Sequence[float]]) -> Estimate:
     if len(parts) == 1:
-        return stats.median(parts[0])
-    return stats.over_processes([stats.median(part).middle for part in parts]).interval()
+        return statistics.median(parts[0])
+    return statistics.over_processes([statistics.median(part).middle for part in parts]).interval()
 
 
 def _ratio(own: Sequence[Measured], base: Sequence[Measured]) -> Estimate:
     if len(own) == 1:
-        return stats.paired(own[0].host, base[0].host)
-    return stats.over_processes(_ratios(own, base)).interval()
+        return statistics.paired(own[0].host, base[0].host)
+    return statistics.over_processes(_ratios(own, base)).interval()
 
 
 def _ratios(own: Sequence[Measured], base: Sequence[Measured]) -> list[float]:
     """Of each process the median of the ratios of the same rounds."""
-    return [stats.paired(a.host, b.host).middle for a, b in zip(own, base, strict=False)]
+    return [statistics.paired(a.host, b.host).middle for a, b in zip(own, base, strict=False)]

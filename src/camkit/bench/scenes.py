@@ -10,13 +10,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from camkit import images, layers, render
-from camkit.api import LoadedModel
+from camkit.bench import shapes
 from camkit.bench.document import ENERGY, MOSAICS
+from camkit.bench.ground_truth import Truth, as_seen
+from camkit.contracts.model import LoadedModel
+from camkit.core import layers
+from camkit.core.layer_choice import resolve_layers
+from camkit.drawing import overlay
 from camkit.errors import ImageError, UsageError
-from camkit.host import resolve_layers
-from camkit.metrics import localisation, shapes
-from camkit.metrics.truth import Truth, as_seen
+from camkit.images import decoding, finding
+from camkit.metrics import localisation
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -76,7 +79,7 @@ class Scene:
         """An input as a picture."""
         preprocess = self.model.preprocess
         mean, std = (torch.tensor(values)[:, None, None] for values in (preprocess.mean, preprocess.std))
-        return render.picture(self.inputs[index].float().cpu() * std + mean)
+        return overlay.picture(self.inputs[index].float().cpu() * std + mean)
 
 
 def photographs(
@@ -90,14 +93,14 @@ def photographs(
     chosen = paths if len(paths) <= limit else [paths[len(paths) * i // limit] for i in range(limit)]
     for path in chosen:
         try:
-            photo = images.load(path).image
+            photo = decoding.load(path).image
         except ImageError as error:
             failures.append(str(error))
             continue
         known = truth(path, photo.size) if truth else None
         tensors.append(model.preprocess(photo))
         masks.append(None if known is None else as_seen(known, model.preprocess))
-        titles.append(images.display(path.name))
+        titles.append(finding.display(path.name))
     if not tensors:
         raise ImageError(failures[0])
     inputs = torch.stack(tensors).to(model.device, model.dtype)

@@ -11,19 +11,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from camkit.api import MapBatch, Metric, Scores
-from camkit.bench import stats
+from camkit.bench import statistics
+from camkit.bench.controls import CONTROLS, OF_MAPS
 from camkit.bench.document import estimate
+from camkit.bench.entrants import Row
 from camkit.bench.request import AGREEMENT, BenchRequest
-from camkit.bench.rows import Row
 from camkit.bench.scenes import Scene
-from camkit.host import Call
-from camkit.host import run as explain
+from camkit.contracts.metric import MapBatch, Metric, Scores
+from camkit.core.call import Call
+from camkit.core.running import run as explain
+from camkit.core.targets import given
 from camkit.metrics import agreement
 from camkit.metrics.basics import telling, usable
-from camkit.metrics.controls import CONTROLS, OF_MAPS
 from camkit.metrics.measure import measure, passes
-from camkit.targets import given
 
 Maps = Callable[[Tensor, Tensor], Tensor]
 Progress = Callable[[str], None]
@@ -204,7 +204,7 @@ def _scored(
 def _summary(metric: Metric, scores: Scores, seed: int) -> dict[str, Any]:
     values = scores.values.tolist()
     defined = [value for value in values if value == value]
-    middle = stats.mean(defined, seed, metric.range) if defined else stats.Estimate(math.nan)
+    middle = statistics.mean(defined, seed, metric.range) if defined else statistics.Estimate(math.nan)
     return {
         **estimate(middle, "mean"),
         "defined": len(defined),

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from camkit import plugins
-from camkit.cli import early
+from camkit.cli import checks
 from camkit.cli.hints import about
+from camkit.cli.parameters import FOLDER, PATH
 from camkit.cli.terminal import say, say_json, say_table
+from camkit.registry import options
+
+if TYPE_CHECKING:
+    from camkit.bench.runner import Outcome
 
 
 def _sizes(_: click.Context, __: click.Parameter, text: str | None) -> tuple[int, ...]:
@@ -113,13 +117,11 @@ def _names(_: click.Context, __: click.Parameter, text: str) -> tuple[str, ...]:
     show_default="3, quick 1",
     help="To measure time in, one after the other; 1 is this one. How they differ is what compare needs.",
 )
-@click.option(
-    "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of everything random."
-)
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Random seed.")
 @click.option("--quick", is_flag=True, help="Fewer rounds, images and metrics.")
 @click.option(
     "--out",
-    type=click.Path(path_type=Path, file_okay=False),
+    type=FOLDER,
     default="camkit-bench",
     show_default=True,
     help="Folder for bench.json, report.md and report.html.",
@@ -147,23 +149,24 @@ def bench(out: Path, as_json: bool, fail_if: tuple[str, ...], **given: Any) -> N
     """
     if click.get_current_context().invoked_subcommand is not None:
         return
-    given["options"] = plugins.parse_assignments(given["options"])
-    early.explainers(given["backends"], given["methods"], given["options"])
-    early.metrics(given["metrics"])
-    early.model(given["model"])
-    early.there(given["truth"])
-    early.writable(out)
+    given["options"] = options.parse_assignments(given["options"])
+    checks.explainers(given["backends"], given["methods"], given["options"])
+    checks.metrics(given["metrics"])
+    checks.model(given["model"])
+    checks.device(given["device"])
+    checks.there(given["truth"])
+    checks.writable(out)
     if given["images"]:
-        early.photographs(given["images"])
+        checks.photographs(given["images"])
 
     from camkit.bench import conditions
 
     wanted = [conditions.parse(text) for text in fail_if]
 
-    from camkit.bench import document, report
+    from camkit.bench import bench_report, document
     from camkit.bench.request import BenchRequest
-    from camkit.bench.run import figure_names, run
-    from camkit.report import picture
+    from camkit.bench.runner import figure_names, run
+    from camkit.training.training_report import picture
 
     request = BenchRequest(**given)
     if wanted:
@@ -175,7 +178,22 @@ def bench(out: Path, as_json: bool, fail_if: tuple[str, ...], **given: Any) -> N
     for name, image in outcome.pictures.items():
         picture(out / document.EXAMPLES / name, image)
     document.write(out, outcome.document)
-    report.write(outcome.document, out)
+    bench_report.write(outcome.document, out)
+    _tell(outcome, out, as_json=as_json)
+    values = document.all_figures(outcome.document)
+    held = [condition.told(values) for condition in wanted if condition.holds(values)]
+    for text in held:
+        say(f"Error: --fail-if holds: {text}", err=True)
+    if held:
+        raise SystemExit(1)
+    if outcome.failures or any(row["failed"] for row in outcome.document["rows"]):
+        raise SystemExit(3)
+
+
+def _tell(outcome: Outcome, out: Path, *, as_json: bool) -> None:
+    """The tables of a benchmark, what has to be said of it, and where it is."""
+    from camkit.bench import document
+
     if as_json:
         say_json(document.as_json(outcome.document))
     else:
@@ -190,19 +208,11 @@ def bench(out: Path, as_json: bool, fail_if: tuple[str, ...], **given: Any) -> N
     for failure in outcome.failures:
         say(f"Error: {failure}", err=True)
     say(f"bench.json and report.html are in {out}", err=True)
-    values = document.all_figures(outcome.document)
-    held = [condition.told(values) for condition in wanted if condition.holds(values)]
-    for text in held:
-        say(f"Error: --fail-if holds: {text}", err=True)
-    if held:
-        raise SystemExit(1)
-    if outcome.failures or any(row["failed"] for row in outcome.document["rows"]):
-        raise SystemExit(3)
 
 
 @bench.command()
-@click.argument("before", type=click.Path(path_type=Path))
-@click.argument("after", type=click.Path(path_type=Path))
+@click.argument("before", type=PATH)
+@click.argument("after", type=PATH)
 @click.option(
     "--tolerance",
     type=click.FloatRange(min=0),
@@ -217,7 +227,7 @@ def compare(before: Path, after: Path, tolerance: float, force: bool) -> None:
     Exit code 1 if a row is SLOWER. Explainers are compared by their multiple of the bare forward, process
     by process; the intervals are wide enough for all verdicts to be right at once with 95 %.
     """
-    early.there(before, after)
+    checks.there(before, after)
 
     from camkit.bench import compare as comparing
     from camkit.bench import document
@@ -239,16 +249,16 @@ def compare(before: Path, after: Path, tolerance: float, force: bool) -> None:
 
 
 @bench.command()
-@click.argument("source", type=click.Path(path_type=Path))
+@click.argument("source", type=PATH)
 def report(source: Path) -> None:
     """Write report.md and report.html anew, beside the bench.json of SOURCE, a folder or file."""
-    early.there(source)
+    checks.there(source)
 
     from camkit.bench import document
 
     found = document.read(source)
 
-    from camkit.bench import report as reporting
+    from camkit.bench import bench_report as reporting
 
     folder = source if source.is_dir() else source.parent
     with document.damage(source):

@@ -2,35 +2,31 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
-import re
 import signal
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
-from itertools import groupby, islice
-from pathlib import Path
 from threading import Event, current_thread, main_thread
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from camkit import plugins
-from camkit.cli import early
+from camkit.cli import checks
+from camkit.cli.console import Report, progress
 from camkit.cli.folder import merge
 from camkit.cli.hints import about
-from camkit.cli.report import Report, progress
+from camkit.cli.parameters import FOLDER, PATTERN
 from camkit.cli.terminal import say
+from camkit.contracts.scores import KINDS
+from camkit.drawing.style import Style
 from camkit.errors import UsageError
-from camkit.scores import KINDS
-from camkit.style import Style
+from camkit.explaining.shard import Shard
+from camkit.registry import options
 
 if TYPE_CHECKING:
-    from camkit.images import Source
-    from camkit.output import Output, Result
-    from camkit.reading import Processes
+    from camkit.explaining.request import ExplainRequest
+    from camkit.images.workers import Processes
 
 
 class Explain(click.Command):
@@ -46,10 +42,9 @@ class Explain(click.Command):
 
 
 @click.command(cls=Explain)
-@click.argument("images", nargs=-1, type=click.Path(path_type=str))
+@click.argument("images", nargs=-1, type=PATTERN)
 @click.option(
     "--model",
-    "spec",
     default="pets",
     show_default=True,
     metavar="SPEC",
@@ -144,7 +139,7 @@ class Explain(click.Command):
 )
 @click.option(
     "--out",
-    type=click.Path(path_type=Path, file_okay=False),
+    type=FOLDER,
     default="camkit-out",
     show_default=True,
     help="Folder for pictures, raw maps and manifest.jsonl.",
@@ -162,7 +157,6 @@ class Explain(click.Command):
     metavar="I/N",
     default="1/1",
     show_default=True,
-    callback=lambda _, __, text: _shard(text),
     help="The I-th of N parts of the photographs; `camkit explain merge` joins them.",
 )
 @click.option(
@@ -196,137 +190,56 @@ def explain(images: tuple[str, ...], **given: Any) -> None:
     if given["counterfactual"] and given["relu"]:
         raise UsageError("--counterfactual and --relu exclude each other: choose one")
     begun = time.monotonic()
-    options = plugins.parse_assignments(given["options"])
-    early.explainers(given["backends"], given["methods"], options)
-    style = Style(given["relu"], given["counterfactual"], given["alpha"], given["cmap"])
-    early.model(given["spec"])
-    early.writable(given["out"])
-    early.photographs(images)
+    given["shard"] = Shard.parse(given["shard"])
+    given["options"] = options.parse_assignments(given["options"])
+    checks.explainers(given["backends"], given["methods"], given["options"])
+    given["style"] = Style(*(given.pop(name) for name in ("relu", "counterfactual", "alpha", "cmap")))
+    checks.model(given["model"])
+    checks.classes(given["model"], given["classes"])
+    checks.device(given["device"])
+    checks.results_folder(given["out"])
+    checks.photographs(images)
 
-    from camkit import parquet, reading
+    from camkit.explaining import parquet
+    from camkit.images import workers
 
     if given["format"] == "parquet":
         parquet.check()
+    told = {name: given.pop(name) for name in ("as_json", "quiet", "verbose")}
+    count = given.pop("workers")
     with (
-        about(given["spec"], trust_pickle=given["trust_pickle"]),
-        reading.processes(given["workers"]) as pool,  # they start while torch is imported
+        about(given["model"], trust_pickle=given["trust_pickle"]),
+        workers.processes(count) as pool,  # they start while torch is imported
     ):
-        report = _run(images, given, options, style, pool)
+        from camkit.explaining.request import ExplainRequest
+
+        report = _run(ExplainRequest(images, **given), pool, count, **told)
     report.end(given["out"], time.monotonic() - begun)
     if report.failed:
         some = report.done or report.skipped
         raise SystemExit(3 if some and given["on_error"] == "skip" else 1)
 
 
-def _run(
-    images: tuple[str, ...],
-    given: dict[str, Any],
-    options: dict[str, Any],
-    style: Style,
-    pool: Processes | None,
-) -> Report:
-    from camkit import explanation, reading
-    from camkit.images import DRAWN, Source, find, sample
-    from camkit.models import load_model
-    from camkit.output import Output, request_id
+def _run(request: ExplainRequest, pool: Processes | None, workers: int, **told: bool) -> Report:
+    """Explain, and report; told: what of it."""
+    from camkit.explaining.runner import Run
 
-    # Before the model is loaded, so that what is misspelt or broken is told at once.
-    for made in explanation.make_backends(given["backends"], given["methods"], options):
-        if lacking := [m for m in dict.fromkeys(given["methods"]) if m not in made.methods]:
-            say(f"Note: {made.name} has no {', '.join(lacking)}", err=True)
-
-    def sources() -> Iterator[Source]:
-        found = find(images, without=given["out"]) if images else iter([Source(sample(), sample().name)])
-        return (source for source in found if _is_in(given["shard"], source.name))
-
-    is_any = any(True for _ in sources())  # before the model is loaded
-    model = load_model(
-        given["spec"],
-        device=given["device"],
-        dtype=given["dtype"],
-        scores=given["scores"],
-        trust_pickle=given["trust_pickle"],
-    )
-    work = explanation.plan(
-        model,
-        classes=given["classes"],
-        backends=given["backends"],
-        methods=given["methods"],
-        layer=given["layers"],
-        layout=given["layout"],
-        options=options,
-    )
-    view, batch = given["view"], given["batch_size"]
-    request = request_id(work, given["classes"], style=style, view=view, format=given["format"])
-    report = Report(work, **{name: given[name] for name in ("as_json", "quiet", "verbose")})
-    report.begin(work, request, batch, given["workers"] if pool else 0)
-    if not is_any:
+    run = Run(request, pool, lambda text: say(f"Note: {text}", err=True))
+    report = Report(run.work, **told)
+    report.begin(run.work, run.id, request.batch_size, workers if pool else 0)
+    if not run.is_any:
         report.nothing("no photograph falls into this part")
         return report
-    output = Output(
-        given["out"],
-        style=style,
-        view=view,
-        name_layers=given["layers"] != ("auto",),
-        format=given["format"],
-        spec=given["spec"],
-        request=request,
-        resume=given["resume"],
-    )
-    report.names = output.names
-    stream = explanation.stream(
-        work,
-        _missing(sources(), batch, output, report) if given["resume"] else sources(),
-        batch_size=batch,
-        read=partial(pool.read, ahead=2 * batch) if pool else reading.read,
-        whole=view == "original" and given["format"] == "png",
-        pixels=DRAWN,
-    )
-    groups: Iterator[list[Result]] = (
-        list(group) for _, group in groupby(stream, key=lambda result: result.position)
-    )
-    if given["on_error"] == "fail":
-        groups = _until_failure(groups)
+    report.names = run.output.names
     try:
-        with _interrupts() as interrupted, progress(sources, report, given["out"]) as done:
-            for written in output.write_all(_until_interrupt(groups, interrupted)):
+        with _interrupts() as interrupted, progress(run, report, request.out) as done:
+            for written in run.written(interrupted):
                 done(written)
     except KeyboardInterrupt:
-        report.interrupted(given["out"], output.finished)
+        report.interrupted(request.out, run.output.finished)
         raise SystemExit(130) from None
+    report.skipped = run.skipped
     return report
-
-
-def _missing(sources: Iterator[Source], size: int, output: Output, report: Report) -> Iterator[Source]:
-    """The sources without the batches of which everything is there.
-
-    Batches stay as they were, because the last digits of a score depend on who shares its batch.
-    """
-    from camkit.errors import ImageError
-    from camkit.images import digest
-    from camkit.naming import output_name
-
-    def is_there(source: Source) -> bool:
-        try:
-            return output.has(output_name(source.name), digest(source.path))
-        except ImageError:
-            return False
-
-    while batch := list(islice(sources, size)):
-        there = [is_there(source) for source in batch]
-        report.skipped += sum(there)
-        if not all(there):
-            yield from batch
-
-
-def _until_failure(groups: Iterable[list[Result]]) -> Iterator[list[Result]]:
-    """The groups up to the first that holds a failure, with it."""
-    from camkit.reading import Failure
-
-    for group in groups:
-        yield group
-        if any(isinstance(result, Failure) for result in group):
-            return
 
 
 @contextmanager
@@ -338,7 +251,7 @@ def _interrupts() -> Iterator[Event]:
         if interrupted.is_set():
             os._exit(130)
         interrupted.set()
-        os.write(2, b"\nStopping behind what was begun; Ctrl-C again stops at once\n")
+        os.write(2, b"\nFinishing what was begun; press Ctrl-C again to stop at once\n")
 
     if current_thread() is not main_thread() or signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         yield interrupted
@@ -348,27 +261,3 @@ def _interrupts() -> Iterator[Event]:
         yield interrupted
     finally:
         signal.signal(signal.SIGINT, before)
-
-
-def _until_interrupt(groups: Iterable[list[Result]], interrupted: Event) -> Iterator[list[Result]]:
-    for group in groups:
-        if interrupted.is_set():
-            raise KeyboardInterrupt
-        yield group
-
-
-def _shard(text: str) -> tuple[int, int]:
-    match = re.fullmatch(r"([0-9]{1,6})/([0-9]{1,6})", text)
-    part, count = (int(match[1]), int(match[2])) if match else (0, 0)
-    if not 1 <= part <= count:
-        raise UsageError(f"--shard is I/N with I from 1 to N, such as 2/4, not {text!r}")
-    return part, count
-
-
-def _is_in(shard: tuple[int, int], name: str) -> bool:
-    """Whether a photograph belongs to a part: by its name alone, so nobody has to count."""
-    part, count = shard
-    if count == 1:
-        return True
-    digest = hashlib.sha256(name.encode("utf-8", "surrogateescape")).digest()
-    return int.from_bytes(digest[:8], "big") % count == part - 1

@@ -1,18 +1,22 @@
-"""`camkit explain merge`, `camkit verify`, `camkit render`: what finished folders are good for."""
+"""`camkit explain merge`, `camkit verify`, `camkit render`: commands for finished folders."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from camkit.cli import early
+from camkit.cli import checks
+from camkit.cli.parameters import FOLDER, PATH
 from camkit.cli.terminal import say
-from camkit.errors import UsageError
-from camkit.style import Style
+from camkit.drawing.style import Style
+from camkit.errors import UsageError, counted
 
-FOLDER = click.Path(path_type=Path, file_okay=False)
+if TYPE_CHECKING:
+    from camkit.explaining.manifest import Finding
+
+PARTLY = 3  # the exit code for what could be done only in part
 
 
 @click.command()
@@ -22,20 +26,29 @@ def merge(folders: tuple[Path, ...], out: Path) -> None:
     """Join FOLDERs that runs of `camkit explain` wrote, such as those with --shard, in --out.
 
     Every result is copied once, whichever folders hold it. Nothing is overwritten: two different files
-    of one name are an error.
+    of one name are an error. What is damaged is left out and listed, and the exit code is 3.
     """
-    early.results(*folders)
-    early.writable(out)
+    checks.results(*folders)
+    checks.results_folder(out)
 
-    from camkit import collect
+    from camkit.explaining import merging
+    from camkit.images import workers
 
-    added = collect.merge(folders, out)
-    say(f"{added} results of {len(folders)} folders are in {out}")
+    with workers.processes(1) as pool:
+        merged = merging.merge(folders, out, processes=pool)
+    for finding in merged.findings:
+        say(f"Error: {finding}", err=True)
+    say(
+        f"{counted(merged.added, 'result')} of {counted(len(folders), 'folder')} "
+        f"{'is' if merged.added == 1 else 'are'} in {out}"
+    )
+    if merged.findings:
+        raise SystemExit(PARTLY if merged.added else 1)
 
 
 @click.command()
 @click.argument("folder", type=FOLDER)
-@click.option("--images", type=click.Path(path_type=Path), help="Where the photographs lie now.")
+@click.option("--images", type=PATH, help="Where the photographs lie now.")
 @click.option("--model", "spec", metavar="SPEC", help="The model, if it lies elsewhere now.")
 @click.option(
     "--sample", type=click.IntRange(min=0), default=8, show_default=True, help="Maps to compute again."
@@ -47,37 +60,38 @@ def verify(folder: Path, images: Path | None, spec: str | None, sample: int, see
     Hashes of all maps, pictures and photographs are compared with the manifest, and a sample of the maps
     is computed again. The exit code is 1 if anything is missing or differs.
     """
-    early.results(folder)
-    early.there(images)
+    checks.results(folder)
+    checks.there(images)
     if spec is not None:
-        early.model(spec)
+        checks.model(spec)
 
-    from camkit import reading
+    from camkit.images import workers
 
-    with reading.processes(1) as pool:  # it starts while torch is imported
-        from camkit import collect
+    with workers.processes(1) as pool:  # it starts while torch is imported
+        from camkit.explaining import verification
 
-        found = collect.verify(
+        found = verification.verify(
             folder, photographs=images, sample=sample, seed=seed, spec=spec, processes=pool
         )
     for finding in found.findings:
-        say(f"{finding.file}: {finding.reason}")
-    say(
-        f"{found.lines} results: {found.maps} maps, {found.pictures} pictures and the photographs of "
-        f"{found.photographs} hold; {found.anew} maps made anew differ by at most "
-        f"{found.difference:.1e} of the peak"
-    )
-    if not found.lines:
+        say(finding)
+    if not found.lines and not found.findings:
         raise UsageError(f"{folder} holds no results")
+    anew = f"{counted(found.anew, 'map')} made anew differ by at most {found.difference:.1e} of the peak"
+    say(
+        f"{counted(found.lines, 'result')}: {counted(found.maps, 'map')}, "
+        f"{counted(found.pictures, 'picture')} and {counted(found.photographs, 'photograph')} hold; "
+        f"{anew if found.anew else 'no map was made anew'}"
+    )
     if found.findings:
-        say(f"Does not hold: {len(found.findings)} findings", err=True)
+        say(f"Does not hold: {counted(len(found.findings), 'finding')}", err=True)
         raise SystemExit(1)
     say("Everything holds", err=True)
 
 
 @click.command()
 @click.argument("folder", type=FOLDER)
-@click.option("--images", type=click.Path(path_type=Path), help="Where the photographs lie now.")
+@click.option("--images", type=PATH, help="Where the photographs lie now.")
 @click.option("--counterfactual", is_flag=True, help="Draw what speaks against the class.")
 @click.option("--relu", is_flag=True, help="Draw only what speaks for it, as the Grad-CAM paper does.")
 @click.option("--alpha", default=0.6, show_default=True, help="Opacity of the heat, 0 to 1.")
@@ -98,19 +112,26 @@ def render(folder: Path, images: Path | None, view: Any, **look: Any) -> None:
     if look["counterfactual"] and look["relu"]:
         raise UsageError("--counterfactual and --relu exclude each other: choose one")
     style = Style(**look)
-    early.results(folder)
-    early.there(images)
+    checks.results(folder)
+    checks.there(images)
 
-    from camkit import reading
+    from camkit.images import workers
 
     done = failed = 0
-    with reading.processes(1) as pool:  # it starts while torch is imported
-        from camkit import collect
-        from camkit.naming import Names
+    findings: list[Finding] = []
+    with workers.processes(1) as pool:  # it starts while torch is imported
+        from camkit.explaining import redrawing
+        from camkit.explaining.naming import Names
 
         names = Names(folder)
-        for line, error in collect.redraw(
-            folder, style=style, view=view, photographs=images, names=names, processes=pool
+        for line, error in redrawing.redraw(
+            folder,
+            style=style,
+            view=view,
+            photographs=images,
+            names=names,
+            processes=pool,
+            findings=findings,
         ):
             if error is None:
                 done += 1
@@ -120,10 +141,13 @@ def render(folder: Path, images: Path | None, view: Any, **look: Any) -> None:
             else:
                 failed += 1
                 say(f"Error: {error}", err=True)
+    for finding in findings:
+        failed += 1
+        say(f"Error: {folder}/{finding}", err=True)
     if not done + failed:
         raise UsageError(f"{folder} holds no results")
     if told := names.told():
         say(told, err=True)
     if failed:
-        say(f"{done} pictures drawn, {failed} failed", err=True)
-        raise SystemExit(3 if done else 1)
+        say(f"{counted(done, 'picture')} drawn, {failed} failed", err=True)
+        raise SystemExit(PARTLY if done else 1)

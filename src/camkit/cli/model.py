@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING
 
 import click
 
-from camkit import plugins
-from camkit.cli import early
+from camkit.cli import checks
 from camkit.cli.terminal import say, say_table
 from camkit.errors import LayerError, UsageError, closest
+from camkit.registry import discovery, loading
 
 if TYPE_CHECKING:
-    from camkit.api import LoadedModel
-    from camkit.layers import LayerRecord
+    from camkit.contracts.model import LoadedModel
+    from camkit.core.layers import LayerRecord
 
 TRUST = click.option("--trust-pickle", is_flag=True, help="Let a model source load pickles. They run code.")
 
@@ -29,17 +29,17 @@ def model() -> None:
 def list_(pattern: str | None) -> None:
     """Model sources; with a PATTERN such as 'torchvision:res*' or 'timm:vit_tiny*' their models."""
     if pattern is None:
-        found = plugins.find("model")
-        rows = [(f.name, f.dist, f.problem or plugins.summary(f)) for f in found]
+        found = discovery.find("model")
+        rows = [(f.name, f.dist, f.problem or discovery.summary(f)) for f in found]
         say_table(("SOURCE", "PACKAGE", "WHAT IT LOADS"), rows)
         say("\nA model is SOURCE:NAME, or a bundle folder; the default is pets.")
         return
-    sources = [name for f in plugins.find("model") for name in (f.full_name, f.name)]
+    sources = [name for f in discovery.find("model") for name in (f.full_name, f.name)]
     scheme = next((s for s in sources if f"{pattern}:".startswith(f"{s}:")), pattern.partition(":")[0])
     if ":" not in pattern and scheme not in sources:
         raise UsageError(f"a pattern is SOURCE:NAME, such as 'torchvision:{pattern}' or 'timm:{pattern}'")
     names = pattern[len(scheme) + 1 :]
-    known = list(plugins.make("model", scheme).names())
+    known = list(loading.make("model", scheme).names())
     matches = [name for name in known if fnmatch.fnmatchcase(name, names or "*")]
     if not matches:
         reason = closest(names, known) if known else f": {scheme} does not list its models"
@@ -54,9 +54,9 @@ def list_(pattern: str | None) -> None:
 @click.option("--all", "everything", is_flag=True, help="Also layers that cannot carry a map.")
 def layers(spec: str, trust_pickle: bool, everything: bool) -> None:
     """The layers of a model with their output shapes; '*' marks the one that 'auto' means."""
-    early.model(spec)
+    checks.model(spec)
     loaded, records = _traced(spec, trust_pickle)
-    from camkit.host import resolve_layers
+    from camkit.core.layer_choice import resolve_layers
 
     try:
         auto = resolve_layers(loaded.module, loaded.default_layer, _example(loaded))[0]
@@ -76,9 +76,9 @@ def layers(spec: str, trust_pickle: bool, everything: bool) -> None:
 @TRUST
 def classes(spec: str, trust_pickle: bool) -> None:
     """The classes of a model with their indices, in the order of its outputs."""
-    early.model(spec)
+    checks.model(spec)
 
-    from camkit.models import load_model
+    from camkit.models.loading import load_model
 
     for index, name in enumerate(load_model(spec, device="cpu", trust_pickle=trust_pickle).classes):
         say(f"{index:5}  {name}")
@@ -89,9 +89,9 @@ def classes(spec: str, trust_pickle: bool) -> None:
 @TRUST
 def summary(spec: str, trust_pickle: bool) -> None:
     """Layer types, output shapes and parameters of a model, with the totals."""
-    early.model(spec)
+    checks.model(spec)
 
-    from camkit.layers import parameter_totals
+    from camkit.core.layers import parameter_totals
 
     loaded, records = _traced(spec, trust_pickle)
     rows = [
@@ -108,15 +108,15 @@ def summary(spec: str, trust_pickle: bool) -> None:
 
 
 def _traced(spec: str, trust_pickle: bool) -> tuple[LoadedModel, list[LayerRecord]]:
-    from camkit.layers import trace
-    from camkit.models import load_model
+    from camkit.core.layers import trace
+    from camkit.models.loading import load_model
 
     loaded = load_model(spec, device="cpu", trust_pickle=trust_pickle)
     return loaded, trace(loaded.module, _example(loaded))
 
 
 def _example(loaded: LoadedModel):  # type: ignore[no-untyped-def]
-    from camkit.layers import example_inputs
+    from camkit.core.layers import example_inputs
 
     return example_inputs(loaded.preprocess.size, next(loaded.module.parameters()))
 

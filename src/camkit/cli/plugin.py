@@ -10,12 +10,13 @@ from typing import Any
 
 import click
 
-from camkit import plugins
 from camkit.cli.terminal import say, say_json, say_table
 from camkit.errors import BrokenPlugin, UsageError
-from camkit.plugins import Found, Kind
+from camkit.registry import discovery, loading
+from camkit.registry import options as registry_options
+from camkit.registry.discovery import Found, Kind
 
-KINDS = tuple(plugins.GROUPS)
+KINDS = tuple(discovery.GROUPS)
 
 
 @click.group()
@@ -30,7 +31,7 @@ def list_(as_json: bool) -> None:
 
     Nothing is imported: names come from package metadata, summaries from the source text.
     """
-    found = plugins.find()
+    found = discovery.find()
     if as_json:
         for item in found:
             record: dict[str, Any] = {
@@ -40,11 +41,11 @@ def list_(as_json: bool) -> None:
                 "version": item.version,
                 "status": item.status,
                 "problem": item.problem,
-                "summary": plugins.summary(item),
+                "summary": discovery.summary(item),
             }
             say_json(json.dumps(record))
         return
-    rows = [(f.name, f.kind, f"{f.dist} {f.version}", f.status, plugins.summary(f)) for f in found]
+    rows = [(f.name, f.kind, f"{f.dist} {f.version}", f.status, discovery.summary(f)) for f in found]
     say_table(("NAME", "KIND", "PACKAGE", "STATUS", "SUMMARY"), rows)
     for item in found:
         if trouble := _trouble(item):
@@ -60,11 +61,11 @@ def show(name: str, kind: Kind | None) -> None:
     for number, one in enumerate(kinds or KINDS[:1]):
         if number:
             say()
-        _show(plugins.get(one, name))
+        _show(discovery.get(one, name))
 
 
 def _show(found: Found) -> None:
-    cls: Any = plugins.load(found)
+    cls: Any = loading.load(found)
     say(f"{found.name}: {cls.summary}")
     say(f"{found.kind} from {found.dist} {found.version}, {found.value}")
     if found.kind == "explainer":
@@ -91,7 +92,7 @@ def _show_options(options: type[Any]) -> None:
     hints = typing.get_type_hints(options)
     rows = []
     for item in dataclasses.fields(options):
-        kind = plugins.type_name(hints[item.name])
+        kind = registry_options.type_name(hints[item.name])
         if choices := item.metadata.get("choices"):
             kind = "|".join(map(str, choices))
         rows.append((item.name, kind, str(item.default), item.metadata.get("help", "")))
@@ -103,13 +104,13 @@ def _show_options(options: type[Any]) -> None:
 
 @plugin.command()
 def doctor() -> None:
-    """Load every plugin; say what is wrong and how to mend it. Exit code 1 if anything is."""
+    """Load every plugin; say what is wrong and how to fix it. Exit code 1 if anything is."""
     wrong = 0
-    for item in plugins.find():
+    for item in discovery.find():
         trouble = _trouble(item)
         if not trouble:
             try:
-                plugins.load(item)
+                loading.load(item)
             except BrokenPlugin as error:
                 trouble = f"{error}\n  {_mend(item)}"
         say(f"{'FAIL' if trouble else 'ok  '}  {item.kind} {item.name} ({item.dist} {item.version})")
@@ -132,11 +133,11 @@ def doctor() -> None:
 def check(name: str, kind: Kind | None, reference: str, options: tuple[str, ...]) -> None:
     """Hold the plugin NAME against everything that camkit demands of its kind."""
     found = _named(name, kind)
-    values = plugins.parse_assignments(options)
+    values = registry_options.parse_assignments(options)
 
     from camkit import testing
 
-    subject = testing.Subject(found.kind, name, plugins.load(found), values, reference)
+    subject = testing.Subject(found.kind, name, loading.load(found), values, reference)
     failed = 0
     for one in testing.CHECKS[found.kind]:
         outcome = testing.run_check(one, subject)
@@ -163,7 +164,7 @@ def check(name: str, kind: Kind | None, reference: str, options: tuple[str, ...]
 )
 def new(name: str, kind: Kind, into: Path) -> None:
     """Write a package camkit-NAME with a working plugin, whose tests pass at once."""
-    from camkit.scaffold import new_plugin
+    from camkit.registry.scaffold import new_plugin
 
     folder = new_plugin(name, kind, into)
     say(f"Wrote {folder}. Next:\n")
@@ -177,12 +178,12 @@ def _named(name: str, kind: Kind | None) -> Found:
         raise UsageError(
             f"{name!r} is the name of several kinds of plugin: add --kind {' or '.join(kinds)}"
         )
-    return plugins.get(kinds[0] if kinds else "explainer", name)
+    return discovery.get(kinds[0] if kinds else "explainer", name)
 
 
 def _kinds(name: str) -> list[Kind]:
     """The kinds that have a plugin of that name."""
-    return [k for k in KINDS if any(name in (f.name, f.full_name) for f in plugins.find(k))]
+    return [k for k in KINDS if any(name in (f.name, f.full_name) for f in discovery.find(k))]
 
 
 def _trouble(item: Found) -> str | None:
@@ -195,4 +196,4 @@ def _trouble(item: Found) -> str | None:
 
 
 def _mend(item: Found) -> str:
-    return f"mend: pip install --upgrade --force-reinstall {item.dist}, or pip uninstall {item.dist}"
+    return f"fix: pip install --upgrade --force-reinstall {item.dist}, or pip uninstall {item.dist}"

@@ -11,16 +11,17 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from camkit import plugins
-from camkit.cli import early
+from camkit.cli import checks
+from camkit.cli.parameters import FOLDER
 from camkit.cli.terminal import say
 from camkit.errors import CamkitError, UsageError, counted, printable
+from camkit.registry import discovery, loading
+from camkit.registry import options as registry_options
 
 if TYPE_CHECKING:
-    from camkit.api import TrainResult
-    from camkit.results import Kept
+    from camkit.contracts.trainer import TrainResult
+    from camkit.training.result import Kept
 
-FOLDER = click.Path(path_type=Path, file_okay=False)
 PARTLY = 3  # the exit code for what could be done only in part
 
 
@@ -34,7 +35,8 @@ def report(out: Path, images: Path | None, device: str) -> None:
     The tables and curves come from what the training has kept; the confusion matrix and the photographs
     judged worst need the photographs that were held out, as they were.
     """
-    from camkit import dataset, results
+    from camkit.training import dataset
+    from camkit.training import result as results
 
     kept = results.read(out, images and dataset.photographs(images))
     if not _report(kept, out, device):
@@ -89,9 +91,7 @@ class Train(click.Command):
     show_default=True,
     help="Folder for the bundle and the report.",
 )
-@click.option(
-    "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of everything random."
-)
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Random seed.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 @click.option(
     "--precision",
@@ -122,19 +122,19 @@ def train(data: str, **given: Any) -> None:
     camkit train report run      makes the report anew
     """
     name: str = given["trainer"]
-    options = plugins.parse_assignments(given["options"])
-    from camkit.results import BUNDLE
+    options = registry_options.parse_assignments(given["options"])
+    from camkit.training.result import BUNDLE
 
     out: Path = given["out"]
     finished = given["resume"] and (out / BUNDLE).is_dir()
     if not finished:  # which needs no data any more
-        early.training(name, data, given)
+        checks.training(name, data, given)
 
-    from camkit import recipe as recipes
-    from camkit import training
+    from camkit.training import recipe as recipes
+    from camkit.training import training
 
     if given["show_recipe"]:
-        kind = plugins.load(plugins.get("trainer", name))
+        kind = loading.load(discovery.get("trainer", name))
         recipe = given["recipe"] or next(iter(kind.recipes), None)
         if recipe is None:
             raise UsageError(f"{name} brings no recipes")
@@ -146,7 +146,7 @@ def train(data: str, **given: Any) -> None:
         say(training.preview(data, trainer=name, **asked))
         return
 
-    from camkit.run import is_main
+    from camkit.training.run_folder import is_main
 
     if finished:
         _complete(out, data, given["device"])
@@ -167,14 +167,15 @@ def train(data: str, **given: Any) -> None:
 
 def _complete(out: Path, data: str, device: str) -> None:
     """Make what is missing in a folder that holds a bundle."""
-    from camkit import dataset, report, results, run
+    from camkit.training import dataset, run_folder, training_report
+    from camkit.training import result as results
 
-    if not run.is_main():
+    if not run_folder.is_main():
         return
-    run.clear(out)
+    run_folder.clear(out)
     # A trainer that keeps no result leaves nothing to make a report of.
     kept = results.read(out) if (out / results.NAME).exists() else None
-    if kept is None or all(path.is_file() for path in report.due(kept.result, out)):
+    if kept is None or all(path.is_file() for path in training_report.due(kept.result, out)):
         say(f"nothing to do: {out} is finished", err=True)
         say(f"bundle: {out / results.BUNDLE}")
         return
@@ -186,20 +187,20 @@ def _complete(out: Path, data: str, device: str) -> None:
 
 def _report(done: TrainResult | Kept, out: Path, device: str) -> bool:
     """Write and tell the report of a result; `False` if it has to do without the photographs."""
-    from camkit import report
-    from camkit.images import display
-    from camkit.results import Kept
+    from camkit.images.finding import display
+    from camkit.training import training_report
+    from camkit.training.result import Kept
 
     result, gone = (done.result, done.gone()) if isinstance(done, Kept) else (done, [])
     if gone:
         result = replace(result, validation=())
     try:
         with _interrupts(out):
-            verdicts, written = report.write(result, out, device=device)
+            verdicts, written = training_report.write(result, out, device=device)
     except CamkitError as error:
         again = f"the trained model is in {result.bundle}, `camkit train report {out}` tries it again"
         raise CamkitError(f"there is no report: {error} ({again})") from error
-    for line in report.lines(verdicts) if verdicts else ():
+    for line in training_report.lines(verdicts) if verdicts else ():
         say(line)
     say(f"bundle: {result.bundle}")
     say(f"report: {', '.join(str(path) for path in written)}", err=True)
@@ -216,8 +217,7 @@ def _report(done: TrainResult | Kept, out: Path, device: str) -> bool:
 @contextmanager
 def _interrupts(out: Path) -> Iterator[None]:
     """Ctrl-C says how to go on."""
-    from camkit.results import BUNDLE
-    from camkit.run import CHECKPOINT
+    from camkit.training.result import BUNDLE, CHECKPOINT
 
     try:
         yield

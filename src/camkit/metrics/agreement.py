@@ -7,18 +7,16 @@ Always at the maps' own resolution, because upsampling makes independent maps lo
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import combinations
-from typing import TYPE_CHECKING
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from camkit.metrics.basics import only, positions, scaled, telling, uniform, usable
-
-if TYPE_CHECKING:
-    from camkit.explanation import Explanation
+from camkit.contracts.metric import MapBatch, Metric, Scores
+from camkit.contracts.options import option
+from camkit.metrics.basics import given, only, positions, scaled, telling, uniform, usable
 
 
 def pearson(first: Tensor, second: Tensor) -> Tensor:
@@ -126,31 +124,66 @@ def _shared_ranks(maps: Tensor) -> Tensor:
     return (below + upto).double()  # twice the rank: correlation does not mind
 
 
-# --- of explanations --------------------------------------------------------------------------------
+# --- as plugins --------------------------------------------------------------------
+
+
+class _Reference(Metric):
+    category = "agreement"
+    direction = "higher"
+    range = (-1.0, 1.0)
+    needs = ("reference",)
+    measure: ClassVar[Callable[..., Tensor]]
+
+    def score(self, batch: MapBatch) -> Scores:
+        return Scores(type(self).measure(given(batch.reference), batch.maps, **vars(self.options)))
+
+
+class Pearson(_Reference):
+    """`pearson`."""
+
+    summary = "Linear correlation with the reference's map"
+    paper = "Pearson 1895, doi:10.1098/rspl.1895.0041"
+    measure = staticmethod(pearson)
+
+
+class Spearman(_Reference):
+    """`spearman`."""
+
+    summary = "Rank correlation with the reference's map"
+    paper = "Spearman 1904, doi:10.2307/1412159"
+    measure = staticmethod(spearman)
+
+
+class Ssim(_Reference):
+    """`ssim`."""
+
+    summary = "Structural similarity to the reference's map, both scaled to 0 to 1"
+    paper = "Wang et al. 2004, doi:10.1109/TIP.2003.819861"
+    measure = staticmethod(ssim)
 
 
 @dataclass(frozen=True)
-class Agreement:
-    """Of two maps of one method, layer and class: their `spearman` and their `difference`."""
+class TopOptions:
+    """Options of the comparison of the highest positions."""
 
-    first: str
-    second: str
-    method: str
-    layer: str
-    class_name: str
-    spearman: float
-    difference: float
+    fraction: float = option(0.2, help="of the positions that are highest", min=0.0, max=1.0)
 
 
-def compare(results: Sequence[Explanation]) -> list[Agreement]:
-    """All pairs of backends of one photograph that explain the same thing at the same resolution."""
-    return [
-        Agreement(
-            *(a.backend, b.backend, a.method, a.layer, a.class_name),
-            *(float(measure(a.map[None], b.map[None])) for measure in (spearman, difference)),
-        )
-        for a, b in combinations(results, 2)
-        if (a.method, a.layer, a.class_index) == (b.method, b.layer, b.class_index)
-        and a.backend != b.backend
-        and a.map.shape == b.map.shape
-    ]
+class Overlap(_Reference):
+    """`overlap`."""
+
+    summary = "Share of the highest positions that are so in the reference's map, too"
+    range = (0.0, 1.0)
+    paper = "Krishna et al. 2022, arXiv:2202.01602"
+    Options: ClassVar[type] = TopOptions
+    measure = staticmethod(overlap)
+
+
+class Jaccard(_Reference):
+    """`jaccard`."""
+
+    summary = "Intersection over union of the highest positions of both maps"
+    range = (0.0, 1.0)
+    paper = "Jaccard 1912, doi:10.1111/j.1469-8137.1912.tb05611.x"
+    Options: ClassVar[type] = TopOptions
+    measure = staticmethod(jaccard)

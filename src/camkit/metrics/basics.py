@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+Given = TypeVar("Given")
 
 
 def resized(maps: Tensor, size: tuple[int, int] | torch.Size) -> Tensor:
@@ -51,3 +55,9 @@ def uniform(shape: tuple[int, ...], seed: int, like: Tensor) -> Tensor:
 def normal(shape: tuple[int, ...], seed: int, like: Tensor) -> Tensor:
     """Standard normal values, the same on every device."""
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(like)
+
+
+def given(value: Given | None) -> Given:
+    """What `needs` promises to be there."""
+    assert value is not None, "measure() checks what a metric needs"
+    return value

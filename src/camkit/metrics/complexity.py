@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor
 
+from camkit.contracts.metric import MapBatch, Metric, Scores
 from camkit.metrics.basics import only, usable
 
 
@@ -34,3 +35,32 @@ def entropy(maps: Tensor) -> Tensor:
     total = values.sum(1, keepdim=True)
     shares = torch.special.entr(values / total).sum(1) / max(math.log(values.shape[1]), 1e-12)
     return only(usable(maps) & (total[:, 0] > 0), shares.to(maps.dtype))
+
+
+# --- as plugins --------------------------------------------------------------------
+
+
+class Gini(Metric):
+    """`gini`."""
+
+    summary = "How sparse the map is: 0 even, towards 1 all in one place"
+    category = "complexity"
+    direction = "higher"
+    range = (0.0, 1.0)
+    paper = "Chalasani et al. 2020, arXiv:1810.06583"
+
+    def score(self, batch: MapBatch) -> Scores:
+        return Scores(gini(batch.maps))
+
+
+class Entropy(Metric):
+    """`entropy`."""
+
+    summary = "How spread the map is: 0 all in one place, 1 even"
+    category = "complexity"
+    direction = "lower"
+    range = (0.0, 1.0)
+    paper = "Bhatt et al. 2020, arXiv:2005.00631"
+
+    def score(self, batch: MapBatch) -> Scores:
+        return Scores(entropy(batch.maps))

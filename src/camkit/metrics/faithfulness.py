@@ -1,35 +1,29 @@
-"""Whether maps tell what the model uses: change inputs where they say it matters, and see the score.
+"""Whether maps tell what the model uses: pixels are removed where they say it matters, or where not.
 
-`f` is the model, from inputs `[B, C, H, W]` to scores `[B, n_classes]`; `targets` int64 `[B]`. Scores of
-the target are probabilities, as in the papers, or with `logits=True` the model's own scores; `scores` says
-what those are (`camkit.scores`), and of `none` there are no probabilities. Maps `[B, h, w]` are brought to
-the size of the inputs as they are drawn; equal pixels are ranked in reading order. `chunk` is how many
-changed inputs the model is given at once. NaN where a map is constant or not finite, unless said otherwise:
-there is nothing to rank.
+Deletion, insertion, symmetric relevance gain and ROAD; what they have in common is said in `evaluation`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from camkit.metrics.basics import normal, only, positions, resized, scaled, telling, uniform, usable
+from camkit.contracts.metric import MapBatch, Metric, Scores
+from camkit.contracts.options import option
+from camkit.contracts.scores import ScoreKind
+from camkit.metrics.basics import normal, only, positions, resized, telling
+from camkit.metrics.evaluation import CHUNK, Model, ModelOptions, circumstances, evaluate, model_and_maps
 from camkit.metrics.imputation import NOISE, impute
-from camkit.scores import ScoreKind, meaning, probabilities, squashed
 
-Model = Callable[[Tensor], Tensor]
 First = Literal["most", "least"]
 
 STEPS = 20
-CHUNK = 64
 FRACTIONS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
-
-
-# --- pixels removed step by step --------------------------------------------------------------------
 
 
 def deletion_curve(
@@ -83,7 +77,7 @@ def _deleted(
         removed = rank < counts[step, None, None]
         return torch.where(removed[:, None], gone[image], inputs[image])
 
-    curves = _evaluate(f, targets, change, len(parts), chunk, logits, scores)
+    curves = evaluate(f, targets, change, len(parts), chunk, logits, scores)
     return only(telling(maps)[:, None], curves)
 
 
@@ -181,9 +175,6 @@ def blurred(inputs: Tensor, sigma: float = 5.0) -> Tensor:
     return flat.view_as(inputs)
 
 
-# --- pixels filled in -------------------------------------------------------------------------------
-
-
 def road(
     f: Model,
     inputs: Tensor,
@@ -218,156 +209,77 @@ def road(
         pixels = inputs[image]
         return torch.where(known[:, None], pixels, impute(pixels, known) + grain)
 
-    found = _evaluate(f, targets, change, 2 * len(fractions), chunk, logits, scores)
+    found = evaluate(f, targets, change, 2 * len(fractions), chunk, logits, scores)
     most, least = found[:, 0::2], found[:, 1::2]
     return only(telling(maps), (least - most).mean(1) / 2)
 
 
-# --- the map as a mask ------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class StepOptions(ModelOptions):
+    """Options of the metrics that remove pixels step by step."""
+
+    steps: int = option(STEPS, help="equal parts in which pixels are removed", min=1)
+    logits: bool = option(False, help="the model's own scores instead of probabilities")
 
 
-def average_drop(
-    f: Model,
-    inputs: Tensor,
-    maps: Tensor,
-    targets: Tensor,
-    *,
-    chunk: int = CHUNK,
-    scores: ScoreKind = "auto",
-) -> Tensor:
-    """`max(0, Y - O) / Y`, Y the probability, O that of input times map: `[B]`, 0 to 1, lower is better.
+class _Curve(Metric):
+    """Sums up one curve of scores over the fraction of pixels that changed."""
 
-    The map is rectified, scaled to [0, 1] and brought to the size of the input. NaN if nothing in it is
-    positive or everything equal, and for scores of which a share means nothing (`none`). A map that shows
-    the whole image wins. Chattopadhyay et al. 2018, arXiv:1710.11063.
-    """
-    whole, masked = _masked(f, inputs, maps, targets, chunk, scores).unbind(1)
-    return (whole - masked).clamp(min=0) / whole if scores != "none" else torch.full_like(whole, torch.nan)
+    category = "faithfulness"
+    direction: ClassVar[Literal["higher", "lower"]] = "higher"
+    range = (0.0, 1.0)
+    paper = "Petsiuk et al. 2018, arXiv:1806.07421"
+    Options: ClassVar[type] = StepOptions
+    curve: ClassVar[Callable[..., Tensor]]
+
+    def score(self, batch: MapBatch) -> Scores:
+        curves = type(self).curve(*model_and_maps(batch), scores=batch.scores, **vars(self.options))
+        count = curves.shape[1] - 1
+        return Scores(area(curves), curves, tuple(f"{i / count:.4g}" for i in range(count + 1)))
 
 
-def increase(
-    f: Model,
-    inputs: Tensor,
-    maps: Tensor,
-    targets: Tensor,
-    *,
-    chunk: int = CHUNK,
-    scores: ScoreKind = "auto",
-) -> Tensor:
-    """Whether O is greater than Y of `average_drop`: `[B]`, 0 or 1, higher is better; same paper."""
-    whole, masked = _masked(f, inputs, maps, targets, chunk, scores).unbind(1)
-    return only(~masked.isnan(), (masked > whole).to(whole.dtype))
+class Deletion(_Curve):
+    """`deletion`."""
+
+    summary = "Area under the probability while the most relevant pixels are set to zero"
+    direction = "lower"
+    curve = staticmethod(deletion_curve)
 
 
-def _masked(
-    f: Model, inputs: Tensor, maps: Tensor, targets: Tensor, chunk: int, scores: ScoreKind
-) -> Tensor:
-    """Probabilities `[B, 2]`: of the input, and of the input times the map."""
-    positive = maps.clamp(min=0)
-    mask = resized(scaled(positive), inputs.shape[-2:]).nan_to_num()[:, None].to(inputs.dtype)
+class Insertion(_Curve):
+    """`insertion`."""
 
-    def change(step: Tensor, image: Tensor) -> Tensor:
-        return torch.where((step == 0)[:, None, None, None], inputs[image], inputs[image] * mask[image])
-
-    both = _evaluate(f, targets, change, 2, chunk, False, scores)
-    return only((usable(maps) & telling(positive))[:, None], both)
+    summary = "Area under the probability while the most relevant pixels are put into a blurred image"
+    curve = staticmethod(insertion_curve)
 
 
-# --- small changes ----------------------------------------------------------------------------------
+class SymmetricRelevanceGain(_Curve):
+    """`symmetric_relevance_gain`; its curve is the difference of the two that it compares."""
+
+    summary = "Probability with the least relevant pixels removed first, less that with the most relevant"
+    range = (-1.0, 1.0)
+    paper = "Bluecher et al. 2024, arXiv:2401.06654"
+    curve = staticmethod(gain_curve)
 
 
-def infidelity(
-    f: Model,
-    inputs: Tensor,
-    maps: Tensor,
-    targets: Tensor,
-    *,
-    samples: int = 64,
-    side: float = 0.25,
-    seed: int = 0,
-    chunk: int = CHUNK,
-    logits: bool = False,
-    scores: ScoreKind = "auto",
-) -> Tensor:
-    """`E (b I.M - (f(x) - f(x without I)))^2`, I a random square set to zero: `[B]`, 0 is best.
+@dataclass(frozen=True)
+class RoadOptions(ModelOptions):
+    """Options of ROAD."""
 
-    0 or more, lower is better.     I.M is the sum of the map over the square, and b >= 0 the factor that
-    suits each image best, because maps have no unit. side: of the square, as a share of the shorter side;
-    the squares are the same for every image. NaN if the map is zero everywhere or not finite. Yeh et al.
-    2019, arXiv:1901.09392, with its scaling and square removal.
-    """
-    height, width = inputs.shape[-2:]
-    length = max(1, round(side * min(height, width)))
-    corner = uniform((samples, 2), seed, inputs.float())
-    top = (corner[:, 0] * (height - length + 1)).long()[:, None]
-    left = (corner[:, 1] * (width - length + 1)).long()[:, None]
-    y, x = (torch.arange(n, device=inputs.device) for n in (height, width))
-    inside_y, inside_x = (y >= top) & (y < top + length), (x >= left) & (x < left + length)
-    squares = inside_y[:, :, None] & inside_x[:, None, :]  # [S, H, W]
-
-    def change(step: Tensor, image: Tensor) -> Tensor:  # step 0 is the input itself
-        square = squares[(step - 1).clamp(min=0)] & (step > 0)[:, None, None]
-        return torch.where(square[:, None], 0.0, inputs[image])
-
-    found = _evaluate(f, targets, change, samples + 1, chunk, logits, scores).double()
-    drops = found[:, :1] - found[:, 1:]
-    full = resized(maps, (height, width)).double()
-    told = full.flatten(1) @ squares.flatten(1).double().T
-    energy = (told**2).mean(1)
-    factor = ((told * drops).mean(1) / energy).clamp(min=0)
-    error = ((factor[:, None] * told - drops) ** 2).mean(1)
-    return only(usable(maps) & (energy > 0), error.to(maps.dtype))
+    noise: float = option(NOISE, help="standard deviation of what is added to filled pixels", min=0)
+    logits: bool = option(False, help="the model's own scores instead of probabilities")
 
 
-def max_sensitivity(
-    explain: Callable[[Tensor, Tensor], Tensor],
-    inputs: Tensor,
-    maps: Tensor,
-    targets: Tensor,
-    *,
-    samples: int = 10,
-    radius: float = 0.02,
-    seed: int = 0,
-) -> Tensor:
-    """Largest change of the map, `|M(x + d) - M(x)| / |M(x)|`, for noise d of at most `radius`: `[B]`.
+class Road(Metric):
+    """`road`."""
 
-    0 or more, lower is better, whatever the unit of the maps. explain: from inputs and targets to maps
-    `[B, h, w]`. The noise is uniform and the same for every image. NaN if the map is zero everywhere or not
-    finite. Yeh et al. 2019, arXiv:1901.09392.
-    """
-    noise = radius * (2 * uniform((samples, *inputs.shape[1:]), seed, inputs) - 1)
-    # In units of the peak: squares of small values would vanish in the norm, those of large ones overflow.
-    peak = maps.abs().flatten(1).amax(1, keepdim=True)
-    original = maps.flatten(1) / peak
-    changes = [(explain(inputs + d, targets).flatten(1) / peak - original).norm(dim=1) for d in noise]
-    largest = torch.stack(changes).amax(0) / original.norm(dim=1)
-    return only(usable(maps) & (peak[:, 0] > 0), largest)
+    summary = "As the gain, with the removed pixels filled in from their surroundings"
+    category = "faithfulness"
+    direction = "higher"
+    range = (-0.5, 0.5)
+    paper = "Rong et al. 2022, arXiv:2202.00449"
+    Options: ClassVar[type] = RoadOptions
 
-
-# --- the model --------------------------------------------------------------------------------------
-
-
-def _evaluate(
-    f: Model,
-    targets: Tensor,
-    change: Callable[[Tensor, Tensor], Tensor],
-    steps: int,
-    chunk: int,
-    logits: bool,
-    scores: ScoreKind,
-) -> Tensor:
-    """Scores `[B, steps]` of the inputs `change(step, image)`, int64 `[N]` both, in chunks of N.
-
-    Step and image run over all pairs, so a chunk is full whatever the size of the batch. What the scores
-    are is decided once, for all chunks.
-    """
-    batch = len(targets)
-    jobs = torch.arange(steps * batch, device=targets.device)
-    with torch.no_grad():
-        parts = [f(change(part // batch, part % batch)).float() for part in torch.split(jobs, chunk)]
-    found = torch.cat(parts)
-    if not logits:
-        first = jobs[:1]
-        kind = meaning(scores, found, lambda: squashed(f, change(first, first)))
-        found = found if (likely := probabilities(found, kind)) is None else likely
-    return found.gather(1, targets.repeat(steps)[:, None]).view(steps, batch).T
+    def score(self, batch: MapBatch) -> Scores:
+        settings = vars(self.options) | circumstances(batch)
+        return Scores(road(*model_and_maps(batch), **settings))

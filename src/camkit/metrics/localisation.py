@@ -8,14 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from camkit.contracts.metric import MapBatch, Metric, Scores
+from camkit.contracts.options import option
+from camkit.contracts.scores import ScoreKind, meaning, probabilities, squashed
 from camkit.errors import UsageError
-from camkit.metrics.basics import only, resized, telling, usable
-from camkit.scores import ScoreKind, meaning, probabilities, squashed
+from camkit.metrics.basics import given, only, resized, telling, usable
 
 
 def pointing_game(maps: Tensor, truth: Tensor, tolerance: int = 15) -> Tensor:
@@ -108,10 +111,10 @@ def mosaics(
 ) -> Mosaics:
     """The grid pointing game: up to `count` mosaics of images that the model is sure of.
 
-    f: from inputs `[B, C, H, W]` to scores `[B, n_classes]` of the kind `scores` (`camkit.scores`); it must
-    take images `n` times as large. The class is the predicted one, at `confidence` or more. Boehle et al.
-    2021, arXiv:2104.00032. Raises `UsageError` if fewer than `n * n` classes are recognised so surely, or
-    if there are no probabilities.
+    f: from inputs `[B, C, H, W]` to scores `[B, n_classes]` of the kind `scores`
+    (`camkit.contracts.scores`); it must take images `n` times as large. The class is the
+    predicted one, at `confidence` or more. Boehle et al. 2021, arXiv:2104.00032. Raises `UsageError` if
+    fewer than `n * n` classes are recognised so surely, or if there are no probabilities.
     """
     with torch.no_grad():
         found = f(inputs).float()
@@ -164,3 +167,65 @@ def place(scores: Tensor, targets: Tensor) -> Tensor:
     A mosaic on which the model no longer sees the class says little about the explainer.
     """
     return (scores > scores.gather(1, targets[:, None])).sum(1)
+
+
+# --- as plugins --------------------------------------------------------------------
+
+
+class _Truth(Metric):
+    category = "localisation"
+    direction = "higher"
+    range = (0.0, 1.0)
+    needs = ("truth",)
+    against: ClassVar[Callable[..., Tensor]]
+
+    def score(self, batch: MapBatch) -> Scores:
+        return Scores(type(self).against(batch.maps, given(batch.truth), **vars(self.options)))
+
+
+@dataclass(frozen=True)
+class PointingOptions:
+    """Options of the pointing game."""
+
+    tolerance: int = option(15, help="pixels by which the maximum may miss", min=0)
+
+
+class PointingGame(_Truth):
+    """`pointing_game`."""
+
+    summary = "Share of images whose map is highest on the object"
+    paper = "Zhang et al. 2016, arXiv:1608.00507"
+    Options: ClassVar[type] = PointingOptions
+    against = staticmethod(pointing_game)
+
+
+class EnergyPointingGame(_Truth):
+    """`energy_pointing_game`."""
+
+    summary = "Share of the map's positive mass on the object"
+    paper = "Wang et al. 2020, arXiv:1910.01279"
+    against = staticmethod(energy_pointing_game)
+
+
+class RelevanceRank(_Truth):
+    """`relevance_rank`."""
+
+    summary = "Share on the object of as many of the highest pixels as it has"
+    paper = "Arras et al. 2022, arXiv:2003.07258"
+    against = staticmethod(relevance_rank)
+
+
+@dataclass(frozen=True)
+class IouOptions:
+    """Options of the intersection over union."""
+
+    threshold: float = option(0.2, help="of the map's maximum, from which a pixel counts", min=0.0, max=1.0)
+
+
+class Iou(_Truth):
+    """`iou`."""
+
+    summary = "Intersection over union of the object and the high part of the map"
+    paper = "Zhou et al. 2016, arXiv:1512.04150"
+    Options: ClassVar[type] = IouOptions
+    against = staticmethod(iou)

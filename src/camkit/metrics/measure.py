@@ -7,8 +7,8 @@ import dataclasses
 import torch
 from torch import Tensor
 
-from camkit import capture
-from camkit.api import MapBatch, Metric, Scores
+from camkit.contracts.metric import MapBatch, Metric, Scores
+from camkit.core import hooks
 from camkit.errors import BrokenPlugin, UsageError
 
 
@@ -24,10 +24,10 @@ def measure(metric: Metric, name: str, batch: MapBatch) -> Scores:
     if missing := [need for need in metric.needs if getattr(batch, need) is None]:
         raise UsageError(f"{name} needs {' and '.join(missing)}, which is not given")
     maps, reference = _plain(batch.maps), batch.reference
-    inputs = capture.usable(batch.inputs.detach())
+    inputs = hooks.usable(batch.inputs.detach())
     reference = None if reference is None else _plain(reference)
     batch = dataclasses.replace(batch, maps=maps, reference=reference, inputs=inputs)
-    with capture.as_it_was(batch.module, batch.inputs.device):
+    with hooks.as_it_was(batch.module, batch.inputs.device):
         scores = metric.score(batch)
     if not isinstance(scores, Scores) or scores.values.shape != (len(batch.maps),):
         got = list(scores.values.shape) if isinstance(scores, Scores) else type(scores).__name__
@@ -62,5 +62,5 @@ def _check(batch: MapBatch) -> None:
 
 def _plain(maps: Tensor) -> Tensor:
     """Without a graph, usable in one, and float32 at least."""
-    maps = capture.usable(maps.detach())
+    maps = hooks.usable(maps.detach())
     return maps if maps.dtype == torch.float64 else maps.float()

@@ -7,12 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from camkit.contracts.metric import MapBatch, Metric, Scores
+from camkit.contracts.options import option
+from camkit.errors import UsageError
 from camkit.metrics.agreement import spearman
-from camkit.metrics.basics import normal
+from camkit.metrics.basics import given, normal
 
 Explain = Callable[[Tensor, Tensor], Tensor]
 
@@ -130,3 +135,77 @@ def _similarity(changed: Tensor, maps: Tensor) -> Tensor:
 
 def _stacked(curve: Sequence[Tensor], maps: Tensor) -> Tensor:
     return torch.stack(list(curve), dim=1) if curve else maps.new_empty(len(maps), 0)
+
+
+# --- as plugins --------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class SanityOptions:
+    """Options of the tests with random weights."""
+
+    stages: int = option(STAGES, help="layers that are looked at, evenly spread", min=1)
+
+
+class SanityCascading(Metric):
+    """`cascading`; the value is the similarity when all weights are random."""
+
+    summary = "Similarity of the map to that of the model with random weights, from the top down"
+    category = "sanity"
+    direction = "lower"
+    range = (0.0, 1.0)
+    needs = ("explain",)
+    limit = LIMIT
+    paper = "Adebayo et al. 2018, arXiv:1810.03292"
+    Options: ClassVar[type] = SanityOptions
+
+    def score(self, batch: MapBatch) -> Scores:
+        names, curves = _randomised(cascading, batch, self.options)
+        return Scores(curves[:, -1], curves, names)
+
+
+class SanityIndependent(Metric):
+    """`independent`; the value is the mean over the layers, those without a map left out."""
+
+    summary = "Similarity of the map to that of the model with one layer of random weights"
+    category = "sanity"
+    direction = "lower"
+    range = (0.0, 1.0)
+    needs = ("explain",)
+    limit = 0.9  # a single layer need not overturn the map
+    paper = "Adebayo et al. 2018, arXiv:1810.03292"
+    Options: ClassVar[type] = SanityOptions
+
+    def score(self, batch: MapBatch) -> Scores:
+        names, curves = _randomised(independent, batch, self.options)
+        return Scores(curves.nanmean(1), curves, names)
+
+
+class RandomLogit(Metric):
+    """`random_logit`."""
+
+    summary = "Similarity of the map to that of another class"
+    category = "sanity"
+    direction = "lower"
+    range = (0.0, 1.0)
+    needs = ("explain",)
+    limit = 0.9  # classes that share evidence may look alike; the same map for all may not pass
+    paper = "Sixt et al. 2020, arXiv:1912.09818"
+
+    def score(self, batch: MapBatch) -> Scores:
+        with torch.no_grad():
+            classes = batch.module(batch.inputs[:1]).shape[1]
+        arguments = (given(batch.explain), batch.inputs, batch.maps, batch.targets)
+        return Scores(random_logit(*arguments, classes=classes, seed=batch.seed))
+
+
+def _randomised(
+    test: Callable[..., tuple[tuple[str, ...], Tensor]], batch: MapBatch, options: SanityOptions
+) -> tuple[tuple[str, ...], Tensor]:
+    explain, seed = given(batch.explain), batch.seed
+    names, curves = test(
+        *(batch.module, explain, batch.inputs, batch.maps, batch.targets), stages=options.stages, seed=seed
+    )
+    if not names:
+        raise UsageError("the model has no weights that could be made random: it cannot be tested so")
+    return names, curves

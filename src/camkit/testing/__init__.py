@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
-from camkit import plugins
-from camkit.plugins import Kind
+from camkit.registry import discovery, loading
+from camkit.registry.discovery import Kind
 from camkit.testing import explainers, metrics, sources, strangers, trainers
 from camkit.testing.kit import Subject, reference_inputs, reference_model
 
@@ -117,7 +117,7 @@ class Outcome:
 
 def subject_of(kind: Kind, name: str, **details: Any) -> Subject:
     """The installed plugin `name` as a subject."""
-    return Subject(kind, name, plugins.load(plugins.get(kind, name)), **details)
+    return Subject(kind, name, loading.load(discovery.get(kind, name)), **details)
 
 
 def run_check(check: Check, subject: Subject, waivers: Mapping[str, str] | None = None) -> Outcome:

@@ -12,11 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from camkit import plugins
-from camkit.api import Explainer, Query, Sweep
+from camkit.contracts.explainer import Explainer, Query, Sweep
+from camkit.core.call import Answer, Call
+from camkit.core.running import run
+from camkit.core.targets import given
 from camkit.errors import OptionError, TargetError
-from camkit.host import Answer, Call, run
-from camkit.targets import given
+from camkit.registry import discovery, loading, options
 from camkit.testing.kit import (
     CLASSES,
     LAYER,
@@ -57,8 +58,8 @@ def maps_of(subject: Subject, method: str, *arguments: Any, **further: Any) -> T
 
 def check_registration(subject: Subject) -> None:
     """The entry point leads to this class, from the expected package, with a summary and methods."""
-    found = plugins.get(subject.kind, subject.name)
-    assert plugins.load(found) is subject.plugin, f"{subject.name} is another class: {found.value}"
+    found = discovery.get(subject.kind, subject.name)
+    assert loading.load(found) is subject.plugin, f"{subject.name} is another class: {found.value}"
     if subject.dist:
         assert found.dist == subject.dist, f"{subject.name} comes from {found.dist}, not {subject.dist}"
     summary = subject.plugin.summary
@@ -88,7 +89,7 @@ def check_options(subject: Subject) -> None:
     subject.make()
     for wrong in ({"no-such-option": "1"}, {"": "1"}):
         with raises(OptionError, f"the option {wrong}"):
-            plugins.read_options(subject.plugin.Options, wrong, owner=subject.name)
+            options.read_options(subject.plugin.Options, wrong, owner=subject.name)
 
 
 def check_output(subject: Subject) -> None:

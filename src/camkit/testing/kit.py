@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from camkit import plugins
-from camkit.plugins import Kind
+from camkit.registry import options as plugins
+from camkit.registry.discovery import Kind
 
 CLASSES = 4
 

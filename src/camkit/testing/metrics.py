@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from camkit import plugins
-from camkit.api import MapBatch, Scores
-from camkit.host import run
+from camkit.contracts.metric import MapBatch, Scores
+from camkit.core.running import run
+from camkit.core.targets import given
 from camkit.metrics.measure import measure
-from camkit.targets import given
+from camkit.registry import discovery, loading
 from camkit.testing.kit import Subject, untouched
 
 OPTIONAL = {item.name for item in dataclasses.fields(MapBatch) if item.default is None}
@@ -49,7 +49,7 @@ def evidence(batch: int = 4) -> MapBatch:
                 truth[square] = True
 
     def explain(x: Tensor, classes: Tensor) -> Tensor:
-        native = plugins.make("explainer", "native")
+        native = loading.make("explainer", "native")
         found = run(native, "native", model, x, ["1"], ["gradcam"], given(classes, len(x)))
         return found.maps["gradcam", "1"][:, 0]
 
@@ -72,7 +72,7 @@ def check_declarations(subject: Subject) -> None:
     low, high = cls.range
     assert low < high, f"range {cls.range} must be the lowest and the highest value"
     category = cls.category
-    good = isinstance(category, str) and plugins.NAME.fullmatch(category) and category != "latency"
+    good = isinstance(category, str) and discovery.NAME.fullmatch(category) and category != "latency"
     assert good, f"category is {category!r}: a word such as faithfulness, of the form [a-z0-9-]+"
     unknown = set(cls.needs) - OPTIONAL
     assert not unknown, f"needs names {unknown}; there are {sorted(OPTIONAL)}"

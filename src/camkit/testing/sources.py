@@ -9,13 +9,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from camkit import plugins
-from camkit.api import LoadedModel, ModelSource
-from camkit.bundle import save_bundle
+from camkit.contracts.model import LoadedModel, ModelSource
+from camkit.core.layer_choice import resolve_layers
+from camkit.core.running import run
+from camkit.core.targets import given
 from camkit.errors import ModelError
-from camkit.host import resolve_layers, run
-from camkit.models import load_model
-from camkit.targets import given
+from camkit.models.bundle import save_bundle
+from camkit.models.loading import load_model
+from camkit.registry import loading
 from camkit.testing.kit import Subject, equal, raises, same
 
 
@@ -43,7 +44,7 @@ def check_layer(subject: Subject) -> None:
     """`default_layer` is a layer of the model that carries a map."""
     loaded = _loaded(subject)
     names = resolve_layers(loaded.module, loaded.default_layer, _example(loaded))
-    native = plugins.make("explainer", "native")
+    native = loading.make("explainer", "native")
     answer = run(native, "native", loaded.module, _example(loaded), names[:1], ["gradcam"], given(0, 1))
     assert next(iter(answer.maps.values())).ndim == 4
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from camkit.api import Query
+from camkit.contracts.explainer import Query
 from camkit.errors import CamkitError, LayerError
 from camkit.testing.explainers import answer_of, maps_of
 from camkit.testing.kit import CLASSES, LAYER, Subject, equal, raises, reference_inputs, reference_model

@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from camkit.api import Trainer, TrainRequest
+from camkit.contracts.trainer import Trainer, TrainRequest
 from camkit.errors import CamkitError
-from camkit.explanation import explain
-from camkit.models import load_model
-from camkit.recipe import table
+from camkit.explaining.pipeline import explain
+from camkit.models.loading import load_model
 from camkit.testing.kit import Subject, raises
+from camkit.training.recipe import table
 
 TOY_CLASSES = ("blue", "green", "red")
 

@@ -13,8 +13,8 @@ import torch
 from captum import attr  # type: ignore[import-untyped]
 from torch import Tensor
 
-from camkit import Explainer, Query, option, wide
 from camkit.errors import OptionError, UsageError
+from camkit.plugin import Explainer, Query, option, wide
 from camkit_captum.network import DEEPLIFT, GUIDED, Network, StandIns, replace
 
 

@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from camkit import Query, StandIn, wide
 from camkit.errors import UsageError
+from camkit.plugin import Query, StandIn, wide
 
 _TORCHS = {name for name, value in vars(nn.Module()).items() if isinstance(value, dict)}
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from camkit.api import Trainer, TrainRequest, TrainResult, option
+from camkit.plugin import Trainer, TrainRequest, TrainResult, option
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -18,11 +18,8 @@ from fastai.vision.augment import Resize, aug_transforms
 from fastai.vision.core import PILImage
 from fasttransform import Pipeline
 
-from camkit import dataset, recipe
-from camkit.api import TrainRequest, option
-from camkit.errors import CamkitError
-from camkit.preprocess import Preprocess
-from camkit.weights import first_line
+from camkit.errors import CamkitError, typed_reason
+from camkit.plugin import Preprocess, TrainRequest, dataset, option, recipe
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -65,7 +62,7 @@ def _fetch() -> str:
     except Exception as error:
         archive = fastai_cfg().path("archive") / URLs.PETS.rpartition("/")[2]
         raise CamkitError(
-            f"{URLs.PETS} could not be fetched ({first_line(error)}). Two ways out: put that file to "
+            f"{URLs.PETS} could not be fetched ({typed_reason(error)}). Two ways out: put that file to "
             f"{archive}, or train on a folder of your own: camkit train FOLDER"
         ) from None
 

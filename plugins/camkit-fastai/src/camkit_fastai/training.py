@@ -28,13 +28,24 @@ from fastai.vision.learner import default_split, model_meta
 from fastcore.basics import noop
 from torch import Tensor, nn
 
-from camkit import dataset, finetune, recipe
-from camkit.api import LoadedModel, TrainRequest, TrainResult, option
 from camkit.errors import CamkitError, UsageError
-from camkit.fastai_model import FastaiSource, cut, default_layer, features
-from camkit.models import TimmSource, pick_device
-from camkit.preprocess import Preprocess
-from camkit.run import Run, is_main, report_line
+from camkit.plugin import (
+    FastaiSource,
+    LoadedModel,
+    Preprocess,
+    Run,
+    TimmSource,
+    TrainRequest,
+    TrainResult,
+    dataset,
+    fastai_architecture,
+    finetune,
+    is_main,
+    option,
+    pick_device,
+    recipe,
+    report_line,
+)
 from camkit_fastai import Settings, data
 
 AMP = {"bfloat16": "bf16", "float16": "fp16"}
@@ -124,9 +135,9 @@ def start(
         "bn_final": plan.bn_final,
     }
     module = FastaiSource().build(architecture)
-    body = cut(backbone["source"], base.module)
+    body = fastai_architecture.cut(backbone["source"], base.module)
     for size in sorted({stage.size for stage in stages}):
-        features(body, size)  # a size that it does not take is told before any training
+        fastai_architecture.features(body, size)  # a size that it does not take is told before any training
     module[0].load_state_dict(body.state_dict())
     set_seed(request.seed)
     apply_init(module[1], nn.init.kaiming_normal_)
@@ -136,7 +147,7 @@ def start(
         classes,
         Preprocess(size=(stages[-1].size,) * 2, mean=mean, std=std),
         name="fastai",
-        default_layer=default_layer(module),
+        default_layer=fastai_architecture.default_layer(module),
         architecture=architecture,
         scores="softmax",
     )

@@ -14,8 +14,8 @@ from pytorch_grad_cam.utils.model_targets import FinerWeightedTarget
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from camkit import Explainer, Query, StandIn
 from camkit.errors import UsageError
+from camkit.plugin import Explainer, Query, StandIn
 from camkit_pytorch_grad_cam.fullgrad import fullgrad
 from camkit_pytorch_grad_cam.methods import METHODS, SCORES, GradCamOptions, adapted
 

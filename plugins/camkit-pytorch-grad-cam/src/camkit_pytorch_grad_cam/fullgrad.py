@@ -11,7 +11,7 @@ import torch
 from pytorch_grad_cam import FullGrad
 from torch import Tensor, nn
 
-from camkit import Query, wide
+from camkit.plugin import Query, wide
 from camkit_pytorch_grad_cam.methods import adapted
 
 

@@ -14,7 +14,7 @@ from pytorch_grad_cam.utils import model_targets
 from pytorch_grad_cam.utils.svd_on_activations import get_2d_projection_with_sign_correction
 from torch import Tensor
 
-from camkit import option
+from camkit.plugin import option
 
 
 @dataclass(frozen=True)

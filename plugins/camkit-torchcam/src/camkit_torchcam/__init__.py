@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torchcam.methods import GradCAM, GradCAMpp, LayerCAM, ScoreCAM, XGradCAM
 
-from camkit import Explainer, Query, StandIn
+from camkit.plugin import Explainer, Query, StandIn
 
 METHODS = {
     "gradcam": GradCAM,

@@ -1,0 +1,106 @@
+"""Whether an explainer is better than what knows nothing of the model: tests with Holm's correction."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from camkit.bench import statistics
+from camkit.bench.document import ENERGY, GAIN
+
+Document = Mapping[str, Any]
+Curves = np.ndarray[Any, np.dtype[Any]]
+ALIKE = 1e-3  # of the score: curves that are nowhere further apart are taken for one
+
+# What tells an explainer from the controls, and where it was measured.
+WORTH = (GAIN, "road", "pointing-game", ENERGY, "relevance-rank")
+BLIND = ("random", "centre", "uniform", "edges")  # the blurred map knows what the map knows
+BETTER = ("BACKEND", "METHOD", "SCORE", "IMAGES", "MEAN", "BEST CONTROL", "DIFFERENCE", "P", "VERDICT")
+BETTER_WORDS = (
+    "Each explainer against the controls on the same images. DIFFERENCE is the mean one from the control "
+    "that does best, with its 95 % interval (Student's t and the studentised bootstrap, the wider one). "
+    "BETTER is what is better than each of the controls, WORSE what is worse than one of them, corrected "
+    "for their number. P is corrected for the number of rows, too (Holm), and at most 0.05 for a verdict: "
+    "where nothing is better or worse, there is a verdict at all in at most 1 of 20 tables. Of backends "
+    "whose maps are equal one is shown."
+)
+ERROR = 0.05
+
+
+@dataclass(frozen=True)
+class _Contest:
+    """An explainer against the controls: cells before the verdict, whether it is ahead, and its p-value."""
+
+    cells: Sequence[str]
+    ahead: bool
+    p: float
+
+
+def better(document: Document) -> list[list[str]]:
+    """The cells below `BETTER`: each explainer against the controls, by each score that suits it."""
+    found = list(_contests(document))
+    lines = []
+    for contest, p in zip(found, statistics.holm([contest.p for contest in found]), strict=True):
+        verdict = "UNCLEAR" if p > ERROR else "BETTER" if contest.ahead else "WORSE"
+        lines.append([*contest.cells, f"{p:.2g}", verdict])
+    return lines
+
+
+def _contests(document: Document) -> Iterator[_Contest]:
+    places = [(scene["name"], name) for scene in document["scenes"] for name in WORTH]
+    for scene, name in places:
+        found = {row_name(row): row["scores"].get(scene, {}).get(name) for row in document["rows"]}
+        controls = {
+            row["method"]: score
+            for row in document["rows"]
+            if row["method"] in BLIND and (score := found[row_name(row)]) and score["mean"] is not None
+        }
+        seen: list[Curves] = []
+        for row in document["rows"]:
+            own = found[row_name(row)]
+            if row["kind"] != "explainer" or not own or not controls:
+                continue
+            values = np.array(own["values"], dtype=float)
+            if any(np.allclose(values, other, atol=ALIKE, equal_nan=True) for other in seen):
+                continue
+            seen.append(values)
+            if contest := _contest((row["backend"], row["method"], f"{name}, {scene}"), own, controls):
+                yield contest
+
+
+def _contest(
+    names: Sequence[str], own: Mapping[str, Any], controls: Mapping[str, Mapping[str, Any]]
+) -> _Contest | None:
+    """One explainer by one score; `None` if it has no image in common with the best control.
+
+    Better than each: the largest p-value. Worse than one: the smallest, times the number of controls.
+    """
+    best_control = max(controls, key=lambda method: controls[method]["mean"])
+    apart = {
+        method: [a - b for a, b in zip(own["values"], other["values"], strict=True) if None not in (a, b)]
+        for method, other in controls.items()
+    }
+    if not apart[best_control]:
+        return None
+    means = {method: float(np.mean(values)) for method, values in apart.items() if values}
+    ps = {method: float(statistics.mean_p(apart[method])) for method in means}
+    ahead = all(mean > 0 for mean in means.values())
+    behind = [ps[method] for method, mean in means.items() if mean < 0]
+    p = max(ps.values()) if ahead else min(1.0, len(ps) * min(behind, default=1.0))
+    gain = statistics.mean(apart[best_control], limits=(-2.0, 2.0))
+    span = "too few images"
+    if gain.low is not None and gain.high is not None:
+        span = f"[{gain.low:+.3f}, {gain.high:+.3f}]"
+    cells = [
+        *(*names, str(len(apart[best_control])), f"{own['mean']:.3f}"),
+        *(best_control, f"{gain.middle:+.3f} {span}"),
+    ]
+    return _Contest(cells, ahead, p)
+
+
+def row_name(row: Mapping[str, Any]) -> str:
+    """How a row is called in tables and pictures."""
+    return f"{row['backend']} {row['method']}"

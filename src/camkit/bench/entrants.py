@@ -1,0 +1,103 @@
+"""The rows of the table: the bare forward, every backend with every method, and the controls."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any
+
+from camkit.bench.controls import CONTROLS
+from camkit.bench.document import FORWARD
+from camkit.bench.request import BenchRequest
+from camkit.bench.schema import MAX_ROWS
+from camkit.contracts.explainer import Explainer, unknown_method
+from camkit.errors import CamkitError, PluginError, UsageError, typed_reason
+from camkit.registry import discovery, loading, options
+
+REFERENCE = "native"  # comes first, if it takes part
+
+
+@dataclass
+class Row:
+    """One line of the table, filled bit by bit. `kind`: forward, explainer or control."""
+
+    kind: str
+    backend: str
+    method: str
+    version: str = ""
+    explainer: Explainer | None = field(default=None, repr=False)
+    parity: float | None = None
+    latency: list[dict[str, Any]] = field(default_factory=list)
+    scores: dict[str, dict[str, Any]] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    failed: bool = False
+
+    @property
+    def key(self) -> str:
+        """Backend and method."""
+        return f"{self.backend} {self.method}"
+
+    def note(self, text: str) -> None:
+        """Add a remark, once."""
+        if text not in self.notes:
+            self.notes.append(text)
+
+    def fail(self, what: str, error: Exception | str) -> None:
+        """Note that something raised, or the line of what it was."""
+        self.note(f"{what}: {error if isinstance(error, str) else told(error)}")
+        self.failed = True
+
+    def to_dict(self) -> dict[str, Any]:
+        """Without the explainer, which is no value."""
+        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        return {name: value for name, value in fields.items() if name != "explainer"}
+
+
+def told(error: Exception) -> str:
+    """One line of what was raised, with its type if camkit did not mean it for people."""
+    return str(error).partition("\n")[0] if isinstance(error, CamkitError) else typed_reason(error)
+
+
+def all_rows(request: BenchRequest) -> list[Row]:
+    """The forward, the explainers and the controls; `UsageError` if they are more than a document holds."""
+    controls = [Row("control", "control", name) for name in CONTROLS]
+    found = [Row("forward", *FORWARD), *_explainer_rows(request), *controls]
+    if len(found) > MAX_ROWS:
+        raise UsageError(f"these are {len(found)} rows, and a benchmark has {MAX_ROWS} at most")
+    return found
+
+
+def _explainer_rows(request: BenchRequest) -> list[Row]:
+    """A row for each backend and method; a name that does not exist raises, what is broken is noted."""
+    names = request.backends or tuple(found.name for found in discovery.find("explainer"))
+    names = tuple(sorted(dict.fromkeys(names), key=lambda name: name != REFERENCE))
+    found = {name: discovery.get("explainer", name) for name in request.backends}
+    classes: dict[str, type[Explainer]] = {}
+    broken: dict[str, PluginError] = {}
+    for name in names:
+        try:
+            found[name] = found.get(name) or discovery.get("explainer", name)
+            classes[name] = loading.load(found[name])
+        except PluginError as error:
+            broken[name] = error
+    known = list(dict.fromkeys(method for cls in classes.values() for method in cls.methods))
+    for method in request.methods:
+        if method not in known and classes:
+            raise unknown_method(method, " and ".join(classes), known)
+    shared = options.share_options({n: c.Options for n, c in classes.items()}, request.options)
+    rows = []
+    for name in names:
+        for method in dict.fromkeys(request.methods):
+            version = f"{found[name].dist} {found[name].version}" if name in found else ""
+            row = Row("explainer", name, method, version)
+            rows.append(row)
+            if name in broken:
+                row.fail("not run", broken[name])
+            elif method not in classes[name].methods:
+                row.note(f"{name} has no {method}")
+            else:
+                try:
+                    row.explainer = loading.start("explainer", name, classes[name], shared[name])
+                except PluginError as error:
+                    row.fail("not run", error)
+    return rows

@@ -1,0 +1,241 @@
+"""Where the object is, from files: pets' annotations, a folder of masks, COCO's json.
+
+`read` picks by what it finds and gives a function from a photograph to its mask, in the photograph's own
+pixels, or `None` if nothing is known of it; `as_seen` brings the mask to what the model sees. Files may
+come from strangers: no entity of an XML file is expanded, and every failure is one `UsageError` line or,
+for pictures, an `ImageError`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+from xml.parsers import expat
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw
+from torch import Tensor
+
+from camkit.errors import CamkitWarning, UsageError, counted, reason
+from camkit.files import read_regular
+from camkit.images import decoding, finding
+from camkit.images.preprocess import Preprocess
+
+# From a photograph's file and its size (width, height) to bool [height, width].
+Truth = Callable[[Path, tuple[int, int]], Tensor | None]
+Box = tuple[float, float, float, float]
+
+MASK_SUFFIXES = (".png", ".bmp", ".tif", ".tiff", ".gif", ".pgm", ".pbm")
+TRIMAP_FOREGROUND = 1  # 2 is background, 3 the border that belongs to neither
+MAX_XML = 2**20
+MAX_JSON = 2**40  # COCO's own have half a gigabyte
+MAX_COORDINATE = 10**6  # far outside of any photograph
+
+
+def read(source: str | os.PathLike[str]) -> Truth:
+    """The annotations in `source`, by its layout.
+
+    - a folder with `trimaps/`, `xmls/` or both, as the Oxford-IIIT Pet data have: the trimap's foreground,
+    or,
+      for a photograph without one, the VOC boxes;
+    - a folder of masks, with the photographs' names: every pixel that is not zero;
+    - a COCO json: polygons, or the box of an annotation without; run-length masks are left out, with a
+      warning.
+
+    Raises `UsageError` if it is none of these.
+    """
+    path = Path(source)
+    if path.is_file():
+        return coco(path)
+    if not path.is_dir():
+        raise UsageError(
+            f"there is no truth {finding.display(path)!r}: a folder of annotations or a COCO json"
+        )
+    if (path / "trimaps").is_dir() or (path / "xmls").is_dir():
+        return pets(path)
+    return masks(path)
+
+
+def as_seen(mask: Tensor, preprocess: Preprocess) -> Tensor:
+    """What the model sees of a mask bool `[h, w]`, bool `[H, W]` of the preprocessing's size.
+
+    Resized and cropped as the photograph is; a pixel counts if most of it does.
+    """
+    picture = Image.fromarray(mask.cpu().numpy().astype(np.uint8) * 255)
+    seen = preprocess.view(picture)
+    if preprocess.presize is not None:
+        seen = seen.resize(preprocess.size[::-1])
+    return torch.from_numpy(np.asarray(seen) > 127)
+
+
+# --- layouts ----------------------------------------------------------------------------------------
+
+
+def pets(folder: Path) -> Truth:
+    """`trimaps/NAME.png`, otherwise `xmls/NAME.xml`."""
+
+    def mask(photo: Path, size: tuple[int, int]) -> Tensor | None:
+        trimap = folder / "trimaps" / f"{photo.stem}.png"
+        if trimap.is_file():
+            return _fitting(trimap, size) == TRIMAP_FOREGROUND
+        boxes = folder / "xmls" / f"{photo.stem}.xml"
+        return _drawn(size, boxes=voc_boxes(boxes)) if boxes.is_file() else None
+
+    return mask
+
+
+def masks(folder: Path) -> Truth:
+    """A mask beside its photograph's name, whatever the suffix; without loss, so not JPEG."""
+    found = {path.stem: path for path in sorted(folder.iterdir()) if path.suffix.lower() in MASK_SUFFIXES}
+    if not found:
+        raise UsageError(
+            f"there are no masks in {finding.display(folder)!r}: pictures ({', '.join(MASK_SUFFIXES)}) "
+            "with the photographs' names, or annotations as the pets have (trimaps/, xmls/)"
+        )
+
+    def mask(photo: Path, size: tuple[int, int]) -> Tensor | None:
+        path = found.get(photo.stem)
+        return None if path is None else _fitting(path, size) != 0
+
+    return mask
+
+
+def coco(path: Path) -> Truth:
+    """All annotations of a photograph together, in a file of COCO's format.
+
+    Those in run-length form, as crowds have, are left out: a `CamkitWarning` says how many. Of a photograph
+    that has no others nothing is known.
+    """
+    name = finding.display(path)
+    try:
+        data = json.loads(read_regular(path, MAX_JSON))
+        records = {record["id"]: record for record in data["images"]}
+        by_file: dict[str, list[Mapping[str, Any]]] = {
+            Path(record["file_name"]).name: [] for record in records.values()
+        }
+        if len(by_file) < len(records):
+            raise ValueError("several images have the same file name")
+        for annotation in data["annotations"]:
+            by_file[Path(records[annotation["image_id"]]["file_name"]).name].append(annotation)
+    except OSError as error:
+        raise UsageError(f"{name} cannot be read: {reason(error)}") from None
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        told = f"{type(error).__name__}: {reason(error)}"
+        raise UsageError(f"{name} is no COCO json with `images` and `annotations` ({told})") from None
+    if crowds := sum(_is_run_length(one) for found in by_file.values() for one in found):
+        what = counted(crowds, "annotation")
+        warnings.warn(
+            f"{name}: {what} in run-length form, as crowds have, left out: camkit reads polygons and boxes",
+            CamkitWarning,
+            stacklevel=3,
+        )
+
+    def mask(photo: Path, size: tuple[int, int]) -> Tensor | None:
+        known = by_file.get(photo.name)
+        annotations = [one for one in known or () if not _is_run_length(one)]
+        if known is None or (known and not annotations):
+            return None
+        try:
+            shapes = list(_coco_shapes(annotations))
+        except (ValueError, LookupError, TypeError, OverflowError) as error:
+            raise UsageError(
+                f"{name}: an annotation of {photo.name} cannot be read ({reason(error)})"
+            ) from None
+        return _drawn(
+            size,
+            boxes=[shape for kind, shape in shapes if kind == "box"],
+            polygons=[shape for kind, shape in shapes if kind == "polygon"],
+        )
+
+    return mask
+
+
+def _coco_shapes(annotations: Iterable[Mapping[str, Any]]) -> Iterator[tuple[str, Any]]:
+    for annotation in annotations:
+        if outline := annotation.get("segmentation"):
+            for polygon in outline:
+                values = list(map(_number, polygon))
+                if len(values) < 6 or len(values) % 2:
+                    raise ValueError(f"a polygon of {len(values)} numbers")
+                yield "polygon", values
+        else:
+            left, top, width, height = map(_number, annotation["bbox"])
+            yield "box", (left, top, left + width, top + height)
+
+
+def _is_run_length(annotation: Mapping[str, Any]) -> bool:
+    return isinstance(annotation.get("segmentation"), Mapping)
+
+
+def voc_boxes(path: Path) -> list[Box]:
+    """Left, top, right, bottom of every `bndbox` in a VOC annotation, in pixels from 0, right open.
+
+    Raises `UsageError` if it is none, larger than 1 MiB, or declares a document type: that is how an XML
+    file names entities, which may grow without bounds or read other files.
+    """
+    name = finding.display(path)
+    try:
+        data = read_regular(path, MAX_XML)
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{name} cannot be read: {reason(error)}") from None
+    try:
+        guard = expat.ParserCreate()
+        guard.StartDoctypeDeclHandler = _refuse
+        guard.Parse(data, True)
+        root = ElementTree.fromstring(data)
+        return [
+            # VOC counts pixels from 1, and xmax is the last pixel inside.
+            (_value(box, "xmin") - 1, _value(box, "ymin") - 1, _value(box, "xmax"), _value(box, "ymax"))
+            for box in root.iter("bndbox")
+        ]
+    except (expat.ExpatError, ElementTree.ParseError, ValueError) as error:
+        raise UsageError(f"{name} is no VOC annotation: {reason(error)}") from None
+
+
+def _value(box: ElementTree.Element, tag: str) -> float:
+    return _number(box.findtext(tag) or f"no {tag}")
+
+
+def _number(text: Any) -> float:
+    """A coordinate; `ValueError` for anything else."""
+    number = float(text)
+    if not abs(number) <= MAX_COORDINATE:
+        raise ValueError(f"{str(text)[:50]} is no coordinate")
+    return number
+
+
+def _refuse(*_: object) -> None:
+    raise ValueError("it declares a document type, which annotations do not need")
+
+
+def _drawn(
+    size: tuple[int, int], boxes: Iterable[Box] = (), polygons: Iterable[list[float]] = ()
+) -> Tensor:
+    """Everything inside the shapes; whatever lies outside the photograph is cut off."""
+    picture = Image.new("1", size)
+    draw = ImageDraw.Draw(picture)
+    for polygon in polygons:
+        draw.polygon(polygon, fill=1)
+    mask = torch.from_numpy(np.array(picture))
+    width, height = size
+    for left, top, right, bottom in boxes:
+        x0, x1 = (round(min(max(edge, 0), width)) for edge in (left, right))
+        y0, y1 = (round(min(max(edge, 0), height)) for edge in (top, bottom))
+        mask[y0:y1, x0:x1] = True
+    return mask
+
+
+def _fitting(path: Path, size: tuple[int, int]) -> Tensor:
+    values = torch.from_numpy(decoding.load_mask(path))
+    height, width = values.shape
+    if (width, height) != size:
+        raise UsageError(
+            f"{finding.display(path)} is {width} x {height}, its photograph {size[0]} x {size[1]} pixels"
+        )
+    return values

@@ -1,0 +1,243 @@
+"""From a request to a document: every explainer on the same images, in the same rounds, by the same rules.
+
+A plugin that fails costs its own cells, with a note that says why, and nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from functools import cache
+from itertools import combinations
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from camkit.bench import environment, ground_truth, latency, scenes
+from camkit.bench.document import ENERGY, FIGURES, SCHEMA, figure_name, plain
+from camkit.bench.entrants import Row, all_rows
+from camkit.bench.metric_choice import chosen
+from camkit.bench.parity_cases import hard_cases
+from camkit.bench.request import AGREEMENT, LATENCY, BenchRequest, command
+from camkit.bench.scenes import Scene
+from camkit.bench.survey import Progress, Survey, references, survey
+from camkit.contracts.metric import Metric
+from camkit.contracts.model import LoadedModel
+from camkit.drawing import overlay, sheet
+from camkit.drawing.style import Style
+from camkit.errors import CamkitError
+from camkit.images import decoding, finding
+from camkit.metrics import agreement
+from camkit.models.loading import load_model
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+EXAMPLES = 3
+ALIKE = 0.999  # rank correlation from which on two maps differ by rounding only
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A document as `bench.json` holds it, and the pictures that it names."""
+
+    document: dict[str, Any]
+    pictures: dict[str, Image]
+    failures: tuple[str, ...]
+
+
+def run(request: BenchRequest, progress: Progress = lambda text: None) -> Outcome:
+    """Measure what `request` asks for.
+
+    Raises `CamkitError`s for what concerns everything: names that do not exist, the model, no image that
+    can be read, no explainer that works.
+    """
+    measures = chosen(request)
+    metrics = measures.make(request)
+    rows = all_rows(request)
+    masks = ground_truth.read(request.truth) if request.truth else None
+    paths = list(finding.expand(request.images)) if request.images else [decoding.sample()]
+    progress(f"loading {request.model}")
+    model = load_model(
+        request.model, device=request.device, dtype=request.dtype, trust_pickle=request.trust_pickle
+    )
+    before = environment.conditions(model.device)
+    places = [scenes.photographs(model, request.layer, paths, request.photographs, masks)]
+    colds: latency.Colds = {}
+    alone = request.process_count == 1
+    if request.wants(LATENCY) and alone:
+        progress("first calls")
+        colds = latency.first_calls(request, places[0], rows)
+
+    def surveyed(scene: Scene) -> Survey:
+        return survey(request, scene, rows, measures.make(request, scene), progress)
+
+    surveys = [surveyed(places[0])]
+    if not surveys[0].maps:
+        reasons = [note for row in rows for note in row.notes]
+        raise CamkitError(f"no explainer gives maps: {reasons[0] if reasons else 'none is installed'}")
+    if any("truth" in metric.needs for metric in metrics.values()):
+        places += _with_truth(request, places[0], paths, ENERGY in metrics, progress)
+        surveys += [surveyed(place) for place in places[1:]]
+    for row in (row for row in rows if row.kind == "explainer"):
+        for name, error in measures.broken.items():
+            row.fail(f"no {name}", error)
+    if request.wants(LATENCY):
+        _timed(request, places[0], paths, rows, surveys[0].maps, colds, progress)
+    hard = hard_cases(rows, model.device, request.seed) if request.wants(AGREEMENT) else []
+    pictures, examples = _examples(places[0], surveys[0].maps)
+    document = {
+        "schema": SCHEMA,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": command(request),
+        "settings": _settings(request, model, places[0], rows),
+        "environment": environment.environment(model.device, model.dtype, _packages(rows)),
+        "conditions": {"before": before, "after": environment.conditions(model.device)},
+        "scenes": [_described(scene) for scene in places],
+        "metrics": {name: _explained(metric, measures.dists[name]) for name, metric in metrics.items()},
+        "rows": [row.to_dict() for row in rows],
+        "agreement": {scene.name: found.matrix for scene, found in zip(places, surveys, strict=True)},
+        "hard_cases": hard,
+        "examples": examples,
+    }
+    return Outcome(plain(document), pictures, places[0].failures)
+
+
+def _with_truth(
+    request: BenchRequest, first: Scene, paths: Sequence[Path], energy: bool, progress: Progress
+) -> list[Scene]:
+    """What localisation is measured on beside photographs: drawn shapes, if nobody knows where objects are.
+
+    And for the `energy` in a tile mosaics of photographs; of drawn shapes, if those fail.
+    """
+
+    @cache
+    def shapes() -> Scene:
+        progress("training a small model of drawn shapes, whose evidence is known")
+        device, dtype, count = first.inputs.device, first.model.dtype, request.effort.shapes
+        return scenes.drawn_shapes(count, device, dtype, request.seed)
+
+    found = [shapes()] if first.truth is None else []
+    count = request.effort.mosaics
+    if count and energy:
+        progress("making mosaics")
+        try:
+            pool = scenes.photographs(first.model, first.layer, paths, scenes.POOL)
+            found.append(scenes.mosaics(pool, count, request.seed))
+        except CamkitError as error:
+            found.append(scenes.mosaics(shapes(), count, request.seed, f"not of photographs: {error}"))
+    return found
+
+
+def _timed(
+    request: BenchRequest,
+    scene: Scene,
+    paths: Sequence[Path],
+    rows: Sequence[Row],
+    maps: Mapping[str, Tensor],
+    colds: latency.Colds,
+    progress: Progress,
+) -> None:
+    """Time and memory of the bare forward and of every explainer that gives maps."""
+    able = [row for row in rows if row.kind == "forward" or (row.explainer and row.key in maps)]
+    if request.process_count == 1:
+        progress("timing")
+        found = [latency.measured(request, scene, able, colds)]
+    else:
+        here = replace(request, layer=scene.layer)
+        try:
+            found = latency.processes(here, paths, [row.key for row in able], progress)
+        except CamkitError as error:
+            for row in able:
+                row.fail("not timed", error)
+            return
+    latency.tell(able, references(rows, maps), found)
+
+
+def figure_names(request: BenchRequest) -> list[str]:
+    """The names that a condition about the outcome of `request` may hold."""
+    figures = [*FIGURES, *chosen(request).classes]
+    return [figure_name(row.backend, row.method, figure) for row in all_rows(request) for figure in figures]
+
+
+# --- examples and descriptions ----------------------------------------------------------------------
+
+
+def _examples(scene: Scene, maps: Mapping[str, Tensor]) -> tuple[dict[str, Image], list[dict[str, Any]]]:
+    """The images on which two explainers agree least, drawn side by side."""
+    real = {key: value for key, value in maps.items() if not key.startswith("control ")}
+    pairs = [(a, b) for a, b in combinations(real, 2) if real[a].shape == real[b].shape]
+    if not pairs:
+        return {}, []
+    table = torch.stack([agreement.spearman(real[a], real[b]) for a, b in pairs])  # [pairs, N]
+    worst, which = table.nan_to_num(nan=2.0).min(0)  # where nothing is defined, nothing is shown
+    pictures: dict[str, Image] = {}
+    examples: list[dict[str, Any]] = []
+    for index in worst.argsort()[:EXAMPLES].tolist():
+        value, pair = float(worst[index]), pairs[int(which[index])]
+        if value >= ALIKE:
+            continue
+        seen = scene.picture(index)
+        panels = [sheet.Panel("as the model sees it", seen)]
+        for key in pair:
+            panels.append(sheet.Panel(key, overlay.overlay(seen, real[key][index].cpu(), Style())))
+        name = f"example-{len(examples) + 1}.png"
+        shown = scene.model.classes[int(scene.targets[index])]
+        title = f"{scene.titles[index]}: {shown}, rank correlation {value:.2f}"
+        pictures[name] = sheet.sheet([panels], title)
+        examples.append({"file": name, "title": title, "pair": list(pair), "spearman": value})
+    return pictures, examples
+
+
+def _settings(
+    request: BenchRequest, model: LoadedModel, scene: Scene, rows: Sequence[Row]
+) -> dict[str, Any]:
+    explainers = [row for row in rows if row.kind == "explainer"]
+    return {
+        "model": finding.display(Path(model.name).name),
+        "model_sha256": model.sha256,
+        "layer": scene.layer,
+        "size": list(scene.inputs.shape[-2:]),
+        "dtype": request.dtype,
+        "options": dict(request.options),
+        "backends": list(dict.fromkeys(row.backend for row in explainers)),
+        "methods": list(dict.fromkeys(row.method for row in explainers)),
+        "metrics": list(request.metrics) or "all",
+        "processes": request.process_count,
+        "seed": request.seed,
+        "quick": request.quick,
+    }
+
+
+def _packages(rows: Sequence[Row]) -> list[str]:
+    """The distributions of the backends."""
+    return sorted({row.version.partition(" ")[0] for row in rows if row.version})
+
+
+def _described(scene: Scene) -> dict[str, Any]:
+    return {
+        "name": scene.name,
+        "model": finding.display(Path(scene.model.name).name),
+        "layer": scene.layer,
+        "images": len(scene.inputs),
+        "titles": list(scene.titles),
+        "with_truth": 0 if scene.truth is None else int(scene.truth.flatten(1).any(1).sum()),
+        "truth_share": None if scene.truth is None else float(scene.truth.float().mean()),
+        "remark": scene.remark,
+        "failures": list(scene.failures),
+    }
+
+
+def _explained(metric: Metric, dist: str) -> dict[str, Any]:
+    return {
+        "category": metric.category,
+        "dist": dist,
+        "summary": metric.summary,
+        "direction": metric.direction,
+        "range": list(metric.range),
+        "limit": metric.limit,
+        "paper": metric.paper,
+    }

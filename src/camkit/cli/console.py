@@ -1,0 +1,178 @@
+"""What `camkit explain` tells while it works: results on stdout, everything else on stderr."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from camkit.cli.terminal import say, say_json
+
+if TYPE_CHECKING:
+    from camkit.explaining.explanation import Explanation
+    from camkit.explaining.naming import Names
+    from camkit.explaining.plan import Plan
+    from camkit.explaining.runner import Run
+    from camkit.explaining.writers import Written
+
+
+class Report:
+    """Tells what was done, as a table or as manifest lines, and counts it.
+
+    quiet: errors alone. verbose: also what is run, how, and how fast.
+    """
+
+    def __init__(self, work: Plan, *, as_json: bool, quiet: bool, verbose: bool) -> None:
+        self.done = self.failed = self.photos = self.skipped = 0
+        self.names: Names | None = None  # of the files that are written, if any are
+        self.quiet = quiet
+        self._verbose = verbose
+        self._as_json = as_json
+        self._table = not as_json and not quiet
+        self._widths = (
+            24,
+            6,
+            max(7, *(len(backend.name) for backend in work.backends)),
+            max(6, *(len(method) for backend in work.backends for method in backend.methods)),
+            max(5, *(len(layer) for layer in work.layers)),
+        )
+
+    def begin(self, work: Plan, request: str, batch: int, workers: int) -> None:
+        """What is run, and how."""
+        if self._verbose:
+            model = work.model
+            self._say(
+                f"model {model.name} ({model.sha256[:12]}) on {model.device} in "
+                f"{str(model.dtype).removeprefix('torch.')}, layers {', '.join(work.layers)}; "
+                f"batches of {batch}, {workers} processes read; request {request}"
+            )
+            for backend in work.backends:
+                options = vars(backend.explainer.options).items()
+                told = ", ".join(f"{name}={value}" for name, value in options) or "no options"
+                self._say(f"{backend.name}: {told}")
+
+    def written(self, written: Written, folder: Path) -> None:
+        """Everything of one photograph."""
+        from camkit.explaining.explanation import Explanation
+        from camkit.explaining.manifest import as_json
+
+        good = [result for result in written.results if isinstance(result, Explanation)]
+        if self._table and good and not self.done:
+            file = "PICTURE" if any(line["overlay_file"] for line in written.lines) else "FILE"
+            figure = "SCORE" if good[0].probability is None else "PROB."
+            header = self._line("CLASS", figure, "BACKEND", "METHOD", "LAYER", file)
+            say(header, bold=True)
+        self.photos += 1
+        self.done += len(good)
+        self.failed += len(written.results) - len(good)
+        warned: set[str] = set()
+        if good and self._table:
+            say(f"{good[0].photo.source}: {good[0].verdict()}")
+        remarks = written.remarks or [()] * len(written.lines)
+        for result, line, said in zip(written.results, written.lines, remarks, strict=True):
+            if self._as_json:
+                say_json(as_json(line))
+            for warning in line["warnings"]:
+                in_table = self._table and warning.endswith(said)
+                if warning not in warned and not self.quiet and not in_table:
+                    say(f"Warning: {warning}", err=True)
+                warned.add(warning)
+            if not isinstance(result, Explanation):
+                say(f"Error: {result.error}", err=True)
+            elif self._table:
+                file = str(folder / (line["overlay_file"] or line["map_file"]))
+                cells = (result.class_name, result.figure, result.backend, result.method, result.layer)
+                say("  ".join([self._line(*cells, file), *(f"({text})" for text in said)]))
+        if written.sheet and self._table:
+            say(f"  side by side: {written.sheet}")
+            for text in _agreement(good):
+                say(f"  {text}")
+
+    def end(self, folder: Path, seconds: float) -> None:
+        """How much was done, and where everything is."""
+        if self.skipped:
+            self._say(f"{self.skipped} photographs were done already")
+        if self.failed:
+            say(f"{self.done} maps done, {self.failed} failed", err=True)
+        self._say_kept()
+        if self.done:
+            self._say(f"Raw maps and manifest.jsonl are in {folder}")
+        if self._verbose:
+            self._say(f"{self.photos} photographs, {self.done} maps in {seconds:.1f} s with start-up")
+
+    def interrupted(self, folder: Path, finished: int) -> None:
+        """After Ctrl-C, when what was begun is finished."""
+        told = f"{finished} maps are finished, in {folder}; --resume does the rest"
+        say(f"\nInterrupted: {told}", err=True)
+        self._say_kept()
+
+    def nothing(self, why: str) -> None:
+        """Nothing was asked for."""
+        self._say(f"Nothing to do: {why}")
+
+    def _say_kept(self) -> None:
+        """That files were in the way, and where the new ones are instead."""
+        if self.names and (told := self.names.told()):
+            self._say(told)
+
+    def _say(self, text: str) -> None:
+        if not self.quiet:
+            say(text, err=True)
+
+    def _line(self, *cells: str) -> str:
+        padded = [cell.ljust(width) for cell, width in zip(cells, self._widths, strict=False)]
+        return "  " + "  ".join([*padded, cells[-1]])
+
+
+@contextmanager
+def progress(run: Run, report: Report, folder: Path) -> Iterator[Callable[[Written], None]]:
+    """What is to be called with what was written: it reports, below a bar on a terminal."""
+    if not sys.stderr.isatty() or report.quiet:
+        yield partial(report.written, folder=folder)
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"), TimeRemainingColumn())
+    begun = time.monotonic()
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("explaining", total=None, rate="")
+
+        def count() -> None:  # of a large folder that takes a while, so nobody waits for it
+            total = sum(1 for _ in run.sources())
+            bar.update(task, total=total, visible=total > 1)
+
+        threading.Thread(target=count, daemon=True).start()
+
+        def done(written: Written) -> None:
+            bar.stop()  # it is erased while results are printed, so that no line runs into it
+            report.written(written, folder)
+            bar.start()
+            rate = report.photos / (time.monotonic() - begun)
+            bar.update(task, completed=run.skipped + report.photos, rate=f"{rate:.1f} a second")
+
+        yield done
+
+
+def _agreement(results: Sequence[Explanation]) -> Iterator[str]:
+    """A line for each pair of backends and each method: the worst over the classes."""
+    if len({result.backend for result in results}) < 2:
+        return
+    from camkit.explaining.comparison import compare
+
+    by_pair: dict[tuple[str, ...], list[Any]] = {}
+    for one in compare(results):
+        by_pair.setdefault((one.first, one.second, one.method, one.layer), []).append(one)
+    for (first, second, method, layer), group in by_pair.items():
+        worst = f" (the worst of {len(group)})" if len(group) > 1 else ""
+        rank = min(one.spearman for one in group)
+        difference = max(one.difference for one in group)
+        yield (
+            f"{method} at {layer}, {first} and {second}: rank correlation {rank:.3f}, "
+            f"largest difference {difference:.1e} of the peak{worst}"
+        )

@@ -1,0 +1,1 @@
+"""What plugins promise, and what they are given."""

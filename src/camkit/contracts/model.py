@@ -1,0 +1,108 @@
+"""What a model source is, and a classifier with what belongs to it."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from camkit.contracts.options import API_VERSION
+from camkit.contracts.scores import ScoreKind, checked
+from camkit.errors import ModelError
+from camkit.images.preprocess import Preprocess
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A classifier together with what belongs to it.
+
+    module: in eval mode, on the device it was loaded to.
+    classes: names in the order of the model's outputs.
+    default_layer: the layer specification that `layer="auto"` means for this model.
+    architecture: what its source needs to build the module anew, JSON values only; `None` if it cannot
+        be stored in a bundle. `architecture["source"]` is the name of the model source.
+    scores: what the outputs are: `softmax`, `sigmoid`, `probabilities`, `none`, or `auto`, told from
+        themselves; see `camkit.contracts.scores`.
+    """
+
+    module: nn.Module
+    classes: tuple[str, ...]
+    preprocess: Preprocess
+    name: str
+    default_layer: str = "auto"
+    architecture: Mapping[str, Any] | None = None
+    scores: ScoreKind = "auto"
+
+    def __post_init__(self) -> None:
+        checked(self.scores)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are."""
+        return self._sample.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the floating-point parameters."""
+        return self._sample.dtype
+
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> LoadedModel:
+        """The same model moved and cast, in place as `nn.Module.to` is."""
+        self.sha256  # noqa: B018  a cast changes the bytes; the identity is that of the file
+        self.module.to(device=device, dtype=dtype)
+        return self
+
+    @cached_property
+    def sha256(self) -> str:
+        """Identity of the weights: over names, types, shapes and bytes of the state dict, in order."""
+        import hashlib
+
+        import torch
+
+        digest = hashlib.sha256()
+        for name, tensor in self.module.state_dict().items():
+            if not isinstance(tensor, torch.Tensor):  # extra state of a module may be anything
+                continue
+            digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)}".encode())
+            flat = tensor.detach().contiguous().cpu().reshape(-1)
+            digest.update(flat.view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()
+
+    @property
+    def _sample(self) -> Tensor:
+        for parameter in self.module.parameters():
+            if parameter.is_floating_point():
+                return parameter
+        raise ModelError(f"model {self.name!r} has no floating-point parameters")
+
+
+class ModelSource(ABC):
+    """Loads models. Registered under `camkit.models`; the name is the scheme before the colon."""
+
+    api_version: ClassVar[int] = API_VERSION
+    summary: ClassVar[str]
+
+    @abstractmethod
+    def load(self, reference: str, *, device: torch.device, trust: bool) -> LoadedModel:
+        """The model that `reference`, the text behind the scheme, names.
+
+        trust: the user allowed pickles with `--trust-pickle`; without it nothing is ever unpickled.
+        Raises `ModelError` if there is no such model, it cannot be read, or weights do not fit.
+        """
+
+    def build(self, architecture: Mapping[str, Any]) -> nn.Module:
+        """The module of a bundle, weights left as they come; `architecture` is from a stranger's file.
+
+        Raises `ModelError` for an architecture that this source does not know.
+        """
+        raise ModelError(f"{type(self).__name__} does not build modules for bundles")
+
+    def names(self) -> Iterable[str]:
+        """The references it knows, for `camkit model list`."""
+        return ()

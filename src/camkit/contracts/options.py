@@ -1,0 +1,30 @@
+"""Options of plugins: fields of a dataclass, with what it takes to parse and explain them."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    pass
+
+API_VERSION = 1
+
+
+def option(
+    default: Any,
+    *,
+    help: str,
+    min: float | None = None,
+    max: float | None = None,
+    choices: tuple[Any, ...] | None = None,
+) -> Any:
+    """A field of a plugin's `Options` dataclass, with what the host needs to parse and explain it."""
+    metadata = {"help": help, "min": min, "max": max, "choices": choices}
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True)
+class NoOptions:
+    """The options of a plugin that has none."""

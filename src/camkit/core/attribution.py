@@ -1,0 +1,233 @@
+"""Attribution maps of any `nn.Module`: `maps`, `class_maps`.
+
+What must be the same for every explainer around one call of it stands in `running`.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, overload
+
+import torch
+from torch import Tensor, nn
+
+from camkit.contracts.explainer import Explainer
+from camkit.contracts.model import LoadedModel
+from camkit.core import devices, layers
+from camkit.core.call import Call, Inputs, Layer
+from camkit.core.contents import copied
+from camkit.core.layer_choice import layer_specs, resolve_layers
+from camkit.core.layout import SPACE
+from camkit.core.memory import remembered
+from camkit.core.running import check_module, run
+from camkit.core.targets import Chooser, Output, Targets, every, given
+from camkit.errors import CamkitWarning, ModelError, UsageError
+from camkit.registry import loading
+
+
+@overload
+def maps(
+    module: nn.Module,
+    inputs: Inputs,
+    targets: Targets = None,
+    *,
+    layer: Layer = "auto",
+    backend: str = "native",
+    method: str = "gradcam",
+    output: Output = None,
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype | None = None,
+    layout: str | None = None,
+    frozen: bool = False,
+    **options: Any,
+) -> Tensor: ...
+@overload
+def maps(
+    module: nn.Module,
+    inputs: Inputs,
+    targets: Targets = None,
+    *,
+    layer: Layer | Sequence[Layer] = "auto",
+    backend: str = "native",
+    method: str | Sequence[str] = "gradcam",
+    output: Output = None,
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype | None = None,
+    layout: str | None = None,
+    frozen: bool = False,
+    **options: Any,
+) -> Tensor | dict[tuple[str, str], Tensor]: ...
+def maps(
+    module: nn.Module,
+    inputs: Inputs,
+    targets: Targets = None,
+    *,
+    layer: Layer | Sequence[Layer] = "auto",
+    backend: str = "native",
+    method: str | Sequence[str] = "gradcam",
+    output: Output = None,
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype | None = None,
+    layout: str | None = None,
+    frozen: bool = False,
+    **options: Any,
+) -> Tensor | dict[tuple[str, str], Tensor]:
+    """Raw attribution maps `[B, h, w]` of a batch.
+
+    module: any classifier from `[B, C, H, W]` to scores `[B, n_classes]`; unchanged afterwards.
+    inputs: of signals `[B, C, L]` the maps are `[B, l]`, of volumes `[B, C, D, H, W]` `[B, d, h, w]`. Of
+        several inputs, `[B, ...]` each, the maps lie over the first.
+    targets: a class index for all inputs, one for each, or `None` for the predicted class. Or a function
+        from what the model returns to one score for each row, `[B]`, such as the likeness to an embedding
+        or the difference of two classes; some methods give it other numbers of rows than `B`.
+    layer: a dotted name, a module of the model, or `auto`. A list of layers or of methods gives a dict
+        keyed by `(method, dotted name of the layer)`.
+    output: where a model returns a tuple or a dict, the index, key or name of what is explained, or a
+        function that takes it out.
+    device, dtype: run on a moved or cast copy of the model instead.
+    layout: how the output of the layer is to be read, where that cannot be seen: `channels-first`,
+        `channels-last`, `tokens` `[B, N, C]` or `tokens-first` `[N, B, C]`.
+    frozen: a promise that the model does not change between calls, so that `fast=True` need not look.
+    options: those of the backend, such as `fast=True` of `native` (`camkit plugin show BACKEND`).
+
+    Maps are at least float32 and on the device of the inputs. NaN in a map stays NaN.
+    Raises `UsageError` (no such method, inputs that are none), `LayerError`, `TargetError`, `OptionError`,
+    `PluginError`, `ModelError`, all of them in `camkit.errors`.
+    """
+    several = _inputs(module, inputs)
+    call = Call(output, targets if callable(targets) else None, layout, frozen)
+    chooser = given(targets, len(several[0]))
+    result = _sweep(module, several, chooser, layer, backend, method, call, device, dtype, options)
+    return _shaped({key: m[:, 0] for key, m in result.items()}, layer, method)
+
+
+def class_maps(
+    module: nn.Module,
+    inputs: Inputs,
+    *,
+    layer: Layer | Sequence[Layer] = "auto",
+    backend: str = "native",
+    method: str | Sequence[str] = "gradcam",
+    output: Output = None,
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype | None = None,
+    layout: str | None = None,
+    frozen: bool = False,
+    **options: Any,
+) -> Tensor | dict[tuple[str, str], Tensor]:
+    """Raw maps of every class, `[B, n_classes, h, w]`; arguments as for `maps`."""
+    several, call = _inputs(module, inputs), Call(output, None, layout, frozen)
+    result = _sweep(module, several, every, layer, backend, method, call, device, dtype, options)
+    return _shaped(result, layer, method)
+
+
+def _sweep(
+    module: nn.Module,
+    inputs: tuple[Tensor, ...],
+    choose: Chooser,
+    layer: Layer | Sequence[Layer],
+    backend: str,
+    method: str | Sequence[str],
+    call: Call,
+    device: str | torch.device | None,
+    dtype: str | torch.dtype | None,
+    options: Mapping[str, Any],
+) -> dict[tuple[str, str], Tensor]:
+    explainer: Explainer = loading.make("explainer", backend, options)
+    module = _unwrapped(module)
+    home = inputs[0].device
+    if device is not None or dtype is not None:
+        keep = getattr(explainer.options, "fast", False)  # what is compiled belongs to the copy
+        own = module
+        module, layer, inputs = _converted(module, layer, inputs, device, dtype, keep, call.frozen)
+        call = replace(call, frozen=call.frozen or module is not own)  # nobody else has the copy
+    first, *extras = inputs
+    names = resolve_layers(module, layer, first, *extras, call=call)
+    methods = [method] if isinstance(method, str) else list(method)
+    if not (methods and names):
+        raise UsageError(f"there is nothing to do: no {'layer' if methods else 'method'} is given")
+    answer = run(explainer, backend, module, first, names, methods, choose, extras=extras, call=call)
+    for remark in answer.remarks:
+        rows = remark.concerned.any(1).nonzero().flatten().tolist()
+        whose = "" if len(rows) == len(first) else f"image {', '.join(map(str, rows))}: "
+        warnings.warn(CamkitWarning(whose + remark.text), stacklevel=3)
+    return {key: value.to(home) for key, value in answer.maps.items()}
+
+
+def _shaped(
+    result: dict[tuple[str, str], Tensor], layer: Any, method: Any
+) -> Tensor | dict[tuple[str, str], Tensor]:
+    if not (isinstance(layer, str | nn.Module) and isinstance(method, str)):
+        return result
+    if len(result) > 1:
+        names = ", ".join(name for _, name in result)
+        raise UsageError(f"layer {layer!r} means several layers ({names}): pass a list of them")
+    return next(iter(result.values()))
+
+
+def _unwrapped(module: nn.Module) -> nn.Module:
+    """The module behind `torch.compile`, on which hooks fire."""
+    module = getattr(module, "_orig_mod", module)
+    if not isinstance(module, nn.Module):
+        hint = ": pass its .module" if isinstance(module, LoadedModel) else ""
+        raise ModelError(f"a model is a torch.nn.Module, not {type(module).__name__}{hint}")
+    check_module(module)
+    return module
+
+
+def _inputs(module: nn.Module, inputs: Any) -> tuple[Tensor, ...]:
+    """The inputs as a tuple, or a `UsageError` that says what is wrong with them."""
+    several = tuple(inputs) if isinstance(inputs, list | tuple) else (inputs,)
+    first = several[0] if several else None
+    if not isinstance(first, Tensor) or not first.is_floating_point():
+        kind = first.dtype if isinstance(first, Tensor) else type(first).__name__
+        raise UsageError(f"inputs must be a floating-point tensor [B, C, H, W], not {kind}")
+    planar = first.ndim == 3 and _first_convolution(module) is nn.Conv2d
+    if first.ndim - 2 not in SPACE or 0 in first.shape or planar:
+        hint = ": add the batch dimension with inputs[None]" if first.ndim == 3 else ""
+        raise UsageError(f"inputs must be [B, C, H, W], not {list(first.shape)}{hint}")
+    for extra in several[1:]:
+        if not isinstance(extra, Tensor) or extra.shape[:1] != first.shape[:1]:
+            got = list(extra.shape) if isinstance(extra, Tensor) else type(extra).__name__
+            raise UsageError(
+                f"further inputs must be tensors [{len(first)}, ...] like the first, not {got}"
+            )
+    return several
+
+
+def _first_convolution(module: nn.Module) -> type[nn.Module] | None:
+    kinds = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+    parts = module.modules() if isinstance(module, nn.Module) else ()
+    return next((kind for part in parts for kind in kinds if isinstance(part, kind)), None)
+
+
+def _converted(
+    module: nn.Module,
+    layer: Layer | Sequence[Layer],
+    inputs: tuple[Tensor, ...],
+    device: str | torch.device | None,
+    dtype: str | torch.dtype | None,
+    keep: bool,
+    frozen: bool,
+) -> tuple[nn.Module, Layer | Sequence[Layer], tuple[Tensor, ...]]:
+    """A moved and cast copy, kept for the next call or not; convert once yourself when calling often.
+
+    Where nothing changes it is the module itself. Layers that are modules become names, as the copy has
+    others.
+    """
+    where = inputs[0].device if device is None else devices.pick_device(device)
+    kind = inputs[0].dtype if dtype is None else devices.pick_dtype(dtype)
+    moved = tuple(x.to(where, kind if x.is_floating_point() else None) for x in inputs)
+    tensors = [*module.parameters(), *module.buffers()]
+    if all(t.device == where and (t.dtype == kind or not t.is_floating_point()) for t in tensors):
+        return module, layer, moved
+
+    def make() -> nn.Module:
+        return copied(module).to(where, kind)
+
+    specs = layer_specs(layer)
+    names = [layers.name_of(module, spec) if isinstance(spec, nn.Module) else spec for spec in specs]
+    key = ("copy", where, kind)
+    return remembered(module, key, make, frozen=frozen) if keep else make(), names, moved

@@ -1,0 +1,57 @@
+"""What a call asks, and what is answered."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from camkit.core.targets import Output, Score
+
+Layer = str | nn.Module
+Inputs = Tensor | Sequence[Tensor]
+
+
+@dataclass(frozen=True)
+class Call:
+    """What a call says of the model, beside its inputs and targets.
+
+    output, score: see `Scored`. layout, frozen: see `maps`.
+    """
+
+    output: Output = None
+    score: Score | None = None
+    layout: str | None = None
+    frozen: bool = False
+
+    @property
+    def adapts(self) -> bool:
+        """Whether the model alone does not return the scores."""
+        return self.output is not None or self.score is not None
+
+
+PLAIN = Call()  # a call that says nothing
+
+
+@dataclass(frozen=True)
+class Remark:
+    """Something that a user has to know of some maps: which, as bool `[B, T]`, and a sentence."""
+
+    method: str
+    layer: str
+    concerned: Tensor
+    text: str
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Maps `[B, T, h, w]` by method and layer, with the scores of the forward that they explain.
+
+    scores: `[B, n_classes]`; targets: int64 `[B, T]`.
+    """
+
+    maps: dict[tuple[str, str], Tensor]
+    scores: Tensor
+    targets: Tensor
+    remarks: tuple[Remark, ...]

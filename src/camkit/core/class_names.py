@@ -1,0 +1,48 @@
+"""Classes by the words of a user: names in any spelling, indices, `top:K`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from camkit.errors import TargetError, closest, counted
+
+
+def top_count(text: str) -> int:
+    """K of `top:K`; `TargetError` if it is no positive number."""
+    if not re.fullmatch(r"[1-9]\d{0,8}", text.removeprefix("top:")):
+        raise TargetError(f"class {text!r}: K in top:K is a positive number")
+    return int(text.removeprefix("top:"))
+
+
+def class_index(name: str, classes: Sequence[str]) -> int:
+    """The index of a class by its name, in any spelling of case, spaces and underscores, or by number.
+
+    Raises `TargetError` for an unknown name, with the closest, and for a name that several classes share.
+    """
+    for spelled in (str, _folded):
+        hits = [i for i, candidate in enumerate(classes) if spelled(candidate) == spelled(name)]
+        if len(hits) > 1:
+            indices = " or ".join(map(str, hits))
+            raise TargetError(f"several classes are called {name!r}: use the index {indices}")
+        if hits:
+            return hits[0]
+    if re.fullmatch(r"\d+", name):
+        if len(name) < 10 and int(name) < len(classes):  # Python reads no number of thousands of digits
+            return int(name)
+        raise no_class(name, len(classes))
+    hint = closest(name.replace("_", " "), [c.replace("_", " ") for c in classes])
+    raise TargetError(
+        f"the model has no class {name!r}{hint} ({counted(len(classes), 'class', 'classes')}: "
+        "`camkit model classes`)"
+    )
+
+
+def no_class(index: int | str, count: int) -> TargetError:
+    """The error for an index that a model of so many classes does not have."""
+    known = f"{count} classes, 0 to {count - 1}" if count > 1 else "1 class, 0"
+    return TargetError(f"there is no class {index}: the model has {known}")
+
+
+def _folded(name: str) -> str:
+    return re.sub(r"[\W_]+", "", name).casefold()

@@ -1,0 +1,229 @@
+"""Hooks and their clean-up: one forward that keeps a layer's output as the start of a small graph.
+
+Everything below the lowest target layer runs without a graph, so nothing there is differentiated or
+kept in memory and frozen models work. The hook hands a *clone* on, so an in-place operation behind the
+layer (VGG, DenseNet) cannot change what was kept.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils.checkpoint import CheckpointFunction
+
+from camkit.core.layout import Layout, layout
+from camkit.errors import LayerError
+
+
+class Hook:
+    """A forward hook of camkit's own: in the thread that made it, it replaces what the layer returns."""
+
+    def __init__(self, replace: Callable[[Any], Any]) -> None:
+        self._replace, self._owner = replace, threading.get_ident()
+
+    def __call__(self, _: nn.Module, __: Any, output: Any) -> Any:
+        """What takes the place of `output`; nothing if another thread uses the same model."""
+        return self._replace(output) if threading.get_ident() == self._owner else None
+
+
+def has_hooks(part: nn.Module) -> bool:
+    """Whether someone else than camkit, perhaps in another thread, listens to `part`."""
+    hooks = [*part._forward_hooks.values(), *part._forward_pre_hooks.values()]
+    return not all(isinstance(hook, Hook) for hook in hooks)
+
+
+@dataclass(frozen=True)
+class Captured:
+    """A layer's output in one forward, as it came, and how to read it."""
+
+    output: Tensor
+    layout: Layout
+
+    @property
+    def features(self) -> Tensor:
+        """`[B, C, h, w]`, detached."""
+        return self.layout.to_map(self.output.detach())
+
+
+def forward(
+    module: nn.Module,
+    inputs: Tensor,
+    names: Sequence[str],
+    extras: Sequence[Tensor] = (),
+    *,
+    kind: str | None = None,
+) -> tuple[Any, dict[str, Captured]]:
+    """Run `module` once; its output, connected to the captured outputs of the layers `names`.
+
+    extras: what the module takes beside `inputs`, which the maps lie over. kind: the layout that the user
+    says the layers have.
+    `autograd.grad` of the output with respect to `Captured.output` works, also under `no_grad`; inference
+    mode must be off, as it is within `as_it_was`. Raises `LayerError` for a layer that did not run, ran
+    twice or returned no feature map.
+    """
+    with captured(module, names, inputs.shape, kind=kind) as found, torch.no_grad():
+        output = module(inputs, *extras)
+    return output, found
+
+
+@contextmanager
+def captured(
+    module: nn.Module, names: Sequence[str], size: Sequence[int], *, kind: str | None = None
+) -> Iterator[dict[str, Captured]]:
+    """Captures the layers `names` while `module`, or a part of it, runs inside; errors as in `forward`.
+
+    size: the shape of the inputs.
+    """
+    found: dict[str, Captured] = {}
+
+    def keep(output: Any, name: str) -> Tensor:
+        if name in found:
+            raise ran(name, 2)
+        shape = layout(output, size, name, module=module, kind=kind)
+        torch.set_grad_enabled(True)  # from here upwards; `no_grad` of the caller restores it at the end
+        # A model that runs its body in inference mode gets a copy that takes part in a graph all the same.
+        with torch.inference_mode(False) if torch.is_inference_mode_enabled() else nullcontext():
+            kept = output if output.requires_grad else _leaf(output)
+            found[name] = Captured(kept, shape)
+            return kept.clone()
+
+    handles = []
+    try:
+        for name in names:
+            layer = module.get_submodule(name)
+            # Before the hooks of others: what they store of the output is then part of the graph, too.
+            handles.append(layer.register_forward_hook(Hook(partial(keep, name=name)), prepend=True))
+        yield found
+    finally:
+        for handle in handles:
+            handle.remove()
+    for name in names:
+        if name not in found:
+            raise ran(name, 0)
+
+
+def ran(name: str, times: int) -> LayerError:
+    """The error for a layer that did not run exactly once in a forward."""
+    if times:
+        return LayerError(
+            f"layer {name!r} ran more than once in one forward, so it has no single map; "
+            "choose a layer that runs once (`camkit model layers`)"
+        )
+    return LayerError(
+        f"layer {name!r} did not run in the forward, or its hook did not fire: as where the model calls "
+        "its `forward` instead of itself, or is compiled, traced or exported; pass the original module"
+    )
+
+
+def with_output(module: nn.Module, inputs: Sequence[Tensor], name: str, output: Tensor) -> Any:
+    """What `module` returns for `inputs` if the layer `name` returns `output`, without a graph."""
+    handle = module.get_submodule(name).register_forward_hook(Hook(lambda _: output))
+    try:
+        with torch.no_grad():
+            return module(*inputs)
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def as_it_was(module: nn.Module, device: torch.device) -> Iterator[None]:
+    """Eval mode and plain gradient mode inside; afterwards every mode and RNG state is as before."""
+    training, compiled = _training(module)
+    # Not by `fork_rng`, which takes five times as long: that is seen beside one image.
+    generators = [torch.default_generator]
+    generators += [torch.cuda.default_generators[device.index]] if device.type == "cuda" else []
+    states = [generator.get_state() for generator in generators]
+    eager = torch.compiler.set_stance("force_eager") if compiled else nullcontext()
+    with torch.inference_mode(False), torch.enable_grad(), eager:
+        try:  # one by one, not by `train()`, which modules override
+            for part in training:
+                part.training = False
+            yield
+        finally:
+            for part in training:
+                part.training = True
+            for generator, state in zip(generators, states, strict=True):
+                generator.set_state(state)
+
+
+def _training(module: nn.Module) -> tuple[list[nn.Module], bool]:
+    """Those of `module.modules()` in training mode, and whether one is compiled.
+
+    Beside one image the time of `modules()` is seen.
+    """
+    seen: set[nn.Module | None] = {None}
+    parts, training, compiled = [module], [], False
+    for part in parts:  # which grows
+        if part not in seen:
+            seen.add(part)
+            parts += part._modules.values()  # type: ignore[arg-type]
+            if part.training:
+                training.append(part)
+            # Hooks do not fire in compiled code.
+            compiled = compiled or part._compiled_call_impl is not None or "_orig_mod" in part._modules
+    return training, compiled
+
+
+@contextmanager
+def gradients_everywhere() -> Iterator[None]:
+    """Inside, a forward runs with gradients although it says `no_grad` itself, and without its checkpoints.
+
+    Models that run a frozen body under `no_grad` have no gradient otherwise. Reentrant checkpoints run
+    their part without gradients, and once more in the backward; here it simply runs.
+    """
+    owner, checkpointed = threading.get_ident(), CheckpointFunction.apply
+
+    def run(function: Callable[..., Any], preserve: bool, *args: Any) -> Any:
+        if threading.get_ident() == owner:
+            return function(*args)
+        return checkpointed(function, preserve, *args)
+
+    with _CHECKPOINTS:
+        CheckpointFunction.apply = run
+        try:
+            with _NeverOff():
+                yield
+        finally:
+            del CheckpointFunction.apply  # which uncovers that of its base
+
+
+_CHECKPOINTS = threading.Lock()  # torch has one function for them in the whole process
+
+
+class _NeverOff(TorchFunctionMode):
+    """Leaves out what would switch gradients off."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch._C._set_grad_enabled and not args[0]:
+            return None
+        return func(*args, **(kwargs or {}))
+
+
+@contextmanager
+def differentiable_rnns(module: nn.Module, device: torch.device) -> Iterator[None]:
+    """cuDNN differentiates recurrent layers in training mode only; torch's own ones are always."""
+    if device.type == "cuda" and any(isinstance(part, nn.RNNBase) for part in module.modules()):
+        with torch.backends.cudnn.flags(enabled=False):
+            yield
+    else:
+        yield
+
+
+def usable(tensor: Tensor) -> Tensor:
+    """`tensor`, or a copy if it was made in inference mode and could not take part in a graph."""
+    if not tensor.is_inference():
+        return tensor
+    with torch.inference_mode(False):  # that of a caller would make the copy such a tensor again
+        return tensor.clone()
+
+
+def _leaf(output: Tensor) -> Tensor:
+    return usable(output.detach()).requires_grad_()

@@ -1,0 +1,56 @@
+"""Which layers a call means, the automatic one among them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from camkit.core import automatic, hooks, layers
+from camkit.core.automatic import Choice
+from camkit.core.call import PLAIN, Call, Layer
+from camkit.core.causes import in_our_words
+from camkit.errors import CamkitError, LayerError
+
+
+def resolve_layers(
+    module: nn.Module,
+    layer: Layer | Sequence[Layer],
+    inputs: Tensor,
+    *extras: Tensor,
+    call: Call = PLAIN,
+) -> list[str]:
+    """Dotted names of what `layer` means; `auto` takes a forward of the first row at its first call."""
+    specs = layer_specs(layer)
+    return layers.resolve(module, specs, lambda: automatic_layer(module, inputs, *extras, call=call).name)
+
+
+def layer_specs(layer: Layer | Sequence[Layer]) -> list[Layer]:
+    """A layer, or several, as a list; `LayerError` for what is neither."""
+    if not isinstance(layer, str | nn.Module | Sequence):
+        raise LayerError(f"a layer is a name or a module of the model, not {layer!r}")
+    return [layer] if isinstance(layer, str | nn.Module) else list(layer)
+
+
+def automatic_layer(module: nn.Module, inputs: Tensor, *extras: Tensor, call: Call = PLAIN) -> Choice:
+    """The layer that `auto` means, kept for the model; see `automatic.choose`."""
+    # A function of the user's may know how many images there are, as a loss with its labels does.
+    rows = len(inputs) if callable(call.output) or call.score else 1
+    tensors = [hooks.usable(tensor.detach())[:rows] for tensor in (inputs, *extras)]
+    with hooks.as_it_was(module, inputs.device), in_our_words(module, tensors):
+        return automatic.choose(module, tensors, call.output, call.score)
+
+
+def better_layer(
+    module: nn.Module,
+    layer: str,
+    inputs: Tensor,
+    extras: Sequence[Tensor] = (),
+    call: Call = PLAIN,
+) -> str:
+    """A half-sentence with the automatic layer, for a layer whose maps say nothing; "" if that is none."""
+    try:
+        better = automatic_layer(module, inputs, *extras, call=call)
+    except CamkitError:
+        return ""
+    return f"; try layer {better.name!r}" if better.checked and better.name != layer else ""

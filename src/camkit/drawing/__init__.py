@@ -1,0 +1,1 @@
+"""Pictures: overlays, sheets and charts."""

@@ -1,0 +1,182 @@
+"""One map of one photograph, with all that belongs to it."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, get_args
+
+from PIL import Image
+from torch import Tensor
+
+from camkit.contracts.model import LoadedModel
+from camkit.contracts.scores import (
+    THRESHOLD,
+    ScoreKind,
+    told,
+)
+from camkit.drawing import overlay as render
+from camkit.drawing.overlay import View
+from camkit.drawing.style import Style
+from camkit.errors import (
+    PluginError,
+    UsageError,
+)
+from camkit.files import write_whole
+from camkit.images.decoding import Photo
+from camkit.registry import discovery, loading
+
+# What is said of a picture that cannot say it itself: of the map of a class; of one that knows no class.
+REMARKS: dict[render.Remark, tuple[str, str]] = {
+    "constant": ("the map is constant, it says nothing",) * 2,
+    "nothing for": (
+        "nothing speaks for it, the picture is flat",
+        "no value is positive, the picture is flat",
+    ),
+    "nothing against": (
+        "nothing speaks against it, the picture is flat",
+        "no value is negative, the picture is flat",
+    ),
+    "least against": (
+        "nothing speaks for it, brightest is least against it",
+        "no value is positive, brightest is least negative",
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """One map of one photograph for one class, with everything needed to draw it and to account for it.
+
+    map: raw, float32 `[h, w]`, on the CPU.
+    scores: what the model's scores were read as: `softmax`, `sigmoid`, `probabilities` or `none`;
+        exclusive: whether one class excludes the others.
+    probability: what that makes of the score; `None` for `none`. logit: the score itself.
+    top: the most probable classes with their probabilities (or scores), most probable first.
+    predicted: the names of the classes that are predicted: of classes that exclude each other the most
+        probable one, else all above 0.5, the most probable first, which may be none.
+    predicted_index, predicted_name: the first of them, or `None`.
+    position: of the photograph among those that were asked for.
+    layout: how the output of the layer was said to be read, if it was.
+    """
+
+    map: Tensor = field(repr=False)
+    backend: str
+    method: str
+    layer: str
+    class_index: int
+    class_name: str
+    probability: float | None
+    logit: float
+    top: tuple[tuple[str, float], ...]
+    predicted_index: int | None
+    predicted_name: str | None
+    photo: Photo = field(repr=False)
+    model: LoadedModel = field(repr=False)
+    options: Mapping[str, Any] = field(default_factory=dict)
+    position: int = 0
+    layout: str | None = None
+    warnings: tuple[str, ...] = ()
+    predicted: tuple[str, ...] = ()
+    scores: ScoreKind = "softmax"
+    exclusive: bool = True
+
+    @property
+    def figure(self) -> str:
+        """The probability for people, or the score of a model that has none."""
+        return told(self.probability, self.logit)
+
+    def verdict(self) -> str:
+        """One line: what the model says to the photograph."""
+        best = [(name, told(None if self.scores == "none" else p, p)) for name, p in self.top]
+        if self.exclusive:
+            return ", ".join(f"{name} {figure}" for name, figure in best[:3])
+        if len(self.model.classes) == 1:
+            return f"{' '.join(best[0])}: {'' if self.predicted else 'not '}above {THRESHOLD:.0%}"
+        said = [f"{name} {figure}" for (name, figure), _ in zip(best, self.predicted, strict=False)]
+        more = len(self.predicted) - len(said)
+        if said:
+            return f"above {THRESHOLD:.0%}: {', '.join(said)}{f' and {more} more' if more else ''}"
+        return f"no class above {THRESHOLD:.0%}; highest: {' '.join(best[0])}"
+
+    def overlay(
+        self,
+        *,
+        view: View = "model",
+        style: Style | None = None,
+        scale: tuple[float, float] | None = None,
+        **look: Any,
+    ) -> Image.Image:
+        """The photograph with the map over it.
+
+        view: `model` shows what the model saw, after resize and crop; `original` the whole photograph.
+        scale: values for the lowest and the highest colour; `None` takes them from this map.
+        look: the fields of `Style`: relu, counterfactual, alpha, cmap.
+        """
+        style = style or Style(**look)
+        if view not in get_args(View):
+            raise UsageError(f"view must be model or original, not {view!r}")
+        return render.draw(self.photo, self.map, self.model.preprocess, view, style, scale)
+
+    def save(self, path: str | os.PathLike[str], **look: Any) -> None:
+        """Write the overlay, whole or not at all; the suffix says the format."""
+        path, picture, buffer = Path(path), self.overlay(**look), io.BytesIO()
+        format = Image.registered_extensions().get(path.suffix.lower())
+        if format not in Image.SAVE:
+            raise UsageError(f"{path} has no suffix of a picture's format, such as .png")
+        picture.save(buffer, format)
+        write_whole(path, buffer.getvalue())
+
+    def show(self, **look: Any) -> None:
+        """Show the overlay: in a notebook below the cell, elsewhere in the system's viewer."""
+        picture = self.overlay(**look)
+        try:
+            from IPython import get_ipython  # type: ignore[import-not-found,unused-ignore]
+            from IPython.display import display  # type: ignore[import-not-found,unused-ignore]
+
+            in_notebook = get_ipython() is not None
+        except ImportError:
+            in_notebook = False
+        if in_notebook:
+            display(picture)  # type: ignore[no-untyped-call,unused-ignore]
+        else:
+            picture.show()
+
+    def caption(self) -> str:
+        """One line: what is shown, and what the picture cannot show by itself."""
+        said = f"{self.class_name} {self.figure} · {self.backend} {self.method} at {self.layer}"
+        return " · ".join([said, *self.remarks()])
+
+    def remarks(self, style: Style | None = None) -> tuple[str, ...]:
+        """What the picture cannot show by itself: that nothing speaks for the class, or against it."""
+        return remarks(self.map, style or Style(), self.backend, self.method)
+
+    def _repr_png_(self) -> bytes:
+        buffer = io.BytesIO()
+        self.overlay().save(buffer, "PNG")
+        return buffer.getvalue()
+
+    def _repr_html_(self) -> str:
+        data = base64.b64encode(self._repr_png_()).decode()
+        caption = html.escape(f"{self.photo.source}: {self.caption()}")
+        return (
+            f'<figure style="margin:0"><img alt="{caption}" src="data:image/png;base64,{data}">'
+            f"<figcaption>{caption}</figcaption></figure>"
+        )
+
+
+def remarks(map: Tensor, style: Style, backend: str, method: str) -> tuple[str, ...]:
+    """What has to be said of the picture of a map, in words of the method: one remark or none."""
+    found = render.remark(map, style)
+    if found is None:
+        return ()
+    try:
+        knows_no_class = method in loading.load(discovery.get("explainer", backend)).class_agnostic
+    except PluginError:  # not installed here, where its maps are drawn anew; those words are true of any
+        knows_no_class = True
+    return (REMARKS[found][knows_no_class],)

@@ -1,0 +1,212 @@
+"""A folder of results: files written in threads, then their lines in the manifest, in order."""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+from camkit.drawing.overlay import View
+from camkit.drawing.style import Style
+from camkit.errors import CamkitError, ImageError
+from camkit.explaining import manifest
+from camkit.explaining.explanation import Explanation
+from camkit.explaining.keys import Keys
+from camkit.explaining.lines import Format, Result, facts, measured
+from camkit.explaining.manifest import FIELDS, Done, Line
+from camkit.explaining.naming import Names, output_name
+from camkit.explaining.parquet import Map
+from camkit.explaining.writers import WRITERS, Written
+from camkit.files import Place, check_writable, sweep
+from camkit.images.workers import WAITING, Failure
+
+THREADS = 2  # that write; more only take turns
+
+
+class Output:
+    """A folder that explanations are written into; it is made with the first of them.
+
+    format: see `writers`.
+    name_layers: whether the layer is part of the names, as it is where one was asked for.
+    spec: the model as it was asked for, so that the maps can be made anew.
+    request: what makes two runs the same; `resume`: leave out what the folder holds of it already.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        style: Style,
+        view: View,
+        name_layers: bool = False,
+        format: Format = "png",
+        spec: str = "",
+        request: str = "",
+        resume: bool = False,
+    ) -> None:
+        check_writable(folder)
+        manifest.check_writable(folder)
+        if resume:
+            sweep(folder)
+        self.folder = folder
+        self.names = Names(folder, resume=resume)
+        lines = self.names.noting()
+        self._done = Done(folder, request, lines) if resume else None
+        deque(lines, 0)  # if nobody has read them yet
+        self._keys = Keys({"request": request, "model_spec": spec}, name_layers)
+        self._writer = WRITERS[format](folder, self.names, self._keys, view, style)
+        self._together: list[Written] = []  # photographs whose results become one file
+        self._place: Place | None = Place(folder) if folder.is_dir() else None
+        self._manifest: Place | None = None  # once there is one
+        self._hold_manifest()
+        self._making = threading.Lock()
+        self.finished = 0  # maps that the manifest tells of
+
+    def has(self, name: str, sha256: str | None) -> bool:
+        """Whether everything of a photograph is there already."""
+        return self._done is not None and self._done.photo(name, sha256)
+
+    def write_all(self, groups: Iterable[Sequence[Result]], *, ahead: int = 64) -> Iterator[Written]:
+        """Write the results of each photograph, in threads of their own, and then their lines, in order.
+
+        What was begun is finished, too, when the photographs end with an exception. Files whose lines
+        cannot be written are removed again. ahead: photographs that may wait, fewer if they are large.
+        """
+        try:
+            yield from self._write_ahead(groups, ahead)
+        finally:
+            self.names.drop()
+
+    def _write_ahead(self, groups: Iterable[Sequence[Result]], ahead: int) -> Iterator[Written]:
+        waiting: deque[tuple[int, Future[Written]]] = deque()
+        with ThreadPoolExecutor(THREADS) as pool:
+            try:
+                for group in groups:
+                    waiting.append((_weight(group), pool.submit(self.write, group)))
+                    while waiting and (
+                        len(waiting) > ahead
+                        or sum(weight for weight, _ in waiting) > WAITING
+                        or waiting[0][1].done()
+                    ):
+                        yield from self._finish(_first(waiting))
+                while waiting:
+                    yield from self._finish(_first(waiting))
+                yield from self._flush()
+                self._check_place()  # whatever went away until now is told
+            finally:
+                for _, future in waiting:
+                    if future.exception() is None:
+                        list(self._finish(future.result()))
+
+    def write(self, results: Sequence[Result]) -> Written:
+        """The files of one photograph; nothing in the manifest yet.
+
+        If there is too little memory to draw it, it is a failure.
+        """
+        self._check_place()
+        try:
+            return self._write(results)
+        except MemoryError:
+            return self._write([_too_large(results)])
+        except CamkitError as error:
+            self._check_place()  # else that is the reason
+            raise CamkitError(f"{error}; what was finished stays valid") from None
+
+    def _write(self, results: Sequence[Result]) -> Written:
+        first = results[0]
+        name = output_name(first.photo.name if isinstance(first, Explanation) else first.name)
+        lines = [self._line(result, name, len(results)) for result in results]
+        everything = [result for result in results if isinstance(result, Explanation)]
+        # What is there already is left out, but for failures, which are told again.
+        told = [i for i, line in enumerate(lines) if line["status"] == "error" or self._is_new(line)]
+        results, lines = [results[i] for i in told], [lines[i] for i in told]
+        written = Written(tuple(results), tuple(lines), maps=tuple(map(_values, results)))
+        if all(values is None for values in written.maps):
+            return written
+        return self._writer.write(name, written, everything)
+
+    def _check_place(self) -> None:
+        """Make the folder, or see that it still is the one that was written into."""
+        with self._making:
+            if self._place is None:
+                self._place = Place.make(self.folder)
+            lost = f", and with it {self.finished} finished maps" if self.finished else ""
+            self._place.check(lost)
+            if self._manifest is not None:
+                self._manifest.check(lost)
+
+    def _hold_manifest(self) -> None:
+        path = self.folder / manifest.NAME
+        if self._manifest is None and path.is_file():
+            self._manifest = Place(path)
+
+    def _line(self, result: Result, name: str, results: int) -> Line:
+        line: Line = dict.fromkeys(FIELDS) | facts(result) | dict(self._keys.shared)
+        line |= {"name": name, "results": results}
+        if isinstance(result, Explanation):
+            line["map_key"] = self._keys.of(result)
+            line |= measured(result.map)
+        return line
+
+    def _finish(self, written: Written) -> Iterator[Written]:
+        """Into the manifest, with the photographs whose results become one file."""
+        if not written.results:
+            return
+        if not any(map(self._is_new, written.lines)):
+            yield written
+            return
+        self._together.append(written)
+        if len(self._together) >= self._writer.photographs:
+            yield from self._flush()
+
+    def _flush(self) -> Iterator[Written]:
+        photos, self._together = self._together, []
+        if photos:
+            self._check_place()
+            self._writer.finish(photos)
+        self._append([line for photo in photos for line in photo.lines])
+        yield from photos
+
+    def _is_new(self, line: Line) -> bool:
+        return self._done is None or not self._done.line(line)
+
+    def _append(self, lines: Sequence[Line]) -> None:
+        new = [line for line in lines if self._is_new(line)]
+        if not new:
+            return
+        self._check_place()
+        try:
+            manifest.append(self.folder, new)
+            self._hold_manifest()
+            self.names.note(new)
+            self.finished += sum(line["status"] == "ok" for line in new)
+        except CamkitError as error:
+            raise CamkitError(f"{error}; what was finished stays valid") from None
+
+
+def _first(waiting: deque[tuple[int, Future[Written]]]) -> Written:
+    """What is finished first; until then it stays among those that wait, if Ctrl-C comes meanwhile."""
+    written = waiting[0][1].result()
+    waiting.popleft()
+    return written
+
+
+def _too_large(results: Sequence[Result]) -> Failure:
+    """The failure of a photograph that cannot be drawn."""
+    first = next(result for result in results if isinstance(result, Explanation))
+    photo = first.photo
+    error = ImageError(f"{photo.source} needs more memory than there is to be drawn")
+    return Failure(photo.source, error, first.position, photo.sha256, photo.name, photo.path)
+
+
+def _weight(results: Sequence[Result]) -> int:
+    """How many bytes the pixels of a photograph take."""
+    sizes = [result.photo.image.size for result in results if isinstance(result, Explanation)]
+    return max((3 * math.prod(size) for size in sizes), default=0)
+
+
+def _values(result: Result) -> Map | None:
+    return result.map.numpy() if isinstance(result, Explanation) else None

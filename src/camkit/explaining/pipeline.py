@@ -1,0 +1,293 @@
+"""Photographs in, explanations out, batch by batch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache, partial
+from itertools import islice
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from torch import Tensor, nn
+
+from camkit.contracts.model import LoadedModel
+from camkit.contracts.scores import (
+    ScoreKind,
+    excludes,
+    meaning,
+    predictions,
+    probabilities,
+    squashed,
+)
+from camkit.core.call import Answer, Call, Layer
+from camkit.core.hooks import as_it_was
+from camkit.core.layer_choice import better_layer
+from camkit.core.running import run
+from camkit.drawing import overlay
+from camkit.errors import (
+    MapError,
+    ModelError,
+    UsageError,
+    counted,
+)
+from camkit.explaining.explanation import Explanation
+from camkit.explaining.plan import Backend, Plan, plan
+from camkit.images import workers as reading
+from camkit.images.decoding import Photo
+from camkit.images.workers import Failure, ImageSource
+
+
+def explain(
+    model: LoadedModel,
+    image: ImageSource,
+    *,
+    target: str | int | None = None,
+    backend: str = "native",
+    method: str = "gradcam",
+    layer: Layer = "auto",
+    layout: str | None = None,
+    **options: Any,
+) -> Explanation:
+    """Explain one photograph for one class.
+
+    image: a file or a Pillow image. target: a class name or index; `None` is the predicted class.
+    For several methods, layers or classes at once, and for functions as targets, there is `maps`.
+    layout: see `maps`. Raises `ImageError`, `MapError` and what `maps` raises.
+    """
+    results = explain_many(
+        model,
+        [image],
+        target=target,
+        backend=backend,
+        method=method,
+        layer=layer,
+        layout=layout,
+        **options,
+    )
+    return next(results)
+
+
+def explain_many(
+    model: LoadedModel,
+    images: Iterable[ImageSource],
+    *,
+    target: str | int | None = None,
+    backend: str = "native",
+    method: str = "gradcam",
+    layer: Layer = "auto",
+    layout: str | None = None,
+    batch_size: int = 16,
+    workers: int = 0,
+    **options: Any,
+) -> Iterator[Explanation]:
+    """A stream of explanations, in the order of `images`; no more than a few batches are in memory.
+
+    workers: processes that read photographs ahead of the model, with limits on time and memory; a script
+        that asks for them is imported by each, so it begins with `if __name__ == "__main__":`.
+    The first photograph that cannot be explained ends the stream with its error.
+    """
+    for name, value in {"target": target, "backend": backend, "method": method, "layer": layer}.items():
+        if isinstance(value, list | tuple) or (callable(value) and not isinstance(value, nn.Module)):
+            raise UsageError(f"{name} is a single one here, not {value!r}: `camkit.maps` takes more")
+    spec = "pred" if target is None else target
+    work = plan(
+        model,
+        classes=[spec],
+        backends=[backend],
+        methods=[method],
+        layer=layer,
+        layout=layout,
+        options=options,
+    )
+    if len(work.layers) > 1:
+        raise UsageError(f"layer {layer!r} means several layers ({', '.join(work.layers)}): name one")
+    with reading.processes(workers) as pool:
+        read = partial(pool.read, ahead=2 * batch_size) if pool else reading.read
+        for result in stream(work, images, batch_size=batch_size, read=read):
+            if isinstance(result, Failure):
+                raise result.error
+            yield result
+
+
+def stream(
+    work: Plan,
+    sources: Iterable[ImageSource],
+    *,
+    batch_size: int = 16,
+    read: Callable[..., Iterator[tuple[int, Photo] | Failure]] = reading.read,
+    whole: bool = True,
+    pixels: int | None = None,
+) -> Iterator[Explanation | Failure]:
+    """Every explanation of every photograph, batch by batch; failures take their place in the order.
+
+    whole: keep the photographs, reduced to at most so many `pixels`; else only what the model sees of them.
+    """
+    if batch_size < 1:
+        raise UsageError(f"batch size must be at least 1, not {batch_size}")
+    photos = read(sources, work.model.preprocess, whole=whole, pixels=pixels)
+    while batch := list(islice(photos, batch_size)):
+        yield from _explain_batch(work, batch)
+
+
+def _explain_batch(
+    work: Plan, batch: Sequence[tuple[int, Photo] | Failure]
+) -> Iterator[Explanation | Failure]:
+    photos = [item for item in batch if not isinstance(item, Failure)]
+    results = _explain_photos(work, photos) if photos else iter(())
+    for item in batch:
+        if isinstance(item, Failure):
+            yield item
+        else:
+            yield from next(results)
+
+
+def _explain_photos(
+    work: Plan, photos: Sequence[tuple[int, Photo]]
+) -> Iterator[list[Explanation | Failure]]:
+    """For each photograph the list of its results, from one batch."""
+    model = work.model
+    views = [overlay.seen(photo, model.preprocess) for _, photo in photos]
+    inputs = model.preprocess.batch(views, model.device).to(model.dtype)
+    answers = {
+        backend.name: run(
+            *(
+                backend.explainer,
+                backend.name,
+                model.module,
+                inputs,
+                work.layers,
+                backend.methods,
+                work.choose,
+            ),
+            call=Call(layout=work.layout, frozen=True),  # nobody changes the model while it is camkit's
+        )
+        for backend in work.backends
+    }
+    hint = cache(lambda layer: better_layer(model.module, layer, inputs))
+    for row, (position, photo) in enumerate(photos):
+        yield [
+            result
+            for backend in work.backends
+            for result in _results(work, backend, answers[backend.name], row, position, photo, hint)
+        ]
+
+
+def _results(
+    work: Plan,
+    backend: Backend,
+    answer: Answer,
+    row: int,
+    position: int,
+    photo: Photo,
+    hint: Callable[[str], str],
+) -> Iterator[Explanation | Failure]:
+    """The results of one backend for one photograph, each with the scores of the forward it explains."""
+    model = work.model
+    said = _said(model, answer.scores.float().cpu(), row, photo)
+    columns = {index: column for column, index in reversed(list(enumerate(answer.targets[row].tolist())))}
+    for (method, layer), maps in answer.maps.items():
+        for index, column in sorted(columns.items(), key=lambda item: item[1]):
+            map = maps[row, column].float().cpu().clone()
+            try:
+                overlay.check_finite(map)
+                # One NaN among the scores leaves no class a probability.
+                if not math.isfinite(float(said.logits[index] + said.likely[index])):
+                    raise MapError("the model's score is NaN or infinite (try --dtype float32)")
+            except MapError as error:
+                text = f"{photo.source}: {backend.name} {method}, class {model.classes[index]}: {error}"
+                yield Failure(photo.source, MapError(text), position, photo.sha256, photo.name, photo.path)
+                continue
+            doubts = [
+                remark.text
+                for remark in answer.remarks
+                if (remark.method, remark.layer) == (method, layer) and bool(remark.concerned[row, column])
+            ]
+            if overlay.is_flat(map) and not doubts:
+                doubts = [f"the map is constant: it says nothing{hint(layer)}"]
+            yield Explanation(
+                map=map,
+                backend=backend.name,
+                method=method,
+                layer=layer,
+                layout=work.layout,
+                class_index=index,
+                class_name=model.classes[index],
+                probability=None if said.every is None else float(said.every[index]),
+                logit=float(said.logits[index]),
+                photo=photo,
+                model=model,
+                options=vars(backend.explainer.options),
+                position=position,
+                warnings=(*photo.warnings, *said.doubt, *doubts),
+                **said.verdict,
+            )
+
+
+@dataclass(frozen=True)
+class _Said:
+    """What a model says of a photograph.
+
+    logits, likely: of each class, the latter what predictions are made by. every: the probabilities, if
+    there are any. verdict: the fields of an `Explanation` that all of them share. doubt: a warning
+    where it is a guess what the scores are.
+    """
+
+    logits: Tensor
+    likely: Tensor
+    every: Tensor | None
+    verdict: dict[str, Any]
+    doubt: tuple[str, ...]
+
+
+def _said(model: LoadedModel, scores: Tensor, row: int, photo: Photo) -> _Said:
+    logits, names = scores[row], model.classes
+    if len(names) != len(logits):
+        raise ModelError(
+            f"model {model.name!r} names {counted(len(names), 'class', 'classes')} but returns "
+            f"{counted(len(logits), 'score')}"
+        )
+    kind, doubt = _meaning(model, scores, photo)
+    every = probabilities(scores, kind)
+    likely = logits if every is None else every[row]
+    exclusive = excludes(scores, kind)
+    predicted = predictions(likely, exclusive=exclusive)
+    top = likely.topk(min(5, len(logits)))
+    verdict = {
+        "top": tuple((names[i], p) for i, p in zip(top.indices.tolist(), top.values.tolist(), strict=True)),
+        "predicted": tuple(names[i] for i in predicted),
+        "predicted_index": predicted[0] if predicted else None,
+        "predicted_name": names[predicted[0]] if predicted else None,
+        "scores": kind,
+        "exclusive": exclusive,
+    }
+    return _Said(logits, likely, None if every is None else every[row], verdict, doubt)
+
+
+# Of modules whose scores alone do not tell what they are, found out once.
+_SQUASHED: WeakKeyDictionary[nn.Module, bool | None] = WeakKeyDictionary()
+
+
+def _meaning(model: LoadedModel, scores: Tensor, photo: Photo) -> tuple[ScoreKind, tuple[str, ...]]:
+    """What the scores of a batch are, and a warning where that is a guess."""
+    module, asked = model.module, False
+
+    def ask() -> bool | None:
+        nonlocal asked
+        asked = True
+        if module not in _SQUASHED:
+            inputs = model.preprocess.batch([overlay.seen(photo, model.preprocess)], model.device)
+            with as_it_was(module, model.device):
+                _SQUASHED[module] = squashed(module, inputs.to(model.dtype))
+        return _SQUASHED[module]
+
+    kind = meaning(model.scores, scores, ask)
+    if (model.scores, kind) == ("softmax", "sigmoid"):
+        return kind, ("a softmax over one score is always 1, so the score was taken for that of a sigmoid",)
+    if not asked or kind == "probabilities" or _SQUASHED[module] is not None:
+        return kind, ()
+    return kind, (
+        f"all scores lie between 0 and 1, and were taken for logits ({kind}); of a model that returns "
+        "probabilities say so: --scores probabilities",
+    )

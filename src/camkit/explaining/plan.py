@@ -1,0 +1,84 @@
+"""What to compute for every photograph, checked before any work."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from camkit.contracts.explainer import Explainer, unknown_method
+from camkit.contracts.model import LoadedModel
+from camkit.core import layers
+from camkit.core.call import Layer
+from camkit.core.layer_choice import layer_specs, resolve_layers
+from camkit.core.targets import Chooser, class_chooser
+from camkit.errors import (
+    UNPRINTABLE,
+    LayerError,
+)
+from camkit.registry import discovery, loading
+from camkit.registry import options as registry_options
+
+
+@dataclass(frozen=True)
+class Backend:
+    """An explainer with its name, and those of the methods asked for that it has."""
+
+    name: str
+    explainer: Explainer
+    methods: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to compute for every photograph: checked against model and plugins before any work."""
+
+    model: LoadedModel
+    backends: tuple[Backend, ...]
+    layers: tuple[str, ...]
+    choose: Chooser
+    layout: str | None = None
+
+
+def plan(
+    model: LoadedModel,
+    *,
+    classes: Sequence[str | int] = ("pred",),
+    backends: Sequence[str] = ("native",),
+    methods: Sequence[str] = ("gradcam",),
+    layer: Layer | Sequence[Layer] = "auto",
+    layout: str | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> Plan:
+    """Resolve names; raises `UsageError`s and `PluginError`s for whatever does not exist.
+
+    Every method and every option goes to those of the backends that have it; one must.
+    """
+    specs = layer_specs(layer)
+    specs = [model.default_layer if spec == "auto" else spec for spec in specs]
+    like = next(p for p in model.module.parameters() if p.is_floating_point())
+    names = resolve_layers(model.module, specs, layers.example_inputs(model.preprocess.size, like))
+    for name in filter(UNPRINTABLE.search, names):
+        raise LayerError(f"layer {name!r} has a name that no manifest can hold: rename the module")
+    chooser = class_chooser(classes, model.classes)
+    return Plan(model, make_backends(backends, methods, options or {}), tuple(names), chooser, layout)
+
+
+def make_backends(
+    names: Sequence[str], methods: Sequence[str], options: Mapping[str, Any]
+) -> tuple[Backend, ...]:
+    """The explainers `names`, each with what it has of `methods` and `options`."""
+    classes = {name: loading.load(discovery.get("explainer", name)) for name in dict.fromkeys(names)}
+    owner = " and ".join(classes)
+    shared = registry_options.share_options({n: c.Options for n, c in classes.items()}, options)
+    known = list(dict.fromkeys(m for cls in classes.values() for m in cls.methods))
+    for method in methods:
+        if method not in known:
+            raise unknown_method(method, owner, known)
+    made = []
+    for name, cls in classes.items():
+        own = tuple(m for m in dict.fromkeys(methods) if m in cls.methods)
+        if not own:
+            raise unknown_method(methods[0], name, cls.methods)
+        made.append(Backend(name, cls(shared[name]), own))
+    return tuple(made)

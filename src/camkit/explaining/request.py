@@ -1,0 +1,46 @@
+"""What a run of `camkit explain` is asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from camkit.contracts.scores import ScoreKind
+from camkit.drawing.overlay import View
+from camkit.drawing.style import Style
+from camkit.explaining.lines import Format
+from camkit.explaining.shard import Shard
+
+
+@dataclass(frozen=True)
+class ExplainRequest:
+    """Photographs, the model, what is computed, how it is drawn, and where it goes.
+
+    images: files, folders or globs; none is the bundled photograph. options: of the explainers, as texts or
+    values. batch_size: photographs in one forward. on_error: go on without a photograph that cannot be
+    explained, or stop at it. trust_pickle: let a model source load pickles, which run code.
+    The other fields are called as the options of the command.
+    """
+
+    images: tuple[str, ...] = ()
+    model: str = "pets"
+    backends: tuple[str, ...] = ("native",)
+    methods: tuple[str, ...] = ("gradcam",)
+    classes: tuple[str, ...] = ("pred",)
+    layers: tuple[str, ...] = ("auto",)
+    layout: str | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+    style: Style = field(default_factory=Style)
+    view: View = "model"
+    format: Format = "png"
+    out: Path = Path("camkit-out")
+    device: str = "auto"
+    dtype: str = "float32"
+    scores: ScoreKind | None = None
+    batch_size: int = 16
+    resume: bool = False
+    shard: Shard = field(default_factory=Shard)
+    on_error: Literal["skip", "fail"] = "skip"
+    trust_pickle: bool = False

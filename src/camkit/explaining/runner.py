@@ -1,0 +1,142 @@
+"""A request from its photographs to the folder of results: what the command, a script or a page calls."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from itertools import groupby, islice
+from threading import Event
+
+from camkit.errors import ImageError
+from camkit.explaining import pipeline
+from camkit.explaining.lines import Result, request_id
+from camkit.explaining.naming import output_name
+from camkit.explaining.output import Output
+from camkit.explaining.plan import make_backends, plan
+from camkit.explaining.request import ExplainRequest
+from camkit.explaining.writers import Written
+from camkit.images import workers
+from camkit.images.decoding import DRAWN, digest, sample
+from camkit.images.finding import Source, find
+from camkit.images.workers import Failure, Processes
+from camkit.models.loading import load_model
+
+
+class Run:
+    """A request with everything that it names: made, loaded and checked before any photograph is read.
+
+    work: what is computed. id: the same for two runs with the same results. is_any: whether a photograph
+    falls into the part that is asked for. skipped: photographs that were done before. names: the files.
+    """
+
+    def __init__(
+        self,
+        request: ExplainRequest,
+        processes: Processes | None = None,
+        note: Callable[[str], object] = lambda text: None,
+    ) -> None:
+        """Raises what `load_model`, `plan` and `Output` raise.
+
+        processes: which read the photographs; without, this one does. note: gets what a user should know.
+        """
+        self._request, self._processes = request, processes
+        # Before the model is loaded, so that what is misspelt or broken is told at once.
+        for made in make_backends(request.backends, request.methods, request.options):
+            if lacking := [m for m in dict.fromkeys(request.methods) if m not in made.methods]:
+                note(f"{made.name} has no {', '.join(lacking)}")
+        self.is_any = any(True for _ in self.sources())
+        model = load_model(
+            request.model,
+            device=request.device,
+            dtype=request.dtype,
+            scores=request.scores,
+            trust_pickle=request.trust_pickle,
+        )
+        self.work = plan(
+            model,
+            classes=request.classes,
+            backends=request.backends,
+            methods=request.methods,
+            layer=request.layers,
+            layout=request.layout,
+            options=request.options,
+        )
+        self.id = request_id(
+            self.work, request.classes, style=request.style, view=request.view, format=request.format
+        )
+        self.skipped = 0
+        self.output = Output(
+            request.out,
+            style=request.style,
+            view=request.view,
+            name_layers=request.layers != ("auto",),
+            format=request.format,
+            spec=request.model,
+            request=self.id,
+            resume=request.resume,
+        )
+
+    def sources(self) -> Iterator[Source]:
+        """The photographs of the part that is asked for."""
+        images = self._request.images
+        found = (
+            find(images, without=self._request.out) if images else iter([Source(sample(), sample().name)])
+        )
+        return (source for source in found if self._request.shard.holds(source.name))
+
+    def written(self, interrupted: Event | None = None) -> Iterator[Written]:
+        """Write the results of each photograph, and say what was written.
+
+        Once `interrupted` is set what was begun is finished, and `KeyboardInterrupt` raised.
+        """
+        request = self._request
+        size, read = request.batch_size, workers.read
+        if self._processes is not None:
+            read = partial(self._processes.read, ahead=2 * size)
+        stream = pipeline.stream(
+            self.work,
+            self._missing() if request.resume else self.sources(),
+            batch_size=size,
+            read=read,
+            whole=request.view == "original" and request.format == "png",
+            pixels=DRAWN,
+        )
+        groups: Iterator[list[Result]] = (
+            list(group) for _, group in groupby(stream, key=lambda result: result.position)
+        )
+        if request.on_error == "fail":
+            groups = _until_failure(groups)
+        return self.output.write_all(_until(groups, interrupted or Event()))
+
+    def _missing(self) -> Iterator[Source]:
+        """The sources without the batches of which everything is there.
+
+        Batches stay as they were, because the last digits of a score depend on who shares its batch.
+        """
+        sources = self.sources()
+        while batch := list(islice(sources, self._request.batch_size)):
+            there = [self._is_there(source) for source in batch]
+            self.skipped += sum(there)
+            if not all(there):
+                yield from batch
+
+    def _is_there(self, source: Source) -> bool:
+        try:
+            return self.output.has(output_name(source.name), digest(source.path))
+        except ImageError:
+            return False
+
+
+def _until_failure(groups: Iterable[list[Result]]) -> Iterator[list[Result]]:
+    """The groups up to the first that holds a failure, with it."""
+    for group in groups:
+        yield group
+        if any(isinstance(result, Failure) for result in group):
+            return
+
+
+def _until(groups: Iterable[list[Result]], interrupted: Event) -> Iterator[list[Result]]:
+    for group in groups:
+        if interrupted.is_set():
+            raise KeyboardInterrupt
+        yield group

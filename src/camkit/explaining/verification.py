@@ -1,0 +1,149 @@
+"""Whether a folder of results still is what its manifest says."""
+
+from __future__ import annotations
+
+import math
+import random
+from dataclasses import dataclass, fields
+from functools import cache
+from pathlib import Path
+
+from torch import Tensor
+
+from camkit.contracts.model import LoadedModel
+from camkit.errors import CamkitError, ImageError, ModelError
+from camkit.explaining import manifest, pipeline, plan, stored_maps
+from camkit.explaining.manifest import Finding, Line
+from camkit.explaining.plan import Backend
+from camkit.explaining.reader import Findings, Reader, check_picture, photo_id, photograph, table
+from camkit.images import decoding, finding
+from camkit.images.workers import Failure, Processes
+from camkit.models.loading import load_model
+
+EFFORT = 50  # times the default, which the options of a stranger's manifest may ask for together
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a verification came to.
+
+    lines: results that were looked at. maps, pictures, photographs: those whose hash holds; a map may have
+    several pictures. anew: maps computed again; difference: the largest one of them, relative to the peak.
+    """
+
+    lines: int
+    maps: int
+    pictures: int
+    photographs: int
+    anew: int
+    difference: float
+    findings: tuple[Finding, ...]
+
+
+def verify(
+    folder: Path,
+    *,
+    photographs: Path | None = None,
+    sample: int = 8,
+    seed: int = 0,
+    spec: str | None = None,
+    processes: Processes | None = None,
+) -> Verdict:
+    """Whether files, photographs and maps still are what the manifest says.
+
+    photographs: where they lie now, if not where they lay. sample: maps that are computed again, by the
+    model `spec` or the one that the manifest names. processes: which read maps and photographs, if the
+    folder is a stranger's; without, that is done in this one. Raises `UsageError` if there is no manifest.
+    """
+    reader = Reader(processes)
+    findings = Findings()
+    lines = [line for line in manifest.latest(folder, findings) if line["status"] == "ok"]
+    by_map = {manifest.map_id(line): line for line in lines}
+    by_photo = {photo_id(line): line for line in lines}
+    with_picture = [line for line in lines if line["overlay_file"]]
+    held = [
+        line for line in by_map.values() if findings.held(line["map_file"], reader.check_map, folder, line)
+    ]
+    pictures = sum(
+        findings.held(line["overlay_file"], check_picture, folder, line) for line in with_picture
+    )
+    sound = {
+        photo
+        for photo, line in by_photo.items()
+        if findings.held(_shown(line, photographs), _check_photograph, line, photographs)
+    }
+    able = [line for line in held if photo_id(line) in sound]
+    chosen = random.Random(seed).sample(able, min(sample, len(able)))
+    load = cache(load_model)
+    differences = [0.0]
+
+    def check_anew(line: Line) -> None:
+        model: LoadedModel = load(spec or line["model_spec"] or line["model"], dtype=line["dtype"])
+        again = _computed(line, model, photograph(line, photographs), reader)
+        difference = _difference(reader.map(folder, line), again)
+        differences.append(difference)
+        if not difference <= stored_maps.TOLERANCES.get(line["dtype"], 0.0):
+            raise CamkitError(f"made anew it differs by {difference:.1e} of its peak")
+
+    for line in chosen:
+        findings.held(line["map_file"], check_anew, line)
+    worst = max(differences)
+    return Verdict(len(lines), len(held), pictures, len(sound), len(chosen), worst, tuple(findings))
+
+
+def _shown(line: Line, photographs: Path | None) -> str:
+    """Where a photograph is looked for, or what the line calls it if that is nowhere."""
+    try:
+        return finding.display(photograph(line, photographs))
+    except CamkitError:
+        return str(line["image"])
+
+
+def _check_photograph(line: Line, photographs: Path | None) -> None:
+    if decoding.digest(photograph(line, photographs)) != line["image_sha256"]:
+        raise ImageError("it is another photograph now")
+
+
+def _computed(line: Line, model: LoadedModel, photograph: Path, reader: Reader) -> Tensor:
+    """The map of a line, made anew."""
+    if model.sha256 != line["model_sha256"]:
+        raise ModelError(f"{model.name} is not the model that made it")
+    work = plan.plan(
+        model,
+        classes=[line["class_index"]],
+        backends=[line["backend"]],
+        methods=[line["method"]],
+        layer=line["layer"],
+        layout=line["layout"],
+        options=table(line["options"]),
+    )
+    for backend in work.backends:
+        _check_effort(backend)
+    (made,) = pipeline.stream(work, [photograph], read=reader.photographs, whole=False)
+    if isinstance(made, Failure):
+        raise made.error
+    return made.map
+
+
+def _check_effort(backend: Backend) -> None:
+    """Refuse options that take far more time than those by default, where their owner sets no limit."""
+    options = backend.explainer.options
+    asked, times = vars(options), dict[str, float]()
+    for field in fields(options):
+        if type(asked[field.name]) is int and field.metadata.get("max") is None:
+            usual = field.default if type(field.default) is int and field.default else 100
+            times[field.name] = asked[field.name] / usual
+    if math.prod(max(1, factor) for factor in times.values()) > EFFORT:
+        name = max(times, key=lambda key: times[key])
+        raise CamkitError(
+            f"it is not made anew: option {name} = {asked[name]} of {backend.name} asks for more than "
+            f"{EFFORT} times the usual work"
+        )
+
+
+def _difference(stored: Tensor, again: Tensor) -> float:
+    """The largest difference of two maps, as a share of the peak."""
+    if again.shape != stored.shape:
+        raise CamkitError(f"made anew it is {list(again.shape)}")
+    peak = float(stored.abs().max())
+    return float((again - stored).abs().max()) / peak if peak else float(again.abs().max())

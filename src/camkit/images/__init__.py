@@ -1,0 +1,1 @@
+"""Photographs: finding, decoding, preparing, and the processes that read them."""

@@ -1,0 +1,269 @@
+"""Photographs from files: decoded completely, upright, RGB, and safely.
+
+Files may come from strangers. Only the formats below are tried, only up to a size, only regular files;
+every failure is one `ImageError` line that names the file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import math
+import os
+import re
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+from PIL import (
+    ExifTags,
+    Image,
+    ImageFile,
+    TiffImagePlugin,  # noqa: F401  these two register themselves here; otherwise Pillow, asked for
+    UnidentifiedImageError,
+    WebPImagePlugin,  # noqa: F401  their formats, imports all its forty parsers
+)
+
+from camkit.errors import ImageError, reason
+from camkit.files import read_regular, sha256
+from camkit.images.finding import display
+
+# Pillow registers some forty parsers; these are what photographs come in. The JPEG parser also reads
+# MPO, which is what many phones write: a JPEG with further pictures behind it.
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
+MASK_FORMATS = ("PNG", "GIF", "BMP", "TIFF", "PPM")  # without loss
+MAX_PIXELS = 89_478_485  # where Pillow begins to warn of decompression bombs
+MAX_BYTES = 512 * 2**20
+MAX_DRAWN_BYTES, MAX_DRAWN_PIXELS = 8 * 2**20, 4_000_000
+MAX_PROPORTION = 50  # a longer strip would be resized to something enormous, and show nothing
+DRAWN = 2**22  # pixels that a picture is drawn at, at most
+BACKGROUND = (255, 255, 255)
+
+REDUCED = re.compile(r" is drawn at \d+ x \d+ of \d+ x \d+$")  # what `reduced` says
+
+# By the raw mode of a PNG: from the transparent colour as the file holds it to the 8-bit pixels, which
+# Pillow scales without it.
+KEY_SCALES = {"L;2": 85, "L;4": 17, "RGB;16B": 1 / 256}
+# By the EXIF orientation: what makes the picture upright.
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+@dataclass(frozen=True)
+class Photo:
+    """A decoded photograph.
+
+    image: RGB, upright.
+    source: where it came from, for people; `sha256` is of the file's bytes, or of the pixels.
+    warnings: what was not as one would expect.
+    name: how its results are called.
+    cut: whether `image` is only what the model sees of it.
+    path: where it lies, as it was given, with whatever its name holds.
+    view: what the model sees of it, if `image` was reduced for drawing; `whole`: width and height before.
+    """
+
+    image: Image.Image = field(repr=False)
+    source: str
+    sha256: str
+    warnings: tuple[str, ...] = ()
+    name: str = "image"
+    cut: bool = False
+    path: str | None = None
+    view: Image.Image | None = field(default=None, repr=False)
+    whole: tuple[int, int] | None = None
+
+
+def sample() -> Path:
+    """The bundled photograph: `chelsea`, a cat, CC0, as the package scikit-image carries it."""
+    spec = find_spec("skimage")  # located without importing it
+    path = Path(spec.origin or "").parent / "data" / "chelsea.png" if spec else Path()
+    if not path.is_file():
+        raise ImageError("the sample photograph is missing: pip install scikit-image")
+    return path
+
+
+def load(source: str | os.PathLike[str] | Image.Image) -> Photo:
+    """Decode a file, or take an image that is already decoded.
+
+    EXIF orientation is applied, transparency is laid on white, 16-bit grey is scaled, palettes and CMYK
+    are converted, and of an animation the first frame is taken, with a warning.
+    Raises `ImageError` for whatever cannot be decoded completely or is refused.
+    """
+    if isinstance(source, Image.Image):
+        with _naming("the image"):
+            rgb, notes = _develop(source, "the image")
+        return Photo(rgb, "image", hashlib.sha256(rgb.tobytes()).hexdigest(), tuple(notes))
+    path = Path(source)
+    name = display(path)
+    data = _read(path, name)
+    image, notes = _decode(data, name)
+    digest = hashlib.sha256(data).hexdigest()
+    return Photo(image, name, digest, tuple(notes), path=os.fspath(path))
+
+
+def digest(path: str | os.PathLike[str]) -> str:
+    """The `sha256` that the photograph in a file would have, without decoding it."""
+    with _reading(Path(path), display(path)):
+        return sha256(path, MAX_BYTES)
+
+
+def reduced(photo: Photo, view: Image.Image, pixels: int) -> Photo:
+    """A photograph of at most so many pixels for drawing, with the `view` that was cut from all of it."""
+    width, height = photo.image.size
+    if width * height <= pixels:
+        return photo
+    scale = math.sqrt(pixels / (width * height))
+    size = max(1, int(width * scale)), max(1, int(height * scale))
+    image = photo.image.resize(size, Image.Resampling.LANCZOS, reducing_gap=2)
+    told = f"{photo.source} is drawn at {size[0]} x {size[1]} of {width} x {height}"
+    return replace(photo, image=image, view=view, whole=(width, height), warnings=(*photo.warnings, told))
+
+
+def load_mask(path: str | os.PathLike[str]) -> np.ndarray[tuple[int, int], np.dtype[np.int64]]:
+    """The values of a picture of one channel, a mask or a palette's indices: int64 `[height, width]`.
+
+    Nothing is scaled, turned or converted. Raises `ImageError` for what `load` refuses, and for colours,
+    transparency and formats with loss, whose values would not be those that were meant.
+    """
+    name = display(path)
+    data = _read(Path(path), name)
+    with _naming(name, MASK_FORMATS), Image.open(io.BytesIO(data), formats=MASK_FORMATS) as image:
+        if image.mode not in ("1", "L", "P") and not image.mode.startswith("I"):
+            raise ImageError(f"{name} has mode {image.mode}: a mask has one channel, not colours")
+        _check_size(image.size, name)
+        image.load()
+        return np.asarray(image).astype(np.int64)
+
+
+def load_png(path: str | os.PathLike[str]) -> Image.Image:
+    """A picture as camkit draws them, RGB: a PNG of at most 8 MiB and 4 megapixels.
+
+    Raises `ImageError` for anything else that lies in a stranger's folder.
+    """
+    name = display(path)
+    data = _read(Path(path), name, MAX_DRAWN_BYTES)
+    with _naming(name, ("PNG",)), Image.open(io.BytesIO(data), formats=("PNG",)) as image:
+        if image.width * image.height > MAX_DRAWN_PIXELS:
+            raise ImageError(f"{name} is too large: it has more than {MAX_DRAWN_PIXELS:,} pixels")
+        return image.convert("RGB")
+
+
+def _read(path: Path, name: str, limit: int = MAX_BYTES) -> bytes:
+    with _reading(path, name):
+        return read_regular(path, limit)
+
+
+@contextmanager
+def _reading(path: Path, name: str) -> Iterator[None]:
+    try:
+        if path.is_dir():
+            os.scandir(path).close()  # which tells why, if its files could not be listed
+        yield
+    except (OSError, ValueError) as error:  # the latter also for a NUL character
+        raise ImageError(f"{name} cannot be read: {reason(error)}") from None
+
+
+def _decode(data: bytes, name: str) -> tuple[Image.Image, list[str]]:
+    if not data:
+        raise ImageError(f"{name} is empty (0 bytes)")
+    with _naming(name), Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        _scale_key(image)
+        several = image.format != "MPO" and getattr(image, "is_animated", False)
+        rgb, notes = _develop(image, name)
+        return rgb, [*notes, *([f"{name} has several frames: the first is explained"] * several)]
+
+
+def _develop(image: Image.Image, name: str) -> tuple[Image.Image, list[str]]:
+    """Upright and RGB, with notes of what was odd."""
+    _check_size(image.size, name)
+    image.load()  # completely, so that a truncated file is found
+    notes: list[str] = []
+    return _rgb(_upright(image, notes), name), notes
+
+
+@contextmanager
+def _naming(name: str, formats: Sequence[str] = FORMATS) -> Iterator[None]:
+    """Turns whatever goes wrong with an image into one `ImageError` line that names it."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow's; what matters is checked here
+            yield
+    except UnidentifiedImageError:
+        raise ImageError(f"{name} is not an image that camkit reads ({', '.join(formats)})") from None
+    except Image.DecompressionBombError:
+        raise ImageError(f"{name} is too large: more than {MAX_PIXELS:,} pixels") from None
+    except MemoryError:
+        raise ImageError(f"{name} needs more memory than it may have to be decoded") from None
+    except ImageError:
+        raise
+    # Decoders raise nearly anything on damaged data: OSError, SyntaxError, ValueError, struct.error ...
+    except Exception as error:
+        raise ImageError(f"{name} cannot be decoded: {reason(error)}") from None
+
+
+def _check_size(size: tuple[int, int], name: str) -> None:
+    width, height = size
+    if width * height > MAX_PIXELS:
+        raise ImageError(f"{name} is too large: {width} x {height} is more than {MAX_PIXELS:,} pixels")
+    if min(size) == 0:
+        raise ImageError(f"{name} has no pixels: it is {width} x {height}")
+    if max(size) > MAX_PROPORTION * min(size):
+        raise ImageError(
+            f"{name} is {width} x {height}: a strip of more than {MAX_PROPORTION}:1 is no photograph"
+        )
+
+
+def _rgb(image: Image.Image, name: str) -> Image.Image:
+    if image.mode == "F":
+        raise ImageError(
+            f"{name} has floating-point pixels, whose range is not known; convert it to 8 or 16 bits"
+        )
+    if image.mode.startswith("I"):
+        image = _sixteen_bit(image, name)
+    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+        rgba = image.convert("RGBA")
+        background = Image.new("RGBA", rgba.size, (*BACKGROUND, 255))
+        return Image.alpha_composite(background, rgba).convert("RGB")
+    return image.convert("RGB")
+
+
+def _sixteen_bit(image: Image.Image, name: str) -> Image.Image:
+    """16-bit grey to 8 bits; `convert` would clip everything above 255 to white."""
+    values = np.asarray(image).astype(np.int64)
+    if "transparency" in image.info:  # the grey value that stands for nothing
+        values[values == image.info["transparency"]] = 65535
+    if values.min() < 0 or values.max() > 65535:
+        raise ImageError(f"{name} has grey values outside 0 to 65535, of which nobody knows the white")
+    return Image.fromarray((values / 257).round().astype(np.uint8))
+
+
+def _scale_key(image: ImageFile.ImageFile) -> None:
+    """Brings the transparent colour of a PNG that is not decoded yet to the scale of its pixels."""
+    key = image.info.get("transparency")
+    scale = KEY_SCALES.get(str(image.tile[0].args)) if image.format == "PNG" and image.tile else None
+    if scale and key is not None:
+        many = isinstance(key, tuple)
+        image.info["transparency"] = tuple(int(k * scale) for k in key) if many else int(key * scale)
+
+
+def _upright(image: Image.Image, notes: list[str]) -> Image.Image:
+    # Not `ImageOps.exif_transpose`: it also writes the EXIF block anew, and gives up, unturned, if any
+    # other entry of it is odd.
+    try:
+        turn = TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+    # A damaged EXIF block is no reason to refuse the pixels.
+    except Exception:
+        notes.append("the EXIF data cannot be read, so the orientation is unknown")
+        return image
+    return image if turn is None else image.transpose(turn)

@@ -1,0 +1,278 @@
+"""Files of strangers, read in processes that a hostile one may take down: photographs ahead of the model.
+
+A process that reads has little memory, and little time for each file; when it dies, or is killed for
+taking too long, that file is a `Failure` (or a `LimitError`), and another process takes over. It imports
+neither torch nor any model, so it is quick to start and small.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+import warnings
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from functools import partial
+from math import prod
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from PIL import Image
+
+from camkit.errors import CamkitError, CamkitWarning, ImageError, reason
+from camkit.images import decoding, finding
+from camkit.images.decoding import Photo
+from camkit.images.finding import Source
+
+if TYPE_CHECKING:
+    from pebble import ProcessPool
+
+    from camkit.images.preprocess import Preprocess
+
+ImageSource = str | os.PathLike[str] | Source | Image.Image
+
+T = TypeVar("T")
+
+SECONDS = 30.0  # for one file
+WAITING = 2**27  # bytes of pixels that may wait for the model
+MEMORY = 4 * 2**30  # of one process; the largest photograph with transparency needs less than 2 GiB
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A photograph, or one map of it, that could not be explained; the others are not affected."""
+
+    source: str
+    error: CamkitError
+    position: int
+    sha256: str | None = None
+    name: str = "image"
+    path: str | None = None
+
+
+class LimitError(CamkitError):
+    """A file took more time or memory than a process that reads has, or took the process down."""
+
+
+def prepare(
+    source: ImageSource, preprocess: Preprocess, *, whole: bool = True, pixels: int | None = None
+) -> Photo:
+    """A photograph, `whole` or cut to what the model sees of it. Raises `ImageError`.
+
+    pixels: reduce a whole photograph to at most so many; what the model sees is cut from all of it.
+    """
+    photo = decoding.load(source.path if isinstance(source, Source) else source)
+    photo = replace(photo, name=name_of(source))
+    if not whole:
+        return replace(photo, image=preprocess.view(photo.image), cut=True)
+    if pixels is None or prod(photo.image.size) <= pixels:
+        return photo
+    return decoding.reduced(photo, preprocess.view(photo.image), pixels)
+
+
+def name_of(source: ImageSource) -> str:
+    """How the results of a source are called."""
+    if isinstance(source, Image.Image):
+        return "image"
+    return source.name if isinstance(source, Source) else os.path.basename(source)  # noqa: PTH119
+
+
+def read(
+    sources: Iterable[ImageSource],
+    preprocess: Preprocess,
+    *,
+    whole: bool = True,
+    pixels: int | None = None,
+) -> Iterator[tuple[int, Photo] | Failure]:
+    """Each photograph with its position, when it is asked for, in this process."""
+    for position, source in enumerate(sources):
+        try:
+            yield position, prepare(source, preprocess, whole=whole, pixels=pixels)
+        except ImageError as error:
+            yield _failure(position, source, error)
+        except MemoryError:
+            yield _failure(position, source, ImageError(f"{_told(source)} needs more memory than there is"))
+
+
+def call(function: Callable[..., T], *arguments: Any, name: str, memory: int = MEMORY) -> T:
+    """As `Processes.call`, but in this process and without limits."""
+    return function(*arguments)
+
+
+class Processes:
+    """Processes that read; they start at once, beside whatever else has to be imported.
+
+    seconds, memory: how long a file may take, and bytes that a process may have.
+    """
+
+    def __init__(self, count: int = 2, *, seconds: float = SECONDS, memory: int = MEMORY) -> None:
+        from pebble import ProcessPool
+
+        method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
+        context: Any = multiprocessing.get_context(method)
+        if method == "forkserver":
+            context.set_forkserver_preload([__name__])
+            _start_server()
+        self._count, self._seconds = count, seconds
+        self._pool: ProcessPool = ProcessPool(
+            max_workers=count, context=context, initializer=_begin, initargs=(memory,)
+        )
+        for _ in range(count):
+            self._pool.schedule(int)
+
+    def read(
+        self,
+        sources: Iterable[ImageSource],
+        preprocess: Preprocess,
+        *,
+        whole: bool = True,
+        pixels: int | None = None,
+        ahead: int = 32,
+    ) -> Iterator[tuple[int, Photo] | Failure]:
+        """As the function `read`, but up to `ahead` photographs ahead, in the same order.
+
+        Fewer are read ahead if they may be large, unless they are `whole` without a limit of `pixels`.
+        """
+        work = partial(prepare, preprocess=preprocess, whole=whole, pixels=pixels)
+        most = 3 * (prod(preprocess.seen) + (pixels or 0) * whole)
+        if pixels is not None or not whole:
+            ahead = max(self._count, min(ahead, WAITING // most))
+        waiting: deque[tuple[int, ImageSource, Any]] = deque()
+        for position, source in enumerate(sources):
+            future = self._pool.schedule(work, args=(source,), timeout=self._seconds)
+            waiting.append((position, source, future))
+            if len(waiting) > ahead:
+                yield self._result(*waiting.popleft())
+        while waiting:
+            yield self._result(*waiting.popleft())
+
+    def call(self, function: Callable[..., T], *arguments: Any, name: str, memory: int = MEMORY) -> T:
+        """What a function of a module that needs no torch says, or raises, in such a process.
+
+        name: of the file that it reads. memory: bytes that it may take beyond what the process has.
+        Raises `LimitError` if it takes more, or too long, or takes the process down.
+        """
+        future = self._pool.schedule(_within, args=(memory, function, *arguments), timeout=self._seconds)
+        result: T = self._answer(future, name)
+        return result
+
+    def stop(self) -> None:
+        """End the processes, whatever they are doing."""
+        # Ctrl-C in the middle of `schedule` may leave the pool's queue so that the next wake-up of its
+        # thread is lost. That must not be the one that ends it.
+        with suppress(RuntimeError):  # of a pool that has ended already
+            self._pool.schedule(int)
+        self._pool.stop()  # type: ignore[no-untyped-call]
+        self._pool.join()
+
+    def _result(self, position: int, source: ImageSource, future: Any) -> tuple[int, Photo] | Failure:
+        try:
+            return position, self._answer(future, _told(source))
+        except (ImageError, LimitError) as error:
+            return _failure(position, source, ImageError(str(error)))
+
+    def _answer(self, future: Any, name: str) -> Any:
+        from pebble import ProcessExpired
+
+        try:
+            return future.result()
+        except MemoryError:
+            reason = "needs more memory than it may have"
+        except TimeoutError:
+            reason = f"took longer than {self._seconds:g} seconds to be read"
+        except ProcessExpired:
+            reason = "took down the process that read it"
+        raise LimitError(f"{name} {reason}")
+
+
+@contextmanager
+def processes(count: int) -> Iterator[Processes | None]:
+    """`Processes` that end with the block; none for a count of 0.
+
+    None, and a `CamkitWarning`, where the system lets no process be started that shares anything with this
+    one, as with a `/dev/shm` that cannot be written.
+    """
+    pool = None
+    try:
+        pool = Processes(count) if count else None
+    except (OSError, ImportError) as error:
+        text = f"no processes can be started to read photographs ({reason(error)})"
+        told = f"{text}: this one reads them, without limits on time and memory, as --workers 0 does"
+        warnings.warn(CamkitWarning(told), stacklevel=3)
+    try:
+        yield pool
+    finally:
+        if pool:
+            pool.stop()
+
+
+def _failure(position: int, source: ImageSource, error: ImageError) -> Failure:
+    path = source.path if isinstance(source, Source) else source
+    real = None if isinstance(path, Image.Image) else os.fspath(path)
+    return Failure(_told(source), error, position, name=name_of(source), path=real)
+
+
+def _told(source: ImageSource) -> str:
+    """A source for people."""
+    path = source.path if isinstance(source, Source) else source
+    return "image" if isinstance(path, Image.Image) else finding.display(str(path))
+
+
+def _start_server() -> None:
+    """Start the process that others are forked from.
+
+    It ignores Ctrl-C, which a terminal sends to all of its processes, and ends without a message.
+    """
+    from multiprocessing import forkserver
+
+    in_main = threading.current_thread() is threading.main_thread()
+    heard = signal.signal(signal.SIGINT, signal.SIG_IGN) if in_main else None
+    stderr, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        forkserver.ensure_running()
+    finally:
+        os.dup2(stderr, 2)
+        os.close(stderr)
+        os.close(nowhere)
+        if in_main:
+            signal.signal(signal.SIGINT, heard)
+
+
+def _begin(memory: int) -> None:
+    """In a new process: not more than `memory` bytes, and gone when the parent is."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # where libraries of formats say what the error says, too
+    with suppress(ImportError, ValueError, OSError):  # not everywhere, and not above a stricter limit
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _within(memory: int, function: Callable[..., T], *arguments: Any) -> T:
+    """Call a function that gets at most `memory` bytes beyond what this process has already."""
+    try:
+        import resource
+
+        pages = int(Path("/proc/self/statm").read_text().split()[0])
+    except (ImportError, OSError):  # where the limit of the process has to do
+        return function(*arguments)
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    limits = [pages * resource.getpagesize() + memory, *(n for n in (soft, hard) if n >= 0)]
+    resource.setrlimit(resource.RLIMIT_AS, (min(limits), hard))
+    try:
+        return function(*arguments)
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)

@@ -1,0 +1,106 @@
+"""What a user means by a model: `pets`, `timm:resnet18@FILE`, a folder; told before torch is imported."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+from camkit.errors import ModelError, ModelNotFound, closest
+from camkit.files import is_file, read_regular
+from camkit.registry import discovery
+
+PETS = Path(__file__).parent / "pets"  # the bundle that comes with camkit
+MAX_CONFIG = 16 * 2**20  # bytes
+CONFIG, WEIGHTS = "camkit.json", "model.safetensors"  # the files of a bundle
+
+
+def split(spec: str) -> tuple[str, str]:
+    """Model source and reference. Names come first: a folder called `pets` is `./pets`.
+
+    Raises `ModelNotFound` if nothing has that name, and `ModelError` for a file.
+    """
+    found = discovery.find("model")
+    for name in (name for item in found for name in (item.full_name, item.name)):
+        if spec == name:
+            return name, ""
+        if spec.startswith(f"{name}:"):
+            return name, spec[len(name) + 1 :]
+    if os.path.isdir(spec):  # noqa: PTH112  Path.is_dir raises if the name is too long
+        inner = str(Path(spec, "bundle"))  # of the folder that a training wrote
+        return "bundle", inner if is_file(Path(inner, CONFIG)) else spec
+    if is_file(spec):
+        if spec.endswith(".pkl"):
+            raise ModelError(
+                f"{spec} is a file, not a bundle folder; of fastai's learn.export(): fastai:{spec}"
+            )
+        raise ModelError(
+            f"{spec} is a file, not a bundle folder; weights belong to an architecture: timm:NAME@{spec} "
+            f"or torchvision:NAME@{spec}"
+        )
+    raise _not_found(spec, sorted({item.name for item in found}))
+
+
+def check(spec: str) -> None:
+    """Raise what `split` raises, and `ModelNotFound` if a file is missing that a source of camkit needs."""
+    name, reference = split(spec)
+    source = discovery.get("model", name)
+    if source.dist == discovery.HOST and source.name in _MISSING:
+        missing = _MISSING[source.name](reference)
+        if missing:
+            raise ModelNotFound(missing)
+
+
+def classes(spec: str) -> list[str] | None:
+    """The classes of a bundle, as its file says; `None` of anything else, and where that is damaged."""
+    name, reference = split(spec)
+    folder = {"bundle": Path(reference), "pets": PETS}.get(discovery.get("model", name).name)
+    if folder is None:
+        return None
+    try:
+        found = json.loads(read_regular(folder / CONFIG, MAX_CONFIG))["classes"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):  # loading it will say so
+        return None
+    return found if isinstance(found, list) and all(isinstance(one, str) for one in found) else None
+
+
+def _not_found(spec: str, names: list[str]) -> ModelNotFound:
+    if os.sep in spec or "/" in spec or (Path(spec).suffix in (".bundle", ".pth", ".safetensors")):
+        return ModelNotFound(f"there is no bundle folder {spec!r}")
+    scheme, colon, _ = spec.partition(":")
+    hint = closest(scheme, names)
+    if not hint and not colon and re.fullmatch(r"[a-zA-Z]\w{2,63}(\.\w+)?(@.+)?", spec):
+        hint = f"; a network of a library is torchvision:{spec} or timm:{spec}"
+    hint = hint or f"; use a bundle folder or one of {', '.join(names)}"
+    return ModelNotFound(f"there is no model {spec!r}{hint} (`camkit model list`)")
+
+
+def _no_bundle(folder: str) -> str | None:
+    missing = next((name for name in (CONFIG, WEIGHTS) if not is_file(Path(folder, name))), None)
+    return missing and f"{folder} is not a bundle: {missing} is missing"
+
+
+def _no_weights(reference: str) -> str | None:
+    """Of `NAME@FILE`, where capital letters are the names of torchvision's own weights."""
+    _, _, file = reference.partition("@")
+    known = file == "none" or re.fullmatch(r"[A-Z0-9_]*", file) or is_file(file)
+    return None if known else f"there is no weights file {file!r}"
+
+
+def _no_file(reference: str) -> str | None:
+    """Of fastai's `NAME@FILE`, which adds `.pth`, or `FILE.pkl`."""
+    _, at, file = reference.partition("@")
+    if not at and reference.endswith(".pkl") and not is_file(reference):
+        return f"there is no file {reference!r}"
+    return _no_weights(reference) if at and not is_file(f"{file}.pth") else None
+
+
+# By the source: what is missing of a reference, as far as that can be told without the library.
+_MISSING: dict[str, Callable[[str], str | None]] = {
+    "bundle": _no_bundle,
+    "fastai": _no_file,
+    "timm": _no_weights,
+    "torchvision": _no_weights,
+}

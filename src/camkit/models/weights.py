@@ -1,0 +1,175 @@
+"""Weights from files: safetensors, or `.pth` through `torch.load(weights_only=True)`; never a pickle."""
+
+from __future__ import annotations
+
+import pickle
+import re
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlparse
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
+from torch.nn.modules.utils import consume_prefix_in_state_dict_if_present
+
+from camkit.errors import ModelError, ModelNotFound, typed_reason
+from camkit.files import is_file
+from camkit.models import archive
+
+SPARE = 2**27  # values, of which a network may have more when it is built: fastai cuts off most of a VGG
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """A state dict from `.safetensors`, or from `.pth`/`.pt`/`.bin` without unpickling objects.
+
+    Checkpoints that wrap it (`{"state_dict": ...}`, `{"model": ...}`) are unwrapped. Raises `ModelNotFound`
+    if there is no such file, and `ModelError` if it holds something else, or less than it claims to.
+    """
+    if not is_file(path):
+        raise ModelNotFound(f"there is no weights file {str(path)!r}")
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            state: Any = load_file(path)
+        else:
+            is_zip = archive.check(path)
+            # Mapped, a tensor is a part of the file, whatever it claims to be.
+            state = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
+    except pickle.UnpicklingError as error:
+        thing = re.search(r"GLOBAL ([\w.]+)", str(error))
+        what = (
+            f"holds {thing[1]}, which could run code" if thing else "is damaged, or holds no plain tensors"
+        )
+        how = "learn.save(..., with_opt=False)" if "fastcore" in what else "`model.state_dict()`"
+        raise ModelError(f"{path} {what}: refused; save {how} instead") from None
+    # Torch and safetensors raise almost anything on a damaged file.
+    except Exception as error:
+        raise ModelError(f"{path} cannot be read as weights: {typed_reason(error)}") from None
+    for key in ("state_dict", "model", "model_state_dict"):
+        if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
+            state = state[key]
+    if not isinstance(state, dict) or not all(
+        isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in state.items()
+    ):
+        raise ModelError(f"{path} does not hold a state dict (names and tensors)")
+    _check_claims(path, state)
+    for prefix in ("module.", "_orig_mod.", "module."):  # of DataParallel and torch.compile, either way
+        consume_prefix_in_state_dict_if_present(state, prefix)
+    return state
+
+
+def _check_claims(path: Path, state: Mapping[str, Tensor]) -> None:
+    """`ModelError` if a tensor has more values than are there, or all have more bytes than the file."""
+    storages: dict[int, int] = {}
+    for name, tensor in state.items():
+        if tensor.layout is not torch.strided or tensor.device.type != "cpu":
+            raise ModelError(f"{path}: {name} is no plain tensor: refused")
+        storage = tensor.untyped_storage()
+        storages[storage.data_ptr()] = storage.nbytes()
+        if tensor.numel() * tensor.element_size() > storage.nbytes():
+            raise ModelError(f"{path}: {name} claims {list(tensor.shape)} values and holds fewer: refused")
+    if sum(storages.values()) > path.stat().st_size:
+        raise ModelError(f"{path}: its tensors claim to be larger than the file: refused")
+
+
+@contextmanager
+def built_for(size: int) -> Iterator[None]:
+    """While a module is built for weights of `size` bytes: `ModelError` if it becomes far larger.
+
+    Every parameter is counted before its memory is filled; a value takes a byte at least.
+    """
+    left, thread = 2 * size + SPARE, threading.get_ident()
+
+    def count(_: nn.Module, __: str, parameter: nn.Parameter | None) -> None:
+        nonlocal left
+        if parameter is not None and threading.get_ident() == thread:
+            left -= parameter.numel()
+            if left < 0:
+                raise ModelError(f"the network is far larger than its weights, which are {size:,} bytes")
+
+    hook: Any = register_module_parameter_registration_hook(count)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+def put_weights(module: nn.Module, state: Mapping[str, Tensor], where: str) -> None:
+    """Load `state` strictly into `module`; `ModelError` names what does not fit."""
+    own = module.state_dict()
+    shapes = [
+        f"{name} is {list(state[name].shape)}, expected {list(own[name].shape)}"
+        for name in own
+        if name in state and state[name].shape != own[name].shape
+    ]
+    missing: list[str] = []
+    unexpected: list[str] = []
+    if not shapes:
+        # By the versions that a `.pth` file carries modules read the names of their past; other files
+        # have none, and the names of today.
+        versioned: Any = OrderedDict(state)
+        versioned._metadata = getattr(state, "_metadata", getattr(own, "_metadata", {}))
+        try:
+            missing, unexpected = module.load_state_dict(versioned, strict=False)
+        except (RuntimeError, ValueError) as error:
+            raise ModelError(
+                f"the weights of {where} do not fit: {' '.join(str(error).split())[:300]}"
+            ) from None
+    # Weights from before torch 0.4 do not have the counter, which only a training needs.
+    missing = [name for name in missing if not name.endswith("num_batches_tracked")]
+    problems = [
+        f"{len(names)} {what} ({', '.join(names[:2])}{', ...' if len(names) > 2 else ''})"
+        for what, names in (
+            ("missing", missing),
+            ("unexpected", unexpected),
+            ("of another shape", shapes),
+        )
+        if names
+    ]
+    if problems:
+        kind = type(module).__name__
+        raise ModelError(f"the weights of {where} do not fit {kind}: {'; '.join(problems)}")
+
+
+def head_size(state: Mapping[str, Tensor], module: nn.Module) -> int:
+    """How many classes the weights `state` are for: the rows of the matrix that is last in `module`.
+
+    module: the same architecture with any number of classes. Files do not keep the order of a module.
+    If the weights are for something else, it is the number that `module` has.
+    """
+    own = module.state_dict()
+    last = [name for name, t in own.items() if t.ndim >= 2 and "aux" not in name.lower()][-1]
+    head = state.get(last, own[last])
+    return int((head if head.ndim else own[last]).shape[0])
+
+
+def seeded(build: Callable[[], nn.Module]) -> nn.Module:
+    """Build a module whose random weights are the same every time, without touching the global RNG."""
+    with torch.random.fork_rng([]):
+        torch.default_generator.manual_seed(0)  # `torch.manual_seed` would seed CUDA's generators too
+        return build()
+
+
+def download(url: str) -> Path:
+    """A weights file in torch's own cache, fetched if it is not there."""
+    cache = Path(torch.hub.get_dir()) / "checkpoints"
+    path = cache / Path(urlparse(url).path).name
+    if path.exists():
+        return path
+    match = torch.hub.HASH_REGEX.search(path.name)
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        torch.hub.download_url_to_file(url, str(path), match.group(1) if match else None)
+    # Whatever the network and the disk do, and a wrong hash.
+    except Exception as error:
+        raise ModelError(
+            f"{url} could not be fetched ({typed_reason(error)}); put the file into {cache}, "
+            "or use NAME@FILE, or NAME@none for random weights"
+        ) from None
+    return path

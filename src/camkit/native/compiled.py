@@ -1,0 +1,315 @@
+"""The fast mode: what is below the target layer, compiled.
+
+The model is split at the layer. A copy of its body goes through `torch.export` to inductor, which folds
+BatchNorm into convolutions and lays weights out for the machine; on a CPU most 3x3 convolutions take fewer
+multiplications (`winograd`), on a GPU a CUDA graph replays it all. The head stays as it is, and with it the
+gradients. What was compiled belongs to one model, layer, shape and dtype; it goes when the model goes, and
+when anything in it changes: each call reads all of it (`state`), unless the caller promises that nothing
+does (`frozen`).
+"""
+
+from __future__ import annotations
+
+import io
+import sys
+import threading
+import warnings
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr
+from dataclasses import dataclass
+from typing import Any, TextIO, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map_only
+
+from camkit.core import hooks, memory
+from camkit.core.contents import Contents, copied
+from camkit.core.hooks import Captured
+from camkit.core.layout import layout
+from camkit.core.targets import Scored
+from camkit.errors import CamkitError, CamkitWarning, reason
+from camkit.native import cache, winograd
+from camkit.native.split import Split, split_or_reason
+
+# How far compiled scores may be from those of the model, relative to their norm; for an example of noise.
+TOLERANCE = {torch.bfloat16: 0.2, torch.float16: 0.05}
+
+_LAYOUTS = {4: torch.channels_last, 5: torch.channels_last_3d}
+
+T = TypeVar("T")
+M = TypeVar("M", bound=nn.Module)
+
+
+def forward(
+    module: nn.Module,
+    inputs: Tensor,
+    names: Sequence[str],
+    extras: Sequence[Tensor] = (),
+    *,
+    kind: str | None = None,
+    frozen: bool = False,
+) -> tuple[Any, dict[str, Captured]]:
+    """As `capture.forward`, faster where that is possible; a `CamkitWarning` says why it is not.
+
+    kind: see there. frozen: the caller promises that the model does not change between calls, so that it is
+    not read anew.
+    """
+    if len(names) > 1:  # in the order of the model
+        names = [name for name, _ in module.named_modules(remove_duplicate=False) if name in names]
+    lowest, *above = names
+    fast = _fast(module, inputs, lowest, above, extras, frozen)
+    if isinstance(fast, str):
+        warnings.warn(CamkitWarning(f"without fast mode: {fast}"), stacklevel=2)
+        return hooks.forward(module, inputs, names, extras, kind=kind)
+    output, *around = fast.body(inputs)
+    # First: what is no feature map may be no tensor.
+    shape = layout(output, inputs.shape, lowest, module=module, kind=kind)
+    # It may also be what goes around: the head gets a clone.
+    kept = Captured(output.detach().requires_grad_(), shape)
+    with hooks.captured(module, above, inputs.shape, kind=kind) as found, torch.enable_grad():
+        returned = fast.head(kept.output.clone(), *around)
+        scores = module.scores(returned) if isinstance(module, Scored) else returned
+    return scores, {lowest: kept, **found}
+
+
+@dataclass(frozen=True)
+class _Fast:
+    """The body, compiled for one shape and without a graph, and the head of the model itself."""
+
+    body: Callable[[Tensor], Sequence[Any]]
+    head: Callable[..., Any]
+
+
+def _fast(
+    module: nn.Module,
+    inputs: Tensor,
+    layer: str,
+    above: Sequence[str],
+    extras: Sequence[Tensor],
+    frozen: bool,
+) -> _Fast | str:
+    """What serves this call, or one line that says why nothing does."""
+    if extras:
+        return "it takes a model with one input"
+    if torch.is_autocast_enabled(inputs.device.type):
+        return "it does not work under autocast; pass dtype="
+    others = [module.get_submodule(name) for name in above]
+    owner = module
+    if isinstance(module, Scored):  # made anew for each call: what is remembered belongs to the model
+        owner, layer = module.module, layer.removeprefix("module").lstrip(".")
+    key = (layer, inputs.shape, inputs.dtype, inputs.device, _settings())
+    with memory.LOCK:
+        refusal = _REFUSALS.get(owner)
+        if refusal and not refusal.contents.changes(owner):
+            return refusal.reason
+        try:
+            kept = memory.of(owner, frozen=frozen)
+        except Exception as error:  # of tensors that are none of the usual ones
+            return f"whether the model changes cannot be told ({_cause(error)}); promise it with frozen="
+        if _global_hooks() or kept.hooked(owner):
+            return "the model has hooks, which compiled code does not call"
+        parts = kept.part(("split", layer), lambda: split_or_reason(owner, layer))
+        if isinstance(parts, str):
+            return parts
+        if others and not set(parts.head.modules()).difference(parts.body.modules()).issuperset(others):
+            return "of several layers it needs one below all others"
+        if key not in kept and (reason := _unsafe() or _unsteady(owner, inputs)):
+            return reason
+        weights: dict[str, Tensor] = kept.part("transformed", dict)  # which all compiled shapes share
+        return kept.get(key, lambda: _build(owner, parts, inputs, weights))
+
+
+def _settings() -> tuple[Any, ...]:
+    """What compiled code keeps of the switches that are one for the whole process."""
+    backends: Any = torch.backends
+    return (
+        torch.get_num_threads(),
+        torch.get_default_dtype(),
+        torch.are_deterministic_algorithms_enabled(),
+        backends.cudnn.deterministic,
+        *(switch.enabled for switch in (backends.cudnn, backends.mkldnn)),
+        # Not `get_float32_matmul_precision`, which fails where it is said in the new way.
+        *(of.fp32_precision for of in (backends.cuda.matmul, backends.mkldnn.matmul)),
+        *(of.conv.fp32_precision for of in (backends.cudnn, backends.mkldnn)),
+        backends.cuda.matmul.allow_fp16_reduced_precision_reduction,
+        backends.cuda.matmul.allow_bf16_reduced_precision_reduction,
+    )
+
+
+def _unsafe() -> str | None:
+    """Why there is no place for compiled code that others cannot change."""
+    try:
+        cache.folder()
+    except CamkitError as error:
+        return str(error)
+    return None
+
+
+def _unsteady(module: nn.Module, inputs: Tensor) -> str | None:
+    """Why the model itself cannot be relied on to stay the same: a forward of it changes it.
+
+    One that changes in its first forward only, such as to fill a cache, is served by the next call.
+    """
+    try:
+        with warnings.catch_warnings(), _silent(), torch.no_grad():
+            warnings.simplefilter("ignore")
+            probe = _copy(module)  # the model keeps what it has
+            before = Contents(probe)
+            probe(_noise(inputs, 1))
+            first = before.changes(probe)
+            before = Contents(probe)
+            probe(_noise(inputs, 2))
+            always = before.changes(probe)
+    except Exception:  # then it cannot be compiled either, or only by chance: that is checked
+        return None
+    if always:
+        reason = f"its forward changes the model ({always[0]})"
+        _REFUSALS[module] = _Refusal(reason, Contents(module, frozenset([*first, *always]), copied=False))
+        return reason
+    return f"its first forward changes the model ({first[0]})" if first else None
+
+
+def _build(module: nn.Module, parts: Split, inputs: Tensor, kept: dict[str, Tensor]) -> _Fast | str:
+    try:
+        with warnings.catch_warnings(), cache.compiling(), _silent(), torch.no_grad():
+            warnings.simplefilter("ignore")
+            fast = _Fast(_compiled(parts.body, _noise(inputs, 0), kept), parts.head)
+            if not isinstance(fast.body(_noise(inputs, 0))[0], Tensor):
+                return "the layer returns something else than a tensor"
+            # Not with the inputs that it was made with: they could have become a part of it.
+            same = all(_same(fast, module, parts, _noise(inputs, seed)) for seed in (1, 2))
+    except Exception as error:  # of tracing, generating, compiling with a compiler that may not be there
+        return f"the model cannot be compiled ({_cause(error)})"
+    return fast if same else "the compiled model returns something else"
+
+
+def _noise(inputs: Tensor, seed: int) -> Tensor:
+    """Values in the shape of `inputs`, others for each seed: normal ones, of odd seeds between 0 and 1."""
+    draw = torch.rand if seed % 2 else torch.randn
+    return draw(inputs.shape, generator=torch.Generator().manual_seed(seed)).to(inputs)
+
+
+def _same(fast: _Fast, module: nn.Module, parts: Split, inputs: Tensor) -> bool:
+    """Whether what was compiled agrees with the model, in what the body returns and in the scores."""
+    values, wanted = fast.body(inputs), parts.body(inputs.clone())
+    if not _agree(values, wanted):
+        return False
+    return _agree(fast.head(*values), module(inputs.clone()))  # which may write into what it gets
+
+
+def _agree(found: Any, wanted: Any) -> bool:
+    one, other = tree_leaves(found), tree_leaves(wanted)
+    return len(one) == len(other) and all(map(_close, one, other))
+
+
+def _compiled(
+    body: nn.Module, example: Tensor, kept: dict[str, Tensor]
+) -> Callable[[Tensor], Sequence[Any]]:
+    import torch._inductor  # takes its time
+    from torch._inductor.codecache import PyCodeCache
+
+    memory_format = _LAYOUTS.get(example.ndim, torch.contiguous_format)
+    example = example.clone(memory_format=memory_format)
+    own = _copy(body).to(memory_format=torch.channels_last)
+    graph = winograd.rewritten(torch.export.export(own, (example,)), kept)
+    before = len(PyCodeCache.modules)
+    code = torch._inductor.compile(graph, [example], options={"freezing": True})
+    generated = PyCodeCache.modules[before:]
+    run = _Replayed(code, example) if example.is_cuda else code
+
+    @torch.no_grad()
+    def call(inputs: Tensor) -> Sequence[Any]:
+        # Gradients of a head, pooling above all, are slower in the layout that convolutions like.
+        values: Sequence[Any] = run(inputs.clone(memory_format=memory_format))
+        return [value.contiguous() if isinstance(value, Tensor) else value for value in values]
+
+    weakref.finalize(call, _forget, generated)
+    return call
+
+
+def _copy(module: M) -> M:
+    """A deep copy without hooks; there are none but those of camkit in another thread."""
+    own = copied(module)
+    for part in own.modules():
+        part._forward_hooks.clear()
+    return own
+
+
+def _forget(generated: Sequence[Any]) -> None:
+    """Inductor keeps the modules that it generates for ever, and in them the weights that were folded."""
+    for module in generated:
+        for name in [name for name, value in vars(module).items() if isinstance(value, Tensor)]:
+            delattr(module, name)
+
+
+class _Replayed:
+    """A function of one tensor as a CUDA graph, which is launched at once."""
+
+    def __init__(self, run: Callable[[Tensor], Any], example: Tensor) -> None:
+        self._lock = threading.Lock()  # there is one place for inputs and outputs
+        self._inputs, self._graph = example.clone(), torch.cuda.CUDAGraph()
+        side = torch.cuda.Stream(example.device)  # type: ignore[no-untyped-call]
+        side.wait_stream(torch.cuda.current_stream(example.device))
+        with torch.cuda.stream(side):
+            for _ in range(3):  # whatever is tuned or allocated in the first runs does not belong in it
+                run(self._inputs)
+        torch.cuda.current_stream(example.device).wait_stream(side)
+        with torch.cuda.device(example.device), torch.cuda.graph(self._graph):
+            self._output = run(self._inputs)
+
+    def __call__(self, inputs: Tensor) -> Any:
+        with self._lock, torch.cuda.device(inputs.device):
+            self._inputs.copy_(inputs)
+            self._graph.replay()
+            return tree_map_only(Tensor, Tensor.clone, self._output)
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """Keeps back what torch prints to stderr from this thread: one line of ours says it all."""
+    with redirect_stderr(_OfOthers(sys.stderr, threading.get_ident())):
+        yield
+
+
+class _OfOthers(io.TextIOBase):
+    """A stream for all threads but `owner`."""
+
+    def __init__(self, stream: TextIO, owner: int) -> None:
+        self._stream, self._owner = stream, owner
+
+    def write(self, text: str) -> int:
+        return len(text) if threading.get_ident() == self._owner else self._stream.write(text)
+
+
+def _close(fast: Any, plain: Any) -> bool:
+    if not (isinstance(fast, Tensor) and isinstance(plain, Tensor)):  # a number that goes around the layer
+        return type(fast) is type(plain) and bool(fast == plain)
+    if fast.shape != plain.shape or fast.dtype != plain.dtype:
+        return False
+    difference = (fast.double() - plain.double()).norm()
+    return bool(difference <= TOLERANCE.get(plain.dtype, 1e-3) * plain.double().norm())
+
+
+def _cause(error: BaseException) -> str:
+    """The first line of what an error goes back to."""
+    while error.__cause__:
+        error = error.__cause__
+    return reason(error)
+
+
+@dataclass(frozen=True)
+class _Refusal:
+    """Why a model that changes itself is not compiled, for as long as the rest of it stays as it is."""
+
+    reason: str
+    contents: Contents
+
+
+_REFUSALS: weakref.WeakKeyDictionary[nn.Module, _Refusal] = weakref.WeakKeyDictionary()
+
+
+def _global_hooks() -> bool:
+    """Whether somebody listens to all modules of the process."""
+    return bool(torch.nn.modules.module._has_any_global_hook())  # type: ignore[no-untyped-call]

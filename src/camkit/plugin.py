@@ -1,0 +1,132 @@
+"""All that a plugin may import: the contracts, and what camkit's own plugins are made with.
+
+    from camkit.plugin import Explainer, Query, forward
+
+It stays as it is within a version of the plugin API. Errors are in `camkit.errors`, checks in
+`camkit.testing`. Names are imported when they are first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from camkit.contracts.explainer import Explainer, Query, Sweep
+    from camkit.contracts.metric import MapBatch, Metric, Scores
+    from camkit.contracts.model import LoadedModel, ModelSource
+    from camkit.contracts.options import NoOptions, option
+    from camkit.contracts.trainer import Trainer, TrainRequest, TrainResult
+    from camkit.core.devices import pick_device, pick_dtype
+    from camkit.core.hooks import forward
+    from camkit.core.layout import layout_of
+    from camkit.core.stand_in import StandIn, wide
+    from camkit.images.decoding import Photo
+    from camkit.images.decoding import load as load_image
+    from camkit.images.decoding import sample as sample_image
+    from camkit.images.finding import expand as find_images
+    from camkit.images.preprocess import Preprocess
+    from camkit.models import fastai_architecture
+    from camkit.models.bundle import save_bundle
+    from camkit.models.fastai import FastaiSource
+    from camkit.models.timm import TimmSource
+    from camkit.models.torchvision import TorchvisionSource
+    from camkit.models.weights import put_weights, read_weights
+    from camkit.registry.loading import make
+    from camkit.training import dataset, finetune, recipe
+    from camkit.training.run_folder import Run, is_main, report_line
+
+# Where each name is from, and what it is called there: nothing for a module itself.
+_HOMES = {
+    "Explainer": "camkit.contracts.explainer:Explainer",
+    "FastaiSource": "camkit.models.fastai:FastaiSource",
+    "LoadedModel": "camkit.contracts.model:LoadedModel",
+    "MapBatch": "camkit.contracts.metric:MapBatch",
+    "Metric": "camkit.contracts.metric:Metric",
+    "ModelSource": "camkit.contracts.model:ModelSource",
+    "NoOptions": "camkit.contracts.options:NoOptions",
+    "Photo": "camkit.images.decoding:Photo",
+    "Preprocess": "camkit.images.preprocess:Preprocess",
+    "Query": "camkit.contracts.explainer:Query",
+    "Run": "camkit.training.run_folder:Run",
+    "Scores": "camkit.contracts.metric:Scores",
+    "StandIn": "camkit.core.stand_in:StandIn",
+    "Sweep": "camkit.contracts.explainer:Sweep",
+    "TimmSource": "camkit.models.timm:TimmSource",
+    "TorchvisionSource": "camkit.models.torchvision:TorchvisionSource",
+    "TrainRequest": "camkit.contracts.trainer:TrainRequest",
+    "TrainResult": "camkit.contracts.trainer:TrainResult",
+    "Trainer": "camkit.contracts.trainer:Trainer",
+    "dataset": "camkit.training.dataset:",
+    "fastai_architecture": "camkit.models.fastai_architecture:",
+    "find_images": "camkit.images.finding:expand",
+    "finetune": "camkit.training.finetune:",
+    "forward": "camkit.core.hooks:forward",
+    "is_main": "camkit.training.run_folder:is_main",
+    "layout_of": "camkit.core.layout:layout_of",
+    "load_image": "camkit.images.decoding:load",
+    "make": "camkit.registry.loading:make",
+    "option": "camkit.contracts.options:option",
+    "pick_device": "camkit.core.devices:pick_device",
+    "pick_dtype": "camkit.core.devices:pick_dtype",
+    "put_weights": "camkit.models.weights:put_weights",
+    "read_weights": "camkit.models.weights:read_weights",
+    "recipe": "camkit.training.recipe:",
+    "report_line": "camkit.training.run_folder:report_line",
+    "sample_image": "camkit.images.decoding:sample",
+    "save_bundle": "camkit.models.bundle:save_bundle",
+    "wide": "camkit.core.stand_in:wide",
+}
+
+__all__ = [
+    "Explainer",
+    "FastaiSource",
+    "LoadedModel",
+    "MapBatch",
+    "Metric",
+    "ModelSource",
+    "NoOptions",
+    "Photo",
+    "Preprocess",
+    "Query",
+    "Run",
+    "Scores",
+    "StandIn",
+    "Sweep",
+    "TimmSource",
+    "TorchvisionSource",
+    "TrainRequest",
+    "TrainResult",
+    "Trainer",
+    "dataset",
+    "fastai_architecture",
+    "find_images",
+    "finetune",
+    "forward",
+    "is_main",
+    "layout_of",
+    "load_image",
+    "make",
+    "option",
+    "pick_device",
+    "pick_dtype",
+    "put_weights",
+    "read_weights",
+    "recipe",
+    "report_line",
+    "sample_image",
+    "save_bundle",
+    "wide",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'camkit.plugin' has no attribute {name!r}")
+    home, _, attribute = _HOMES[name].partition(":")
+    module = importlib.import_module(home)
+    return globals().setdefault(name, getattr(module, attribute) if attribute else module)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

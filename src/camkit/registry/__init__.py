@@ -1,0 +1,1 @@
+"""Plugins: finding, loading, options, and the scaffold of a new one."""

@@ -1,0 +1,265 @@
+"""Finding plugins and reading their options.
+
+Found and loaded are two things. `find` reads package metadata only, so it is quick, never runs a
+stranger's code and gives the same list every time; `load` imports the one plugin that is used.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import os
+import re
+import sys
+import warnings
+from collections import Counter
+from dataclasses import dataclass, replace
+from functools import cache
+from importlib.machinery import PathFinder
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from camkit.errors import (
+    AmbiguousPlugin,
+    BrokenPlugin,
+    CamkitWarning,
+    PluginNotFound,
+    closest,
+    typed_reason,
+)
+
+if TYPE_CHECKING:
+    from importlib.metadata import Distribution  # it takes a third of the time of `--help`
+
+Kind = Literal["explainer", "metric", "trainer", "model"]
+
+# Plugins of our own that come as separate packages: an error can say which one.
+OURS = {
+    ("trainer", "fastai"),
+    ("explainer", "captum"),
+    ("explainer", "pytorch-grad-cam"),
+    ("explainer", "torchcam"),
+}
+
+GROUPS: dict[Kind, str] = {
+    "explainer": "camkit.explainers",
+    "metric": "camkit.metrics",
+    "trainer": "camkit.trainers",
+    "model": "camkit.models",
+}
+HOST = "camkit"
+NAME = re.compile(r"[a-z0-9-]+")
+# A line of Requires-Dist as far as it matters here: `camkit[extra] (>=1,<2); marker`, `camkit @ URL`.
+REQUIREMENT = re.compile(
+    r"(?P<name>[\w.-]+)\s*(\[.*?\])?\s*\(?(?P<versions>[^;)@]*?)\)?\s*(@[^;]*)?(;(?P<marker>.*))?"
+)
+
+
+@dataclass(frozen=True)
+class Found:
+    """A plugin as its package announces it. `problem` is why it cannot be used, if it cannot.
+
+    `ambiguous`: the name is offered by several packages, so only `dist:name` picks one.
+    """
+
+    kind: Kind
+    name: str
+    value: str
+    dist: str
+    version: str
+    problem: str | None = None
+    ambiguous: bool = False
+
+    @property
+    def full_name(self) -> str:
+        """The name that is never ambiguous."""
+        return f"{self.dist}:{self.name}"
+
+    @property
+    def status(self) -> str:
+        """One of `ok`, `ambiguous`, `broken`."""
+        return "broken" if self.problem else "ambiguous" if self.ambiguous else "ok"
+
+
+def find(kind: Kind | None = None) -> list[Found]:
+    """Every plugin that installed packages announce, sorted by kind, name and distribution."""
+    found = _scan(os.environ.get("CAMKIT_PLUGINS"), tuple(sys.path))
+    return [f for f in found if kind in (None, f.kind)]
+
+
+def get(kind: Kind, name: str) -> Found:
+    """The one plugin that `name` (or `dist:name`) means.
+
+    Raises `PluginNotFound`, `AmbiguousPlugin` or `BrokenPlugin`.
+    """
+    matches = _named(kind, name)
+    if all(f.problem for f in matches):  # perhaps it was installed or mended a moment ago, from a notebook
+        _scan.cache_clear()
+        importlib.invalidate_caches()
+        matches = _named(kind, name)
+    usable = [f for f in matches if not f.problem]
+    if len(usable) == 1:
+        return usable[0]
+    if usable:
+        offers = " or ".join(f.full_name for f in usable)
+        raise AmbiguousPlugin(f"{kind} {name!r} is offered by several packages: use {offers}")
+    if matches:
+        broken = matches[0]
+        raise BrokenPlugin(f"{kind} {name!r} from {broken.dist} cannot be used: {broken.problem}")
+    known = [f.name for f in find(kind) if not f.problem]
+    hint = closest(name, known) or f"; installed: {', '.join(known) or 'none'}"
+    shown = "`camkit plugin list` shows all"
+    if "CAMKIT_PLUGINS" in os.environ:
+        shown = "the variable CAMKIT_PLUGINS restricts what may be used"
+    package = f"pip install camkit-{name}" if (kind, name) in OURS else ""
+    shown = package or shown
+    raise PluginNotFound(f"there is no {kind} {name!r}{hint} ({shown})")
+
+
+def _named(kind: Kind, name: str) -> list[Found]:
+    return [f for f in find(kind) if name in (f.name, f.full_name)]
+
+
+def summary(found: Found) -> str:
+    """The plugin's own one-line summary, read from its source without running it; "" if it has none.
+
+    Importing every plugin for a list would run strangers' code and take as long as importing torch.
+    """
+    module, _, cls = found.value.partition(":")
+    package, *rest = module.split(".")
+    spec = PathFinder.find_spec(package)
+    folders = [Path(folder) for folder in (spec and spec.submodule_search_locations) or ()]
+    files = [folder.joinpath(*rest, "__init__.py") for folder in folders]
+    files += [folder.joinpath(*rest).with_suffix(".py") for folder in folders if rest]
+    files += [Path(spec.origin)] if spec and spec.origin and not rest else []
+    source = next((file for file in files if file.is_file()), None)
+    for line in _class_body(source, cls) if source and cls else ():
+        match line:
+            case (
+                ast.Assign(targets=[ast.Name(id="summary")], value=ast.Constant(value=str(text)))
+                | ast.AnnAssign(target=ast.Name(id="summary"), value=ast.Constant(value=str(text)))
+            ):
+                return text
+    return ""
+
+
+def _class_body(source: Path, cls: str) -> list[ast.stmt]:
+    """The statements of a class before its methods; only they are parsed, for a module takes long."""
+    block = rf"^class {re.escape(cls)}\b.*?(?=^[^\s)#]|^    (?:def|async|@)|\Z)"
+    try:
+        text = re.search(block, source.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+        node = ast.parse(text[0]).body[0] if text else None
+    except (OSError, SyntaxError, ValueError):
+        return []
+    return node.body if isinstance(node, ast.ClassDef) else []
+
+
+@cache
+def _scan(restriction: str | None, path: tuple[str, ...]) -> list[Found]:
+    """All announcements, sorted and marked; walking every package takes as long as a small forward."""
+    kinds = list(GROUPS)
+    found = sorted(_announced(_selection(restriction)), key=lambda f: (kinds.index(f.kind), f.name, f.dist))
+    claims = Counter((f.kind, f.name) for f in found if not f.problem)
+    return [replace(f, ambiguous=claims[f.kind, f.name] > 1 and not f.problem) for f in found]
+
+
+def _announced(selected: set[str] | None) -> list[Found]:
+    from importlib.metadata import distributions
+
+    seen: set[str] = set()
+    found: list[Found] = []
+    for dist in distributions():
+        try:
+            # Read this text first: parsing the metadata of every package would take most of the time.
+            if "camkit." not in (dist.read_text("entry_points.txt") or ""):
+                continue
+            if not dist.name:
+                raise ValueError("it names no package")
+            name = _normalised(dist.name)
+            if name in seen:  # the first on sys.path is the one that gets imported
+                continue
+            seen.add(name)
+            if name == HOST or selected is None or name in selected:
+                found += _offers(name, dist)
+        # One damaged package must not take the others down.
+        except Exception as error:
+            where = getattr(dist, "_path", dist.locate_file(""))
+            text = f"the package metadata in {where} cannot be read ({typed_reason(error)}): reinstall it"
+            warnings.warn(CamkitWarning(text), stacklevel=2)
+    return [_unshadowed(item, found) for item in found]
+
+
+def _offers(name: str, dist: Distribution) -> list[Found]:
+    kinds = {group: kind for kind, group in GROUPS.items()}
+    items = [
+        Found(kinds[entry.group], entry.name, entry.value, name, dist.version or "?")
+        for entry in dist.entry_points
+        if entry.group in kinds
+    ]
+    return [replace(item, problem=_problem(item, dist)) for item in items]
+
+
+def _selection(value: str | None) -> set[str] | None:
+    """CAMKIT_PLUGINS: unset allows all; otherwise the distributions named, with commas."""
+    if value is None:
+        return None
+    return {_normalised(part) for part in value.split(",") if part.strip()}
+
+
+def _problem(found: Found, dist: Distribution) -> str | None:
+    """What is wrong as far as the metadata tells."""
+    if not NAME.fullmatch(found.name):
+        return f"the name {found.name!r} is not of the form [a-z0-9-]+"
+    if not re.fullmatch(r"[\w.]+:[\w.]+", found.value):
+        return f"the entry point {found.value!r} is not of the form module:Class"
+    if found.dist == HOST:
+        return None
+    requirements = filter(None, map(REQUIREMENT.fullmatch, dist.requires or ()))
+    ours = [r for r in requirements if _normalised(r["name"]) == HOST and _applies(r["marker"])]
+    return next(filter(None, (_misfit(r["versions"], found.dist) for r in ours)), None)
+
+
+def _applies(marker: str | None) -> bool:
+    """Whether a requirement with this marker counts here; that of an extra does not."""
+    if not marker:
+        return True
+    from packaging.markers import Marker
+
+    return Marker(marker).evaluate({"extra": ""})
+
+
+def _misfit(versions: str, dist: str) -> str | None:
+    """Whether this camkit is among the `versions` that a plugin asks for; if not, whom to upgrade."""
+    from importlib.metadata import version
+
+    from packaging.version import Version
+
+    here = version(HOST)
+    lower = re.fullmatch(r">=\s*([\d.]*\d)", versions)
+    if lower and Version(here) >= Version(lower[1]):
+        return None  # what nearly everyone writes; the next import takes longer than all the rest of a list
+
+    from packaging.specifiers import SpecifierSet
+
+    try:
+        unmet = [one for one in SpecifierSet(versions) if not one.contains(here, prereleases=True)]
+        newer = [Version(one.version.removesuffix(".*")) > Version(here) for one in unmet]
+    except ValueError:
+        return f"its requirement camkit{versions} cannot be read"
+    if not unmet:
+        return None
+    side = HOST if any(newer) or any(one.operator == ">" for one in unmet) else dist
+    return f"it needs camkit{versions}, this is {here}: upgrade {side}"
+
+
+def _unshadowed(item: Found, found: list[Found]) -> Found:
+    """Built-in names belong to camkit."""
+    if item.dist == HOST or item.problem:
+        return item
+    if any(f.dist == HOST and (f.kind, f.name) == (item.kind, item.name) for f in found):
+        return replace(item, problem=f"the name {item.name!r} is built into camkit; choose another")
+    return item
+
+
+def _normalised(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).strip().lower()

@@ -1,0 +1,1 @@
+"""Trainings, their folders and reports."""

@@ -1,0 +1,235 @@
+"""The folder of a training: a checkpoint while it lasts, then result and bundle, each whole or missing."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import pickle
+import platform
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+import torchvision
+
+import camkit
+from camkit.contracts.model import LoadedModel
+from camkit.contracts.trainer import TrainRequest, TrainResult
+from camkit.errors import CamkitError, UsageError, reason
+from camkit.files import cause, check_writable, is_file, sweep, writing
+from camkit.models import archive
+from camkit.models.bundle import described, save_bundle
+from camkit.training import result as results
+from camkit.training.dataset import Dataset
+from camkit.training.result import BUNDLE, CHECKPOINT
+
+ROOM = 2**20  # bytes of a bundle's facts that are left for the history of the training
+
+
+def is_main() -> bool:
+    """Whether this process writes: it is the only one, or the first of several under a launcher."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def report_line(epoch: int, total: int, figures: Mapping[str, float]) -> str:
+    """What a user reads after an epoch, counted from 1."""
+    return (
+        f"epoch {epoch}/{total}, train loss {figures['train_loss']:.3f}, valid loss "
+        f"{figures['valid_loss']:.3f}, error {figures['error_rate']:.1%}"
+    )
+
+
+def clear(out: Path) -> None:
+    """Remove what a finished training needs no more, also one that was killed behind its bundle."""
+    with suppress(OSError):
+        (out / CHECKPOINT).unlink()
+    sweep(out, below=False)
+
+
+class Run:
+    """One training in `request.out`; of several processes that train together the first one writes.
+
+    Raises `UsageError` if the folder holds another training than the one that is asked for, and
+    `CamkitError` if nothing can be written there.
+    """
+
+    def __init__(self, trainer: str, request: TrainRequest) -> None:
+        self.out = request.out
+        self._request, self._trainer = request, trainer
+        results.check_free(self.out, resume=request.resume)
+        check_writable(self.out)
+        if is_main():
+            sweep(self.out, below=False)
+
+    @property
+    def _checkpoint(self) -> Path:
+        return self.out / CHECKPOINT
+
+    def load(self, data: Dataset) -> dict[str, Any]:
+        """The state after the last finished epoch on `data`.
+
+        `epoch`, `history`, `steps` and what else was saved; before the first epoch these three alone.
+        """
+        try:
+            self.out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise CamkitError(f"cannot write into {self.out}: {error.strerror}") from None
+        self._data, self._identity = data, _identity(self._trainer, self._request, data)
+        if not os.path.lexists(self._checkpoint):
+            return {"epoch": 0, "history": [], "steps": []}
+        state = _read(self._checkpoint)
+        other = [name for name, value in self._identity.items() if state["identity"].get(name) != value]
+        if other:
+            raise UsageError(
+                f"{self.out} holds a training with another {' and '.join(other)}: choose another --out"
+            )
+        return state
+
+    def begin(
+        self,
+        model: LoadedModel,
+        valid: Sequence[int],
+        *,
+        recipe: Mapping[str, Any],
+        half: bool = False,
+        packages: Sequence[str] = (),
+    ) -> None:
+        """What is about to be trained; `ModelError` if no bundle could hold it, before any training.
+
+        recipe: every value that is used, also those that the user left to the trainer.
+        half: weights as float16. packages: those whose versions matter besides camkit and torch.
+        """
+        request, data = self._request, self._data
+        chosen = set(valid)
+        names = [data.name(i) for i in range(len(data.paths))]
+        self._model, self._valid, self._half = model, valid, half
+        self._facts = {
+            "trainer": self._trainer,
+            "recipe": dict(recipe),
+            "arch": request.arch,
+            "weights": request.weights if request.weights in ("default", "none") else "file",
+            "seed": request.seed,
+            "precision": request.precision,
+            "split": {
+                "train": [name for i, name in enumerate(names) if i not in chosen],
+                "valid": [name for i, name in enumerate(names) if i in chosen],
+            },
+            "versions": {
+                "camkit": camkit.__version__,
+                "torch": str(torch.__version__),
+                "torchvision": str(torchvision.__version__),
+                "python": platform.python_version(),
+                **{package: metadata.version(package) for package in packages},
+            },
+        }
+        described(model, self._facts, room=ROOM)
+
+    @contextmanager
+    def restoring(self) -> Iterator[None]:
+        """What does not fit becomes one line that names the checkpoint."""
+        try:
+            yield
+        # The values are of a file, and torch raises nearly anything on what it did not write.
+        except Exception as error:
+            raise _damaged(self._checkpoint, f"does not fit this training ({reason(error)})") from error
+
+    def save(
+        self,
+        *,
+        epoch: int,
+        history: Sequence[Mapping[str, float]],
+        steps: Sequence[Mapping[str, float]],
+        **parts: Any,
+    ) -> None:
+        """Keep the state after `epoch` epochs in place of the last one; `CamkitError` if they diverged.
+
+        parts: tensors, numbers, texts, lists and dicts of them.
+        """
+        for name, figure in history[-1].items():
+            if not math.isfinite(figure):
+                raise CamkitError(
+                    f"{name} of epoch {epoch} is {figure}: the training diverged; lower the rates of the "
+                    "recipe, and choose another --out"
+                )
+        if not is_main():
+            return
+        state = {"identity": self._identity, "epoch": epoch, "history": history, "steps": steps, **parts}
+        try:
+            with writing(self._checkpoint) as file:
+                torch.save(state, file)
+        except (OSError, RuntimeError) as error:  # of torch, for a full disk
+            raise CamkitError(f"cannot write {self._checkpoint}: {reason(cause(error))}") from None
+
+    def finish(
+        self,
+        metrics: Mapping[str, float],
+        history: Sequence[Mapping[str, float]],
+        steps: Sequence[Mapping[str, float]],
+    ) -> TrainResult:
+        """Write the result and the bundle, with what an auditor would ask, and drop the checkpoint.
+
+        It goes last, so that whatever happens before, `resume` comes here again.
+        """
+        data = self._data
+        photos = tuple((data.paths[i], data.classes[data.labels[i]]) for i in self._valid)
+        result = TrainResult(self.out / BUNDLE, metrics, tuple(history), tuple(steps), photos)
+        if is_main():
+            results.write(result, data.root)
+            told = {"metrics": dict(metrics), **self._facts, "history": [dict(epoch) for epoch in history]}
+            save_bundle(self._model, result.bundle, half=self._half, **told)
+            clear(self.out)
+        return result
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """A checkpoint: tensors, numbers and texts only, so that one from a stranger runs no code."""
+    if not is_file(path):
+        raise _damaged(path, "is no regular file")
+    try:
+        file = path.open("rb")
+    except OSError as error:
+        raise CamkitError(f"{path} cannot be read: {reason(error)}") from None
+    try:
+        archive.check(path)
+        with file:
+            state = dict(torch.load(file, map_location="cpu", weights_only=True))
+        state["identity"] = dict(state["identity"])
+        for name in ("history", "steps"):
+            state[name] = list(map(results.figures, state[name]))
+        if type(state["epoch"]) is not int or state["epoch"] != len(state["history"]):
+            raise ValueError
+    except MemoryError:
+        raise
+    except pickle.UnpicklingError as error:
+        thing = re.search(r"GLOBAL ([\w.]+)", str(error))
+        raise _damaged(path, f"holds {thing[1]}, which could run code" if thing else "is damaged") from None
+    # Torch raises almost anything on a damaged file.
+    except Exception:
+        raise _damaged(path, "is damaged, or no checkpoint of camkit") from None
+    return state
+
+
+def _damaged(path: Path, what: str) -> CamkitError:
+    return CamkitError(f"{path} {what}: remove it to begin anew, or choose another --out")
+
+
+def _identity(trainer: str, request: TrainRequest, data: Dataset) -> dict[str, str]:
+    """Two trainings with the same identity go the same way."""
+    names = [[data.name(i), label] for i, label in enumerate(data.labels)]
+    facts = {
+        "trainer": trainer,
+        "recipe": request.recipe,
+        "architecture": request.arch,
+        "weights": request.weights,
+        "seed": request.seed,
+        "precision": request.precision,
+        "data": names,
+    }
+    texts = {name: json.dumps(fact, sort_keys=True) for name, fact in facts.items()}
+    return {name: hashlib.sha256(text.encode()).hexdigest() for name, text in texts.items()}

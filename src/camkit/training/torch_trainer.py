@@ -1,0 +1,161 @@
+"""The trainer `torch`: a model of torchvision or timm with a new head, in a plain training loop."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.optim.lr_scheduler import OneCycleLR
+from torch.utils.data import DataLoader
+from torchvision import transforms
+
+from camkit.contracts.options import option
+from camkit.contracts.trainer import Trainer, TrainRequest, TrainResult
+from camkit.core.devices import pick_device, pick_dtype
+from camkit.images.preprocess import Preprocess
+from camkit.training import dataset, finetune, recipe
+from camkit.training.run_folder import Run, report_line
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A part of a training, under one one-cycle schedule."""
+
+    epochs: int = option(1, min=1, help="passes over the photographs")
+    lr: float = option(1e-3, min=1e-9, help="highest rate of the head")
+    body_lr: float = option(0.0, min=0.0, help="highest rate below the head; 0 leaves it as it is")
+
+
+@dataclass(frozen=True)
+class Recipe(recipe.Recipe):
+    """What a recipe holds besides its `[[stages]]`."""
+
+    crop: float = option(0.5, min=0.01, max=1.0, help="smallest part a random crop takes")
+    colour: float = option(0.2, min=0.0, max=1.0, help="strength of brightness, contrast and saturation")
+    label_smoothing: float = option(0.1, min=0.0, max=1.0, help="of the loss")
+    weight_decay: float = option(0.05, min=0.0, help="of AdamW")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Options of the trainer."""
+
+    workers: int = option(0, min=0, help="processes that read photographs beside the training")
+    half: bool = option(False, help="weights of the bundle as float16, for half the size")
+
+
+class TorchTrainer(Trainer):
+    """AdamW and one-cycle over stages; on the CPU every run with the same seed is the same."""
+
+    summary = "plain PyTorch: a model of torchvision or timm with a new head"
+    recipes: ClassVar = recipe.TORCH
+    Options: ClassVar[type] = Settings
+
+    def train(self, request: TrainRequest) -> TrainResult:
+        """Train, validate after every epoch, and write a bundle into `request.out`."""
+        plan, stages = recipe.read(request.recipe, Recipe, Stage)
+        run = Run("torch", request)
+        data = dataset.read(request.data)
+        train, valid = data.split(plan.valid, plan.split_seed, plan.fold)
+        dataset.check_classes(data, train)
+        state = run.load(data)
+
+        base = finetune.pretrained(request.arch, request.weights, pick_device(request.device))
+        model, head = finetune.with_new_head(base, data.classes, seed=request.seed)
+        model = replace(model, scores="softmax")  # what cross-entropy trains
+        run.begin(model, valid, recipe=recipe.complete(plan, stages), half=self.options.half)
+        prepare = transforms.Compose([augmentation(model.preprocess, plan), model.preprocess.tensor])
+        loader: Any = partial(DataLoader, batch_size=plan.batch_size, num_workers=self.options.workers)
+        alone = len(train) % plan.batch_size == 1  # BatchNorm cannot learn from one
+        batches = loader(dataset.Photos(data, train, prepare), shuffle=True, drop_last=alone)
+        held_out = loader(dataset.Photos(data, valid, model.preprocess))
+        history, steps, end = state["history"], state["steps"], 0
+        total = sum(stage.epochs for stage in stages)
+        say = request.progress or (lambda _, __: None)
+        say(0.0, dataset.summary(data, train, valid))
+        with torch.random.fork_rng([model.device] if model.device.type == "cuda" else []):
+            for stage in stages:
+                begin, end = end, end + stage.epochs
+                groups = finetune.groups(model.module, head, stage.lr, stage.body_lr)
+                loop = Loop(model.module, groups, plan, stage.epochs * len(batches), request.precision)
+                if begin < state["epoch"] <= end:  # the stage that was interrupted
+                    with run.restoring():
+                        for part, kept in zip(loop.parts, state["loop"], strict=True):
+                            part.load_state_dict(kept)
+                for epoch in range(max(begin, state["epoch"]), end):
+                    torch.manual_seed(request.seed * 1_000_003 + epoch)
+                    done = list(loop.epoch(batches))
+                    loss = sum(step["loss"] for step in done) / len(done)
+                    history.append({"epoch": epoch, "train_loss": loss, **loop.validate(held_out)})
+                    steps += done
+                    parts = [part.state_dict() for part in loop.parts]
+                    run.save(epoch=epoch + 1, history=history, steps=steps, loop=parts)
+                    say((epoch + 1) / total, report_line(epoch + 1, total, history[-1]))
+        metrics = {key: history[-1][key] for key in ("error_rate", "valid_loss")}
+        model.module.eval()
+        return run.finish(metrics, history, steps)
+
+    def preview(self, request: TrainRequest, photo: Image) -> dict[str, list[Image]]:
+        """What random crops, mirroring and colours make of a photograph."""
+        plan, _ = recipe.read(request.recipe, Recipe, Stage)
+        preprocess = finetune.pretrained(request.arch, request.weights, torch.device("cpu")).preprocess
+        augment = augmentation(preprocess, plan)
+        with torch.random.fork_rng([]):
+            torch.manual_seed(request.seed)
+            return {"random crops, mirrored, in other colours": [augment(photo) for _ in range(9)]}
+
+
+def augmentation(preprocess: Preprocess, plan: Recipe) -> transforms.Compose:
+    """Random crops, mirroring and colours, at the size and with the interpolation of the model."""
+    mode = transforms.InterpolationMode(preprocess.interpolation)
+    crop = transforms.RandomResizedCrop(list(preprocess.size), (plan.crop, 1.0), interpolation=mode)
+    jitter = transforms.ColorJitter(plan.colour, plan.colour, plan.colour)
+    return transforms.Compose([crop, transforms.RandomHorizontalFlip(), jitter])
+
+
+class Loop:
+    """One stage: optimiser, schedule and the passes over the photographs."""
+
+    def __init__(self, module: nn.Module, groups: list[Any], plan: Recipe, steps: int, dtype: str) -> None:
+        self.module, self.smoothing, self.dtype = module, plan.label_smoothing, pick_dtype(dtype)
+        self.device = next(module.parameters()).device
+        self.whole = all(parameter.requires_grad for parameter in module.parameters())
+        self.optimiser = torch.optim.AdamW(groups, weight_decay=plan.weight_decay)
+        self.schedule = OneCycleLR(self.optimiser, [group["lr"] for group in groups], steps)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
+        # Everything that a later epoch depends on.
+        self.parts: tuple[Any, ...] = (module, self.optimiser, self.schedule, self.scaler)
+
+    def epoch(self, batches: DataLoader[Any]) -> Iterator[dict[str, float]]:
+        """One pass; loss and learning rate of each step."""
+        self.module.train(self.whole)  # a body at rest keeps its BatchNorm statistics, too
+        for inputs, labels in batches:
+            scores = self._scores(inputs)
+            loss = F.cross_entropy(scores, labels.to(self.device), label_smoothing=self.smoothing)
+            self.optimiser.zero_grad()
+            self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+            self.scaler.step(self.optimiser)
+            self.scaler.update()
+            yield {"loss": float(loss.detach()), "lr": float(self.schedule.get_last_lr()[0])}
+            self.schedule.step()
+
+    @torch.inference_mode()
+    def validate(self, batches: DataLoader[Any]) -> dict[str, float]:
+        """Loss and error on photographs that are held out."""
+        self.module.eval()
+        pairs = [(self._scores(inputs).cpu(), labels) for inputs, labels in batches]
+        scores, labels = (torch.cat(part) for part in zip(*pairs, strict=True))
+        error = (scores.argmax(1) != labels).float().mean()
+        return {"valid_loss": float(F.cross_entropy(scores, labels)), "error_rate": float(error)}
+
+    def _scores(self, inputs: Tensor) -> Tensor:
+        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
+            return self.module(inputs.to(self.device)).float()  # type: ignore[no-any-return]

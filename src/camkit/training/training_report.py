@@ -1,0 +1,199 @@
+"""What a training came to: curves, the confusion matrix, and the photographs that were judged worst."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from camkit.contracts.model import LoadedModel
+from camkit.contracts.scores import meaning, probabilities
+from camkit.contracts.trainer import TrainResult
+from camkit.drawing import charts, sheet
+from camkit.errors import UNPRINTABLE, ModelError, printable
+from camkit.explaining.pipeline import explain
+from camkit.files import write_whole
+from camkit.images import decoding, finding
+from camkit.models.loading import load_model
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+BATCH = 32
+WORST = 9
+MOST = 300  # classes in a confusion matrix
+# The files, in the order in which they are written, by the part of a result that they show.
+FILES = {
+    "history.csv": "history",
+    "steps.csv": "steps",
+    "curves.png": "history",
+    "confusion.png": "validation",
+    "confused.csv": "validation",
+    "worst.png": "validation",
+}
+# What a spreadsheet would compute, unless it is a number.
+FORMULA = re.compile(r"(?![+-]?[0-9]+([.,][0-9]+)?\Z)[=+\-@＝＋－＠]")
+
+
+@dataclass(frozen=True)
+class Verdicts:
+    """What a model says to labelled photographs.
+
+    probabilities: `[N, n_classes]`, on the CPU; labels: int64 `[N]`.
+    """
+
+    model: LoadedModel
+    paths: tuple[Path, ...]
+    labels: Tensor
+    probabilities: Tensor
+
+    @property
+    def predicted(self) -> Tensor:
+        """The most probable class of each photograph."""
+        return self.probabilities.argmax(1)
+
+    @property
+    def losses(self) -> Tensor:
+        """The cross-entropy of each photograph."""
+        return -self.probabilities.gather(1, self.labels[:, None])[:, 0].log()
+
+    @property
+    def error_rate(self) -> float:
+        """The share that is judged wrong."""
+        return float((self.predicted != self.labels).float().mean())
+
+    def confusion(self, most: int = MOST) -> tuple[Tensor, list[str]]:
+        """Counts `[n, n]`, actual in rows, predicted in columns, with the names of the `n` classes.
+
+        most: of more classes than these the ones that are mistaken most often.
+        """
+        count = self.probabilities.shape[1]
+        wrong = self.predicted != self.labels
+        mistaken = torch.cat([self.labels[wrong], self.predicted[wrong]]).bincount(minlength=count)
+        shown = mistaken.argsort(descending=True, stable=True)[:most].sort().values
+        place = torch.full((count,), -1)
+        place[shown] = torch.arange(len(shown))
+        rows, columns = place[self.labels], place[self.predicted]
+        cells = (rows * len(shown) + columns)[(rows >= 0) & (columns >= 0)]
+        matrix = cells.bincount(minlength=len(shown) ** 2).reshape(len(shown), len(shown))
+        return matrix, [self.model.classes[i] for i in shown.tolist()]
+
+    def confused(self) -> list[tuple[str, str, int]]:
+        """Pairs of actual and predicted class that were mistaken, most frequent first."""
+        names = self.model.classes
+        pairs = zip(self.labels.tolist(), self.predicted.tolist(), strict=True)
+        count = Counter((names[a], names[p]) for a, p in pairs if a != p)
+        return [(*pair, number) for pair, number in count.most_common()]
+
+
+@torch.inference_mode()
+def judge(model: LoadedModel, photos: Sequence[tuple[Path, str]]) -> Verdicts:
+    """What `model` says to photographs with the class that is on them."""
+    index = {name: number for number, name in enumerate(model.classes)}
+    if unknown := {name for _, name in photos} - index.keys():
+        raise ModelError(f"model {model.name!r} has no class {min(unknown)!r}, which photographs are of")
+    parts: list[Tensor] = []
+    for start in range(0, len(photos), BATCH):
+        batch = [model.preprocess(decoding.load(path).image) for path, _ in photos[start : start + BATCH]]
+        scores = model.module(torch.stack(batch).to(model.device, model.dtype))
+        parts.append(scores.float().cpu())
+    labels = torch.tensor([index[name] for _, name in photos])
+    found = torch.cat(parts)
+    kind = meaning(model.scores, found, lambda: None)  # a trained classifier says what its scores are
+    likely = probabilities(found, kind)
+    if likely is None:
+        raise ModelError(f"model {model.name!r} has no probabilities, so there is no report on its classes")
+    return Verdicts(model, tuple(path for path, _ in photos), labels, likely)
+
+
+def write(result: TrainResult, out: Path, *, device: str = "auto") -> tuple[Verdicts | None, list[Path]]:
+    """Write the report of a training into `out`; what the bundle says to the held-out photographs.
+
+    `history.csv` and `steps.csv` (loss and learning rate of every step), `curves.png`, `confusion.png`,
+    `confused.csv` and `worst.png`: the photographs of highest loss, each with the Grad-CAM of the class
+    that was predicted.
+    """
+    if result.history:
+        write_whole(out / "history.csv", table(result.history))
+    if result.steps:
+        write_whole(out / "steps.csv", table(result.steps))
+    if result.history:
+        picture(out / "curves.png", charts.curves(result.history, result.steps))
+    verdicts = None
+    if result.validation:
+        verdicts = judge(load_model(result.bundle, device=device), result.validation)
+        columns = ("actual", "predicted", "count")
+        pairs = [dict(zip(columns, row, strict=True)) for row in verdicts.confused()]
+        counts, names = verdicts.confusion()
+        many = len(verdicts.model.classes)
+        title = f"the {len(names)} of {many} classes that are mistaken most often" * (len(names) < many)
+        picture(out / "confusion.png", charts.confusion(counts.numpy(), names, title))
+        write_whole(out / "confused.csv", table(pairs, columns))
+        picture(out / "worst.png", worst(verdicts))
+    return verdicts, due(result, out)
+
+
+def due(result: TrainResult, out: Path) -> list[Path]:
+    """The files that the report of a result consists of."""
+    return [out / name for name, part in FILES.items() if getattr(result, part)]
+
+
+def worst(verdicts: Verdicts) -> Image:
+    """The photographs of highest loss with the Grad-CAM of the predicted class, as one picture."""
+    panels = []
+    names = verdicts.model.classes
+    order = verdicts.losses.argsort(descending=True)[:WORST].tolist()
+    for i in order:
+        actual, predicted = int(verdicts.labels[i]), int(verdicts.predicted[i])
+        shown = explain(verdicts.model, verdicts.paths[i], target=predicted).overlay()
+        said = verdicts.probabilities[i]
+        title = (
+            f"{finding.display(verdicts.paths[i].name)}\n"
+            f"said {printable(names[predicted])} {said[predicted]:.0%}\n"
+            f"is {printable(names[actual])}, given {said[actual]:.0%}, "
+            f"loss {abs(float(verdicts.losses[i])):.2f}"
+        )
+        panels.append(sheet.Panel(title, shown))
+    rows = [panels[start : start + 3] for start in range(0, len(panels), 3)]
+    return sheet.sheet(rows, "highest losses: predicted and actual class, Grad-CAM of the predicted")
+
+
+def table(rows: Sequence[Mapping[str, object]], columns: Sequence[str] = ()) -> str:
+    """Rows as CSV, of which a spreadsheet computes nothing; columns: by default every one that there is."""
+    columns = columns or list(dict.fromkeys(name for row in rows for name in row))
+    buffer = io.StringIO(newline="")
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(map(cell, columns))
+    writer.writerows([cell(row.get(column, "")) for column in columns] for row in rows)
+    return buffer.getvalue()
+
+
+def cell(value: object) -> object:
+    """A value of a table; before a text that a spreadsheet takes for a formula there is an apostrophe."""
+    if not isinstance(value, str):
+        return value
+    text = UNPRINTABLE.sub(lambda sign: ascii(sign[0])[1:-1], value)
+    return f"'{text}" if FORMULA.match(text) else text
+
+
+def picture(path: Path, image: Image) -> Path:
+    """Write a picture as PNG; the folder is made if there is none."""
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return write_whole(path, buffer.getvalue())
+
+
+def lines(verdicts: Verdicts, count: int = 5) -> Iterable[str]:
+    """The report in words."""
+    wrong, total = int((verdicts.predicted != verdicts.labels).sum()), len(verdicts.paths)
+    yield f"error {verdicts.error_rate:.1%}: {wrong} of {total} held-out photographs"
+    for actual, predicted, number in verdicts.confused()[:count]:
+        yield f"  {actual} taken for {predicted}: {number}"
