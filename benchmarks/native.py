@@ -111,7 +111,7 @@ def on_gpu(model: nn.Sequential, inputs: Tensor) -> Calls:
 
 def with_evidence(model: nn.Sequential, inputs: Tensor) -> int:
     """The class whose maps have the most positive peaks: others rectify, and nothing would be left."""
-    peaks = camkit.class_maps(model, inputs, layer="0").amax((2, 3))  # type: ignore[union-attr]
+    peaks = camkit.class_maps(model, inputs, layer="0").amax((2, 3))
     return int(peaks.amin(0).argmax())
 
 

@@ -77,7 +77,7 @@ def examine(module: nn.Module, size: tuple[int, int], *, places: bool = True) ->
     best = scores[0].topk(2).indices  # a ReLU behind the others may leave them nothing
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always", CamkitWarning)
-        found = [camkit.maps(module, image, int(c), layer=[layer], method=METHODS) for c in best]
+        found = [camkit.maps_by(module, image, int(c), layer=[layer], method=METHODS) for c in best]
     faults = [str(warning.message) for warning in told if issubclass(warning.category, CamkitWarning)]
     for method in METHODS:
         maps = torch.cat([of_class[method, layer] for of_class in found])  # type: ignore[call-overload]

@@ -79,8 +79,8 @@ def test_transformers_on_images_that_are_not_square(name: str, options: Any, gri
     """The grid of the tokens is found, and some gradient arrives at the automatic layer."""
     model = timm.create_model(name, num_classes=4, **options).eval()
     methods = ["gradcam", "layercam", "shapleycam", "finercam"]
-    maps = camkit.maps(model, torch.randn(2, 3, 64, 96), [0, 2], layer=["auto"], method=methods)
-    assert isinstance(maps, dict) and len(maps) == len(methods)
+    maps = camkit.maps_by(model, torch.randn(2, 3, 64, 96), [0, 2], layer=["auto"], method=methods)
+    assert len(maps) == len(methods)
     for found in maps.values():
         assert found.shape == (2, *grid)
         assert found.isfinite().all() and found.flatten(1).any(1).all()

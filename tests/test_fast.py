@@ -89,8 +89,8 @@ def test_every_way_to_ask_gives_the_plain_maps_from_one_compilation(
     before = copy.deepcopy(small_net.state_dict())
 
     def ask(**options: Any) -> list[Tensor]:
-        several = camkit.maps(small_net, batch, 1, layer=["body"], method=Native.methods, **options)
-        assert isinstance(several, dict) and len(several) == len(Native.methods)
+        several = camkit.maps_by(small_net, batch, 1, layer=["body"], method=Native.methods, **options)
+        assert len(several) == len(Native.methods)
         with torch.inference_mode():
             second = camkit.maps(small_net, batch.clone(), 2, layer="body", **options)
         difference = camkit.maps(small_net, batch, lambda y: y[:, 1] - y[:, 2], layer="body", **options)
@@ -121,9 +121,9 @@ def test_several_layers_from_what_is_compiled_below_the_lowest(
 ) -> None:
     model = two_stages().eval()
     for layers in (["1", "0"], ["1.1", "0", "1.0"], ["0"]):
-        plain = camkit.maps(model, batch, 1, layer=layers, method=["gradcam", "ablationcam"])
-        quick = camkit.maps(model, batch, 1, layer=layers, method=["gradcam", "ablationcam"], fast=True)
-        assert isinstance(plain, dict) and list(quick) == list(plain) and len(plain) == 2 * len(layers)
+        plain = camkit.maps_by(model, batch, 1, layer=layers, method=["gradcam", "ablationcam"])
+        quick = camkit.maps_by(model, batch, 1, layer=layers, method=["gradcam", "ablationcam"], fast=True)
+        assert list(quick) == list(plain) and len(plain) == 2 * len(layers)
         for key, expected in plain.items():
             assert_close_to_peak(quick[key], expected)
     assert len(compilations) == 1
@@ -134,7 +134,7 @@ def test_nothing_is_compiled_where_no_layer_is_below_all_others(
     batch: Tensor, compilations: list[torch.Size]
 ) -> None:
     with pytest.warns(CamkitWarning, match="one below all others"):
-        camkit.maps(two_stages().eval(), batch, 1, layer=["1", "1.0"], fast=True)
+        camkit.maps_by(two_stages().eval(), batch, 1, layer=["1", "1.0"], fast=True)
     assert not compilations
 
 
@@ -164,8 +164,7 @@ def test_a_skip_connection_around_the_layer(
     model, x = make().eval(), torch.randn(shape)
 
     def ask(**options: Any) -> list[Tensor]:
-        maps = camkit.maps(model, x, [1, 0], layer=[layer], method=Native.methods, **options)
-        assert isinstance(maps, dict)
+        maps = camkit.maps_by(model, x, [1, 0], layer=[layer], method=Native.methods, **options)
         return [*maps.values()]
 
     with warnings.catch_warnings():
@@ -214,9 +213,10 @@ def test_a_photograph_in_bfloat16(compiles: None) -> None:
     preprocess = camkit.Preprocess((64, 64))
     x = preprocess(load(sample()).image)[None]
     methods = ["gradcam", "gradcam++", "hirescam", "layercam"]
-    plain = camkit.maps(two_stages().eval(), x, 1, layer=["1"], method=methods)
-    quick = camkit.maps(two_stages().eval(), x, 1, layer=["1"], method=methods, dtype="bfloat16", fast=True)
-    assert isinstance(plain, dict) and isinstance(quick, dict)
+    plain = camkit.maps_by(two_stages().eval(), x, 1, layer=["1"], method=methods)
+    quick = camkit.maps_by(
+        two_stages().eval(), x, 1, layer=["1"], method=methods, dtype="bfloat16", fast=True
+    )
     for key, found in quick.items():
         assert found.dtype == torch.float32
         assert spearmanr(found.flatten(), plain[key].flatten()).statistic >= 0.99

@@ -97,11 +97,12 @@ def test_wrong_names(small_net: nn.Module, batch: Tensor) -> None:
 
 
 def test_lists_give_a_dict_keyed_by_method_and_full_name(small_net: nn.Module, batch: Tensor) -> None:
-    many = camkit.maps(small_net, batch, 0, layer=["body.-1", small_net.stem], method=["gradcam"])
-    assert isinstance(many, dict)
+    many = camkit.maps_by(small_net, batch, 0, layer=["body.-1", small_net.stem], method=["gradcam"])
     assert list(many) == [("gradcam", "body.1"), ("gradcam", "stem")]
-    every = camkit.class_maps(small_net, batch, layer=["body"])
-    assert isinstance(every, dict) and every["gradcam", "body"].shape == (3, 5, 8, 6)
+    for call in (camkit.maps, camkit.class_maps):  # as 0.1 took them
+        with pytest.warns(DeprecationWarning, match=r"call camkit\.maps_by instead"):
+            old: Any = call(small_net, batch, layer=["body"])
+        assert list(old) == [("gradcam", "body")]
 
 
 # --- other targets --------------------------------------------------------------------------------
@@ -163,8 +164,8 @@ def test_target_functions_and_output_work_with_every_backend(
 
 
 def test_a_target_function_of_a_list_of_layers(small_net: nn.Module, batch: Tensor) -> None:
-    many = camkit.maps(small_net, batch, lambda s: s[:, 1], layer=["stem", "body"], method=["gradcam"])
-    assert isinstance(many, dict) and list(many) == [("gradcam", "stem"), ("gradcam", "body")]
+    many = camkit.maps_by(small_net, batch, lambda s: s[:, 1], layer=["stem", "body"], method=["gradcam"])
+    assert list(many) == [("gradcam", "stem"), ("gradcam", "body")]
     assert not small_net.training and all(not m._forward_hooks for m in small_net.modules())
 
 
@@ -184,7 +185,7 @@ def test_wrong_target_functions(small_net: nn.Module, batch: Tensor, target: Any
 
 def test_layers_have_the_names_that_the_user_gave(small_net: nn.Module, batch: Tensor) -> None:
     with pytest.raises(LayerError, match="of layer 'fc' is not a feature map"):
-        camkit.maps(small_net, batch, lambda scores: scores[:, 0], layer=["body", "fc"])
+        camkit.maps_by(small_net, batch, lambda scores: scores[:, 0], layer=["body", "fc"])
 
 
 @pytest.mark.parametrize(
@@ -227,13 +228,10 @@ class Pair(NamedTuple):
 )
 def test_output_takes_the_scores_out(wrap: Any, output: Any, small_net: nn.Module, batch: Tensor) -> None:
     model = Returns(small_net, wrap).eval()
-    expected = camkit.class_maps(small_net, batch, layer="body", method=["gradcam", "scorecam"])
-    every = camkit.class_maps(
-        model, batch, layer="model.body", method=["gradcam", "scorecam"], output=output
-    )
-    assert isinstance(every, dict) and isinstance(expected, dict)
     for method in ("gradcam", "scorecam"):
-        torch.testing.assert_close(every[method, "model.body"], expected[method, "body"])
+        expected = camkit.class_maps(small_net, batch, layer="body", method=method)
+        every = camkit.class_maps(model, batch, layer="model.body", method=method, output=output)
+        torch.testing.assert_close(every, expected)
     predicted = camkit.maps(model, batch, layer=small_net.body, output=output)
     torch.testing.assert_close(predicted, camkit.maps(small_net, batch, layer="body"))
 
@@ -317,15 +315,18 @@ def network(dimensions: int) -> nn.Module:
 @pytest.mark.parametrize("size", [(16,), (8, 12), (8, 8, 12)], ids=["signals", "images", "volumes"])
 def test_signals_and_volumes(size: tuple[int, ...]) -> None:
     model, x = network(len(size)).eval(), torch.randn(2, 2, *size)
-    many = camkit.class_maps(model, x, layer=["0", "auto"], method=list(Native.methods))
-    assert isinstance(many, dict) and {layer for _, layer in many} == {"0", "2"}
-    assert {maps.shape for maps in many.values()} == {(2, 3, *(side // 2 for side in size))}
+    many = camkit.maps_by(model, x, 1, layer=["0", "auto"], method=list(Native.methods))
+    assert {layer for _, layer in many} == {"0", "2"}
+    assert {maps.shape for maps in many.values()} == {(2, *(side // 2 for side in size))}
     assert all(maps.isfinite().all() for maps in many.values())
+    every = camkit.class_maps(model, x, layer="0")
+    assert every.shape == (2, 3, *(side // 2 for side in size))
     features = model[0](x).detach().requires_grad_()
     (gradient,) = torch.autograd.grad(model[1:](features)[:, 1].sum(), features)
     space = tuple(range(2, 2 + len(size)))
     expected = (gradient.mean(space, keepdim=True) * features).sum(1).detach()
-    torch.testing.assert_close(many["gradcam", "0"][:, 1], expected)
+    torch.testing.assert_close(many["gradcam", "0"], expected)
+    torch.testing.assert_close(every[:, 1], expected)
 
 
 def test_explainers_are_not_given_what_they_do_not_take(small_net: nn.Module, batch: Tensor) -> None:

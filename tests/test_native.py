@@ -164,8 +164,7 @@ def test_shapleycam_with_the_whole_hessian(batch: Tensor) -> None:
 def test_shapleycam_of_several_layers_has_the_hessian_of_each(batch: Tensor) -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Tanh(), Curved()).eval()
     model[2].body = nn.Conv2d(4, 4, 3, stride=4, padding=1)
-    many = camkit.maps(model, batch, 1, layer=["0", "2.body"], method=["shapleycam", "gradcam"])
-    assert isinstance(many, dict)
+    many = camkit.maps_by(model, batch, 1, layer=["0", "2.body"], method=["shapleycam", "gradcam"])
     for (method, layer), maps in many.items():
         torch.testing.assert_close(maps, camkit.maps(model, batch, 1, layer=layer, method=method))
 
@@ -379,13 +378,12 @@ def test_many_classes_behind_a_global_mean_are_those_of_autograd(
     assert perturbation.pooled(model.float(), "0", features.bfloat16()) is None  # it could not be told
     model.double()
     methods = [m for m in Native.methods if m != "scorecam"]
-    whole = {c: camkit.maps(model, x, c, layer=["0"], method=methods) for c in (0, 5)}
+    whole = {c: camkit.maps_by(model, x, c, layer=["0"], method=methods) for c in (0, 5)}
     monkeypatch.setattr("camkit.native.explainer.GRADIENT_BYTES", 3 * features.numel() * 8)
-    every = camkit.class_maps(model, x, layer=["0"], method=methods)
-    assert isinstance(every, dict) and len(every) == len(methods)
-    for (method, layer), maps in every.items():
+    for method in methods:
+        every = camkit.class_maps(model, x, layer="0", method=method)
         for c, single in whole.items():
-            torch.testing.assert_close(maps[:, c], single[method, layer])  # type: ignore[index]
+            torch.testing.assert_close(every[:, c], single[method, "0"])
 
 
 class Unbatchable(torch.autograd.Function):
@@ -415,13 +413,13 @@ def test_class_maps_where_gradients_cannot_be_batched(small_net: nn.Module, batc
 
 def test_lists_of_layers_and_methods_share_one_forward(small_net: nn.Module, batch: Tensor) -> None:
     sizes: list[int] = []
-    camkit.maps(small_net, batch, layer=["stem", "body", "body.0"])  # finds out how they are to be read
+    camkit.maps_by(small_net, batch, layer=["stem", "body", "body.0"])  # finds out how they are to be read
     handle = small_net.stem[0].register_forward_hook(lambda m, i, output: sizes.append(len(output)))
     layers, methods = ["stem", "body", "body.0"], [m for m in Native.methods if m != "scorecam"]
-    many = camkit.maps(small_net, batch, [4, 0, 2], layer=layers, method=methods)
+    many = camkit.maps_by(small_net, batch, [4, 0, 2], layer=layers, method=methods)
     handle.remove()
     assert sizes == [3]  # a masked input has to go through everything, so scorecam is not among them
-    assert isinstance(many, dict) and list(many) == [(m, layer) for m in methods for layer in layers]
+    assert list(many) == [(m, layer) for m in methods for layer in layers]
     for (method, layer), maps in many.items():
         single = camkit.maps(small_net, batch, [4, 0, 2], layer=layer, method=method)
         torch.testing.assert_close(maps, single)

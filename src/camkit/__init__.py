@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from camkit.contracts.model import LoadedModel, ModelSource
     from camkit.contracts.options import option
     from camkit.contracts.trainer import Trainer, TrainRequest, TrainResult
-    from camkit.core.attribution import class_maps, maps
+    from camkit.core.attribution import class_maps, maps, maps_by
     from camkit.core.layout import layout_of
     from camkit.core.stand_in import StandIn, wide
     from camkit.drawing.style import Style
@@ -41,7 +41,7 @@ _HOMES = {
     "camkit.contracts.model": "LoadedModel ModelSource",
     "camkit.contracts.options": "option",
     "camkit.contracts.trainer": "Trainer TrainRequest TrainResult",
-    "camkit.core.attribution": "class_maps maps",
+    "camkit.core.attribution": "class_maps maps maps_by",
     "camkit.core.layout": "layout_of",
     "camkit.core.stand_in": "StandIn wide",
     "camkit.drawing.style": "Style",
@@ -80,6 +80,7 @@ __all__ = [
     "layout_of",
     "load_model",
     "maps",
+    "maps_by",
     "option",
     "save_bundle",
     "train",

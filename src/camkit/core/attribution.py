@@ -1,4 +1,4 @@
-"""Attribution maps of any `nn.Module`: `maps`, `class_maps`.
+"""Attribution maps of any `nn.Module`: `maps`, `maps_by`, `class_maps`.
 
 What must be the same for every explainer around one call of it stands in `running`.
 """
@@ -6,9 +6,9 @@ What must be the same for every explainer around one call of it stands in `runni
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, overload
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,12 +22,11 @@ from camkit.core.layer_choice import layer_specs, resolve_layers
 from camkit.core.layout import SPACE
 from camkit.core.memory import remembered
 from camkit.core.running import check_module, run
-from camkit.core.targets import Chooser, Output, Targets, every, given
+from camkit.core.targets import Chooser, Output, Score, Targets, every, given
 from camkit.errors import CamkitWarning, ModelError, UsageError
 from camkit.registry import loading
 
 
-@overload
 def maps(
     module: nn.Module,
     inputs: Inputs,
@@ -42,38 +41,7 @@ def maps(
     layout: str | None = None,
     frozen: bool = False,
     **options: Any,
-) -> Tensor: ...
-@overload
-def maps(
-    module: nn.Module,
-    inputs: Inputs,
-    targets: Targets = None,
-    *,
-    layer: Layer | Sequence[Layer] = "auto",
-    backend: str = "native",
-    method: str | Sequence[str] = "gradcam",
-    output: Output = None,
-    device: str | torch.device | None = None,
-    dtype: str | torch.dtype | None = None,
-    layout: str | None = None,
-    frozen: bool = False,
-    **options: Any,
-) -> Tensor | dict[tuple[str, str], Tensor]: ...
-def maps(
-    module: nn.Module,
-    inputs: Inputs,
-    targets: Targets = None,
-    *,
-    layer: Layer | Sequence[Layer] = "auto",
-    backend: str = "native",
-    method: str | Sequence[str] = "gradcam",
-    output: Output = None,
-    device: str | torch.device | None = None,
-    dtype: str | torch.dtype | None = None,
-    layout: str | None = None,
-    frozen: bool = False,
-    **options: Any,
-) -> Tensor | dict[tuple[str, str], Tensor]:
+) -> Tensor:
     """Raw attribution maps `[B, h, w]` of a batch.
 
     module: any classifier from `[B, C, H, W]` to scores `[B, n_classes]`; unchanged afterwards.
@@ -82,8 +50,7 @@ def maps(
     targets: a class index for all inputs, one for each, or `None` for the predicted class. Or a function
         from what the model returns to one score for each row, `[B]`, such as the likeness to an embedding
         or the difference of two classes; some methods give it other numbers of rows than `B`.
-    layer: a dotted name, a module of the model, or `auto`. A list of layers or of methods gives a dict
-        keyed by `(method, dotted name of the layer)`.
+    layer: a dotted name, a module of the model, or `auto`.
     output: where a model returns a tuple or a dict, the index, key or name of what is explained, or a
         function that takes it out.
     device, dtype: run on a moved or cast copy of the model instead.
@@ -92,35 +59,44 @@ def maps(
     frozen: a promise that the model does not change between calls, so that `fast=True` need not look.
     options: those of the backend, such as `fast=True` of `native` (`camkit plugin show BACKEND`).
 
-    Maps are at least float32 and on the device of the inputs. NaN in a map stays NaN.
+    Maps are at least float32 and on the device of the inputs. NaN in a map stays NaN. For several layers or
+    methods there is `maps_by`, for all classes `class_maps`.
     Raises `UsageError` (no such method, inputs that are none), `LayerError`, `TargetError`, `OptionError`,
     `PluginError`, `ModelError`, all of them in `camkit.errors`.
     """
+    circumstances = {"output": output, "layout": layout, "frozen": frozen, "device": device, "dtype": dtype}
+    found = maps_by(
+        module, inputs, targets, layer=layer, method=method, backend=backend, **circumstances, **options
+    )
+    return _single(found, layer, method)
+
+
+def maps_by(
+    module: nn.Module,
+    inputs: Inputs,
+    targets: Targets = None,
+    *,
+    layer: Layer | Sequence[Layer] = "auto",
+    method: str | Sequence[str] = "gradcam",
+    **call: Any,
+) -> dict[tuple[str, str], Tensor]:
+    """Raw maps `[B, h, w]` of several layers or methods from one call, by `(method, layer)`.
+
+    The keys hold the full dotted name of a layer, also where an index or glob was given. call: everything
+    else that `maps` takes.
+    """
     several = _inputs(module, inputs)
-    call = Call(output, targets if callable(targets) else None, layout, frozen)
-    chooser = given(targets, len(several[0]))
-    result = _sweep(module, several, chooser, layer, backend, method, call, device, dtype, options)
-    return _shaped({key: m[:, 0] for key, m in result.items()}, layer, method)
+    score = targets if callable(targets) else None
+    found = _sweep(module, several, given(targets, len(several[0])), layer, method, score, **call)
+    return {key: value[:, 0] for key, value in found.items()}
 
 
 def class_maps(
-    module: nn.Module,
-    inputs: Inputs,
-    *,
-    layer: Layer | Sequence[Layer] = "auto",
-    backend: str = "native",
-    method: str | Sequence[str] = "gradcam",
-    output: Output = None,
-    device: str | torch.device | None = None,
-    dtype: str | torch.dtype | None = None,
-    layout: str | None = None,
-    frozen: bool = False,
-    **options: Any,
-) -> Tensor | dict[tuple[str, str], Tensor]:
-    """Raw maps of every class, `[B, n_classes, h, w]`; arguments as for `maps`."""
-    several, call = _inputs(module, inputs), Call(output, None, layout, frozen)
-    result = _sweep(module, several, every, layer, backend, method, call, device, dtype, options)
-    return _shaped(result, layer, method)
+    module: nn.Module, inputs: Inputs, *, layer: Layer = "auto", method: str = "gradcam", **call: Any
+) -> Tensor:
+    """Raw maps of every class, `[B, n_classes, h, w]`; call: everything else that `maps` takes."""
+    found = _sweep(module, _inputs(module, inputs), every, layer, method, None, **call)
+    return _single(found, layer, method)
 
 
 def _sweep(
@@ -128,16 +104,21 @@ def _sweep(
     inputs: tuple[Tensor, ...],
     choose: Chooser,
     layer: Layer | Sequence[Layer],
-    backend: str,
     method: str | Sequence[str],
-    call: Call,
-    device: str | torch.device | None,
-    dtype: str | torch.dtype | None,
-    options: Mapping[str, Any],
+    score: Score | None,
+    *,
+    backend: str = "native",
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype | None = None,
+    output: Output = None,
+    layout: str | None = None,
+    frozen: bool = False,
+    **options: Any,
 ) -> dict[tuple[str, str], Tensor]:
+    """Maps `[B, T, h, w]` by method and layer."""
     explainer: Explainer = loading.make("explainer", backend, options)
     module = _unwrapped(module)
-    home = inputs[0].device
+    home, call = inputs[0].device, Call(output, score, layout, frozen)
     if device is not None or dtype is not None:
         keep = getattr(explainer.options, "fast", False)  # what is compiled belongs to the copy
         own = module
@@ -152,19 +133,20 @@ def _sweep(
     for remark in answer.remarks:
         rows = remark.concerned.any(1).nonzero().flatten().tolist()
         whose = "" if len(rows) == len(first) else f"image {', '.join(map(str, rows))}: "
-        warnings.warn(CamkitWarning(whose + remark.text), stacklevel=3)
+        warnings.warn(CamkitWarning(whose + remark.text), stacklevel=4)
     return {key: value.to(home) for key, value in answer.maps.items()}
 
 
-def _shaped(
-    result: dict[tuple[str, str], Tensor], layer: Any, method: Any
-) -> Tensor | dict[tuple[str, str], Tensor]:
-    if not (isinstance(layer, str | nn.Module) and isinstance(method, str)):
-        return result
-    if len(result) > 1:
-        names = ", ".join(name for _, name in result)
-        raise UsageError(f"layer {layer!r} means several layers ({names}): pass a list of them")
-    return next(iter(result.values()))
+def _single(found: dict[tuple[str, str], Tensor], layer: Any, method: Any) -> Tensor:
+    """The one map of a call for one layer and one method."""
+    if not isinstance(method, str) or not isinstance(layer, str | nn.Module):
+        text = "a list of layers or methods gives a dict: call camkit.maps_by instead"
+        warnings.warn(DeprecationWarning(text), stacklevel=3)
+        return found  # type: ignore[return-value]  # as 0.1 did
+    if len(found) > 1:
+        names = ", ".join(name for _, name in found)
+        raise UsageError(f"layer {layer!r} means several layers ({names}): camkit.maps_by takes them")
+    return next(iter(found.values()))
 
 
 def _unwrapped(module: nn.Module) -> nn.Module:
