@@ -21,6 +21,7 @@ from camkit.cli.plugin import plugin
 from camkit.cli.terminal import say
 from camkit.cli.train import report, train
 from camkit.errors import ESCAPES, CamkitError, CamkitWarning
+from camkit.registry import discovery, loading
 
 # What the system says of a library that it has no memory for.
 NO_ROOM = ("failed to map segment", "cannot allocate memory", "Cannot allocate memory")
@@ -29,6 +30,14 @@ NO_LIBRARIES = "out of memory: there is too little for the libraries of torch; a
 
 class Commands(click.Group):
     """A group that turns errors into one line and the documented exit code."""
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        """One of camkit's own, or else of a plugin, which is imported only when it is called."""
+        command = super().get_command(ctx, name)
+        if command is None and any(f.name == name for f in discovery.find("command")):
+            command = loading.load(discovery.get("command", name))
+            _debug_too(click.Group(commands=[command]))
+        return command
 
     def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
         """Read the options that stand before the command."""
@@ -104,7 +113,7 @@ def cli(debug: bool) -> None:
     camkit train photos/               a classifier of your own, with a report
     camkit bench --quick               how fast, and whether the maps tell the truth
     camkit model layers imagenet       which layers can carry a map
-    camkit plugin list                 which explainers are installed
+    camkit plugin list                 which explainers, and further commands, are installed
     """
     warnings.showwarning = _show_warning
     # Without a home it warns that it made a temporary folder, which is as good.
@@ -127,6 +136,8 @@ def _debug(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
 def _debug_too(group: click.Group) -> None:
     """Let every command take --debug, which one remembers when the command has failed."""
     for command in group.commands.values():
+        if any(parameter.name == "debug" for parameter in command.params):
+            continue
         command.params.append(
             click.Option(
                 ["--debug"],

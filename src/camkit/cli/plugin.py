@@ -17,11 +17,12 @@ from camkit.registry import options as registry_options
 from camkit.registry.discovery import Found, Kind
 
 KINDS = tuple(discovery.GROUPS)
+MADE = tuple(kind for kind in KINDS if kind != "command")  # by `camkit plugin new`
 
 
 @click.group()
 def plugin() -> None:
-    """Explainers, metrics, trainers and model sources: what is installed, and how to write one."""
+    """Explainers, metrics, trainers, model sources, commands: what is installed, and how to write one."""
 
 
 @plugin.command("list")
@@ -66,7 +67,7 @@ def show(name: str, kind: Kind | None) -> None:
 
 def _show(found: Found) -> None:
     cls: Any = loading.load(found)
-    say(f"{found.name}: {cls.summary}")
+    say(f"{found.name}: {cls.get_short_help_str(100) if found.kind == 'command' else cls.summary}")
     say(f"{found.kind} from {found.dist} {found.version}, {found.value}")
     if found.kind == "explainer":
         say(f"Types: {', '.join(cls.dtypes)}\n")
@@ -83,7 +84,7 @@ def _show(found: Found) -> None:
         say(f"Category: {cls.category}.")
         if cls.paper:
             say(f"Defined in {cls.paper}.")
-    if found.kind != "model":
+    if found.kind not in ("model", "command"):
         say()
         _show_options(cls.Options)
 
@@ -154,7 +155,7 @@ def check(name: str, kind: Kind | None, reference: str, options: tuple[str, ...]
 @plugin.command()
 @click.argument("name")
 @click.option(
-    "--kind", type=click.Choice(KINDS), default="explainer", show_default=True, help="What NAME will be."
+    "--kind", type=click.Choice(MADE), default="explainer", show_default=True, help="What NAME will be."
 )
 @click.option(
     "--into",

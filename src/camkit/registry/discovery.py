@@ -31,7 +31,7 @@ from camkit.errors import (
 if TYPE_CHECKING:
     from importlib.metadata import Distribution  # it takes a third of the time of `--help`
 
-Kind = Literal["explainer", "metric", "trainer", "model"]
+Kind = Literal["explainer", "metric", "trainer", "model", "command"]
 
 # Plugins of our own that come as separate packages: an error can say which one.
 OURS = {
@@ -46,7 +46,10 @@ GROUPS: dict[Kind, str] = {
     "metric": "camkit.metrics",
     "trainer": "camkit.trainers",
     "model": "camkit.models",
+    "command": "camkit.commands",
 }
+# Commands of camkit's own, which nobody else may be called.
+COMMANDS = ("bench", "explain", "model", "plugin", "render", "train", "verify")
 HOST = "camkit"
 NAME = re.compile(r"[a-z0-9-]+")
 # A line of Requires-Dist as far as it matters here: `camkit[extra] (>=1,<2); marker`, `camkit @ URL`.
@@ -133,6 +136,8 @@ def summary(found: Found) -> str:
     files += [folder.joinpath(*rest).with_suffix(".py") for folder in folders if rest]
     files += [Path(spec.origin)] if spec and spec.origin and not rest else []
     source = next((file for file in files if file.is_file()), None)
+    if found.kind == "command":
+        return _first_line_of(source, cls) if source else ""
     for line in _class_body(source, cls) if source and cls else ():
         match line:
             case (
@@ -141,6 +146,16 @@ def summary(found: Found) -> str:
             ):
                 return text
     return ""
+
+
+def _first_line_of(source: Path, function: str) -> str:
+    """The first line of a function's docstring."""
+    try:
+        nodes = ast.parse(source.read_text(encoding="utf-8")).body
+    except (OSError, SyntaxError, ValueError):
+        return ""
+    texts = [ast.get_docstring(n) for n in nodes if isinstance(n, ast.FunctionDef) and n.name == function]
+    return (texts[0] or "").partition("\n")[0] if texts else ""
 
 
 def _class_body(source: Path, cls: str) -> list[ast.stmt]:
@@ -256,7 +271,8 @@ def _unshadowed(item: Found, found: list[Found]) -> Found:
     """Built-in names belong to camkit."""
     if item.dist == HOST or item.problem:
         return item
-    if any(f.dist == HOST and (f.kind, f.name) == (item.kind, item.name) for f in found):
+    ours = any(f.dist == HOST and (f.kind, f.name) == (item.kind, item.name) for f in found)
+    if ours or (item.kind == "command" and item.name in COMMANDS):
         return replace(item, problem=f"the name {item.name!r} is built into camkit; choose another")
     return item
 

@@ -18,12 +18,16 @@ ATTRIBUTES: dict[Kind, dict[str, type]] = {
     "metric": {"summary": str, "direction": str, "range": tuple, "category": str},
     "trainer": {"summary": str},
     "model": {"summary": str},
+    "command": {},
 }
 
 
 @cache
-def load(found: Found) -> type[Any]:
-    """Import a plugin's class and hold it against its contract; `BrokenPlugin` says what is wrong."""
+def load(found: Found) -> Any:
+    """Import a plugin's class and hold it against its contract; `BrokenPlugin` says what is wrong.
+
+    Of a command it is the `click.Command` itself.
+    """
     # Not needed to list plugins, and listing should be instant.
     from camkit.contracts.explainer import Explainer
     from camkit.contracts.metric import Metric
@@ -31,7 +35,7 @@ def load(found: Found) -> type[Any]:
     from camkit.contracts.options import API_VERSION, NoOptions
     from camkit.contracts.trainer import Trainer
 
-    bases: dict[Kind, type] = {
+    bases: dict[str, type] = {
         "explainer": Explainer,
         "metric": Metric,
         "trainer": Trainer,
@@ -46,6 +50,8 @@ def load(found: Found) -> type[Any]:
     # A plugin may raise anything on import, SystemExit included; it must not take the host down.
     except (Exception, SystemExit) as error:
         raise BrokenPlugin(f"{where} cannot be imported: {typed_reason(error)}") from error
+    if found.kind == "command":
+        return _checked_command(plugin, where, found.value)
     base = bases[found.kind]
     if not (isinstance(plugin, type) and issubclass(plugin, base)):
         raise BrokenPlugin(f"{where}: {found.value} is not a subclass of camkit.{base.__name__}")
@@ -72,6 +78,15 @@ def load(found: Found) -> type[Any]:
         reason = typed_reason(error)
         raise BrokenPlugin(f"{where}: Options of {found.value} has no usable defaults: {reason}") from error
     return plugin
+
+
+def _checked_command(command: Any, where: str, value: str) -> Any:
+    """A command is no class, but an object of click's."""
+    import click
+
+    if not isinstance(command, click.Command):
+        raise BrokenPlugin(f"{where}: {value} is not a click.Command")
+    return command
 
 
 def make(kind: Kind, name: str, options: Mapping[str, Any] | None = None) -> Any:

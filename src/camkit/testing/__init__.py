@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 from camkit.registry import discovery, loading
 from camkit.registry.discovery import Kind
-from camkit.testing import explainers, metrics, sources, strangers, trainers
+from camkit.testing import commands, explainers, metrics, sources, strangers, trainers
 from camkit.testing.kit import Subject, reference_inputs, reference_model
 
 __all__ = [
@@ -92,6 +92,7 @@ CHECKS: dict[Kind, tuple[Check, ...]] = {
         sources.check_unknown_reference,
         sources.check_bundle,
     ),
+    "command": (commands.check_registration, commands.check_help, commands.check_errors),
     "trainer": (
         explainers.check_registration,
         explainers.check_options,
