@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from camkit.cli.terminal import say, say_json
+from camkit.errors import counted
 
 if TYPE_CHECKING:
     from camkit.explaining.explanation import Explanation
@@ -96,18 +97,23 @@ class Report:
     def end(self, folder: Path, seconds: float) -> None:
         """How much was done, and where everything is."""
         if self.skipped:
-            self._say(f"{self.skipped} photographs were done already")
+            verb = "was" if self.skipped == 1 else "were"
+            self._say(f"{counted(self.skipped, 'photograph')} {verb} done already")
         if self.failed:
-            say(f"{self.done} maps done, {self.failed} failed", err=True)
+            say(f"{counted(self.done, 'map')} done, {self.failed} failed", err=True)
         self._say_kept()
         if self.done:
             self._say(f"Raw maps and manifest.jsonl are in {folder}")
         if self._verbose:
-            self._say(f"{self.photos} photographs, {self.done} maps in {seconds:.1f} s with start-up")
+            done = f"{counted(self.photos, 'photograph')}, {counted(self.done, 'map')}"
+            self._say(f"{done} in {seconds:.1f} s with start-up")
 
     def interrupted(self, folder: Path, finished: int) -> None:
         """After Ctrl-C, when what was begun is finished."""
-        told = f"{finished} maps are finished, in {folder}; --resume does the rest"
+        verb = "is" if finished == 1 else "are"
+        told = f"{counted(finished, 'map')} {verb} finished, in {folder}; --resume does the rest"
+        if not finished:
+            told = "nothing was finished"
         say(f"\nInterrupted: {told}", err=True)
         self._say_kept()
 

@@ -10,7 +10,7 @@ from functools import cache
 from itertools import groupby, zip_longest
 from pathlib import Path
 
-from camkit.errors import CamkitError, reason
+from camkit.errors import CamkitError, counted, reason
 from camkit.explaining import manifest
 from camkit.explaining.manifest import Finding, Line
 from camkit.explaining.naming import file_name
@@ -45,7 +45,7 @@ def merge(folders: Sequence[Path], out: Path, *, processes: Processes | None = N
                 continue
             if not added:
                 sweep(out)
-            place(out).check(f", and with it {added} results" if added else "")
+            place(out).check(f", and with it {counted(added, 'result')}" if added else "")
             files = {line[key] for line in fresh for key in ("map_file", "overlay_file") if line[key]}
             # Lines of older runs do not name it.
             sheets = {line["sheet_file"] or file_name(name, ".sheet.png") for line in fresh}

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from camkit.drawing.overlay import View
 from camkit.drawing.style import Style
-from camkit.errors import CamkitError, ImageError
+from camkit.errors import CamkitError, ImageError, counted
 from camkit.explaining import manifest
 from camkit.explaining.explanation import Explanation
 from camkit.explaining.keys import Keys
@@ -133,7 +133,7 @@ class Output:
         with self._making:
             if self._place is None:
                 self._place = Place.make(self.folder)
-            lost = f", and with it {self.finished} finished maps" if self.finished else ""
+            lost = f", and with it {counted(self.finished, 'finished map')}" if self.finished else ""
             self._place.check(lost)
             if self._manifest is not None:
                 self._manifest.check(lost)
