@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 from captum.attr import LayerGradCam  # type: ignore[import-untyped]
-from pytorch_grad_cam import GradCAM  # type: ignore[import-untyped]
-from pytorch_grad_cam.utils.image import scale_cam_image  # type: ignore[import-untyped]
-from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget  # type: ignore[import-untyped]
+from pytorch_grad_cam import GradCAM
+from pytorch_grad_cam.utils.image import scale_cam_image
+from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 from torch import Tensor, nn
 from torchcam.methods import GradCAM as TorchcamGradCAM
 

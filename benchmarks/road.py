@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from pytorch_grad_cam.metrics.road import NoisyLinearImputer, ROADCombined  # type: ignore[import-untyped]
+from pytorch_grad_cam.metrics.road import NoisyLinearImputer, ROADCombined
 from torch import Tensor
 
 import camkit

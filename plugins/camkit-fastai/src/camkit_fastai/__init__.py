@@ -33,12 +33,14 @@ class FastaiTrainer(Trainer):
 
     def train(self, request: TrainRequest) -> TrainResult:
         """Train, validate after every epoch, and write a bundle into `request.out`."""
-        return _imported("training").train(request, self.options)
+        result: TrainResult = _imported("training").train(request, self.options)
+        return result
 
     def preview(self, request: TrainRequest, photo: Image) -> dict[str, list[Image]]:
         """What the recipe makes of a photograph, with nothing outside of it and with reflections."""
         plan, _ = _imported("training").read(request)
-        return _imported("data").grids(plan, photo, request.seed)
+        grids: dict[str, list[Image]] = _imported("data").grids(plan, photo, request.seed)
+        return grids
 
 
 def _imported(name: str) -> Any:

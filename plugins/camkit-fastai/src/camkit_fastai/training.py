@@ -164,7 +164,7 @@ def _of_a_library(base: LoadedModel) -> LoadedModel:
     return replace(base, module=module.to(base.device).eval(), architecture=same)
 
 
-class Journal(Callback):
+class Journal(Callback):  # type: ignore[misc]  # fastai has no types
     """Seeds every epoch, and keeps after each what a resumed training needs."""
 
     order = Recorder.order + 1
@@ -275,7 +275,7 @@ def _fit(
             )
 
 
-class InStep(DistributedDL):
+class InStep(DistributedDL):  # type: ignore[misc]
     """The batches of one process of several; the seed gives all the same order, with no GPU to agree by."""
 
     def _broadcast(self, t: Any, rank: int) -> Any:

@@ -46,8 +46,8 @@ class PytorchGradCam(Explainer):
 
 def _part(query: Query, inputs: Tensor, targets: Tensor) -> Query:
     """The query for some of its images; their scores are not all that the host waits for."""
-    whole = {} if len(inputs) == len(query.inputs) else {"seen": lambda _: None}
-    return replace(query, inputs=inputs, targets=targets, **whole)
+    seen = query.seen if len(inputs) == len(query.inputs) else lambda _: None
+    return replace(query, inputs=inputs, targets=targets, seen=seen)
 
 
 def _smooth(query: Query, options: GradCamOptions) -> Tensor:
@@ -65,7 +65,7 @@ def _raw(query: Query, options: GradCamOptions) -> Tensor:
     if query.method == "fullgrad":
         return fullgrad(query, lambda scores: _total(query, options, scores), options.eigen_smooth)
     method, model = METHODS[query.method], StandIn(query)
-    cam = adapted(method.cam)(model, [], **method.arguments(options))
+    cam = adapted(method.cam)(model, [], **method.arguments(options))  # type: ignore[arg-type]  # a class is hashable
     cam.batch_size = options.batch_size  # scorecam looks for it; its constructor does not take it
     with (
         _twice_differentiable() if method.twice else nullcontext(),
