@@ -13,6 +13,7 @@ import re
 import sys
 import warnings
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from importlib.machinery import PathFinder
@@ -51,6 +52,9 @@ GROUPS: dict[Kind, str] = {
 # Commands of camkit's own, which nobody else may be called.
 COMMANDS = ("bench", "explain", "model", "plugin", "render", "train", "verify")
 HOST = "camkit"
+_BODY_END = re.compile(
+    r"^(?:[^\s)#]|    (?:def|async|@))", re.MULTILINE
+)  # of a class, or of what precedes methods
 NAME = re.compile(r"[a-z0-9-]+")
 # A line of Requires-Dist as far as it matters here: `camkit[extra] (>=1,<2); marker`, `camkit @ URL`.
 REQUIREMENT = re.compile(
@@ -160,10 +164,11 @@ def _first_line_of(source: Path, function: str) -> str:
 
 def _class_body(source: Path, cls: str) -> list[ast.stmt]:
     """The statements of a class before its methods; only they are parsed, for a module takes long."""
-    block = rf"^class {re.escape(cls)}\b.*?(?=^[^\s)#]|^    (?:def|async|@)|\Z)"
     try:
-        text = re.search(block, source.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
-        node = ast.parse(text[0]).body[0] if text else None
+        text = source.read_text(encoding="utf-8")
+        begin = re.search(rf"^class {re.escape(cls)}\b", text, re.MULTILINE)
+        end = begin and _BODY_END.search(text, begin.end())
+        node = ast.parse(text[begin.start() : end.start() if end else None]).body[0] if begin else None
     except (OSError, SyntaxError, ValueError):
         return []
     return node.body if isinstance(node, ast.ClassDef) else []
@@ -206,12 +211,14 @@ def _announced(selected: set[str] | None) -> list[Found]:
 
 def _offers(name: str, dist: Distribution) -> list[Found]:
     kinds = {group: kind for kind, group in GROUPS.items()}
+    version = dist.version or "?"  # each time it is asked for, the metadata are parsed
+    requires = dist.requires or []
     items = [
-        Found(kinds[entry.group], entry.name, entry.value, name, dist.version or "?")
+        Found(kinds[entry.group], entry.name, entry.value, name, version)
         for entry in dist.entry_points
         if entry.group in kinds
     ]
-    return [replace(item, problem=_problem(item, dist)) for item in items]
+    return [replace(item, problem=_problem(item, requires)) for item in items]
 
 
 def _selection(value: str | None) -> set[str] | None:
@@ -221,7 +228,7 @@ def _selection(value: str | None) -> set[str] | None:
     return {_normalised(part) for part in value.split(",") if part.strip()}
 
 
-def _problem(found: Found, dist: Distribution) -> str | None:
+def _problem(found: Found, requires: Sequence[str]) -> str | None:
     """What is wrong as far as the metadata tells."""
     if not NAME.fullmatch(found.name):
         return f"the name {found.name!r} is not of the form [a-z0-9-]+"
@@ -229,7 +236,7 @@ def _problem(found: Found, dist: Distribution) -> str | None:
         return f"the entry point {found.value!r} is not of the form module:Class"
     if found.dist == HOST:
         return None
-    requirements = filter(None, map(REQUIREMENT.fullmatch, dist.requires or ()))
+    requirements = filter(None, map(REQUIREMENT.fullmatch, requires))
     ours = [r for r in requirements if _normalised(r["name"]) == HOST and _applies(r["marker"])]
     return next(filter(None, (_misfit(r["versions"], found.dist) for r in ours)), None)
 
