@@ -342,8 +342,8 @@ def test_no_document_takes_a_gigabyte_to_read(tmp_path: Path, kind: str) -> None
     path.write_text('{"schema": 1, "a": ' + WORST[kind] + "}", "utf-8")
     assert path.stat().st_size <= bench_json.MAX_BYTES
     code = (
-        "import pathlib, sys; from camkit.bench import document\n"
-        "try: document.read(pathlib.Path(sys.argv[1]))\n"
+        "import pathlib, sys; from camkit.bench import bench_json\n"
+        "try: bench_json.read(pathlib.Path(sys.argv[1]))\n"
         "except Exception as error: print(str(error)[-60:])\n"
         "status = pathlib.Path('/proc/self/status').read_text()\n"  # rusage also tells of the parent
         "print(int(status.partition('VmHWM:')[2].split()[0]) // 1024)"

@@ -505,10 +505,10 @@ def test_the_plain_path_serves_the_others(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     model = make().eval()
-    plain = camkit.maps(model, batch, 1, layer=layer)
+    plain = camkit.maps_by(model, batch, 1, layer=layer)
     for _ in range(2):
         with pytest.warns(CamkitWarning, match=f"without fast mode: .*{reason}") as warned:
-            quick = camkit.maps(model, batch, 1, layer=layer, fast=True)
+            quick = camkit.maps_by(model, batch, 1, layer=layer, fast=True)
         assert len(warned) == 1 and "\n" not in str(warned[0].message)
         torch.testing.assert_close(quick, plain)
     assert capsys.readouterr().err == ""  # torch prints graphs and logs of what it cannot export

@@ -106,6 +106,7 @@ def _sweep(
     layer: Layer | Sequence[Layer],
     method: str | Sequence[str],
     score: Score | None,
+    /,  # options may be called so
     *,
     backend: str = "native",
     device: str | torch.device | None = None,
