@@ -23,9 +23,9 @@ from torch import Tensor
 import camkit
 from benchmarks.peers import PEERS, comparable
 from benchmarks.road import case
-from camkit.bench import document as documents
+from camkit.bench import bench_json as documents
 from camkit.bench import environment, statistics, timing
-from camkit.core.layer_choice import resolve_layers
+from camkit.core.layer_lookup import resolve_layers
 
 LIBRARIES = ("captum", "torchcam", "pytorch-grad-cam")
 BATCHES = (1, 8)

@@ -32,7 +32,7 @@ import torch
 import camkit
 from camkit.drawing.style import Style
 from camkit.explaining import pipeline, plan
-from camkit.explaining.lines import Format
+from camkit.explaining.manifest_lines import Format
 from camkit.explaining.output import Output
 from camkit.images import finding, workers
 

@@ -26,8 +26,8 @@ import camkit
 from camkit.bench import environment, statistics, timing
 from camkit.images import decoding
 from camkit.metrics import faithfulness
-from camkit.metrics.basics import resized, uniform
 from camkit.metrics.imputation import NOISE, impute
+from camkit.metrics.map_tools import resized, uniform
 
 EQUAL, BOUND = 1e-3, 5.0
 CHECKED = 2  # images of which everything is compared: the sparse solve takes seconds for each

@@ -15,8 +15,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from camkit.bench import contests as reports
-from camkit.bench import document as documents
+from camkit.bench import bench_json as documents
+from camkit.bench import significance as reports
 from camkit.bench.request import BenchRequest
 from camkit.bench.runner import run
 

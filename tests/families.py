@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 import camkit
 from camkit.core import hooks
-from camkit.core.layer_choice import automatic_layer
+from camkit.core.layer_lookup import automatic_layer
 from camkit.errors import CamkitWarning
 
 METHODS = ("gradcam", "hirescam")

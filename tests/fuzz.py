@@ -62,7 +62,7 @@ from camkit.errors import (
     UsageError,
 )
 from camkit.explaining import manifest, redrawing, stored_maps, verification
-from camkit.explaining.reader import Reader
+from camkit.explaining.checked_reading import Reader
 from camkit.explaining.shard import Shard
 from camkit.images import decoding
 from camkit.images.preprocess import Preprocess

@@ -47,7 +47,13 @@ OWNERS = {
 }
 # Wherever a plugin list or a help text comes from.
 WITHOUT_TORCH = {"errors", "files", "contracts", "registry", "cli"}
-WITHOUT_TORCH |= {"drawing.style", "images.preprocess", "models.specs", "native.cache", "native.methods"}
+WITHOUT_TORCH |= {
+    "drawing.style",
+    "images.preprocess",
+    "models.specs",
+    "native.cache",
+    "native.method_table",
+}
 WITHOUT_TORCH |= {"training.recipe", "explaining.shard", "core.class_names", "plugin"}
 
 

@@ -20,7 +20,7 @@ import pytest
 import torch
 
 from camkit.errors import ModelError
-from camkit.models import archive
+from camkit.models import torch_file_check
 from camkit.models.loading import load_model
 from camkit.models.weights import read_weights
 
@@ -150,7 +150,7 @@ def test_files_as_torch_writes_them_are_read(zipped: bool, tmp_path: Path) -> No
     }
     path = tmp_path / "my.pth"
     path.write_bytes(saved({"state_dict": state, "epoch": 3}, zipped=zipped))
-    assert archive.check(path) == zipped
+    assert torch_file_check.check(path) == zipped
     found = read_weights(path)
     assert all(torch.equal(found[name], tensor) for name, tensor in state.items())
 

@@ -13,7 +13,7 @@ from benchmarks.lesson import lesson_model
 from torch import Tensor, nn
 
 import camkit
-from camkit.core.layer_choice import resolve_layers
+from camkit.core.layer_lookup import resolve_layers
 from camkit.errors import LayerError
 
 

@@ -22,15 +22,15 @@ from scipy.stats import ttest_ind
 from tests.conftest import runner
 
 from camkit.bench import (
+    bench_json,
     bench_report,
     compare,
     conditions,
-    contests,
-    document,
     environment,
     latency,
     metric_choice,
     request,
+    significance,
     statistics,
     timing,
 )
@@ -511,12 +511,12 @@ def test_figures_of_several_processes_are_those_of_their_medians() -> None:
     assert found["seconds"]["low"] < 1 and found["seconds"]["high"] > 4
     assert found["ratio"] == pytest.approx({"median": 2.0, "low": 2.0, "high": 2.0}), "of each process"
     assert found["samples"]["process"] == [0, 0, 0, 1, 1, 1, 2, 2, 2]
-    assert document.by_process(found["samples"]) == {0: [1, 1, 9], 1: [2, 2, 9], 2: [4, 4, 9]}
+    assert bench_json.by_process(found["samples"]) == {0: [1, 1, 9], 1: [2, 2, 9], 2: [4, 4, 9]}
 
 
 def test_verdicts_against_the_reference_are_of_all_rows_at_once() -> None:
     rows = [
-        Row("forward", *document.FORWARD),
+        Row("forward", *bench_json.FORWARD),
         *(Row("explainer", name, "gradcam") for name in ("native", "slow", "alike", "broken")),
     ]
     seconds = {"bare forward": 1.0, "native gradcam": 2.0, "slow gradcam": 3.0, "alike gradcam": 2.0}
@@ -695,7 +695,7 @@ def test_a_condition_on_what_does_not_exist_or_was_not_measured_is_no_pass() -> 
     ("name", "slug"), [("pytorch-grad-cam", "pytorch_grad_cam"), ("gradcam++", "gradcampp")]
 )
 def test_names_in_conditions(name: str, slug: str) -> None:
-    assert document.slug(name) == slug
+    assert bench_json.slug(name) == slug
 
 
 # --- a run ------------------------------------------------------------------------------------------
@@ -906,13 +906,15 @@ def test_the_grid_pointing_game_is_played_on_mosaics_of_sure_photographs() -> No
     (mosaics,) = [scene for scene in found["scenes"] if scene["name"] == "mosaics"]
     assert mosaics["images"] == 3 * 4 and mosaics["truth_share"] == 0.25
     assert mosaics["remark"].startswith("2 x 2 photographs, each recognised with 90% or more")
-    grid = {(r["backend"], r["method"]): document.grid(r) for r in found["rows"] if r["kind"] != "forward"}
+    grid = {
+        (r["backend"], r["method"]): bench_json.grid(r) for r in found["rows"] if r["kind"] != "forward"
+    }
     assert grid["native", "gradcam"]["mean"] > 0.7  # type: ignore[index]
     assert grid["control", "uniform"]["values"] == [0.25] * 12  # type: ignore[index]
     assert grid["control", "random"]["mean"] == pytest.approx(0.25, abs=0.1)  # type: ignore[index]
     assert list(row(found, "native")["scores"]["mosaics"]) == ["energy-pointing-game"]
     assert found["agreement"]["mosaics"] == {}
-    assert document.all_figures(found)["native.gradcam.grid"] == grid["native", "gradcam"]["mean"]  # type: ignore[index]
+    assert bench_json.all_figures(found)["native.gradcam.grid"] == grid["native", "gradcam"]["mean"]  # type: ignore[index]
     again = toy(**chosen)
     assert [r["scores"] for r in again["rows"]] == [r["scores"] for r in found["rows"]], "seeded"
 
@@ -923,7 +925,7 @@ def test_without_enough_sure_photographs_the_mosaics_are_of_shapes_and_the_reaso
     remark = found["scenes"][2]["remark"]
     assert remark.startswith("2 x 2 shapes, each recognised with 90% or more; of the mosaic's four classes")
     assert "not of photographs: a mosaic of 2 x 2 needs images of 4 classes" in remark
-    assert document.grid(row(found, "native"))["mean"] > 0.4  # type: ignore[index]
+    assert bench_json.grid(row(found, "native"))["mean"] > 0.4  # type: ignore[index]
     assert remark in bench_report.markdown(bench_report.contents(found, Path())).replace("\\", "")
 
 
@@ -964,7 +966,7 @@ def test_what_differs_or_fails_in_a_hard_case_is_told_with_its_reason() -> None:
     assert by_key["inplace", "plain"]["equal"] is True
     assert by_key["inplace", "in-place ReLU"]["equal"] is False, "it keeps what the ReLU overwrites"
     assert by_key["inplace", "frozen"]["error"].startswith("the scores do not depend")
-    headers, rows = document.hard_table(found)
+    headers, rows = bench_json.hard_table(found)
     cells = {line[0]: dict(zip(headers, line, strict=True)) for line in rows}
     assert (
         cells["inplace"]["FROZEN"] == "error"
@@ -978,7 +980,7 @@ def test_what_differs_or_fails_in_a_hard_case_is_told_with_its_reason() -> None:
 @pytest.mark.parametrize("chosen", [{"backends": ("native",)}, {"metrics": ("gini",)}])
 def test_hard_cases_need_several_backends_and_the_metrics_of_agreement(chosen: dict[str, Any]) -> None:
     found = toy(**({"backends": ("native", "own"), "metrics": ("agreement",)} | chosen))
-    assert found["hard_cases"] == [] and document.hard_table(found)[1] == []
+    assert found["hard_cases"] == [] and bench_json.hard_table(found)[1] == []
 
 
 # --- against the controls ---------------------------------------------------------------------------
@@ -1008,8 +1010,8 @@ def test_an_explainer_is_held_against_the_best_control(own: list[float | None], 
         line("control", "control", "edges", [0.3, 0.4] * 6),
         line("control", "control", "blurred", [0.9] * 12),
     ]
-    (found,) = contests.better({"rows": rows, "scenes": [{"name": "photographs"}]})
-    cells = dict(zip(contests.BETTER, found, strict=True))
+    (found,) = significance.better({"rows": rows, "scenes": [{"name": "photographs"}]})
+    cells = dict(zip(significance.BETTER, found, strict=True))
     assert (cells["BACKEND"], cells["BEST CONTROL"]) == ("a", "edges"), "the one that is alike is left out"
     assert cells["VERDICT"] == verdict and (float(cells["P"]) <= 0.05) is (verdict != "UNCLEAR")
 
@@ -1023,8 +1025,8 @@ def contest(random: np.random.Generator, count: int, rows: int, ahead: float = 0
         return {"kind": kind, "backend": kind, "method": method, "scores": scores}
 
     lines = [line("explainer", str(n), random.beta(0.6, 0.2, count) + ahead) for n in range(rows)]
-    lines += [line("control", name, random.beta(6, 2, count)) for name in contests.BLIND]
-    return contests.better({"rows": lines, "scenes": [{"name": "photographs"}]})
+    lines += [line("control", name, random.beta(6, 2, count)) for name in significance.BLIND]
+    return significance.better({"rows": lines, "scenes": [{"name": "photographs"}]})
 
 
 @pytest.mark.parametrize("rows", [1, 6])
@@ -1065,14 +1067,14 @@ def test_photographs_are_spread_evenly_and_bad_ones_told() -> None:
 
 def test_a_document_survives_writing_and_reading() -> None:
     found = toy(metrics=("latency", "gini"))
-    path = document.write(Path("out"), found)
-    assert document.read(Path("out")) == document.read(path) == found
-    assert set(document.KEYS) <= set(found) and found["schema"] == document.SCHEMA
+    path = bench_json.write(Path("out"), found)
+    assert bench_json.read(Path("out")) == bench_json.read(path) == found
+    assert set(bench_json.KEYS) <= set(found) and found["schema"] == bench_json.SCHEMA
     assert not list(Path("out").glob(".*"))
 
 
 def test_no_number_is_nan() -> None:
-    assert document.plain({"a": [float("nan"), (float("inf"), 1 / 3)], 1: "x"}) == {
+    assert bench_json.plain({"a": [float("nan"), (float("inf"), 1 / 3)], 1: "x"}) == {
         "a": [None, [None, 0.3333333]],
         "1": "x",
     }
@@ -1094,7 +1096,7 @@ def test_what_is_no_document_is_told_in_one_line(text: str | None, said: str) ->
     if text is not None:
         Path("x.json").write_text(text)
     with pytest.raises(UsageError, match=said):
-        document.read(Path("x.json"))
+        bench_json.read(Path("x.json"))
 
 
 def test_the_command_repeats_the_request_without_private_folders() -> None:
@@ -1140,7 +1142,7 @@ def test_figures_by_hand() -> None:
         "parity": 0.01,
         "scores": scores,
     }
-    assert document.all_figures({"rows": [line]}) == {
+    assert bench_json.all_figures({"rows": [line]}) == {
         f"grad_cam.gradcampp.{name}": value
         for name, value in {
             "ms": 20.0,
@@ -1263,7 +1265,7 @@ def test_a_quick_run_prints_one_table_and_writes_everything(quick: tuple[Result,
     assert result.exit_code == 0, result.stderr
     table, hard = result.stdout.split("\n\n")
     header, *lines = table.splitlines()
-    names = [*document.HEADERS[:-2], "COUNT", "EVEN", *document.HEADERS[-2:]]
+    names = [*bench_json.HEADERS[:-2], "COUNT", "EVEN", *bench_json.HEADERS[-2:]]
     assert header.split() == " ".join(names).split(), "metrics of another package have their columns"
     assert re.split(" {2,}", lines[1])[-4:-2] == ["64", "1"]
     assert [line.split()[:2] for line in lines] == [
@@ -1279,7 +1281,7 @@ def test_a_quick_run_prints_one_table_and_writes_everything(quick: tuple[Result,
     assert "spearman of independent random maps of 8 x 8, 95 %: -0." in result.stderr
     names = {path.name for path in folder.iterdir()}
     assert names == {"bench.json", "report.md", "report.html", "examples"}
-    found = document.read(folder)
+    found = bench_json.read(folder)
     assert [scene["name"] for scene in found["scenes"]] == ["photographs", "shapes"]
     scores = row(found, "native")["scores"]
     assert scores["shapes"]["energy-pointing-game"]["mean"] > 2 * found["scenes"][1]["truth_share"]
@@ -1334,7 +1336,7 @@ def test_the_page_needs_nothing_from_outside_and_runs_nothing(quick: tuple[Resul
 
 
 def test_a_class_called_script_is_a_text(quick: tuple[Result, Path]) -> None:
-    found = document.read(quick[1])
+    found = bench_json.read(quick[1])
     titles = [example["title"] for example in found["examples"]]
     assert titles and any("<img src=x>.png" in title for title in titles)
     found["rows"][1]["notes"] = ["<script>alert(1)</script> | `x` [a](b)"]
@@ -1350,7 +1352,7 @@ def test_tables_of_the_markdown_are_whole(quick: tuple[Result, Path]) -> None:
     lines = (quick[1] / "report.md").read_text("utf-8").splitlines()
     tables = [line for line in lines if line.startswith("|")]
     widths = {line: len(re.findall(r"(?<!\\)\|", line)) for line in tables}
-    assert len(tables) > 30 and widths[tables[0]] == len(document.HEADERS) + 2 + 1
+    assert len(tables) > 30 and widths[tables[0]] == len(bench_json.HEADERS) + 2 + 1
     assert any("count (size): how many values a map has" in line for line in lines)
     for above, below in pairwise(lines):
         assert not (above in widths and below in widths) or widths[above] == widths[below]
@@ -1358,7 +1360,7 @@ def test_tables_of_the_markdown_are_whole(quick: tuple[Result, Path]) -> None:
 
 
 def test_a_document_of_a_stranger_reads_no_file_outside(quick: tuple[Result, Path], tmp_path: Path) -> None:
-    found = document.read(quick[1])
+    found = bench_json.read(quick[1])
     secret = tmp_path / "secret.png"
     secret.write_bytes(b"secret")
     found["examples"] = [
@@ -1382,11 +1384,11 @@ def test_report_makes_the_same_page_from_the_document_alone(quick: tuple[Result,
 @pytest.fixture
 def steady(quick: tuple[Result, Path]) -> dict[str, Any]:
     """The document as a quiet machine would have given it, in the folder `steady`."""
-    found = document.read(quick[1])
+    found = bench_json.read(quick[1])
     for timed_row in found["rows"]:
         for record in timed_row["latency"]:
             record["samples"]["host"] = [1.0, 1.001, 1.002, 1.001, 1.0, 1.01, 1.02, 1.01, 1.01, 1.01]
-    document.write(Path("steady"), found)
+    bench_json.write(Path("steady"), found)
     return found
 
 
@@ -1399,14 +1401,14 @@ def test_a_run_compared_with_itself_is_the_same(steady: dict[str, Any]) -> None:
 def test_compare_fails_if_something_is_slower(steady: dict[str, Any]) -> None:
     for record in row(steady, "native")["latency"]:
         record["samples"]["host"] = [100 * seconds for seconds in record["samples"]["host"]]
-    document.write(Path("slower"), steady)
+    bench_json.write(Path("slower"), steady)
     result = bench("compare", "steady", "slower")
     assert result.exit_code == 1 and "SLOWER" in result.stdout
     back = bench("compare", "slower", "steady")
     assert "FASTER" in back.stdout and "SLOWER" not in back.stdout and back.exit_code == 0
     for record in row(steady, "native")["latency"]:
         record["samples"].pop("process")
-    document.write(Path("slower"), steady)
+    bench_json.write(Path("slower"), steady)
     result = bench("compare", "steady", "slower")
     assert result.exit_code == 0 and "SLOWER" not in result.stdout and "one process" in result.stdout
     (line,) = result.stderr.splitlines()
@@ -1414,10 +1416,10 @@ def test_compare_fails_if_something_is_slower(steady: dict[str, Any]) -> None:
 
 
 def test_compare_names_the_rows_that_only_one_of_them_has(quick: tuple[Result, Path]) -> None:
-    found = document.read(quick[1])
+    found = bench_json.read(quick[1])
     row(found, "own")["latency"].pop()
     found["rows"][1]["method"] = "layercam"
-    document.write(Path("fewer"), found)
+    bench_json.write(Path("fewer"), found)
     result = bench("compare", quick[1], "fewer", "--tolerance", "1000")
     assert result.exit_code == 0
     assert result.stderr.splitlines() == [
@@ -1428,15 +1430,15 @@ def test_compare_names_the_rows_that_only_one_of_them_has(quick: tuple[Result, P
 
 
 def test_compare_does_not_divide_by_zero_or_compare_nothing(quick: tuple[Result, Path]) -> None:
-    found = document.read(quick[1])
+    found = bench_json.read(quick[1])
     samples = found["rows"][1]["latency"][0]["samples"]
     samples["host"], samples["process"] = [], []
-    document.write(Path("odd"), found)
+    bench_json.write(Path("odd"), found)
     result = bench("compare", quick[1], "odd", "--tolerance", "1000")
     assert result.exit_code == 0 and "only before: native gradcam at 1" in result.stderr
     samples = found["rows"][0]["latency"][0]["samples"]
     samples["host"] = [0.0] * len(samples["host"])
-    document.write(Path("odd"), found)
+    bench_json.write(Path("odd"), found)
     result = bench("compare", quick[1], "odd")
     assert (
         result.exit_code == 2
@@ -1477,7 +1479,7 @@ def test_a_document_that_was_damaged_is_one_line_and_wrong_usage(
     quick: tuple[Result, Path], command: str, text: Any, said: str
 ) -> None:
     Path("bad").mkdir()
-    content = text if isinstance(text, str) else broken(document.read(quick[1]), text)
+    content = text if isinstance(text, str) else broken(bench_json.read(quick[1]), text)
     Path("bad/bench.json").write_text(content)
     result = bench(command, *([quick[1]] if command == "compare" else []), "bad")
     assert result.exit_code == 2, result.output

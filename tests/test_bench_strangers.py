@@ -19,7 +19,7 @@ from PIL import Image
 from tests.conftest import runner
 
 from camkit import Trainer
-from camkit.bench import bench_report, compare, document, pages, schema
+from camkit.bench import bench_json, bench_report, compare, page_formats, schema
 from camkit.cli import cli
 from camkit.errors import UsageError
 from camkit.training import recipe
@@ -57,7 +57,7 @@ def made(**changes: Any) -> dict[str, Any]:
     measures = {"spearman": measure, "ssim": measure}
     metric = {"direction": "higher", "limit": None, "summary": "what it tells", "paper": "a paper"}
     return {
-        "schema": document.SCHEMA,
+        "schema": bench_json.SCHEMA,
         "command": "camkit bench",
         "settings": {"model": "m", "layer": "l", "dtype": "float32"},
         "environment": {"device_name": "chip", "cores": 2, "threads": 1},
@@ -191,7 +191,7 @@ def test_a_picture_brings_nothing_but_what_it_shows(tmp_path: Path) -> None:
 
 def test_a_small_document_is_well(tmp_path: Path) -> None:
     folder = written(tmp_path / "b", made())
-    assert document.read(folder) == made() and bench("report", folder).exit_code == 0
+    assert bench_json.read(folder) == made() and bench("report", folder).exit_code == 0
     assert bench("compare", folder, folder).exit_code == 0
 
 
@@ -206,7 +206,7 @@ def test_what_is_no_file_is_not_read(tmp_path: Path, kind: str) -> None:
 
 def test_a_large_file_is_not_read(tmp_path: Path) -> None:
     folder = written(tmp_path / "b", made())
-    os.truncate(folder / "bench.json", document.MAX_BYTES + 1)
+    os.truncate(folder / "bench.json", bench_json.MAX_BYTES + 1)
     assert refused(folder).endswith("cannot be read: it is larger than 16 MiB")
 
 
@@ -328,10 +328,10 @@ def test_too_many_rows_are_told_before_they_are_measured(monkeypatch: pytest.Mon
 
 
 WORST = {  # what takes the most memory for its bytes
-    "lists": "[" + ",".join(["[" * 15 + "]" * 15] * (document.MAX_NESTED // 16)) + "]",
-    "texts": json.dumps(["ab"] * (document.MAX_BYTES // 7)),
-    "numbers": json.dumps([1000] * (document.MAX_BYTES // 7)),
-    "a text with an astral sign": '["' + "x" * (document.MAX_BYTES - 100) + '\U0001f600"]',
+    "lists": "[" + ",".join(["[" * 15 + "]" * 15] * (bench_json.MAX_NESTED // 16)) + "]",
+    "texts": json.dumps(["ab"] * (bench_json.MAX_BYTES // 7)),
+    "numbers": json.dumps([1000] * (bench_json.MAX_BYTES // 7)),
+    "a text with an astral sign": '["' + "x" * (bench_json.MAX_BYTES - 100) + '\U0001f600"]',
 }
 
 
@@ -340,10 +340,10 @@ WORST = {  # what takes the most memory for its bytes
 def test_no_document_takes_a_gigabyte_to_read(tmp_path: Path, kind: str) -> None:
     path = tmp_path / "bench.json"
     path.write_text('{"schema": 1, "a": ' + WORST[kind] + "}", "utf-8")
-    assert path.stat().st_size <= document.MAX_BYTES
+    assert path.stat().st_size <= bench_json.MAX_BYTES
     code = (
-        "import pathlib, sys; from camkit.bench import document\n"
-        "try: document.read(pathlib.Path(sys.argv[1]))\n"
+        "import pathlib, sys; from camkit.bench import bench_json\n"
+        "try: bench_json.read(pathlib.Path(sys.argv[1]))\n"
         "except Exception as error: print(str(error)[-60:])\n"
         "status = pathlib.Path('/proc/self/status').read_text()\n"  # rusage also tells of the parent
         "print(int(status.partition('VmHWM:')[2].split()[0]) // 1024)"
@@ -379,7 +379,7 @@ def test_nothing_hides_in_a_report(tmp_path: Path) -> None:
     "text", ["# a", "- a", "+ a", "1. a", "12) a", "=== a", "~~a~~", "*a*", "<a>", "`a`"]
 )
 def test_a_text_stays_a_text_in_markdown(text: str) -> None:
-    told = pages.markdown([pages.Section("t", [text])]).splitlines()[2]
+    told = page_formats.markdown([page_formats.Section("t", [text])]).splitlines()[2]
     assert re.sub(r"\\(.)", r"\1", told).replace("&lt;", "<").replace("&gt;", ">") == text
     assert told != text
-    assert bench_report.markdown is pages.markdown
+    assert bench_report.markdown is page_formats.markdown

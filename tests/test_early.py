@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from camkit.cli import checks
+from camkit.cli import early_checks
 from camkit.metrics import complexity
 from camkit.native.explainer import Native
-from camkit.native.methods import METHODS
+from camkit.native.method_table import METHODS
 from camkit.registry import discovery, loading
 
 # Runs commands, one after the other, where torch finds no memory; none of them may need it.
@@ -220,5 +220,5 @@ def test_too_little_memory_for_the_libraries_of_torch_is_told_in_our_words(folde
 def test_what_is_known_early_is_what_there_is() -> None:
     assert set(METHODS) == set(Native.methods)
     own = [loading.load(one) for one in discovery.find("metric") if one.dist == discovery.HOST]
-    assert own and {metric.category for metric in own} | {"latency"} == set(checks.CATEGORIES)
+    assert own and {metric.category for metric in own} | {"latency"} == set(early_checks.CATEGORIES)
     assert complexity.Gini in own

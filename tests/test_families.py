@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 import camkit
-from camkit.core.layer_choice import resolve_layers
+from camkit.core.layer_lookup import resolve_layers
 from camkit.errors import LayerError
 
 from .families import FAMILIES, Family, build, examine, wake

@@ -21,9 +21,9 @@ from torch.nn.modules.module import register_module_forward_hook
 
 import camkit
 from camkit.contracts.explainer import Sweep
-from camkit.core import hooks, memory
-from camkit.core.contents import MOST, Contents
-from camkit.core.memory import KEPT, remembered
+from camkit.core import hooks, model_cache
+from camkit.core.model_cache import KEPT, remembered
+from camkit.core.model_changes import MOST, Contents
 from camkit.errors import CamkitWarning, LayerError
 from camkit.images.decoding import load, sample
 from camkit.native.explainer import Native, NativeOptions
@@ -425,13 +425,13 @@ def test_everything_goes_with_the_model(batch: Tensor, compiles: None) -> None:
     ]
     assert constants  # the folded weights, which inductor would keep for ever
     gc.collect()  # models of other tests
-    count = len(memory._MEMORIES)
+    count = len(model_cache._MEMORIES)
     parameter = weakref.ref(model[0].weight)
     del model
     gc.collect()
     gc.collect()
     assert parameter() is None
-    assert len(memory._MEMORIES) == count - 1
+    assert len(model_cache._MEMORIES) == count - 1
     assert not any(constant() is not None for constant in constants)
 
 
@@ -505,10 +505,10 @@ def test_the_plain_path_serves_the_others(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     model = make().eval()
-    plain = camkit.maps(model, batch, 1, layer=layer)
+    plain = camkit.maps_by(model, batch, 1, layer=layer)
     for _ in range(2):
         with pytest.warns(CamkitWarning, match=f"without fast mode: .*{reason}") as warned:
-            quick = camkit.maps(model, batch, 1, layer=layer, fast=True)
+            quick = camkit.maps_by(model, batch, 1, layer=layer, fast=True)
         assert len(warned) == 1 and "\n" not in str(warned[0].message)
         torch.testing.assert_close(quick, plain)
     assert capsys.readouterr().err == ""  # torch prints graphs and logs of what it cannot export

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import camkit
 from camkit.contracts.explainer import Explainer, Query
-from camkit.core.running import run
+from camkit.core.run_explainer import run
 from camkit.core.targets import class_chooser, class_index, given
 from camkit.errors import (
     CamkitWarning,

@@ -31,10 +31,10 @@ from camkit.drawing import overlay as render
 from camkit.drawing.style import Style
 from camkit.errors import CamkitError, LayerError, ModelError
 from camkit.explaining import manifest, merging, parquet, redrawing, stored_maps, verification
+from camkit.explaining.checked_reading import Reader
 from camkit.explaining.explanation import Explanation
-from camkit.explaining.lines import Result
+from camkit.explaining.manifest_lines import Result
 from camkit.explaining.plan import plan
-from camkit.explaining.reader import Reader
 from camkit.images import decoding
 from camkit.images import finding as images_finding
 from camkit.images.finding import find
@@ -668,7 +668,7 @@ def test_a_file_too_large_to_be_a_result_is_not_joined_and_nothing_is_left_of_it
     finished()
     with (OUT / f"{TABBY}.png").open("ab") as file:
         file.truncate(2**22)
-    monkeypatch.setattr("camkit.explaining.reader.MAX_FILE", 2**21)
+    monkeypatch.setattr("camkit.explaining.checked_reading.MAX_FILE", 2**21)
     done = camkit_("explain", "merge", "out", "--out", "all")
     assert done.exit_code == 3
     assert done.stderr == f"Error: out/{TABBY}.png cannot be read: it is larger than 2 MiB\n"

@@ -13,7 +13,6 @@ from scipy.sparse import lil_matrix
 from scipy.sparse.linalg import spsolve
 from torch import Tensor, nn
 
-from camkit.metrics.basics import positions, resized
 from camkit.metrics.faithfulness import (
     area,
     blurred,
@@ -28,6 +27,7 @@ from camkit.metrics.faithfulness import (
 from camkit.metrics.faithfulness_masks import average_drop, increase
 from camkit.metrics.faithfulness_noise import infidelity, max_sensitivity
 from camkit.metrics.imputation import impute
+from camkit.metrics.map_tools import positions, resized
 
 RANKED = [deletion, insertion, symmetric_relevance_gain, road]
 MASKED = [average_drop, increase]

@@ -27,7 +27,7 @@ from camkit.drawing.style import Style
 from camkit.errors import CamkitError, ImageError, MapError
 from camkit.explaining import manifest, redrawing, sheets
 from camkit.explaining.explanation import Explanation
-from camkit.explaining.lines import Result, request_id
+from camkit.explaining.manifest_lines import Result, request_id
 from camkit.explaining.naming import output_name, slug
 from camkit.explaining.output import Output
 from camkit.explaining.plan import plan

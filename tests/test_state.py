@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from camkit.core import contents as state
-from camkit.core.contents import Contents, Look, copied
+from camkit.core import model_changes as state
 from camkit.core.hooks import as_it_was
+from camkit.core.model_changes import Contents, Look, copied
 
 
 class Config:

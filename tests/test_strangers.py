@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 import camkit
-from camkit.core.call import Call
-from camkit.core.layer_choice import resolve_layers
+from camkit.core.call_types import Call
+from camkit.core.layer_lookup import resolve_layers
 from camkit.errors import CamkitWarning, LayerError, ModelError, UsageError
 from camkit.images.preprocess import Preprocess
 

@@ -430,7 +430,7 @@ def test_ctrl_c_says_how_to_go_on(
         (tmp_path / "run" / "checkpoint.pt").touch()
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("camkit.training.training.train", interrupted)
+    monkeypatch.setattr("camkit.training.train_model.train", interrupted)
     done = run("train", toys, *QUICK, "--recipe", recipe_file, "--out", tmp_path / "run")
     assert done.exit_code == 130 and "Interrupted: go on with --resume" in done.stderr
 

@@ -95,7 +95,7 @@ import hashlib, json, os, signal, sys, traceback
 from pathlib import Path
 
 import matplotlib.backends.backend_agg, matplotlib.figure, timm, torch
-from camkit.training import training, training_report
+from camkit.training import train_model, training_report
 from camkit.cli import cli
 
 torch.set_num_threads(1)

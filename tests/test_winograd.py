@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import camkit
-from camkit.core import memory
+from camkit.core import model_cache
 from camkit.native import winograd
 
 
@@ -220,7 +220,7 @@ def test_transformed_weights_go_with_the_model() -> None:
         torch.randn(1, 3, 16, 16),
     )
     camkit.maps(net, x, 0, layer="1", fast=True)
-    weights = memory.of(net).part("transformed", dict[str, Tensor])
+    weights = model_cache.of(net).part("transformed", dict[str, Tensor])
     kept = [weakref.ref(tensor) for tensor in weights.values()]
     del weights
     assert len(kept) == 2 and all(ref() is not None for ref in kept)

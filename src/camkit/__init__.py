@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from camkit.images.preprocess import Preprocess
     from camkit.models.bundle import save_bundle
     from camkit.models.loading import load_model
-    from camkit.training.training import train
+    from camkit.training.train_model import train
 
 __version__ = "0.1.0"
 
@@ -52,7 +52,7 @@ _HOMES = {
     "camkit.images.preprocess": "Preprocess",
     "camkit.models.bundle": "save_bundle",
     "camkit.models.loading": "load_model",
-    "camkit.training.training": "train",
+    "camkit.training.train_model": "train",
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names.split()}
 

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from camkit.bench import document as documents
+from camkit.bench import bench_json as documents
 from camkit.bench import statistics
-from camkit.bench.document import GAIN, NOTHING, best, headers, headline, score
-from camkit.bench.pages import Picture, Section, markdown, markdown_parts, page, page_parts
+from camkit.bench.bench_json import GAIN, NOTHING, best, headers, headline, score
+from camkit.bench.page_formats import Picture, Section, markdown, markdown_parts, page, page_parts
 from camkit.drawing import charts
 from camkit.errors import ESCAPES, CamkitError, CamkitWarning
 from camkit.files import inside, write_whole
@@ -21,7 +21,7 @@ from camkit.images import decoding
 
 if TYPE_CHECKING:
     from PIL.Image import Image
-from camkit.bench.contests import ALIKE, BETTER, BETTER_WORDS, Curves, Document, better, row_name
+from camkit.bench.significance import ALIKE, BETTER, BETTER_WORDS, Curves, Document, better, row_name
 
 __all__ = ["BETTER", "better", "contents", "markdown", "page", "write"]
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from camkit.bench import statistics
-from camkit.bench.document import FORWARD, by_process
+from camkit.bench.bench_json import FORWARD, by_process
 from camkit.bench.statistics import Estimate, Verdict
 from camkit.errors import UsageError
 

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from camkit.metrics.basics import uniform as drawn
+from camkit.metrics.map_tools import uniform as drawn
 
 
 def random(inputs: Tensor, maps: Tensor, seed: int = 0) -> Tensor:

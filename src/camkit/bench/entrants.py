@@ -6,8 +6,8 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any
 
+from camkit.bench.bench_json import FORWARD
 from camkit.bench.controls import CONTROLS
-from camkit.bench.document import FORWARD
 from camkit.bench.request import BenchRequest
 from camkit.bench.schema import MAX_ROWS
 from camkit.contracts.explainer import Explainer, unknown_method

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from camkit.bench import scenes, statistics, timing
-from camkit.bench.document import FORWARD, estimate
+from camkit.bench.bench_json import FORWARD, estimate
 from camkit.bench.entrants import Row, all_rows, told
 from camkit.bench.request import BenchRequest
 from camkit.bench.scenes import Scene

@@ -18,10 +18,10 @@ from torch import Tensor, nn
 
 from camkit.bench.entrants import Row, told
 from camkit.bench.survey import EQUAL
-from camkit.core.running import run as explain
+from camkit.core.run_explainer import run as explain
 from camkit.core.targets import given
 from camkit.metrics import agreement
-from camkit.metrics.basics import normal
+from camkit.metrics.map_tools import normal
 
 IMAGES, CLASSES, SIZE, PATCH, WIDTH = 4, 5, 32, 8, 16
 

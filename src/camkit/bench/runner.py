@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from camkit.bench import environment, ground_truth, latency, scenes
-from camkit.bench.document import ENERGY, FIGURES, SCHEMA, figure_name, plain
+from camkit.bench.bench_json import ENERGY, FIGURES, SCHEMA, figure_name, plain
 from camkit.bench.entrants import Row, all_rows
 from camkit.bench.metric_choice import chosen
 from camkit.bench.parity_cases import hard_cases

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from camkit.bench import shapes
-from camkit.bench.document import ENERGY, MOSAICS
+from camkit.bench.bench_json import ENERGY, MOSAICS
 from camkit.bench.ground_truth import Truth, as_seen
 from camkit.contracts.model import LoadedModel
 from camkit.core import layers
-from camkit.core.layer_choice import resolve_layers
+from camkit.core.layer_lookup import resolve_layers
 from camkit.drawing import overlay
 from camkit.errors import ImageError, UsageError
 from camkit.images import decoding, finding

@@ -12,17 +12,17 @@ import torch
 from torch import Tensor
 
 from camkit.bench import statistics
+from camkit.bench.bench_json import estimate
 from camkit.bench.controls import CONTROLS, OF_MAPS
-from camkit.bench.document import estimate
 from camkit.bench.entrants import Row
 from camkit.bench.request import AGREEMENT, BenchRequest
 from camkit.bench.scenes import Scene
 from camkit.contracts.metric import MapBatch, Metric, Scores
-from camkit.core.call import Call
-from camkit.core.running import run as explain
+from camkit.core.call_types import Call
+from camkit.core.run_explainer import run as explain
 from camkit.core.targets import given
 from camkit.metrics import agreement
-from camkit.metrics.basics import telling, usable
+from camkit.metrics.map_tools import telling, usable
 from camkit.metrics.measure import measure, passes
 
 Maps = Callable[[Tensor, Tensor], Tensor]

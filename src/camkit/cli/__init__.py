@@ -15,9 +15,9 @@ import click
 import camkit
 from camkit.cli.bench import bench
 from camkit.cli.explain import explain
-from camkit.cli.folder import merge, render, verify
 from camkit.cli.model import model
 from camkit.cli.plugin import plugin
+from camkit.cli.result_folder import merge, render, verify
 from camkit.cli.terminal import say
 from camkit.cli.train import report, train
 from camkit.errors import ESCAPES, CamkitError, CamkitWarning

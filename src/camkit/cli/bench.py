@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from camkit.cli import checks
+from camkit.cli import early_checks
 from camkit.cli.hints import about
 from camkit.cli.parameters import FOLDER, PATH
 from camkit.cli.terminal import say, say_json, say_table
@@ -150,20 +150,20 @@ def bench(out: Path, as_json: bool, fail_if: tuple[str, ...], **given: Any) -> N
     if click.get_current_context().invoked_subcommand is not None:
         return
     given["options"] = options.parse_assignments(given["options"])
-    checks.explainers(given["backends"], given["methods"], given["options"])
-    checks.metrics(given["metrics"])
-    checks.model(given["model"])
-    checks.device(given["device"])
-    checks.there(given["truth"])
-    checks.writable(out)
+    early_checks.explainers(given["backends"], given["methods"], given["options"])
+    early_checks.metrics(given["metrics"])
+    early_checks.model(given["model"])
+    early_checks.device(given["device"])
+    early_checks.there(given["truth"])
+    early_checks.writable(out)
     if given["images"]:
-        checks.photographs(given["images"])
+        early_checks.photographs(given["images"])
 
     from camkit.bench import conditions
 
     wanted = [conditions.parse(text) for text in fail_if]
 
-    from camkit.bench import bench_report, document
+    from camkit.bench import bench_json, bench_report
     from camkit.bench.request import BenchRequest
     from camkit.bench.runner import figure_names, run
     from camkit.training.training_report import picture
@@ -176,11 +176,11 @@ def bench(out: Path, as_json: bool, fail_if: tuple[str, ...], **given: Any) -> N
     with about(request.model, trust_pickle=request.trust_pickle):
         outcome = run(request, lambda text: say(text, err=True))
     for name, image in outcome.pictures.items():
-        picture(out / document.EXAMPLES / name, image)
-    document.write(out, outcome.document)
+        picture(out / bench_json.EXAMPLES / name, image)
+    bench_json.write(out, outcome.document)
     bench_report.write(outcome.document, out)
     _tell(outcome, out, as_json=as_json)
-    values = document.all_figures(outcome.document)
+    values = bench_json.all_figures(outcome.document)
     held = [condition.told(values) for condition in wanted if condition.holds(values)]
     for text in held:
         say(f"Error: --fail-if holds: {text}", err=True)
@@ -192,17 +192,17 @@ def bench(out: Path, as_json: bool, fail_if: tuple[str, ...], **given: Any) -> N
 
 def _tell(outcome: Outcome, out: Path, *, as_json: bool) -> None:
     """The tables of a benchmark, what has to be said of it, and where it is."""
-    from camkit.bench import document
+    from camkit.bench import bench_json
 
     if as_json:
-        say_json(document.as_json(outcome.document))
+        say_json(bench_json.as_json(outcome.document))
     else:
-        say_table(document.headers(outcome.document), document.headline(outcome.document))
-        cases, rows = document.hard_table(outcome.document)
+        say_table(bench_json.headers(outcome.document), bench_json.headline(outcome.document))
+        cases, rows = bench_json.hard_table(outcome.document)
         if rows:
             say("\nLargest difference of raw maps from the first backend's, relative to their peak:")
             say_table(cases, rows)
-    for line in (*document.null_lines(outcome.document), document.busy(outcome.document)):
+    for line in (*bench_json.null_lines(outcome.document), bench_json.busy(outcome.document)):
         if line:
             say(line, err=True)
     for failure in outcome.failures:
@@ -227,13 +227,13 @@ def compare(before: Path, after: Path, tolerance: float, force: bool) -> None:
     Exit code 1 if a row is SLOWER. Explainers are compared by their multiple of the bare forward, process
     by process; the intervals are wide enough for all verdicts to be right at once with 95 %.
     """
-    checks.there(before, after)
+    early_checks.there(before, after)
 
+    from camkit.bench import bench_json
     from camkit.bench import compare as comparing
-    from camkit.bench import document
 
-    documents = document.read(before), document.read(after)
-    with document.damage(before, after):
+    documents = bench_json.read(before), bench_json.read(after)
+    with bench_json.damage(before, after):
         found = comparing.compare(*documents, tolerance=tolerance, force=force)
         told = [*comparing.unmatched(*documents), comparing.unknown_spread(*documents)]
     rows = []
@@ -252,16 +252,16 @@ def compare(before: Path, after: Path, tolerance: float, force: bool) -> None:
 @click.argument("source", type=PATH)
 def report(source: Path) -> None:
     """Write report.md and report.html anew, beside the bench.json of SOURCE, a folder or file."""
-    checks.there(source)
+    early_checks.there(source)
 
-    from camkit.bench import document
+    from camkit.bench import bench_json
 
-    found = document.read(source)
+    found = bench_json.read(source)
 
     from camkit.bench import bench_report as reporting
 
     folder = source if source.is_dir() else source.parent
-    with document.damage(source):
+    with bench_json.damage(source):
         paths = reporting.write(found, folder)
     for path in paths:
         say(path)

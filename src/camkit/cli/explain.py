@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from camkit.cli import checks
+from camkit.cli import early_checks
 from camkit.cli.console import Report, progress
-from camkit.cli.folder import merge
 from camkit.cli.hints import about
 from camkit.cli.parameters import FOLDER, PATTERN
+from camkit.cli.result_folder import merge
 from camkit.cli.terminal import say
 from camkit.contracts.scores import KINDS
 from camkit.drawing.style import Style
@@ -192,13 +192,13 @@ def explain(images: tuple[str, ...], **given: Any) -> None:
     begun = time.monotonic()
     given["shard"] = Shard.parse(given["shard"])
     given["options"] = options.parse_assignments(given["options"])
-    checks.explainers(given["backends"], given["methods"], given["options"])
+    early_checks.explainers(given["backends"], given["methods"], given["options"])
     given["style"] = Style(*(given.pop(name) for name in ("relu", "counterfactual", "alpha", "cmap")))
-    checks.model(given["model"])
-    checks.classes(given["model"], given["classes"])
-    checks.device(given["device"])
-    checks.results_folder(given["out"])
-    checks.photographs(images)
+    early_checks.model(given["model"])
+    early_checks.classes(given["model"], given["classes"])
+    early_checks.device(given["device"])
+    early_checks.results_folder(given["out"])
+    early_checks.photographs(images)
 
     from camkit.explaining import parquet
     from camkit.images import workers

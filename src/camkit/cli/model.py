@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from camkit.cli import checks
+from camkit.cli import early_checks
 from camkit.cli.terminal import say, say_table
 from camkit.errors import LayerError, UsageError, closest
 from camkit.registry import discovery, loading
@@ -54,9 +54,9 @@ def list_(pattern: str | None) -> None:
 @click.option("--all", "everything", is_flag=True, help="Also layers that cannot carry a map.")
 def layers(spec: str, trust_pickle: bool, everything: bool) -> None:
     """The layers of a model with their output shapes; '*' marks the one that 'auto' means."""
-    checks.model(spec)
+    early_checks.model(spec)
     loaded, records = _traced(spec, trust_pickle)
-    from camkit.core.layer_choice import resolve_layers
+    from camkit.core.layer_lookup import resolve_layers
 
     try:
         auto = resolve_layers(loaded.module, loaded.default_layer, _example(loaded))[0]
@@ -76,7 +76,7 @@ def layers(spec: str, trust_pickle: bool, everything: bool) -> None:
 @TRUST
 def classes(spec: str, trust_pickle: bool) -> None:
     """The classes of a model with their indices, in the order of its outputs."""
-    checks.model(spec)
+    early_checks.model(spec)
 
     from camkit.models.loading import load_model
 
@@ -89,7 +89,7 @@ def classes(spec: str, trust_pickle: bool) -> None:
 @TRUST
 def summary(spec: str, trust_pickle: bool) -> None:
     """Layer types, output shapes and parameters of a model, with the totals."""
-    checks.model(spec)
+    early_checks.model(spec)
 
     from camkit.core.layers import parameter_totals
 

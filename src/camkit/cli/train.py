@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from camkit.cli import checks
+from camkit.cli import early_checks
 from camkit.cli.parameters import FOLDER
 from camkit.cli.terminal import say
 from camkit.errors import CamkitError, UsageError, counted, printable
@@ -128,10 +128,10 @@ def train(data: str, **given: Any) -> None:
     out: Path = given["out"]
     finished = given["resume"] and (out / BUNDLE).is_dir()
     if not finished:  # which needs no data any more
-        checks.training(name, data, given)
+        early_checks.training(name, data, given)
 
     from camkit.training import recipe as recipes
-    from camkit.training import training
+    from camkit.training import train_model
 
     if given["show_recipe"]:
         kind = loading.load(discovery.get("trainer", name))
@@ -143,7 +143,7 @@ def train(data: str, **given: Any) -> None:
     asked: dict[str, Any] = {key: given[key] for key in ("out", "recipe", "arch", "weights", "seed")}
     asked |= options
     if given["preview"]:
-        say(training.preview(data, trainer=name, **asked))
+        say(train_model.preview(data, trainer=name, **asked))
         return
 
     from camkit.training.run_folder import is_main
@@ -152,7 +152,7 @@ def train(data: str, **given: Any) -> None:
         _complete(out, data, given["device"])
         return
     with _progress() as progress, _interrupts(out):
-        result = training.train(
+        result = train_model.train(
             data,
             trainer=name,
             device=given["device"],

@@ -16,12 +16,12 @@ from torch import Tensor, nn
 from camkit.contracts.explainer import Explainer
 from camkit.contracts.model import LoadedModel
 from camkit.core import devices, layers
-from camkit.core.call import Call, Inputs, Layer
-from camkit.core.contents import copied
-from camkit.core.layer_choice import layer_specs, resolve_layers
+from camkit.core.call_types import Call, Inputs, Layer
+from camkit.core.layer_lookup import layer_specs, resolve_layers
 from camkit.core.layout import SPACE
-from camkit.core.memory import remembered
-from camkit.core.running import check_module, run
+from camkit.core.model_cache import remembered
+from camkit.core.model_changes import copied
+from camkit.core.run_explainer import check_module, run
 from camkit.core.targets import Chooser, Output, Score, Targets, every, given
 from camkit.errors import CamkitWarning, ModelError, UsageError
 from camkit.registry import loading
@@ -106,6 +106,7 @@ def _sweep(
     layer: Layer | Sequence[Layer],
     method: str | Sequence[str],
     score: Score | None,
+    /,  # options may be called so
     *,
     backend: str = "native",
     device: str | torch.device | None = None,

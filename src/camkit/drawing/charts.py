@@ -9,8 +9,9 @@ import numpy as np
 from PIL import Image
 
 from camkit.drawing.figure import drawn, new_figure
-from camkit.drawing.overlay import MAX_SIDE
 from camkit.errors import printable
+
+MAX_SIDE = 60  # inches of a confusion matrix: a picture of 150 MB in memory
 
 
 def curves(

@@ -17,7 +17,6 @@ from camkit.images.decoding import Photo
 from camkit.images.preprocess import Preprocess
 
 Box = tuple[float, float, float, float]
-MAX_SIDE = 60  # inches of a confusion matrix: a picture of 150 MB in memory
 
 View = Literal["model", "original"]
 BAND = 2**20  # pixels that are coloured at once, so that memory does not grow with a picture

@@ -20,7 +20,7 @@ from camkit.contracts.scores import (
     ScoreKind,
     told,
 )
-from camkit.drawing import overlay as render
+from camkit.drawing import overlay
 from camkit.drawing.overlay import View
 from camkit.drawing.style import Style
 from camkit.errors import (
@@ -32,7 +32,7 @@ from camkit.images.decoding import Photo
 from camkit.registry import discovery, loading
 
 # What is said of a picture that cannot say it itself: of the map of a class; of one that knows no class.
-REMARKS: dict[render.Remark, tuple[str, str]] = {
+REMARKS: dict[overlay.Remark, tuple[str, str]] = {
     "constant": ("the map is constant, it says nothing",) * 2,
     "nothing for": (
         "nothing speaks for it, the picture is flat",
@@ -121,7 +121,7 @@ class Explanation:
         style = style or Style(**look)
         if view not in get_args(View):
             raise UsageError(f"view must be model or original, not {view!r}")
-        return render.draw(self.photo, self.map, self.model.preprocess, view, style, scale)
+        return overlay.draw(self.photo, self.map, self.model.preprocess, view, style, scale)
 
     def save(self, path: str | os.PathLike[str], **look: Any) -> None:
         """Write the overlay, whole or not at all; the suffix says the format."""
@@ -172,7 +172,7 @@ class Explanation:
 
 def remarks(map: Tensor, style: Style, backend: str, method: str) -> tuple[str, ...]:
     """What has to be said of the picture of a map, in words of the method: one remark or none."""
-    found = render.remark(map, style)
+    found = overlay.remark(map, style)
     if found is None:
         return ()
     try:

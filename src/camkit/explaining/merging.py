@@ -12,9 +12,9 @@ from pathlib import Path
 
 from camkit.errors import CamkitError, counted, reason
 from camkit.explaining import manifest
+from camkit.explaining.checked_reading import MAX_FILE, Findings, Reader, check_picture
 from camkit.explaining.manifest import Finding, Line
 from camkit.explaining.naming import file_name
-from camkit.explaining.reader import MAX_FILE, Findings, Reader, check_picture
 from camkit.files import Place, copy, inside, pieces, regular, sweep
 from camkit.images.workers import Processes
 

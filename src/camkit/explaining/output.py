@@ -14,9 +14,9 @@ from camkit.drawing.style import Style
 from camkit.errors import CamkitError, ImageError, counted
 from camkit.explaining import manifest
 from camkit.explaining.explanation import Explanation
-from camkit.explaining.keys import Keys
-from camkit.explaining.lines import Format, Result, facts, measured
 from camkit.explaining.manifest import FIELDS, Done, Line
+from camkit.explaining.manifest_lines import Format, Result, facts, measured
+from camkit.explaining.map_keys import Keys
 from camkit.explaining.naming import Names, output_name
 from camkit.explaining.parquet import Map
 from camkit.explaining.writers import WRITERS, Written

@@ -21,10 +21,10 @@ from camkit.contracts.scores import (
     probabilities,
     squashed,
 )
-from camkit.core.call import Answer, Call, Layer
+from camkit.core.call_types import Answer, Call, Layer
 from camkit.core.hooks import as_it_was
-from camkit.core.layer_choice import better_layer
-from camkit.core.running import run
+from camkit.core.layer_lookup import better_layer
+from camkit.core.run_explainer import run
 from camkit.drawing import overlay
 from camkit.errors import (
     MapError,
@@ -34,9 +34,8 @@ from camkit.errors import (
 )
 from camkit.explaining.explanation import Explanation
 from camkit.explaining.plan import Backend, Plan, plan
-from camkit.images import workers as reading
 from camkit.images.decoding import Photo
-from camkit.images.workers import Failure, ImageSource
+from camkit.images.workers import Failure, ImageSource, processes, read
 
 
 def explain(
@@ -103,9 +102,9 @@ def explain_many(
     )
     if len(work.layers) > 1:
         raise UsageError(f"layer {layer!r} means several layers ({', '.join(work.layers)}): name one")
-    with reading.processes(workers) as pool:
-        read = partial(pool.read, ahead=2 * batch_size) if pool else reading.read
-        for result in stream(work, images, batch_size=batch_size, read=read):
+    with processes(workers) as pool:
+        ahead = partial(pool.read, ahead=2 * batch_size) if pool else read
+        for result in stream(work, images, batch_size=batch_size, read=ahead):
             if isinstance(result, Failure):
                 raise result.error
             yield result
@@ -116,7 +115,7 @@ def stream(
     sources: Iterable[ImageSource],
     *,
     batch_size: int = 16,
-    read: Callable[..., Iterator[tuple[int, Photo] | Failure]] = reading.read,
+    read: Callable[..., Iterator[tuple[int, Photo] | Failure]] = read,
     whole: bool = True,
     pixels: int | None = None,
 ) -> Iterator[Explanation | Failure]:

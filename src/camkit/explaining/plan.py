@@ -9,8 +9,8 @@ from typing import Any
 from camkit.contracts.explainer import Explainer, unknown_method
 from camkit.contracts.model import LoadedModel
 from camkit.core import layers
-from camkit.core.call import Layer
-from camkit.core.layer_choice import layer_specs, resolve_layers
+from camkit.core.call_types import Layer
+from camkit.core.layer_lookup import layer_specs, resolve_layers
 from camkit.core.targets import Chooser, class_chooser
 from camkit.errors import (
     UNPRINTABLE,

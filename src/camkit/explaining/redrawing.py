@@ -14,10 +14,10 @@ from camkit.drawing.overlay import View, draw
 from camkit.drawing.style import Style
 from camkit.errors import CamkitError, ImageError
 from camkit.explaining import explanation, manifest
-from camkit.explaining.lines import warnings
+from camkit.explaining.checked_reading import Reader, photo_id, photograph, table, told
 from camkit.explaining.manifest import Finding, Line
+from camkit.explaining.manifest_lines import warnings
 from camkit.explaining.naming import Names, file_name
-from camkit.explaining.reader import Reader, photo_id, photograph, table, told
 from camkit.explaining.writers import drawn, encoded, picture_stem
 from camkit.files import Place, inside, sweep
 from camkit.images import decoding, workers

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from camkit.contracts.scores import ScoreKind
 from camkit.drawing.overlay import View
 from camkit.drawing.style import Style
-from camkit.explaining.lines import Format
+from camkit.explaining.manifest_lines import Format
 from camkit.explaining.shard import Shard
 
 

@@ -9,7 +9,7 @@ from threading import Event
 
 from camkit.errors import ImageError
 from camkit.explaining import pipeline
-from camkit.explaining.lines import Result, request_id
+from camkit.explaining.manifest_lines import Result, request_id
 from camkit.explaining.naming import output_name
 from camkit.explaining.output import Output
 from camkit.explaining.plan import make_backends, plan

@@ -13,9 +13,9 @@ from torch import Tensor
 from camkit.contracts.model import LoadedModel
 from camkit.errors import CamkitError, ImageError, ModelError
 from camkit.explaining import manifest, pipeline, plan, stored_maps
+from camkit.explaining.checked_reading import Findings, Reader, check_picture, photo_id, photograph, table
 from camkit.explaining.manifest import Finding, Line
 from camkit.explaining.plan import Backend
-from camkit.explaining.reader import Findings, Reader, check_picture, photo_id, photograph, table
 from camkit.images import decoding, finding
 from camkit.images.workers import Failure, Processes
 from camkit.models.loading import load_model

@@ -22,9 +22,9 @@ from camkit.drawing.overlay import View
 from camkit.drawing.style import Style
 from camkit.explaining import parquet, stored_maps
 from camkit.explaining.explanation import Explanation
-from camkit.explaining.keys import Keys
-from camkit.explaining.lines import Format, Result, measured, warnings
 from camkit.explaining.manifest import Line, question
+from camkit.explaining.manifest_lines import Format, Result, measured, warnings
+from camkit.explaining.map_keys import Keys
 from camkit.explaining.naming import MAP, PICTURE, Names, parts
 from camkit.explaining.parquet import Map
 from camkit.explaining.sheets import sheet_of

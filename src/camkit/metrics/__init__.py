@@ -4,7 +4,6 @@ Every function takes a batch of raw maps `[B, h, w]` and gives float `[B]` on th
 means "not defined" (a constant map, an empty truth), never a zero and never a hit. Whatever is random takes
 a seed and does not touch the global generators.
 
-From top to bottom: `basics`; `agreement`, `complexity`, `localisation`; `imputation`, `faithfulness` and
-`sanity`, which run the model; `controls`, maps that know nothing; `truth` and `shapes`, where the evidence
-is; `builtin`, all this as plugins; `measure`, which lets any plugin score a batch.
+A file for each category, of faithfulness three; each metric stands beside its function. `map_tools` and
+`evaluation` are what several need, `imputation` fills in pixels, `measure` lets any plugin score a batch.
 """

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from camkit.contracts.metric import MapBatch, Metric, Scores
 from camkit.contracts.options import option
-from camkit.metrics.basics import given, only, positions, scaled, telling, uniform, usable
+from camkit.metrics.map_tools import given, only, positions, scaled, telling, uniform, usable
 
 
 def pearson(first: Tensor, second: Tensor) -> Tensor:

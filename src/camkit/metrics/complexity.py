@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from camkit.contracts.metric import MapBatch, Metric, Scores
-from camkit.metrics.basics import only, usable
+from camkit.metrics.map_tools import only, usable
 
 
 def gini(maps: Tensor) -> Tensor:

@@ -16,9 +16,9 @@ from torch import Tensor
 from camkit.contracts.metric import MapBatch, Metric, Scores
 from camkit.contracts.options import option
 from camkit.contracts.scores import ScoreKind
-from camkit.metrics.basics import normal, only, positions, resized, telling
 from camkit.metrics.evaluation import CHUNK, Model, ModelOptions, circumstances, evaluate, model_and_maps
 from camkit.metrics.imputation import NOISE, impute
+from camkit.metrics.map_tools import normal, only, positions, resized, telling
 
 First = Literal["most", "least"]
 

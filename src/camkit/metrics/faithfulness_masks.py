@@ -12,8 +12,8 @@ from torch import Tensor
 
 from camkit.contracts.metric import MapBatch, Metric, Scores
 from camkit.contracts.scores import ScoreKind
-from camkit.metrics.basics import only, resized, scaled, telling, usable
 from camkit.metrics.evaluation import CHUNK, Model, ModelOptions, evaluate, model_and_maps
+from camkit.metrics.map_tools import only, resized, scaled, telling, usable
 
 
 def average_drop(

@@ -15,8 +15,8 @@ from torch import Tensor
 from camkit.contracts.metric import MapBatch, Metric, Scores
 from camkit.contracts.options import option
 from camkit.contracts.scores import ScoreKind
-from camkit.metrics.basics import given, only, resized, uniform, usable
 from camkit.metrics.evaluation import CHUNK, Model, ModelOptions, circumstances, evaluate, model_and_maps
+from camkit.metrics.map_tools import given, only, resized, uniform, usable
 
 
 def infidelity(

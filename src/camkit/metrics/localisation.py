@@ -18,7 +18,7 @@ from camkit.contracts.metric import MapBatch, Metric, Scores
 from camkit.contracts.options import option
 from camkit.contracts.scores import ScoreKind, meaning, probabilities, squashed
 from camkit.errors import UsageError
-from camkit.metrics.basics import given, only, resized, telling, usable
+from camkit.metrics.map_tools import given, only, resized, telling, usable
 
 
 def pointing_game(maps: Tensor, truth: Tensor, tolerance: int = 15) -> Tensor:

@@ -17,7 +17,7 @@ from camkit.contracts.metric import MapBatch, Metric, Scores
 from camkit.contracts.options import option
 from camkit.errors import UsageError
 from camkit.metrics.agreement import spearman
-from camkit.metrics.basics import given, normal
+from camkit.metrics.map_tools import given, normal
 
 Explain = Callable[[Tensor, Tensor], Tensor]
 

@@ -19,7 +19,7 @@ from torch.nn.modules.utils import consume_prefix_in_state_dict_if_present
 
 from camkit.errors import ModelError, ModelNotFound, typed_reason
 from camkit.files import is_file
-from camkit.models import archive
+from camkit.models import torch_file_check
 
 SPARE = 2**27  # values, of which a network may have more when it is built: fastai cuts off most of a VGG
 
@@ -38,7 +38,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
             state: Any = load_file(path)
         else:
-            is_zip = archive.check(path)
+            is_zip = torch_file_check.check(path)
             # Mapped, a tensor is a part of the file, whatever it claims to be.
             state = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
     except pickle.UnpicklingError as error:

@@ -4,8 +4,8 @@ The model is split at the layer. A copy of its body goes through `torch.export` 
 BatchNorm into convolutions and lays weights out for the machine; on a CPU most 3x3 convolutions take fewer
 multiplications (`winograd`), on a GPU a CUDA graph replays it all. The head stays as it is, and with it the
 gradients. What was compiled belongs to one model, layer, shape and dtype; it goes when the model goes, and
-when anything in it changes: each call reads all of it (`state`), unless the caller promises that nothing
-does (`frozen`).
+when anything in it changes: each call reads all of it (`model_changes`), unless the caller promises that
+nothing does (`frozen`).
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from camkit.core import hooks, memory
-from camkit.core.contents import Contents, copied
+from camkit.core import hooks, model_cache
 from camkit.core.hooks import Captured
 from camkit.core.layout import layout
+from camkit.core.model_changes import Contents, copied
 from camkit.core.targets import Scored
 from camkit.errors import CamkitError, CamkitWarning, reason
 from camkit.native import cache, winograd
@@ -51,7 +51,7 @@ def forward(
     kind: str | None = None,
     frozen: bool = False,
 ) -> tuple[Any, dict[str, Captured]]:
-    """As `capture.forward`, faster where that is possible; a `CamkitWarning` says why it is not.
+    """As `hooks.forward`, faster where that is possible; a `CamkitWarning` says why it is not.
 
     kind: see there. frozen: the caller promises that the model does not change between calls, so that it is
     not read anew.
@@ -100,12 +100,12 @@ def _fast(
     if isinstance(module, Scored):  # made anew for each call: what is remembered belongs to the model
         owner, layer = module.module, layer.removeprefix("module").lstrip(".")
     key = (layer, inputs.shape, inputs.dtype, inputs.device, _settings())
-    with memory.LOCK:
+    with model_cache.LOCK:
         refusal = _REFUSALS.get(owner)
         if refusal and not refusal.contents.changes(owner):
             return refusal.reason
         try:
-            kept = memory.of(owner, frozen=frozen)
+            kept = model_cache.of(owner, frozen=frozen)
         except Exception as error:  # of tensors that are none of the usual ones
             return f"whether the model changes cannot be told ({_cause(error)}); promise it with frozen="
         if _global_hooks() or kept.hooked(owner):

@@ -20,7 +20,7 @@ from camkit.core import hooks
 from camkit.core.hooks import Captured
 from camkit.errors import UsageError
 from camkit.native import compiled, perturbation
-from camkit.native.methods import FEATURES, GRADIENTS, METHODS, NativeOptions
+from camkit.native.method_table import FEATURES, GRADIENTS, METHODS, NativeOptions
 from camkit.native.perturbation import Head
 
 # Gradients of several classes are computed together; a chunk of classes holds at most this much. Larger

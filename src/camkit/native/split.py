@@ -1,7 +1,7 @@
 """A model in two at a layer: the body that ends with the layer, and the head from there to the scores.
 
 What is computed once below the layer can then serve many runs of the head (ablation), and the body, free
-of hooks, can be compiled (`fast`). Only the modules that contain the layer are traced, by `torch.fx`; all
+of hooks, can be `compiled`. Only the modules that contain the layer are traced, by `torch.fx`; all
 others are called as they are, so whatever they do inside stays as it is.
 """
 

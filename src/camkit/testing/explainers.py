@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from camkit.contracts.explainer import Explainer, Query, Sweep
-from camkit.core.call import Answer, Call
-from camkit.core.running import run
+from camkit.core.call_types import Answer, Call
+from camkit.core.run_explainer import run
 from camkit.core.targets import given
 from camkit.errors import OptionError, TargetError
 from camkit.registry import discovery, loading, options

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from camkit.contracts.metric import MapBatch, Scores
-from camkit.core.running import run
+from camkit.core.run_explainer import run
 from camkit.core.targets import given
 from camkit.metrics.measure import measure
 from camkit.registry import discovery, loading

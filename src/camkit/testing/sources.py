@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from camkit.contracts.model import LoadedModel, ModelSource
-from camkit.core.layer_choice import resolve_layers
-from camkit.core.running import run
+from camkit.core.layer_lookup import resolve_layers
+from camkit.core.run_explainer import run
 from camkit.core.targets import given
 from camkit.errors import ModelError
 from camkit.models.bundle import save_bundle

@@ -23,9 +23,9 @@ from camkit.contracts.model import LoadedModel
 from camkit.contracts.trainer import TrainRequest, TrainResult
 from camkit.errors import CamkitError, UsageError, reason
 from camkit.files import cause, check_writable, is_file, sweep, writing
-from camkit.models import archive
+from camkit.models import torch_file_check
 from camkit.models.bundle import described, save_bundle
-from camkit.training import result as results
+from camkit.training import result
 from camkit.training.dataset import Dataset
 from camkit.training.result import BUNDLE, CHECKPOINT
 
@@ -62,7 +62,7 @@ class Run:
     def __init__(self, trainer: str, request: TrainRequest) -> None:
         self.out = request.out
         self._request, self._trainer = request, trainer
-        results.check_free(self.out, resume=request.resume)
+        result.check_free(self.out, resume=request.resume)
         check_writable(self.out)
         if is_main():
             sweep(self.out, below=False)
@@ -178,13 +178,13 @@ class Run:
         """
         data = self._data
         photos = tuple((data.paths[i], data.classes[data.labels[i]]) for i in self._valid)
-        result = TrainResult(self.out / BUNDLE, metrics, tuple(history), tuple(steps), photos)
+        made = TrainResult(self.out / BUNDLE, metrics, tuple(history), tuple(steps), photos)
         if is_main():
-            results.write(result, data.root)
+            result.write(made, data.root)
             told = {"metrics": dict(metrics), **self._facts, "history": [dict(epoch) for epoch in history]}
-            save_bundle(self._model, result.bundle, half=self._half, **told)
+            save_bundle(self._model, made.bundle, half=self._half, **told)
             clear(self.out)
-        return result
+        return made
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -196,12 +196,12 @@ def _read(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise CamkitError(f"{path} cannot be read: {reason(error)}") from None
     try:
-        archive.check(path)
+        torch_file_check.check(path)
         with file:
             state = dict(torch.load(file, map_location="cpu", weights_only=True))
         state["identity"] = dict(state["identity"])
         for name in ("history", "steps"):
-            state[name] = list(map(results.figures, state[name]))
+            state[name] = list(map(result.figures, state[name]))
         if type(state["epoch"]) is not int or state["epoch"] != len(state["history"]):
             raise ValueError
     except MemoryError:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from camkit.cli import checks
+from camkit.cli import early_checks
 from camkit.cli.parameters import FOLDER, PATH
 from camkit.cli.terminal import say
 from camkit.drawing.style import Style
@@ -28,8 +28,8 @@ def merge(folders: tuple[Path, ...], out: Path) -> None:
     Every result is copied once, whichever folders hold it. Nothing is overwritten: two different files
     of one name are an error. What is damaged is left out and listed, and the exit code is 3.
     """
-    checks.results(*folders)
-    checks.results_folder(out)
+    early_checks.results(*folders)
+    early_checks.results_folder(out)
 
     from camkit.explaining import merging
     from camkit.images import workers
@@ -60,10 +60,10 @@ def verify(folder: Path, images: Path | None, spec: str | None, sample: int, see
     Hashes of all maps, pictures and photographs are compared with the manifest, and a sample of the maps
     is computed again. The exit code is 1 if anything is missing or differs.
     """
-    checks.results(folder)
-    checks.there(images)
+    early_checks.results(folder)
+    early_checks.there(images)
     if spec is not None:
-        checks.model(spec)
+        early_checks.model(spec)
 
     from camkit.images import workers
 
@@ -112,8 +112,8 @@ def render(folder: Path, images: Path | None, view: Any, **look: Any) -> None:
     if look["counterfactual"] and look["relu"]:
         raise UsageError("--counterfactual and --relu exclude each other: choose one")
     style = Style(**look)
-    checks.results(folder)
-    checks.there(images)
+    early_checks.results(folder)
+    early_checks.there(images)
 
     from camkit.images import workers
 

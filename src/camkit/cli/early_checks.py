@@ -65,7 +65,7 @@ def results_folder(folder: Path) -> None:
 def explainers(names: Sequence[str], methods: Sequence[str], options: Mapping[str, str]) -> None:
     """Explainers by their names, none for all; methods and options where camkit's own is the only one."""
     from camkit.contracts.explainer import unknown_method
-    from camkit.native.methods import METHODS, NativeOptions
+    from camkit.native.method_table import METHODS, NativeOptions
     from camkit.registry import discovery
     from camkit.registry import options as registry_options
 

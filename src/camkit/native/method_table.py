@@ -7,7 +7,7 @@ from typing import Literal
 
 from camkit.contracts.options import option
 
-# Methods that need gradients, by the names of their formulas in `cams`.
+# Methods that need gradients, by the names of their functions in `formulas`.
 GRADIENTS = {
     "gradcam": "gradcam",
     "gradcam++": "gradcam_plus_plus",

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from torch import Tensor
 
-from camkit.core.call import Remark
+from camkit.core.call_types import Remark
 
 # Methods that look at positive gradients alone: of a single image there may be none.
 RECTIFIED = {"gradcam++", "layercam", "gradcam-elementwise"}

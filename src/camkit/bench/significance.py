@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from camkit.bench import statistics
-from camkit.bench.document import ENERGY, GAIN
+from camkit.bench.bench_json import ENERGY, GAIN
 
 Document = Mapping[str, Any]
 Curves = np.ndarray[Any, np.dtype[Any]]

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from torch import nn
 
 from camkit.core import hooks
-from camkit.core.contents import Contents, Look
+from camkit.core.model_changes import Contents, Look
 
 KEPT = 8  # values that are remembered for one model, such as compiled shapes
 

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from camkit.contracts.explainer import Explainer, Sweep, unknown_method
-from camkit.core import causes, hooks
-from camkit.core.call import PLAIN, Answer, Call, Remark
-from camkit.core.causes import in_our_words
-from camkit.core.layer_choice import better_layer
+from camkit.core import hooks, torch_errors
+from camkit.core.call_types import PLAIN, Answer, Call, Remark
+from camkit.core.layer_lookup import better_layer
 from camkit.core.layout import SPACE, OpenLayout, settle
-from camkit.core.remarks import zero_maps
 from camkit.core.targets import Checked, Chooser, Scored
+from camkit.core.torch_errors import in_our_words
+from camkit.core.zero_map_remarks import zero_maps
 from camkit.errors import CamkitError, LayerError, ModelError, UsageError
 
 
@@ -110,8 +110,8 @@ def _asked(
             if not isinstance(error, CamkitError) and chosen.scores is None:
                 with in_our_words(module, inputs), torch.no_grad():
                     chosen(sweep.module(*inputs))  # a class that is not there may be the cause
-            told = causes.explained(error, module, inputs) or error
-            if isinstance(told, causes.NoGradient | causes.Checkpointed) and not careful:
+            told = torch_errors.explained(error, module, inputs) or error
+            if isinstance(told, torch_errors.NoGradient | torch_errors.Checkpointed) and not careful:
                 first = told
                 _CAREFUL.add(module)  # its forward switches gradients off somewhere
                 continue

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from camkit.core import automatic, hooks, layers
-from camkit.core.automatic import Choice
-from camkit.core.call import PLAIN, Call, Layer
-from camkit.core.causes import in_our_words
+from camkit.core import hooks, layers
+from camkit.core.automatic_layer import Choice, choose
+from camkit.core.call_types import PLAIN, Call, Layer
+from camkit.core.torch_errors import in_our_words
 from camkit.errors import CamkitError, LayerError
 
 
@@ -33,12 +33,12 @@ def layer_specs(layer: Layer | Sequence[Layer]) -> list[Layer]:
 
 
 def automatic_layer(module: nn.Module, inputs: Tensor, *extras: Tensor, call: Call = PLAIN) -> Choice:
-    """The layer that `auto` means, kept for the model; see `automatic.choose`."""
+    """The layer that `auto` means, kept for the model; see `automatic_layer.choose`."""
     # A function of the user's may know how many images there are, as a loss with its labels does.
     rows = len(inputs) if callable(call.output) or call.score else 1
     tensors = [hooks.usable(tensor.detach())[:rows] for tensor in (inputs, *extras)]
     with hooks.as_it_was(module, inputs.device), in_our_words(module, tensors):
-        return automatic.choose(module, tensors, call.output, call.score)
+        return choose(module, tensors, call.output, call.score)
 
 
 def better_layer(
