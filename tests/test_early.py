@@ -92,7 +92,7 @@ CASES = {
     "explain cat.png --class 99": "there is no class 99: the model has 37 classes, 0 to 36",
     "explain cat.png --class top:0": "class 'top:0': K in top:K is a positive number",
     "explain cat.png --model imagenet --class top:x": "class 'top:x': K in top:K is a positive number",
-    "explain cat.png --device tpu": "there is no device 'tpu': use auto, cpu, cuda or cuda:N",
+    "explain cat.png --device cuda:x": "there is no device 'cuda:x': use auto, cpu, cuda or cuda:N",
     "explain cat.png --out ''": "--out is empty: give a name",
     "explain ''": "[IMAGES]... is empty: give a name",
     "explain merge nowhere --out all": "there is no file or folder 'nowhere'",
@@ -126,7 +126,7 @@ CASES = {
     "train photos --trainer torch --out begun": "begun holds an unfinished training: go on with --resume",
     "train photos --trainer torch --out trained": "trained holds a trained model already",
     # bench
-    "bench --device tpu": "there is no device 'tpu'",
+    "bench --device cuda:": "there is no device 'cuda:'",
     "bench --images nowhere.jpg": "there is no image 'nowhere.jpg'",
     "bench --images empty": "no image found in 'empty'",
     "bench --truth nowhere": "there is no file or folder 'nowhere'",
@@ -189,6 +189,11 @@ def test_a_folder_that_cannot_be_written_is_told_without_torch(folder: Path) -> 
     (found,) = commands(folder, ["explain", "cat.png", "--out", "pipe"])
     why = "cannot write pipe/manifest.jsonl: it is not a regular file"
     assert (found.code, found.stderr) == (1, f"Error: {why}\n")
+
+
+@pytest.mark.parametrize("name", ["auto", "cpu", "cuda:1", "mps", "xpu:0", "fake", "my_device:12"])
+def test_devices_that_a_package_may_bring_are_left_to_torch(name: str) -> None:
+    early_checks.device(name)
 
 
 def test_a_recipe_that_a_trainer_of_another_package_does_not_bring(folder: Path) -> None:

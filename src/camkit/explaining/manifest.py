@@ -36,6 +36,7 @@ FIELDS = (
     "camkit_version torch_version device dtype warnings"
 ).split()
 MAX_LINE = 2**20  # bytes; a stranger's manifest may hold anything
+TORN = "it is damaged or cut off"  # said of a line that is no JSON
 MAX_FINDINGS = 20  # lines that are told one by one
 MAX_DEPTH = 100  # of lists and tables in each other
 
@@ -70,11 +71,12 @@ def append(folder: Path, lines: Sequence[Mapping[str, Any]]) -> None:
 
 def _close(file: io.FileIO, end: int, *, alone: bool) -> bytes:
     """What has to come before new lines, after a torn last line was removed if nobody else writes."""
+    file.seek(max(0, end - 1))
+    if file.read(1) in (b"", b"\n"):  # nearly always
+        return b""
     file.seek(max(0, end - MAX_LINE))
     tail = file.read(MAX_LINE).rpartition(b"\n")[2]
-    if not tail:
-        return b""
-    if alone and len(tail) < MAX_LINE and _fault(tail):
+    if alone and len(tail) < MAX_LINE and _parsed(tail) == TORN:
         file.truncate(end - len(tail))
         return b""
     return b"\n"
@@ -272,7 +274,7 @@ def _parsed(raw: bytes) -> Line | str:
         found = json.loads(raw)
         json.dumps(found, allow_nan=False)  # what could not be written again was not written by camkit
     except (ValueError, RecursionError):
-        return "it is damaged or cut off"
+        return TORN
     if raw.count(b"[") + raw.count(b"{") > MAX_DEPTH and _depth(found) > MAX_DEPTH:
         return "its lists and tables lie too deep in each other"
     if not isinstance(found, dict):
@@ -282,11 +284,6 @@ def _parsed(raw: bytes) -> Line | str:
     line: Line = {**dict.fromkeys(FIELDS), **found}
     wrong = _wrong(line)
     return line if wrong is None else f"its {wrong} is missing or none that camkit writes"
-
-
-def _fault(raw: bytes) -> str | None:
-    found = _parsed(raw)
-    return found if isinstance(found, str) else None
 
 
 def _depth(value: object) -> int:
