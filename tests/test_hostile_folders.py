@@ -552,6 +552,7 @@ def test_a_line_that_was_torn_is_taken_away_by_the_next_and_a_whole_one_is_kept(
     for tail, kept in (
         (b'{"schema": 2, "sta', b""),
         (whole.splitlines()[0], whole.splitlines()[0] + b"\n"),
+        (b'{"schema": 3}', b'{"schema": 3}\n'),  # of a later camkit
     ):
         path.write_bytes(whole + tail)
         manifest.append(OUT, [line])
