@@ -420,3 +420,13 @@ def test_nothing_runs_what_a_file_holds() -> None:
         if (bad := dangers(path.read_text(encoding="utf-8")))
     }
     assert found == {}
+
+
+@pytest.mark.parametrize(
+    "old", ["preprocess:Preprocess", "host:run", "host:maps", "manifest:load_map", "render:sheet"]
+)
+def test_scripts_written_for_the_first_version_find_what_has_moved(old: str) -> None:
+    module, _, name = old.partition(":")
+    code = f"from camkit.{module} import {name}; print({name}.__module__)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout.strip() != f"camkit.{module}", done.stderr

@@ -12,6 +12,7 @@ Names are imported when they are first used, so that `camkit --help` does not wa
 from __future__ import annotations
 
 import importlib
+import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -97,3 +98,47 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
+
+
+# Modules of 0.1 that scripts import, and where their names are now. They go with the next version.
+_MOVED = {
+    "camkit.explanation": "explaining.explanation explaining.plan explaining.pipeline",
+    "camkit.host": "core.attribution core.call_types core.layer_lookup core.run_explainer",
+    "camkit.manifest": "explaining.manifest explaining.stored_maps",
+    "camkit.output": "explaining.output explaining.manifest_lines explaining.writers",
+    "camkit.parquet": "explaining.parquet",
+    "camkit.preprocess": "images.preprocess",
+    "camkit.render": "drawing.overlay drawing.sheet drawing.charts",
+}
+
+
+class _Moved:
+    """Finds the modules of `_MOVED` when nothing else has."""
+
+    @staticmethod
+    def find_spec(name: str, *_: Any) -> Any:
+        if name not in _MOVED:
+            return None
+        from importlib.machinery import ModuleSpec
+
+        return ModuleSpec(name, _Moved)  # type: ignore[arg-type]  # it has what a loader needs
+
+    @staticmethod
+    def create_module(spec: Any) -> None:
+        """An ordinary module."""
+
+    @staticmethod
+    def exec_module(module: Any) -> None:
+        """Whose names are looked up where they are now."""
+        homes = [f"camkit.{home}" for home in _MOVED[module.__name__].split()]
+
+        def find(name: str) -> Any:
+            for home in () if name.startswith("__") else map(importlib.import_module, homes):
+                if hasattr(home, name):
+                    return getattr(home, name)
+            raise AttributeError(f"module {module.__name__!r} has no attribute {name!r}")
+
+        module.__getattr__ = find
+
+
+sys.meta_path.append(_Moved)
