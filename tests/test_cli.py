@@ -248,7 +248,10 @@ def test_what_cannot_be_done_is_one_line_and_exit_code_1(arguments: list[str], m
         (["--layer", "fc"], r"output \[1, 4\] of layer 'fc' is not a feature map"),
         (["--out", "cat.png"], "'cat.png' is a file"),
         (["--model", "tini:net"], "there is no model 'tini:net'; did you mean 'tiny'"),
-        (["--model", "timm:test_resnt@none"], "timm has no model 'test_resnt'; did you mean 'test_resnet'"),
+        (
+            ["--model", "timm:test_resnt@none"],
+            "timm has no classifier 'test_resnt'; did you mean 'test_resnet'",
+        ),
         (["--model", "folder/of/nothing"], "there is no bundle folder 'folder/of/nothing'"),
         (["missing.png"], "there is no image 'missing.png'"),
         (["emptyfolder"], "no image found in 'emptyfolder'"),

@@ -649,10 +649,10 @@ def test_a_cache_that_cannot_be_made(no_network: Path, tmp_path: Path) -> None:
         ("torchvision:fcn_resnet50@none", "no classifier 'fcn_resnet50'"),
         ("torchvision:" + "x" * 5000, "no classifier 'xxx"),
         ("torchvision:resnet18@IMAGENET", "neither a file nor weights of resnet18: IMAGENET1K_V1 or none"),
-        ("timm", "no model ''; `camkit model list"),
+        ("timm", "no classifier ''; `camkit model list"),
         ("timm:vit_tiny_patch16_223", "did you mean 'vit_tiny_patch16_224'"),
-        ("timm:resnet18.nobody@none", r"no model 'resnet18\.nobody'; did you mean"),
-        ("timm:" + "x" * 5000, "no model 'xxx"),
+        ("timm:resnet18.nobody@none", r"no classifier 'resnet18\.nobody'; did you mean"),
+        ("timm:" + "x" * 5000, "no classifier 'xxx"),
     ],
 )
 def test_what_cannot_be_meant(spec: str, message: str) -> None:
@@ -665,7 +665,7 @@ def test_what_cannot_be_meant(spec: str, message: str) -> None:
 )
 @pytest.mark.parametrize("weights", ["", "@none"])
 def test_timm_is_asked_for_names_only(name: str, weights: str, no_network: Path) -> None:
-    assert f"timm has no model {name!r}" in refusal(f"timm:{name}{weights}")
+    assert f"timm has no classifier {name!r}" in refusal(f"timm:{name}{weights}")
 
 
 def test_a_file_of_weights_needs_an_architecture(tmp_path: Path) -> None:
