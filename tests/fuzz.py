@@ -392,7 +392,8 @@ def _damage_lines(folder: Path, random: Random) -> None:
 
 
 def _damage_map(folder: Path, random: Random) -> None:
-    path = random.choice(sorted(p for p in folder.rglob("*") if p.is_file() and p.suffix != ".jsonl"))
+    files = (path for path in folder.rglob("*") if path.is_file() and "manifest" not in path.name)
+    path = random.choice(sorted(files))
     path.write_bytes(odd_bytes(random, path.read_bytes(), path.read_bytes()))
 
 

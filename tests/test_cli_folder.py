@@ -34,8 +34,8 @@ def photos(count: int, folder: str = "photos") -> list[str]:
 
 
 def content(folder: str = "out") -> dict[str, bytes]:
-    """All files but the manifest, by name."""
-    files = (path for path in Path(folder).rglob("*") if path.is_file() and path.name != manifest.NAME)
+    """All files but the manifest and its lock, by name."""
+    files = (path for path in Path(folder).rglob("*") if path.is_file() and "manifest" not in path.name)
     return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 

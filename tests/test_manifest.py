@@ -126,6 +126,17 @@ def test_an_appender_that_is_killed_costs_its_last_lines_at_most(tmp_path: Path)
     assert names[-1] == "after"
 
 
+def test_a_link_in_place_of_the_lock_is_not_followed(tmp_path: Path) -> None:
+    folder, elsewhere = tmp_path / "out", tmp_path / "elsewhere"
+    folder.mkdir()
+    (folder / manifest.LOCK).symlink_to(elsewhere)
+    manifest.append(folder, [line(name="first")])
+    assert [found["name"] for found in manifest.read(folder)] == ["first"]
+    elsewhere.write_text("precious")
+    manifest.append(folder, [line(name="second")])
+    assert elsewhere.read_text() == "precious" and len(list(manifest.read(folder))) == 2
+
+
 @pytest.mark.parametrize("torn", [b"{", b'{"schema": 2, "image": "\xe7', b"\0\0\0", b'"' * 2_000_000])
 def test_a_torn_last_line_is_taken_away_and_costs_only_itself(tmp_path: Path, torn: bytes) -> None:
     manifest.append(tmp_path, [line(name="first")])

@@ -97,7 +97,7 @@ def put(out: Output, *results: Result) -> list[dict[str, Any]]:
 
 def written(folder: Path) -> list[str]:
     """The names in a folder, hidden ones too, without the manifest."""
-    return sorted({path.name for path in folder.iterdir()} - {"manifest.jsonl"})
+    return sorted({path.name for path in folder.iterdir()} - {manifest.NAME, manifest.LOCK})
 
 
 def manifest_lines(folder: Path) -> list[dict[str, Any]]:
@@ -741,7 +741,7 @@ def test_resuming_adds_exactly_what_is_missing(tmp_path: Path, format: Any) -> N
     first = several()
     settings = {"format": format, "request": "r"}
     put(output(tmp_path, **settings), *first[:3])
-    before = {path: path.read_bytes() for path in tmp_path.iterdir() if path.suffix != ".jsonl"}
+    before = {path: path.read_bytes() for path in tmp_path.iterdir() if "manifest" not in path.name}
     out = output(tmp_path, **settings, resume=True)
     assert [out.has(name, "ab" * 32) for name in ("cat.jpg", "bad.jpg", "b.jpg")] == [True, False, False]
     assert not out.has("cat.jpg", "cd" * 32)  # another photograph by now

@@ -14,7 +14,7 @@ import sys
 from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
@@ -28,6 +28,7 @@ from camkit.files import inside, is_file, opened, regular, sync_folder
 
 SCHEMA = 2
 NAME = "manifest.jsonl"
+LOCK = ".manifest.lock"  # stays there: whoever removed it might take it from a process that waits
 FIELDS = (
     "schema request name results image image_path image_name image_sha256 status error backend "
     "backend_dist backend_version method options layer layout class_index class_name scores probability "
@@ -60,7 +61,7 @@ def append(folder: Path, lines: Sequence[Mapping[str, Any]]) -> None:
     path = inside(folder, NAME)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with path.open("ab+", buffering=0) as file, _locked(file) as alone:
+        with _locked(folder) as alone, path.open("ab+", buffering=0) as file:
             end = file.seek(0, os.SEEK_END)
             _add(file, _close(file, end, alone=alone) + text)
         if not end:
@@ -338,15 +339,19 @@ def _identity(line: Mapping[str, Any]) -> tuple[Any, ...]:
 
 
 @contextmanager
-def _locked(file: io.FileIO) -> Iterator[bool]:
-    """Alone with the file, where the system has such locks; whether it has."""
-    alone = False
-    with suppress(ImportError, OSError):  # without them, what is appended in one piece seldom mixes
-        import fcntl
+def _locked(folder: Path) -> Iterator[bool]:
+    """Alone with the manifest of a folder, where the system has such locks; whether it has.
 
-        fcntl.flock(file, fcntl.LOCK_EX)
-        alone = True
-    yield alone
+    A link in place of the lock file is not followed.
+    """
+    from filelock import FileLock
+
+    with ExitStack() as held:
+        alone = False
+        with suppress(OSError, NotImplementedError):  # then what is appended in one piece seldom mixes
+            held.enter_context(FileLock(folder / LOCK, poll_interval=0.005))
+            alone = True
+        yield alone
 
 
 # What the files are that a line may name; a manifest is none of them.
