@@ -19,7 +19,7 @@ from camkit.files import is_file
 from camkit.images.preprocess import Preprocess
 from camkit.models.fastai_architecture import LESSON_CLASSES, SWITCHES, cut, default_layer, features, head
 from camkit.models.fastai_export import read_export
-from camkit.models.loading import qualified
+from camkit.models.loading import library_spec
 from camkit.models.weights import built_for, put_weights, read_weights, seeded
 from camkit.registry import loading
 
@@ -42,7 +42,7 @@ class FastaiSource(ModelSource):
             raise ModelError(
                 f"fastai:{reference} needs weights: fastai:{reference}@FILE, a learn.save() file"
             )
-        backbone = dict(zip(("source", "name"), qualified(name).split(":", 1), strict=True))
+        backbone = dict(zip(("source", "name"), library_spec(name).split(":", 1), strict=True))
         architecture: dict[str, Any] = {
             "source": "fastai",
             "backbone": backbone,

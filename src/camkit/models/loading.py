@@ -50,7 +50,7 @@ def load_model(
     return model if kind == model.dtype else model.to(dtype=kind)
 
 
-def qualified(name: str) -> str:
+def library_spec(name: str) -> str:
     """`torchvision:NAME` or `timm:NAME`, whichever has a classifier NAME; torchvision comes first."""
     if name in TorchvisionSource().names():
         return f"torchvision:{name}"

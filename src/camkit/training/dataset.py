@@ -75,12 +75,12 @@ def read(folder: str | os.PathLike[str]) -> Dataset:
     classes = tuple(sorted(set(names)))
     if unprintable := [name for name in classes if UNPRINTABLE.search(name)]:
         raise UsageError(
-            f"{finding.display(root)} has classes whose names cannot be printed ({_some(unprintable)}): "
+            f"{finding.display(root)} has classes whose names cannot be printed ({_list(unprintable)}): "
             "rename their folders or files"
         )
     if len(classes) > 1 and set(classes) <= PARTS:
         raise UsageError(
-            f"{finding.display(root)} holds the parts {_some(classes)}, not a sub-folder for each class: "
+            f"{finding.display(root)} holds the parts {_list(classes)}, not a sub-folder for each class: "
             "give one of them, camkit splits it by itself"
         )
     if len(classes) < 2:
@@ -125,7 +125,7 @@ class Photos(Generic[T]):
 
 def summary(data: Dataset, train: Sequence[int], valid: Sequence[int]) -> str:
     """One line for the user: how many photographs of which classes."""
-    many = f"{len(data.classes)} classes: {_some(data.classes, count=6)}"
+    many = f"{len(data.classes)} classes: {_list(data.classes, count=6)}"
     return f"{len(train)} photographs to train on, {len(valid)} held out, {many}"
 
 
@@ -136,7 +136,7 @@ def _labels(root: Path, paths: Sequence[Path]) -> list[str]:
     if unlabelled := [path.name for path, match in zip(paths, matches, strict=True) if not match]:
         raise UsageError(
             f"{len(unlabelled)} of {len(paths)} photographs in {finding.display(root)} have no label "
-            f"({_some(unlabelled)}): one sub-folder for each class, or names such as great_pyrenees_12.jpg"
+            f"({_list(unlabelled)}): one sub-folder for each class, or names such as great_pyrenees_12.jpg"
         )
     return [match["label"] for match in matches if match]
 
@@ -153,10 +153,10 @@ def _check_readable(paths: Sequence[Path]) -> None:
         found = list(filter(None, pool.map(trouble, paths)))
     if found:
         count = f"{len(found)} of {len(paths)} photographs"
-        raise ImageError(f"{count} are unusable, move them away: {_some(found, '; ')}")
+        raise ImageError(f"{count} are unusable, move them away: {_list(found, '; ')}")
 
 
-def _some(names: Sequence[str], separator: str = ", ", count: int = 3) -> str:
+def _list(names: Sequence[str], separator: str = ", ", count: int = 3) -> str:
     shown = [*names[:count], "..."] if len(names) > count else names
     return separator.join(map(finding.display, shown))
 
@@ -166,6 +166,6 @@ def check_classes(dataset: Dataset, indices: Iterable[int]) -> None:
     count = Counter(dataset.labels[i] for i in indices)
     if missing := [name for number, name in enumerate(dataset.classes) if not count[number]]:
         raise CamkitError(
-            f"{len(missing)} classes have no photograph to train on ({_some(missing)}): add some, or "
+            f"{len(missing)} classes have no photograph to train on ({_list(missing)}): add some, or "
             "change `valid` or `split_seed` in the recipe"
         )

@@ -53,12 +53,16 @@ def complete(recipe: Recipe, stages: Sequence[Any]) -> dict[str, Any]:
 def text(trainer: Trainer | type[Trainer], name: str | os.PathLike[str]) -> str:
     """A recipe as TOML: one of the trainer's by its name, or a file."""
     path = trainer.recipes.get(os.fspath(name), Path(name))
+    if not os.path.lexists(path):
+        raise unknown(os.fspath(name), trainer.recipes)
+    return _read(path, name)
+
+
+def _read(path: Path, name: str | os.PathLike[str]) -> str:
     try:
         return read_regular(path, MAX_BYTES).decode("utf-8").replace("\r\n", "\n")
     except (OSError, ValueError) as error:
-        if os.path.lexists(path):
-            raise UsageError(f"the recipe {os.fspath(name)!r} cannot be read: {reason(error)}") from None
-        raise unknown(os.fspath(name), trainer.recipes) from None
+        raise UsageError(f"the recipe {os.fspath(name)!r} cannot be read: {reason(error)}") from None
 
 
 def unknown(name: str, known: Mapping[str, Path]) -> UsageError:
@@ -79,10 +83,7 @@ def table(trainer: Trainer, recipe: str | os.PathLike[str] | Mapping[str, Any] |
 
 def parsed(path: Path) -> dict[str, Any]:
     """The table of a recipe's file."""
-    try:
-        return _parsed(read_regular(path, MAX_BYTES).decode("utf-8"), path)
-    except (OSError, ValueError) as error:
-        raise UsageError(f"the recipe {os.fspath(path)!r} cannot be read: {reason(error)}") from None
+    return _parsed(_read(path, path), path)
 
 
 def _parsed(text: str, name: str | os.PathLike[str]) -> dict[str, Any]:

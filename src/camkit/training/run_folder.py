@@ -24,7 +24,7 @@ from camkit.contracts.trainer import TrainRequest, TrainResult
 from camkit.errors import CamkitError, UsageError, reason
 from camkit.files import cause, check_writable, is_file, sweep, writing
 from camkit.models import torch_file_check
-from camkit.models.bundle import described, save_bundle
+from camkit.models.bundle import config_text, save_bundle
 from camkit.training import result
 from camkit.training.dataset import Dataset
 from camkit.training.result import BUNDLE, CHECKPOINT
@@ -128,7 +128,7 @@ class Run:
                 **{package: metadata.version(package) for package in packages},
             },
         }
-        described(model, self._facts, room=ROOM)
+        config_text(model, self._facts, room=ROOM)
 
     @contextmanager
     def restoring(self) -> Iterator[None]:
@@ -181,8 +181,8 @@ class Run:
         made = TrainResult(self.out / BUNDLE, metrics, tuple(history), tuple(steps), photos)
         if is_main():
             result.write(made, data.root)
-            told = {"metrics": dict(metrics), **self._facts, "history": [dict(epoch) for epoch in history]}
-            save_bundle(self._model, made.bundle, half=self._half, **told)
+            facts = {"metrics": dict(metrics), **self._facts, "history": [dict(epoch) for epoch in history]}
+            save_bundle(self._model, made.bundle, half=self._half, **facts)
             clear(self.out)
         return made
 
