@@ -44,7 +44,7 @@ class TorchvisionSource(LibrarySource):
             if not isinstance(size, int) or not 1 <= size <= 2048:
                 raise ModelError(f"image_size {size!r} of {name} must be 1 to 2048 pixels")
             extra = {"image_size": size}
-        return get_model(name, weights=None, num_classes=count, **extra)
+        return get_model(name, weights=None, num_classes=count, **extra)  # type: ignore[no-any-return]
 
     def _load(self, architecture: Architecture, weights: str) -> tuple[nn.Module, Architecture, Preprocess]:
         from torchvision.models import get_model_weights
