@@ -405,7 +405,10 @@ CONFIGS: dict[str, tuple[Callable[[Path], None], str]] = {
     "a source that builds nothing": (architecture(source="pets"), "PetsSource does not build"),
     "no network": (architecture(name=None), "architecture needs a name"),
     "an unknown network": (architecture(name="test_resnett"), "no classifier 'test_resnett'; did you mean"),
-    "a network of the hub": (architecture(name="hf-hub:timm/resnet18"), "no classifier 'hf-hub:timm/resnet18'"),
+    "a network of the hub": (
+        architecture(name="hf-hub:timm/resnet18"),
+        "no classifier 'hf-hub:timm/resnet18'",
+    ),
     "a network of this machine": (architecture(name="local-dir:/"), "no classifier 'local-dir:/'"),
     "a network that is no name": (architecture(name={"a": 1}), "architecture needs a name"),
     "a very long network": (architecture(name="x" * 10**6), "no classifier 'xxx"),
