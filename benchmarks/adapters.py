@@ -23,8 +23,7 @@ from torch import Tensor
 import camkit
 from benchmarks.peers import PEERS, comparable
 from benchmarks.road import case
-from camkit.bench import bench_json as documents
-from camkit.bench import environment, statistics, timing
+from camkit.bench import bench_json, environment, statistics, timing
 from camkit.core.layer_lookup import resolve_layers
 
 LIBRARIES = ("captum", "torchcam", "pytorch-grad-cam")
@@ -117,7 +116,8 @@ def report(result: Mapping[str, Any]) -> str:
         f"{name} {machine['versions'][name]}" for name in ("captum", "torchcam", "grad-cam")
     )
     told = f"{machine['threads']} threads of a CPU, torch {machine['versions']['torch']}, {versions}"
-    busy = f" Note: {line}." if (line := documents.busy(result)) else ""
+    line = bench_json.busy(result["conditions"]["before"].get("load"), machine.get("cores"))
+    busy = f" Note: {line}." if line else ""
     return "\n".join(lines) + f"\n\n{told}; rounds: {rounds}.{busy}"
 
 

@@ -28,6 +28,7 @@ PUBLIC = {"errors", "plugin", "testing"}
 
 # Who may import what is heavy or belongs to one place: a package or a module.
 OWNERS = {
+    "jinja2": {"bench.page_formats"},
     "click": {"cli", "registry.loading"},  # the latter to know a command when it sees one
     "rich": {"cli"},
     "matplotlib": {"drawing"},

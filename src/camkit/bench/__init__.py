@@ -1,6 +1,7 @@
 """How fast explainers are, how far they agree, and whether their maps tell the truth, in one table.
 
-From top to bottom: `statistics`, intervals and verdicts; `bench_json`, the one source of every table;
+From top to bottom: `statistics`, intervals and verdicts; `results`, what `bench.json` holds, read from files by
+`typed_json`; `bench_json`, the figures and tables of it;
 `timing`, interleaved rounds; `request`, what to measure; `environment`, what it was measured on;
 `entrants`, who takes part; `scenes`, on which images; `metric_choice`, by which metrics; `survey`, maps
 and their scores; `latency`, in one process or several; `runner`, all together; `conditions` for

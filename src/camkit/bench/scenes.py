@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from camkit.bench import shapes
-from camkit.bench.bench_json import ENERGY, MOSAICS
 from camkit.bench.ground_truth import Truth, as_seen
+from camkit.bench.results import ENERGY, MOSAICS
 from camkit.contracts.model import LoadedModel
 from camkit.core import layers
 from camkit.core.layer_lookup import resolve_layers

@@ -181,12 +181,12 @@ def bench(out: Path, as_json: bool, fail_if: tuple[str, ...], **given: Any) -> N
     bench_report.write(outcome.document, out)
     _tell(outcome, out, as_json=as_json)
     values = bench_json.all_figures(outcome.document)
-    held = [condition.told(values) for condition in wanted if condition.holds(values)]
+    held = [condition.with_figures(values) for condition in wanted if condition.holds(values)]
     for text in held:
         say(f"Error: --fail-if holds: {text}", err=True)
     if held:
         raise SystemExit(1)
-    if outcome.failures or any(row["failed"] for row in outcome.document["rows"]):
+    if outcome.failures or any(row.failed for row in outcome.document.rows):
         raise SystemExit(3)
 
 
@@ -202,7 +202,8 @@ def _tell(outcome: Outcome, out: Path, *, as_json: bool) -> None:
         if rows:
             say("\nLargest difference of raw maps from the first backend's, relative to their peak:")
             say_table(cases, rows)
-    for line in (*bench_json.null_lines(outcome.document), bench_json.busy(outcome.document)):
+    busy = bench_json.busy(outcome.document.load, outcome.document.environment.cores)
+    for line in (*bench_json.null_lines(outcome.document), busy):
         if line:
             say(line, err=True)
     for failure in outcome.failures:
@@ -233,18 +234,16 @@ def compare(before: Path, after: Path, tolerance: float, force: bool) -> None:
     from camkit.bench import compare as comparing
 
     documents = bench_json.read(before), bench_json.read(after)
-    with bench_json.damage(before, after):
-        found = comparing.compare(*documents, tolerance=tolerance, force=force)
-        told = [*comparing.unmatched(*documents), comparing.unknown_spread(*documents)]
+    comparisons = comparing.compare(*documents, tolerance=tolerance, force=force)
     rows = []
-    for one in found:
+    for one in comparisons:
         ratio = one.ratio
         span = "one process" if ratio.low is None else f"{ratio.low:.3f} to {ratio.high:.3f}"
         rows.append((one.backend, one.method, str(one.batch), f"{ratio.middle:.3f}", span, one.verdict))
     say_table(("BACKEND", "METHOD", "BATCH", "NEW/OLD", "95 % (HOLM)", "VERDICT"), rows)
-    for line in filter(None, told):
+    for line in filter(None, [*comparing.unmatched(*documents), comparing.unknown_spread(*documents)]):
         say(line, err=True)
-    if any(one.verdict == "SLOWER" for one in found):
+    if any(one.verdict == "SLOWER" for one in comparisons):
         raise SystemExit(1)
 
 
@@ -256,12 +255,9 @@ def report(source: Path) -> None:
 
     from camkit.bench import bench_json
 
-    found = bench_json.read(source)
+    document = bench_json.read(source)
 
-    from camkit.bench import bench_report as reporting
+    from camkit.bench import bench_report
 
-    folder = source if source.is_dir() else source.parent
-    with bench_json.damage(source):
-        paths = reporting.write(found, folder)
-    for path in paths:
+    for path in bench_report.write(document, source if source.is_dir() else source.parent):
         say(path)
