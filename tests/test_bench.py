@@ -595,7 +595,7 @@ def test_verdicts_against_the_reference_are_of_all_rows_at_once() -> None:
         }
         for number, of in enumerate(jitter)
     ]
-    latency.tell(rows, {one.key: "native gradcam" for one in rows[1:]}, found)
+    latency.add_records(rows, {one.key: "native gradcam" for one in rows[1:]}, found)
     none, nothing, slower, unclear = [one.latency[0].against for one in rows[:4]]
     assert none is nothing is None
     assert isinstance(slower, Against) and isinstance(unclear, Against)

@@ -9,17 +9,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from camkit.bench import results
-from camkit.bench.results import (
-    ENERGY,
-    GAIN,
-    SCHEMA,
-    Agreement,
-    Document,
-    HardCase,
-    Median,
-    Row,
-    Score,
-)
+from camkit.bench.results import ENERGY, GAIN, SCHEMA, Agreement, Document, HardCase, Median, Row, Score
 from camkit.bench.typed_json import Fault, to_json
 from camkit.errors import UsageError, reason
 from camkit.files import read_regular, write_whole
@@ -125,10 +115,7 @@ def figure_name(backend: str, method: str, figure: str) -> str:
     return ".".join(map(slug, (backend, method, figure)))
 
 
-FIGURES = (
-    *("ms", "ratio", "throughput", "memory", "cold", "compile"),
-    *("parity", "grid", "sanity"),
-)
+FIGURES = ("ms", "ratio", "throughput", "memory", "cold", "compile", "parity", "grid", "sanity")
 
 
 def slug(name: str) -> str:

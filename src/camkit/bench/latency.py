@@ -143,7 +143,7 @@ def processes(
 
 def _begin(request: BenchRequest, threads: int) -> None:
     """Import everything, so that no process does while another measures."""
-    warnings.simplefilter("ignore")  # they are told where the maps are made
+    warnings.simplefilter("ignore")  # shown where the maps are made
     torch.set_num_threads(threads)
     all_rows(request)
 
@@ -160,7 +160,7 @@ def _in_process(request: BenchRequest, paths: Sequence[Path], keys: Collection[s
 # --- what it comes to -------------------------------------------------------------------------------
 
 
-def tell(rows: Sequence[Entrant], reference_of: Mapping[str, str], found: Sequence[Process]) -> None:
+def add_records(rows: Sequence[Entrant], reference_of: Mapping[str, str], found: Sequence[Process]) -> None:
     """A record for each row and batch size, with verdicts on all of them against their references.
 
     A row that failed in a process has a note in place of the record.

@@ -42,7 +42,7 @@ class Scene:
     truth: bool `[N, H, W]`, nowhere true where it is not known, or `None` if it is for no image.
     failures: one line for each photograph that could not be used.
     metric_options: by metric, where those that are usual do not suit these images.
-    only: the metrics that mean something here; none is all. remark: what is to be known of the images.
+    only_metrics: those that mean something here; none is all. remark: what is to be known of the images.
     """
 
     name: str
@@ -54,7 +54,7 @@ class Scene:
     truth: Tensor | None = field(default=None, repr=False)
     failures: tuple[str, ...] = ()
     metric_options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    only: tuple[str, ...] = ()
+    only_metrics: tuple[str, ...] = ()
     remark: str = ""
 
     def first(self, count: int) -> tuple[Tensor, Tensor]:
@@ -154,10 +154,10 @@ def mosaics(pool: Scene, count: int, seed: int = 0, remark: str = "") -> Scene:
         place = localisation.place(scores(made.inputs[::4]).repeat_interleave(4, 0), made.targets)
     except Exception as error:  # of a model, which may raise anything
         raise UsageError(f"the model does not take images twice as large ({error})") from None
-    still = float((place < 4).float().mean())
-    told = (
+    seen = float((place < 4).float().mean())
+    origin = (
         f"2 x 2 {pool.name}, each recognised with {SURE:.0%} or more; of the mosaic's four classes "
-        f"{still:.0%} are among the first four of the model"
+        f"{seen:.0%} are among the first four of the model"
     )
     return Scene(
         name=MOSAICS,
@@ -167,8 +167,8 @@ def mosaics(pool: Scene, count: int, seed: int = 0, remark: str = "") -> Scene:
         targets=made.targets,
         titles=tuple(f"mosaic {i // 4 + 1}" for i in range(len(made.targets))),
         truth=made.truth,
-        only=(ENERGY,),
-        remark="; ".join(filter(None, (told, remark))),
+        only_metrics=(ENERGY,),
+        remark="; ".join(filter(None, (origin, remark))),
     )
 
 

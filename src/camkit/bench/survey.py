@@ -21,7 +21,7 @@ from camkit.core.call_types import Call
 from camkit.core.run_explainer import run as explain
 from camkit.core.targets import given
 from camkit.metrics import agreement
-from camkit.metrics.map_tools import telling, usable
+from camkit.metrics.map_tools import all_finite, not_constant
 from camkit.metrics.measure import measure, passes
 
 Maps = Callable[[Tensor, Tensor], Tensor]
@@ -77,7 +77,7 @@ def survey(
         make = makers[row.key]
         scores = _scores(scene, row, metrics, maps[row.key], reference, make, request.seed)
         row.scores[scene.name] = scores
-    compared = request.wants(AGREEMENT) and not scene.only
+    compared = request.wants(AGREEMENT) and not scene.only_metrics
     return Survey(maps, _agreement(maps, request.seed) if compared else Agreement())
 
 
@@ -139,7 +139,7 @@ def _all_maps(scene: Scene, make: Maps) -> Tensor:
 
 
 def _note_odd(row: Entrant, scene: Scene, maps: Tensor) -> None:
-    bad, flat = int((~usable(maps)).sum()), int((usable(maps) & ~telling(maps)).sum())
+    bad, flat = int((~all_finite(maps)).sum()), int((all_finite(maps) & ~not_constant(maps)).sum())
     if bad:
         row.note(f"{bad} of {len(maps)} maps of the {scene.name} are NaN or infinite")
     if flat and row.method != "uniform":

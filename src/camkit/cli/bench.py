@@ -134,7 +134,7 @@ def _names(_: click.Context, __: click.Parameter, text: str) -> tuple[str, ...]:
     help="Exit with 1 if it holds, such as 'native.gradcam.ratio > 1.2'; repeatable.",
 )
 @click.option("--trust-pickle", is_flag=True, help="Let a model source load pickles. They run code.")
-def bench(out: Path, as_json: bool, fail_if: tuple[str, ...], **given: Any) -> None:
+def bench(out: Path, as_json: bool, fail_if: tuple[str, ...], **settings: Any) -> None:
     """Measure explainers: latency, memory, agreement, faithfulness, localisation, sanity.
 
     Without arguments it runs offline, on the bundled model and photograph; where the truth must be known,
@@ -149,29 +149,29 @@ def bench(out: Path, as_json: bool, fail_if: tuple[str, ...], **given: Any) -> N
     """
     if click.get_current_context().invoked_subcommand is not None:
         return
-    given["options"] = options.parse_assignments(given["options"])
-    early_checks.explainers(given["backends"], given["methods"], given["options"])
-    early_checks.metrics(given["metrics"])
-    early_checks.model(given["model"])
-    early_checks.device(given["device"])
-    early_checks.there(given["truth"])
+    settings["options"] = options.parse_assignments(settings["options"])
+    early_checks.explainers(settings["backends"], settings["methods"], settings["options"])
+    early_checks.metrics(settings["metrics"])
+    early_checks.model(settings["model"])
+    early_checks.device(settings["device"])
+    early_checks.there(settings["truth"])
     early_checks.writable(out)
-    if given["images"]:
-        early_checks.photographs(given["images"])
+    if settings["images"]:
+        early_checks.photographs(settings["images"])
 
     from camkit.bench import conditions
 
-    wanted = [conditions.parse(text) for text in fail_if]
+    fail_conditions = [conditions.parse(text) for text in fail_if]
 
     from camkit.bench import bench_json, bench_report
     from camkit.bench.request import BenchRequest
     from camkit.bench.runner import figure_names, run
     from camkit.training.training_report import picture
 
-    request = BenchRequest(**given)
-    if wanted:
+    request = BenchRequest(**settings)
+    if fail_conditions:
         known = figure_names(request)
-        for condition in wanted:
+        for condition in fail_conditions:
             condition.check(known)
     with about(request.model, trust_pickle=request.trust_pickle):
         outcome = run(request, lambda text: say(text, err=True))
@@ -179,9 +179,9 @@ def bench(out: Path, as_json: bool, fail_if: tuple[str, ...], **given: Any) -> N
         picture(out / bench_json.EXAMPLES / name, image)
     bench_json.write(out, outcome.document)
     bench_report.write(outcome.document, out)
-    _tell(outcome, out, as_json=as_json)
+    _print_results(outcome, out, as_json=as_json)
     values = bench_json.all_figures(outcome.document)
-    held = [condition.with_figures(values) for condition in wanted if condition.holds(values)]
+    held = [condition.with_figures(values) for condition in fail_conditions if condition.holds(values)]
     for text in held:
         say(f"Error: --fail-if holds: {text}", err=True)
     if held:
@@ -190,7 +190,7 @@ def bench(out: Path, as_json: bool, fail_if: tuple[str, ...], **given: Any) -> N
         raise SystemExit(3)
 
 
-def _tell(outcome: Outcome, out: Path, *, as_json: bool) -> None:
+def _print_results(outcome: Outcome, out: Path, *, as_json: bool) -> None:
     """The tables of a benchmark, what has to be said of it, and where it is."""
     from camkit.bench import bench_json
 
