@@ -49,7 +49,7 @@ from camkit.contracts.model import LoadedModel
 from camkit.contracts.options import option
 from camkit.contracts.trainer import TrainResult
 from camkit.core import layers
-from camkit.core.targets import class_chooser
+from camkit.core.targets import class_selector
 from camkit.drawing import charts
 from camkit.drawing.style import Style
 from camkit.errors import (
@@ -601,7 +601,7 @@ def _texts(seeds: Sequence[str], read: Callable[[str], object]) -> Callable[[Pat
 
 def _classes(text: str) -> None:
     names = ("cat", "Maine Coon", "maine_coon", "9", "dog", "", "猫")
-    chosen = class_chooser([text], names)(torch.arange(14.0).reshape(2, 7))
+    chosen = class_selector([text], names)(torch.arange(14.0).reshape(2, 7))
     assert chosen.shape[0] == 2 and int(chosen.min()) >= 0 and int(chosen.max()) < 7
 
 

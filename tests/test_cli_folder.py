@@ -189,7 +189,7 @@ def test_what_stands_beside_an_earlier_run_keeps_its_names_when_it_is_resumed(fo
         photo(f"photos/{name}", seed=40 + seed)
     arguments = ("photos", "--format", format, "--class", "all", "--batch-size", 2)
     done = quick(*arguments)
-    assert "Files of the same names that tell something else are kept" in done.stderr
+    assert "Files of the same names with other contents are kept" in done.stderr
     assert before.items() <= content().items()
     calm = content()
     kept = lines()[: len(names) + 5]  # killed while the second photograph was told
@@ -197,7 +197,7 @@ def test_what_stands_beside_an_earlier_run_keeps_its_names_when_it_is_resumed(fo
     quick(*arguments, "--resume")
     assert content() == calm
     *findings, told = camkit_("verify", "out").stdout.splitlines()  # the earlier ones are still told of
-    assert findings == [f"photos/{name}: it is another photograph now" for name in names]
+    assert findings == [f"photos/{name}: it has changed" for name in names]
     assert told.startswith("30 results: 30 maps")
 
 
@@ -429,7 +429,7 @@ def test_a_part_may_be_empty() -> None:
     outs = [quick("photos", "--shard", f"{part}/4", out=str(part)) for part in (1, 2, 3, 4)]
     empty = [done for done in outs if done.stdout == ""]
     assert len(empty) == 3
-    assert {done.stderr for done in empty} == {"Nothing to do: no photograph falls into this part\n"}
+    assert {done.stderr for done in empty} == {"Nothing to do: no photograph belongs to this shard\n"}
     assert len([path for path in Path().iterdir() if path.name in "1234"]) == 1
 
 

@@ -60,21 +60,21 @@ def test_what_explain_wrote_holds(format: str) -> None:
     done = camkit_("verify", "out", "--sample", 3)
     assert done.exit_code == 0, done.stdout
     pictures = 4 if format == "png" else 0
-    start = f"4 results: 4 maps, {pictures} pictures and 2 photographs hold; 3 maps made anew differ by"
+    start = f"4 results: 4 maps, {pictures} pictures and 2 photographs hold; 3 recomputed maps differ by"
     assert done.stdout.startswith(start)
     assert done.stderr == "Everything holds\n"
 
 
 def test_a_folder_may_be_verified_where_only_hashes_can_be() -> None:
     folder = finished()
-    assert verification.verify(folder, sample=0).anew == 0
+    assert verification.verify(folder, sample=0).recomputed == 0
     shutil.move("photos", "elsewhere")
     found = verification.verify(folder)
     assert [finding.file for finding in found.findings] == [CAT, DOG]
-    assert (found.maps, found.pictures, found.photographs, found.anew) == (4, 4, 0, 0)
+    assert (found.maps, found.pictures, found.photographs, found.recomputed) == (4, 4, 0, 0)
     assert camkit_("verify", "out").exit_code == 1
     assert camkit_("verify", "out", "--images", "elsewhere").exit_code == 0
-    assert verification.verify(folder, photographs=Path("elsewhere")).anew == 4
+    assert verification.verify(folder, photographs=Path("elsewhere")).recomputed == 4
 
 
 def forge() -> None:
@@ -90,19 +90,19 @@ DAMAGE: dict[str, tuple[Callable[[], object], str, str]] = {
     "another map": (
         lambda: np.save(f"out/{TABBY}.npy", np.zeros((8, 8), np.float32)),
         f"{TABBY}.npy",
-        "is not the map that the manifest tells of",
+        "is not the map in the manifest",
     ),
     "one byte of a map": (lambda: change(f"out/{TABBY}.npy"), f"{TABBY}.npy", "is not the map"),
     "half a map": (lambda: os.truncate(f"out/{TABBY}.npy", 200), f"{TABBY}.npy", "cannot be read"),
     "no map": (lambda: os.remove(f"out/{TABBY}.npy"), f"{TABBY}.npy", "no such file"),  # noqa: PTH107
-    "a forged map": (forge, f"{TABBY}.npy", "made anew it differs by 1.0e-02 of its peak"),
+    "a forged map": (forge, f"{TABBY}.npy", "recomputed, it differs by 1.0e-02 of its peak"),
     "one byte of a picture": (
         lambda: change(f"out/{TABBY}.png"),
         f"{TABBY}.png",
         "is not the picture that was",
     ),
     "no picture": (lambda: os.remove(f"out/{TABBY}.png"), f"{TABBY}.png", "no such file"),  # noqa: PTH107
-    "another photograph": (lambda: photo(CAT, 7), CAT, "another photograph now"),
+    "another photograph": (lambda: photo(CAT, 7), CAT, "it has changed"),
     "no photograph": (lambda: os.remove(CAT), CAT, "No such file or directory"),  # noqa: PTH107
 }
 
@@ -146,7 +146,7 @@ def test_a_change_in_a_file_of_several_maps_is_named(format: str, spoil: Callabl
     done = camkit_("verify", "out", "--sample", 0)
     assert done.exit_code == 1
     if format == "npz":
-        reason = f"out/{file} is not the map that the manifest tells of\n4 results: 3"
+        reason = f"out/{file} is not the map in the manifest\n4 results: 3"
     else:  # a table is told by its name as a whole
         reason = f"out/{file} cannot be read: it is damaged or cut off: its contents do not match"
     assert done.stdout.startswith(reason)
@@ -272,7 +272,7 @@ def test_a_picture_of_somebody_else_is_in_nobodys_way() -> None:
     assert done.exit_code == 0
     assert f"out/{TABBY}~2.png" in done.stdout.splitlines()
     assert done.stderr.splitlines() == [
-        f"Files of the same names that tell something else are kept; the new ones are out/{TABBY}~2.png"
+        f"Files of the same names with other contents are kept; the new ones are out/{TABBY}~2.png"
     ]
     assert (folder / f"{TABBY}.png").read_bytes() == b"mine"
     assert verification.verify(folder, sample=0).pictures == 4

@@ -20,7 +20,7 @@ from tests.fuzz import TARGETS, Outcome, Target, results
 import camkit
 from camkit.bench import ground_truth
 from camkit.core.layers import find
-from camkit.core.targets import class_chooser
+from camkit.core.targets import class_selector
 from camkit.drawing.style import Style
 from camkit.errors import CamkitError, LayerError, ModelError, TargetError, UsageError
 from camkit.explaining import manifest
@@ -118,7 +118,7 @@ def test_numbers_of_thousands_of_digits() -> None:
     many = "9" * 5000
     for text in (many, f"top:{many}"):
         with pytest.raises(TargetError):
-            class_chooser([text], ("a", "b"))
+            class_selector([text], ("a", "b"))
     with pytest.raises(LayerError):
         find(torch.nn.Sequential(torch.nn.ReLU()), f"-{many}")
 

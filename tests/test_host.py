@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import camkit
 from camkit.contracts.explainer import Explainer, Query
 from camkit.core.run_explainer import run
-from camkit.core.targets import class_chooser, class_index, given
+from camkit.core.targets import class_index, class_selector, target_selector
 from camkit.errors import (
     CamkitWarning,
     LayerError,
@@ -331,7 +331,9 @@ def test_signals_and_volumes(size: tuple[int, ...]) -> None:
 
 def test_explainers_are_not_given_what_they_do_not_take(small_net: nn.Module, batch: Tensor) -> None:
     def plain(inputs: Tensor, **more: Any) -> Any:
-        return run(Plain({}), "plain", small_net, inputs, ["body"], ["plain"], given(0, 3), **more)
+        return run(
+            Plain({}), "plain", small_net, inputs, ["body"], ["plain"], target_selector(0, 3), **more
+        )
 
     with pytest.raises(UsageError, match=r"plain explains inputs \[B, C, H, W\], not \[3, 3, 16\]"):
         plain(batch[..., 0])
@@ -399,7 +401,7 @@ def test_the_default_sweep_asks_for_one_map_after_the_other(small_net: nn.Module
 
 def test_a_type_that_the_explainer_does_not_declare(small_net: nn.Module, batch: Tensor) -> None:
     with pytest.raises(UsageError, match="plain works in float32, not in float64"):
-        run(Plain({}), "plain", small_net, batch.double(), ["body"], ["plain"], given(0, 3))
+        run(Plain({}), "plain", small_net, batch.double(), ["body"], ["plain"], target_selector(0, 3))
 
 
 # --- classes by name ------------------------------------------------------------------------------
@@ -441,9 +443,9 @@ def test_wrong_class_names(name: str, message: str) -> None:
 
 def test_class_specifications() -> None:
     scores = torch.tensor([[0.0, 5.0, 1.0, 2.0, 3.0, 4.0]])
-    assert class_chooser(["pred", "top:3", "tabby", 2], CLASSES)(scores).tolist() == [[1, 1, 5, 4, 0, 2]]
-    assert class_chooser(["all"], CLASSES)(scores).tolist() == [[0, 1, 2, 3, 4, 5]]
-    assert class_chooser(["top:99"], CLASSES)(scores).tolist() == [[1, 5, 4, 3, 2, 0]]
+    assert class_selector(["pred", "top:3", "tabby", 2], CLASSES)(scores).tolist() == [[1, 1, 5, 4, 0, 2]]
+    assert class_selector(["all"], CLASSES)(scores).tolist() == [[0, 1, 2, 3, 4, 5]]
+    assert class_selector(["top:99"], CLASSES)(scores).tolist() == [[1, 5, 4, 3, 2, 0]]
     for wrong in ("top:0", "top:", "top:x", "top:-1", "top:1.5"):
         with pytest.raises(TargetError, match="positive number"):
-            class_chooser([wrong], CLASSES)
+            class_selector([wrong], CLASSES)

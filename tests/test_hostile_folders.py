@@ -507,8 +507,8 @@ LINES: dict[str, Callable[[str], str]] = {
     "it is damaged or cut off (a number)": lambda line: line.replace(
         '"map_range": [', '"map_range": [1e400, '
     ),
-    "it is no table": lambda line: "[1, 2]",
-    "it has another schema than 2": lambda line: line.replace('"schema": 2', '"schema": 9'),
+    "it is not a table": lambda line: "[1, 2]",
+    "its schema is not 2": lambda line: line.replace('"schema": 2', '"schema": 9'),
     "its map_file is missing or none": lambda line: line.replace('"map_file"', '"mapfile"'),
     "its map_sha256 is missing or none": lambda line: line.replace('"map_sha256"', '"sha"'),
     "its status is missing or none": lambda line: line.replace('"status": "ok"', '"status": "good"'),
@@ -524,7 +524,7 @@ def test_a_damaged_line_is_a_finding_wherever_the_manifest_is_read(case: str) ->
     found = f"manifest.jsonl, line 1: {case.partition(' (')[0]}"
     done = camkit_("verify", "out", "--sample", 0)
     assert done.exit_code == 1 and done.stdout.startswith(found)
-    assert "3 results: 3 maps, 3 pictures and 2 photographs hold; no map was made anew" in done.stdout
+    assert "3 results: 3 maps, 3 pictures and 2 photographs hold; no map was recomputed" in done.stdout
     assert done.stderr == "Does not hold: 1 finding\n"
     done = camkit_("explain", "merge", "out", "--out", "all")
     assert done.exit_code == 3 and f"Error: out/{found}" in done.stderr
@@ -541,7 +541,7 @@ def test_of_many_damaged_lines_some_are_told() -> None:
     findings: list[manifest.Finding] = []
     assert len(list(manifest.read(OUT, findings))) == 4 and len(findings) == 21
     assert str(findings[0]) == "manifest.jsonl, line 5: it is damaged or cut off"
-    assert str(findings[-1]) == "manifest.jsonl: 981 more of its lines are none that camkit writes"
+    assert str(findings[-1]) == "manifest.jsonl: 981 more of its lines are invalid"
 
 
 def test_a_line_that_was_torn_is_taken_away_by_the_next_and_a_whole_one_is_kept() -> None:

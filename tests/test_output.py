@@ -454,8 +454,8 @@ def test_another_answer_of_the_same_name_is_numbered_and_nothing_is_overwritten(
         assert line["map_file"] == "cat.jpg.native.gradcam.cat~2.npy"
         assert line["overlay_file"] == "cat.jpg.native.gradcam.cat~2.png"
         assert load_map(tmp_path, line).tolist() == (MAP * (3 - number)).tolist()
-        assert out.names.told() == (
-            "Files of the same names that tell something else are kept; the new ones are "
+        assert out.names.conflicts() == (
+            "Files of the same names with other contents are kept; the new ones are "
             f"{tmp_path / line['map_file']}"
         )
     assert {name: (tmp_path / name).read_bytes() for name in before} == before
@@ -491,7 +491,7 @@ def test_of_another_look_the_map_is_the_same_file(tmp_path: Path, rounding: floa
     assert [second[key] for key in ("map_file", "map_sha256", "map_range")] == [
         first[key] for key in ("map_file", "map_sha256", "map_range")
     ]
-    assert second["overlay_file"] == "cat.jpg.native.gradcam.cat.relu.png" and not out.names.told()
+    assert second["overlay_file"] == "cat.jpg.native.gradcam.cat.relu.png" and not out.names.conflicts()
     assert list(map(as_json, (first, second))) == manifest.latest(tmp_path)
     assert load_map(tmp_path, second).tolist() == MAP.tolist()
 
@@ -517,7 +517,7 @@ def test_what_an_older_camkit_wrote_is_known(tmp_path: Path) -> None:
     files = written(tmp_path)
     out = output(tmp_path)
     put(out, explanation(), explanation(method="activations"))
-    assert written(tmp_path) == files and not out.names.told()
+    assert written(tmp_path) == files and not out.names.conflicts()
     put(output(tmp_path), explanation(map=-MAP))
     assert written(tmp_path) == files
 

@@ -261,7 +261,7 @@ def test_a_bundle_keeps_it(tmp_path: Path) -> None:
     config = json.loads((folder / "camkit.json").read_text())
     for value in ("logits", None, 3, ["softmax"]):
         (folder / "camkit.json").write_text(json.dumps({**config, "scores": value}))
-        with pytest.raises(ModelError, match="there are no scores"):
+        with pytest.raises(ModelError, match="unknown scores"):
             camkit.load_model(folder, device="cpu")
     del config["scores"]
     (folder / "camkit.json").write_text(json.dumps(config))
@@ -271,7 +271,7 @@ def test_a_bundle_keeps_it(tmp_path: Path) -> None:
 def test_an_unknown_word_is_told() -> None:
     with pytest.raises(ModelError, match="use softmax, sigmoid, probabilities, none"):
         camkit.load_model("pets", device="cpu", scores="logits")  # type: ignore[arg-type]
-    with pytest.raises(ModelError, match="there are no scores 'logit'"):
+    with pytest.raises(ModelError, match="unknown scores 'logit'"):
         model(1, scores="logit")
 
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from camkit.bench.entrants import Row, told
 from camkit.bench.survey import EQUAL
 from camkit.core.run_explainer import run as explain
-from camkit.core.targets import given
+from camkit.core.targets import target_selector
 from camkit.metrics import agreement
 from camkit.metrics.map_tools import normal
 
@@ -133,7 +133,7 @@ def _drawn(make: Callable[[], nn.Module], seed: int, device: torch.device) -> nn
 
 def _maps(row: Row, network: nn.Module, inputs: Tensor, layer: str) -> tuple[Tensor | None, str | None]:
     """Raw maps in float32, or why there are none."""
-    targets = given(torch.arange(len(inputs), device=inputs.device) % CLASSES, len(inputs))
+    targets = target_selector(torch.arange(len(inputs), device=inputs.device) % CLASSES, len(inputs))
     assert row.explainer is not None
     try:
         with warnings.catch_warnings():

@@ -20,7 +20,7 @@ from camkit.bench.scenes import Scene
 from camkit.contracts.metric import MapBatch, Metric, Scores
 from camkit.core.call_types import Call
 from camkit.core.run_explainer import run as explain
-from camkit.core.targets import given
+from camkit.core.targets import target_selector
 from camkit.metrics import agreement
 from camkit.metrics.map_tools import telling, usable
 from camkit.metrics.measure import measure, passes
@@ -117,7 +117,7 @@ def maker(scene: Scene, row: Row, *, frozen: bool = False) -> Maps:
 
     def maps(inputs: Tensor, targets: Tensor) -> Tensor:
         assert row.explainer is not None
-        choose = given(targets, len(inputs))
+        choose = target_selector(targets, len(inputs))
         arguments = (scene.model.module, inputs, [scene.layer], [row.method], choose)
         answer = explain(row.explainer, row.backend, *arguments, call=Call(frozen=frozen))
         return answer.maps[row.method, scene.layer][:, 0]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from camkit.cli import early_checks
+from camkit.cli.parameters import TRUST
 from camkit.cli.terminal import say, say_table
 from camkit.errors import LayerError, UsageError, closest
 from camkit.registry import discovery, loading
@@ -15,8 +16,6 @@ from camkit.registry import discovery, loading
 if TYPE_CHECKING:
     from camkit.contracts.model import LoadedModel
     from camkit.core.layers import LayerRecord
-
-TRUST = click.option("--trust-pickle", is_flag=True, help="Let a model source load pickles. They run code.")
 
 
 @click.group()

@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from camkit.cli.parameters import choice, repeatable
 from camkit.cli.terminal import say, say_json, say_table
 from camkit.errors import BrokenPlugin, UsageError
 from camkit.registry import discovery, loading
@@ -113,7 +114,8 @@ def doctor() -> None:
             try:
                 loading.load(item)
             except BrokenPlugin as error:
-                trouble = f"{error}\n  {_mend(item)}"
+                again = f"pip install --upgrade --force-reinstall {item.dist}"
+                trouble = f"{error}\n  fix: {again}, or pip uninstall {item.dist}"
         say(f"{'FAIL' if trouble else 'ok  '}  {item.kind} {item.name} ({item.dist} {item.version})")
         if trouble:
             wrong += 1
@@ -128,9 +130,7 @@ def doctor() -> None:
 @click.argument("name")
 @click.option("--kind", type=click.Choice(KINDS), help="If several kinds have a plugin of that name.")
 @click.option("--reference", default="", help="Of a model source: a model that loads offline.")
-@click.option(
-    "-o", "--option", "options", multiple=True, metavar="KEY=VALUE", help="An option of the plugin."
-)
+@repeatable("-o", "--option", "options", metavar="KEY=VALUE", help="An option of the plugin; repeatable.")
 def check(name: str, kind: Kind | None, reference: str, options: tuple[str, ...]) -> None:
     """Hold the plugin NAME against everything that camkit demands of its kind."""
     found = _named(name, kind)
@@ -154,9 +154,7 @@ def check(name: str, kind: Kind | None, reference: str, options: tuple[str, ...]
 
 @plugin.command()
 @click.argument("name")
-@click.option(
-    "--kind", type=click.Choice(MADE), default="explainer", show_default=True, help="What NAME will be."
-)
+@choice("--kind", MADE, "What NAME will be.")
 @click.option(
     "--into",
     type=click.Path(path_type=Path, file_okay=False, exists=True),
@@ -194,7 +192,3 @@ def _trouble(item: Found) -> str | None:
             f"the name is offered more than once: write {item.full_name}, or uninstall one of the packages"
         )
     return item.problem
-
-
-def _mend(item: Found) -> str:
-    return f"fix: pip install --upgrade --force-reinstall {item.dist}, or pip uninstall {item.dist}"

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from camkit.cli import early_checks
-from camkit.cli.parameters import FOLDER
+from camkit.cli.parameters import DEVICE, FOLDER, PARTLY, CommandBeside, choice, repeatable
 from camkit.cli.terminal import say
 from camkit.errors import CamkitError, UsageError, counted, printable
 from camkit.registry import discovery, loading
@@ -22,15 +22,13 @@ if TYPE_CHECKING:
     from camkit.contracts.trainer import TrainResult
     from camkit.training.result import Kept
 
-PARTLY = 3  # the exit code for what could be done only in part
-
 
 @click.command()
 @click.argument("out", type=FOLDER, default="camkit-run")
 @click.option("--images", type=FOLDER, metavar="DATA", help="Where the photographs lie now.")
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+@DEVICE
 def report(out: Path, images: Path | None, device: str) -> None:
-    """Make the report of the finished training in OUT anew.
+    """Make the report of the finished training in OUT again.
 
     The tables and curves come from what the training has kept; the confusion matrix and the photographs
     judged worst need the photographs that were held out, as they were.
@@ -43,19 +41,7 @@ def report(out: Path, images: Path | None, device: str) -> None:
         raise SystemExit(PARTLY)
 
 
-class Train(click.Command):
-    """`camkit train DATA`, but `camkit train report OUT`; a folder of that name is ./report."""
-
-    def make_context(
-        self, info_name: str | None, args: list[str], *rest: Any, **more: Any
-    ) -> click.Context:
-        """The context of the one or the other."""
-        if args[:1] == ["report"]:
-            return report.make_context(f"{info_name} report", args[1:], *rest, **more)
-        return super().make_context(info_name, args, *rest, **more)
-
-
-@click.command(cls=Train)
+@click.command(cls=CommandBeside, beside=report)
 @click.argument("data", default="pets")
 @click.option(
     "--trainer", default="fastai", show_default=True, metavar="NAME", help="`camkit plugin list` shows all."
@@ -76,11 +62,8 @@ class Train(click.Command):
     metavar="default|none|FILE",
     help="What it starts from: trained on ImageNet, random, or a file.",
 )
-@click.option(
-    "-o",
-    "--option",
-    "options",
-    multiple=True,
+@repeatable(
+    *("-o", "--option", "options"),
     metavar="KEY=VALUE",
     help="An option of the trainer: `camkit plugin show fastai` lists them.",
 )
@@ -92,19 +75,17 @@ class Train(click.Command):
     help="Folder for the bundle and the report.",
 )
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Random seed.")
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
-@click.option(
+@DEVICE
+@choice(
     "--precision",
-    type=click.Choice(["float32", "bfloat16", "float16"]),
-    default="float32",
-    show_default=True,
-    help="Of the arithmetic; weights stay float32. On a CPU only the trainer torch has the latter two.",
+    ["float32", "bfloat16", "float16"],
+    "Type of the arithmetic; weights stay float32. On a CPU only the trainer torch has the latter two.",
 )
 @click.option(
     "--resume", is_flag=True, help="Go on from the last finished epoch in --out, or make what is missing."
 )
-@click.option("--preview", is_flag=True, help="Only draw what augmentation makes of a photograph.")
-def train(data: str, **given: Any) -> None:
+@click.option("--preview", is_flag=True, help="Draw a photograph as augmentation changes it, and stop.")
+def train(data: str, **values: Any) -> None:
     """Train a classifier on DATA, a folder of photographs, and report on it.
 
     DATA holds one sub-folder for each class, or files named after it (great_pyrenees_12.jpg), or is the
@@ -119,50 +100,50 @@ def train(data: str, **given: Any) -> None:
     camkit explain cat.jpg --model run/bundle
     camkit train photos/ --show-recipe > mine.toml
     camkit train photos/ --recipe mine.toml --out run2
-    camkit train report run      makes the report anew
+    camkit train report run      makes the report again
     """
-    name: str = given["trainer"]
-    options = registry_options.parse_assignments(given["options"])
+    name: str = values["trainer"]
+    options = registry_options.parse_assignments(values["options"])
     from camkit.training.result import BUNDLE
 
-    out: Path = given["out"]
-    finished = given["resume"] and (out / BUNDLE).is_dir()
+    out: Path = values["out"]
+    finished = values["resume"] and (out / BUNDLE).is_dir()
     if not finished:  # which needs no data any more
-        early_checks.training(name, data, given)
+        early_checks.training(name, data, values)
 
     from camkit.training import recipe as recipes
     from camkit.training import train_model
 
-    if given["show_recipe"]:
+    if values["show_recipe"]:
         kind = loading.load(discovery.get("trainer", name))
-        recipe = given["recipe"] or next(iter(kind.recipes), None)
+        recipe = values["recipe"] or next(iter(kind.recipes), None)
         if recipe is None:
             raise UsageError(f"{name} brings no recipes")
         say(recipes.text(kind, recipe), nl=False)
         return
-    asked: dict[str, Any] = {key: given[key] for key in ("out", "recipe", "arch", "weights", "seed")}
+    asked: dict[str, Any] = {key: values[key] for key in ("out", "recipe", "arch", "weights", "seed")}
     asked |= options
-    if given["preview"]:
+    if values["preview"]:
         say(train_model.preview(data, trainer=name, **asked))
         return
 
     from camkit.training.run_folder import is_main
 
     if finished:
-        _complete(out, data, given["device"])
+        _complete(out, data, values["device"])
         return
     with _progress() as progress, _interrupts(out):
         result = train_model.train(
             data,
             trainer=name,
-            device=given["device"],
-            precision=given["precision"],
-            resume=given["resume"],
+            device=values["device"],
+            precision=values["precision"],
+            resume=values["resume"],
             progress=progress,
             **asked,
         )
     if is_main():  # of several processes that trained together one reports
-        _report(result, out, given["device"])
+        _report(result, out, values["device"])
 
 
 def _complete(out: Path, data: str, device: str) -> None:

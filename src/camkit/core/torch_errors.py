@@ -165,7 +165,7 @@ def in_our_words(module: nn.Module, inputs: Sequence[Tensor]) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        told = explained(error, module, inputs)
-        if told is None:
+        cause = explained(error, module, inputs)
+        if cause is None:
             raise
-        raise told from error
+        raise cause from error

@@ -12,26 +12,15 @@ from weakref import WeakKeyDictionary
 
 from torch import Tensor, nn
 
+from camkit.contracts import scores as meanings
 from camkit.contracts.model import LoadedModel
-from camkit.contracts.scores import (
-    ScoreKind,
-    excludes,
-    meaning,
-    predictions,
-    probabilities,
-    squashed,
-)
+from camkit.contracts.scores import ScoreKind
 from camkit.core.call_types import Answer, Call, Layer
 from camkit.core.hooks import as_it_was
 from camkit.core.layer_lookup import better_layer
 from camkit.core.run_explainer import run
 from camkit.drawing import overlay
-from camkit.errors import (
-    MapError,
-    ModelError,
-    UsageError,
-    counted,
-)
+from camkit.errors import MapError, ModelError, UsageError, counted
 from camkit.explaining.explanation import Explanation
 from camkit.explaining.plan import Backend, Plan, plan
 from camkit.images.decoding import Photo
@@ -55,17 +44,8 @@ def explain(
     For several methods, layers or classes at once, and for functions as targets, there is `maps`.
     layout: see `maps`. Raises `ImageError`, `MapError` and what `maps` raises.
     """
-    results = explain_many(
-        model,
-        [image],
-        target=target,
-        backend=backend,
-        method=method,
-        layer=layer,
-        layout=layout,
-        **options,
-    )
-    return next(results)
+    asked: dict[str, Any] = {"target": target, "backend": backend, "method": method, "layer": layer}
+    return next(explain_many(model, [image], layout=layout, **asked, **options))
 
 
 def explain_many(
@@ -90,10 +70,9 @@ def explain_many(
     for name, value in {"target": target, "backend": backend, "method": method, "layer": layer}.items():
         if isinstance(value, list | tuple) or (callable(value) and not isinstance(value, nn.Module)):
             raise UsageError(f"{name} is a single one here, not {value!r}: `camkit.maps` takes more")
-    spec = "pred" if target is None else target
     work = plan(
         model,
-        classes=[spec],
+        classes=["pred" if target is None else target],
         backends=[backend],
         methods=[method],
         layer=layer,
@@ -151,15 +130,8 @@ def _explain_photos(
     inputs = model.preprocess.batch(views, model.device).to(model.dtype)
     answers = {
         backend.name: run(
-            *(
-                backend.explainer,
-                backend.name,
-                model.module,
-                inputs,
-                work.layers,
-                backend.methods,
-                work.choose,
-            ),
+            *(backend.explainer, backend.name, model.module, inputs),
+            *(work.layers, backend.methods, work.selector),
             call=Call(layout=work.layout, frozen=True),  # nobody changes the model while it is camkit's
         )
         for backend in work.backends
@@ -184,7 +156,8 @@ def _results(
 ) -> Iterator[Explanation | Failure]:
     """The results of one backend for one photograph, each with the scores of the forward it explains."""
     model = work.model
-    said = _said(model, answer.scores.float().cpu(), row, photo)
+    predicted = _prediction(model, answer.scores.float().cpu(), row, photo)
+    kind = predicted.fields["scores"]
     columns = {index: column for column, index in reversed(list(enumerate(answer.targets[row].tolist())))}
     for (method, layer), maps in answer.maps.items():
         for index, column in sorted(columns.items(), key=lambda item: item[1]):
@@ -192,7 +165,7 @@ def _results(
             try:
                 overlay.check_finite(map)
                 # One NaN among the scores leaves no class a probability.
-                if not math.isfinite(float(said.logits[index] + said.likely[index])):
+                if not math.isfinite(float(predicted.logits[index] + predicted.likely[index])):
                     raise MapError("the model's score is NaN or infinite (try --dtype float32)")
             except MapError as error:
                 text = f"{photo.source}: {backend.name} {method}, class {model.classes[index]}: {error}"
@@ -213,47 +186,46 @@ def _results(
                 layout=work.layout,
                 class_index=index,
                 class_name=model.classes[index],
-                probability=None if said.every is None else float(said.every[index]),
-                logit=float(said.logits[index]),
+                probability=None if kind == "none" else float(predicted.likely[index]),
+                logit=float(predicted.logits[index]),
                 photo=photo,
                 model=model,
                 options=vars(backend.explainer.options),
                 position=position,
-                warnings=(*photo.warnings, *said.doubt, *doubts),
-                **said.verdict,
+                warnings=(*photo.warnings, *predicted.warnings, *doubts),
+                **predicted.fields,
             )
 
 
 @dataclass(frozen=True)
-class _Said:
-    """What a model says of a photograph.
+class _Prediction:
+    """What a model predicts for a photograph.
 
-    logits, likely: of each class, the latter what predictions are made by. every: the probabilities, if
-    there are any. verdict: the fields of an `Explanation` that all of them share. doubt: a warning
-    where it is a guess what the scores are.
+    logits: the score of each class; likely: what predictions are made by: probabilities, if there are any.
+    fields: those of an `Explanation` that all of its results share. warnings: that it is a guess what the
+    scores are.
     """
 
     logits: Tensor
     likely: Tensor
-    every: Tensor | None
-    verdict: dict[str, Any]
-    doubt: tuple[str, ...]
+    fields: dict[str, Any]
+    warnings: tuple[str, ...]
 
 
-def _said(model: LoadedModel, scores: Tensor, row: int, photo: Photo) -> _Said:
+def _prediction(model: LoadedModel, scores: Tensor, row: int, photo: Photo) -> _Prediction:
     logits, names = scores[row], model.classes
     if len(names) != len(logits):
         raise ModelError(
             f"model {model.name!r} names {counted(len(names), 'class', 'classes')} but returns "
             f"{counted(len(logits), 'score')}"
         )
-    kind, doubt = _meaning(model, scores, photo)
-    every = probabilities(scores, kind)
-    likely = logits if every is None else every[row]
-    exclusive = excludes(scores, kind)
-    predicted = predictions(likely, exclusive=exclusive)
+    kind, warnings = _meaning(model, scores, photo)
+    probabilities = meanings.probabilities(scores, kind)
+    likely = logits if probabilities is None else probabilities[row]
+    exclusive = meanings.excludes(scores, kind)
+    predicted = meanings.predictions(likely, exclusive=exclusive)
     top = likely.topk(min(5, len(logits)))
-    verdict = {
+    fields = {
         "top": tuple((names[i], p) for i, p in zip(top.indices.tolist(), top.values.tolist(), strict=True)),
         "predicted": tuple(names[i] for i in predicted),
         "predicted_index": predicted[0] if predicted else None,
@@ -261,30 +233,28 @@ def _said(model: LoadedModel, scores: Tensor, row: int, photo: Photo) -> _Said:
         "scores": kind,
         "exclusive": exclusive,
     }
-    return _Said(logits, likely, None if every is None else every[row], verdict, doubt)
+    return _Prediction(logits, likely, fields, warnings)
 
 
 # Of modules whose scores alone do not tell what they are, found out once.
 _SQUASHED: WeakKeyDictionary[nn.Module, bool | None] = WeakKeyDictionary()
 
 
+def _squashed(model: LoadedModel, photo: Photo) -> bool | None:
+    if model.module not in _SQUASHED:
+        inputs = model.preprocess.batch([overlay.seen(photo, model.preprocess)], model.device)
+        with as_it_was(model.module, model.device):
+            _SQUASHED[model.module] = meanings.squashed(model.module, inputs.to(model.dtype))
+    return _SQUASHED[model.module]
+
+
 def _meaning(model: LoadedModel, scores: Tensor, photo: Photo) -> tuple[ScoreKind, tuple[str, ...]]:
     """What the scores of a batch are, and a warning where that is a guess."""
-    module, asked = model.module, False
-
-    def ask() -> bool | None:
-        nonlocal asked
-        asked = True
-        if module not in _SQUASHED:
-            inputs = model.preprocess.batch([overlay.seen(photo, model.preprocess)], model.device)
-            with as_it_was(module, model.device):
-                _SQUASHED[module] = squashed(module, inputs.to(model.dtype))
-        return _SQUASHED[module]
-
-    kind = meaning(model.scores, scores, ask)
+    kind = meanings.meaning(model.scores, scores, partial(_squashed, model, photo))
     if (model.scores, kind) == ("softmax", "sigmoid"):
         return kind, ("a softmax over one score is always 1, so the score was taken for that of a sigmoid",)
-    if not asked or kind == "probabilities" or _SQUASHED[module] is not None:
+    ambiguous = model.scores == "auto" and kind != "probabilities" and meanings.within_unit(scores)
+    if not ambiguous or _SQUASHED[model.module] is not None:
         return kind, ()
     return kind, (
         f"all scores lie between 0 and 1, and were taken for logits ({kind}); of a model that returns "

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from camkit.contracts.explainer import Explainer, Query, Sweep
 from camkit.core.call_types import Answer, Call
 from camkit.core.run_explainer import run
-from camkit.core.targets import given
+from camkit.core.targets import target_selector
 from camkit.errors import OptionError, TargetError
 from camkit.registry import discovery, loading, options
 from camkit.testing.kit import (
@@ -46,7 +46,7 @@ def answer_of(
     """Through the host, as a user's call goes; by a new instance if `explainer` is none."""
     return run(
         *(explainer or subject.make(), subject.name, model, inputs, [layer], [method]),
-        given(targets, len(inputs)),
+        target_selector(targets, len(inputs)),
         call=Call(layout=layout),
     )
 
