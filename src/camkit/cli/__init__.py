@@ -58,7 +58,7 @@ class Commands(click.Group):
         except Exception as error:
             if ctx.params.get("debug"):
                 raise
-            say(f"Error: {_told(error)}", err=True)
+            say(f"Error: {_message(error)}", err=True)
             ctx.exit(error.exit_code if isinstance(error, CamkitError) else 1)
 
 
@@ -83,7 +83,7 @@ def _lacks_memory(error: BaseException | None) -> bool:
     return False
 
 
-def _told(error: Exception) -> str:
+def _message(error: Exception) -> str:
     """What a user should read about an error."""
     if isinstance(error, CamkitError) and not _lacks_memory(error):
         return str(error)

@@ -1,4 +1,4 @@
-"""What `camkit explain` tells while it works: results on stdout, everything else on stderr."""
+"""What `camkit explain` prints while it works: results on stdout, everything else on stderr."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class Report:
-    """Tells what was done, as a table or as manifest lines, and counts it.
+    """Prints what was done, as a table or as manifest lines, and counts it.
 
     quiet: errors alone. verbose: also what is run, how, and how fast.
     """
@@ -137,7 +137,7 @@ class Report:
 
 @contextmanager
 def progress(run: Run, report: Report, folder: Path) -> Iterator[Callable[[Written], None]]:
-    """What is to be called with what was written: it reports, below a bar on a terminal."""
+    """A function that reports what was written, with a progress bar on a terminal."""
     if not sys.stderr.isatty() or report.quiet:
         yield partial(report.written, folder=folder)
         return

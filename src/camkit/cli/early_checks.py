@@ -1,4 +1,4 @@
-"""Whether what a user names is there: told before torch is imported, as far as camkit itself can tell.
+"""Checks of what a user names, before torch is imported, as far as camkit itself can know.
 
 What that takes is imported where it is needed: `--help` needs none of it.
 

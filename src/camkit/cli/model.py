@@ -14,6 +14,8 @@ from camkit.errors import LayerError, UsageError, closest
 from camkit.registry import discovery, loading
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from camkit.contracts.model import LoadedModel
     from camkit.core.layers import LayerRecord
 
@@ -54,11 +56,11 @@ def list_(pattern: str | None) -> None:
 def layers(spec: str, trust_pickle: bool, everything: bool) -> None:
     """The layers of a model with their output shapes; '*' marks the one that 'auto' means."""
     early_checks.model(spec)
-    loaded, records = _traced(spec, trust_pickle)
+    loaded, example, records = _traced(spec, trust_pickle)
     from camkit.core.layer_lookup import resolve_layers
 
     try:
-        auto = resolve_layers(loaded.module, loaded.default_layer, _example(loaded))[0]
+        auto = resolve_layers(loaded.module, loaded.default_layer, example)[0]
     except LayerError as error:  # the list shows what else there is
         say(f"Warning: {error}", err=True)
         auto = ""
@@ -92,7 +94,7 @@ def summary(spec: str, trust_pickle: bool) -> None:
 
     from camkit.core.layers import parameter_totals
 
-    loaded, records = _traced(spec, trust_pickle)
+    loaded, _, records = _traced(spec, trust_pickle)
     rows = [
         (r.type, _shapes(r), f"{r.parameters:,}", "yes" if r.trainable else "no")
         for r in records
@@ -106,18 +108,14 @@ def summary(spec: str, trust_pickle: bool) -> None:
     say(f"Classes: {len(loaded.classes)}   scores: {loaded.scores}   preprocessing: {prepared}")
 
 
-def _traced(spec: str, trust_pickle: bool) -> tuple[LoadedModel, list[LayerRecord]]:
-    from camkit.core.layers import trace
+def _traced(spec: str, trust_pickle: bool) -> tuple[LoadedModel, Tensor, list[LayerRecord]]:
+    """The model, noise that fits it, and what a forward of that shows of its layers."""
+    from camkit.core.layers import example_inputs, trace
     from camkit.models.loading import load_model
 
     loaded = load_model(spec, device="cpu", trust_pickle=trust_pickle)
-    return loaded, trace(loaded.module, _example(loaded))
-
-
-def _example(loaded: LoadedModel):  # type: ignore[no-untyped-def]
-    from camkit.core.layers import example_inputs
-
-    return example_inputs(loaded.preprocess.size, next(loaded.module.parameters()))
+    example = example_inputs(loaded.preprocess.size, next(loaded.module.parameters()))
+    return loaded, example, trace(loaded.module, example)
 
 
 def _shapes(record: LayerRecord) -> str:

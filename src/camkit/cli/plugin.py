@@ -35,16 +35,9 @@ def list_(as_json: bool) -> None:
     """
     found = discovery.find()
     if as_json:
-        for item in found:
-            record: dict[str, Any] = {
-                "name": item.name,
-                "kind": item.kind,
-                "distribution": item.dist,
-                "version": item.version,
-                "status": item.status,
-                "problem": item.problem,
-                "summary": discovery.summary(item),
-            }
+        for f in found:
+            record = {"name": f.name, "kind": f.kind, "distribution": f.dist, "version": f.version}
+            record |= {"status": f.status, "problem": f.problem, "summary": discovery.summary(f)}
             say_json(json.dumps(record))
         return
     rows = [(f.name, f.kind, f"{f.dist} {f.version}", f.status, discovery.summary(f)) for f in found]
@@ -72,12 +65,9 @@ def _show(found: Found) -> None:
     say(f"{found.kind} from {found.dist} {found.version}, {found.value}")
     if found.kind == "explainer":
         say(f"Types: {', '.join(cls.dtypes)}\n")
-        agnostic = "the same map for every class"
-        rows = []
-        for method in cls.methods:
-            notes = [agnostic] if method in cls.class_agnostic else []
-            rows.append((method, "; ".join([*notes, *filter(None, [cls.notes.get(method)])])))
-        say_table(("METHOD", "NOTES"), rows)
+        agnostic = dict.fromkeys(cls.class_agnostic, "the same map for every class")
+        notes = {m: [text for text in (agnostic.get(m), cls.notes.get(m)) if text] for m in cls.methods}
+        say_table(("METHOD", "NOTES"), [(method, "; ".join(texts)) for method, texts in notes.items()])
     if found.kind == "metric":
         low, high = cls.range
         needs = f", needs {' and '.join(cls.needs)}" if cls.needs else ""

@@ -214,13 +214,13 @@ def _interrupts(out: Path) -> Iterator[None]:
 @contextmanager
 def _progress() -> Iterator[Callable[[float, str], None]]:
     """A bar with the time left on a terminal, else a line for each epoch; both on stderr."""
-    said: set[str] = set()
+    shown: set[str] = set()
     if not sys.stderr.isatty():
 
         def tell(_: float, text: str) -> None:
-            if text not in said:
+            if text not in shown:
                 say(text, err=True)
-            said.add(text)
+            shown.add(text)
 
         yield tell
         return
@@ -232,9 +232,9 @@ def _progress() -> Iterator[Callable[[float, str], None]]:
         task = bar.add_task("training", total=1.0)
 
         def show(fraction: float, text: str) -> None:
-            if text not in said:
+            if text not in shown:
                 bar.console.print(printable(text), highlight=False, markup=False, emoji=False)
-            said.add(text)
+            shown.add(text)
             bar.update(task, completed=fraction)
 
         yield show

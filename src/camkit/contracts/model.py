@@ -27,8 +27,8 @@ class LoadedModel:
     default_layer: the layer specification that `layer="auto"` means for this model.
     architecture: what its source needs to build the module anew, JSON values only; `None` if it cannot
         be stored in a bundle. `architecture["source"]` is the name of the model source.
-    scores: what the outputs are: `softmax`, `sigmoid`, `probabilities`, `none`, or `auto`, told from
-        themselves; see `camkit.contracts.scores`.
+    scores: what the outputs are: `softmax`, `sigmoid`, `probabilities`, `none`, or `auto`, seen from
+        their values; see `camkit.contracts.scores`.
     """
 
     module: nn.Module
@@ -49,7 +49,7 @@ class LoadedModel:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the floating-point parameters."""
+        """The type of the floating-point parameters."""
         return self._sample.dtype
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> LoadedModel:

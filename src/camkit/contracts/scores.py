@@ -2,7 +2,7 @@
 
 `softmax`: logits of classes that exclude each other. `sigmoid`: a logit for each class by itself, of models
 with one output or several labels. `probabilities`: what softmax or sigmoid has made already. `none`: no
-probabilities, as of a regression. `auto` stands for whichever of them the scores themselves tell. Scores
+probabilities, as of a regression. `auto`: whichever of them the scores look like. Scores
 are float `[B, n_classes]`. Nothing here imports torch before it is used.
 """
 

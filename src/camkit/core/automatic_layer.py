@@ -68,9 +68,6 @@ def _identity(function: Any) -> Any:
     return getattr(function, "__code__", function)
 
 
-# --- what a forward shows -------------------------------------------------------------------------
-
-
 @dataclass
 class _Seen:
     """The layers by name in the order in which they finished, and what came out of those that ran once.
@@ -142,9 +139,6 @@ def _gradients(seen: _Seen, outputs: Sequence[Tensor]) -> tuple[list[Tensor | No
 def _noise(like: Tensor) -> Tensor:
     noise = torch.randn(like.shape[-1], generator=torch.Generator().manual_seed(0))
     return noise.to(like.device, like.dtype)
-
-
-# --- the choice -----------------------------------------------------------------------------------
 
 
 def _chosen(module: nn.Module, inputs: Sequence[Tensor], output: Output, score: Score | None) -> Choice:

@@ -223,8 +223,6 @@ def _is_one_dimensional(args: Any, kwargs: Any) -> bool:
     return len(shape) == 1
 
 
-# --- how dimensions move --------------------------------------------------------------------------
-
 # From source, result and arguments to the dimension of the source that each of the result was.
 _Move = Callable[[Tensor, Tensor, Any, Any], "list[int | None] | None"]
 

@@ -36,7 +36,7 @@ class Hook:
 
 
 def has_hooks(part: nn.Module) -> bool:
-    """Whether someone else than camkit, perhaps in another thread, listens to `part`."""
+    """Whether `part` has hooks other than those of camkit, which another thread may have set."""
     hooks = [*part._forward_hooks.values(), *part._forward_pre_hooks.values()]
     return not all(isinstance(hook, Hook) for hook in hooks)
 

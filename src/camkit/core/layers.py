@@ -15,8 +15,6 @@ from torch import Tensor, nn
 from camkit.core.layout import layout, settle_many
 from camkit.errors import LayerError, ModelError, closest
 
-# --- names ----------------------------------------------------------------------------------------
-
 
 def find(module: nn.Module, pattern: str) -> list[str]:
     """Dotted names of the layers that `pattern` means, in the order of the model.
@@ -57,9 +55,6 @@ def _children(parent: nn.Module, part: str) -> Iterator[tuple[str, nn.Module]]:
     if "*" in part or "?" in part:
         return (item for item in children if fnmatch.fnmatchcase(item[0], part))
     return (item for item in children if item[0] == part)
-
-
-# --- listing --------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)

@@ -212,9 +212,6 @@ class _Run:
         return maps
 
 
-# --- gradients ------------------------------------------------------------------------------------
-
-
 def class_gradients(
     scores: Tensor, targets: Tensor, outputs: Sequence[Tensor], *, keep: bool = False
 ) -> Iterator[tuple[Tensor, ...]]:
