@@ -36,9 +36,9 @@ def list_(as_json: bool) -> None:
     found = discovery.find()
     if as_json:
         for f in found:
-            record = {"name": f.name, "kind": f.kind, "distribution": f.dist, "version": f.version}
-            record |= {"status": f.status, "problem": f.problem, "summary": discovery.summary(f)}
-            say_json(json.dumps(record))
+            origin = {"name": f.name, "kind": f.kind, "distribution": f.dist, "version": f.version}
+            state = {"status": f.status, "problem": f.problem, "summary": discovery.summary(f)}
+            say_json(json.dumps({**origin, **state}))
         return
     rows = [(f.name, f.kind, f"{f.dist} {f.version}", f.status, discovery.summary(f)) for f in found]
     say_table(("NAME", "KIND", "PACKAGE", "STATUS", "SUMMARY"), rows)
