@@ -14,6 +14,7 @@ from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
+from tests.conftest import SLOW
 
 import camkit
 from camkit import plugin
@@ -214,6 +215,10 @@ def test_the_public_names_of_plugins_are_in_order_and_there() -> None:
         assert re.search(rf"`{name}\b", page), f"docs/reference.md does not name {name}"
     with pytest.raises(AttributeError, match="has no attribute 'Explainr'"):
         getattr(plugin, "Explainr")  # noqa: B009
+
+
+def test_the_files_of_slow_tests_are_there() -> None:
+    assert sorted(name for name in SLOW if not Path(__file__).with_name(f"{name}.py").exists()) == []
 
 
 def test_functions_are_short() -> None:

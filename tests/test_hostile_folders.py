@@ -21,8 +21,8 @@ import torch
 from PIL import Image
 from tests.fuzz import time_limit
 from tests.test_cli import camkit_, explain, lines, photo
-from tests.test_collect import CAT, DOG, TABBY, content, finished
 from tests.test_output import explanation, output, put
+from tests.test_result_folder import CAT, DOG, TABBY, content, finished
 from torch import Tensor
 
 from camkit import files

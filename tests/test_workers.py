@@ -19,7 +19,6 @@ from PIL import Image
 
 from camkit.errors import CamkitWarning
 from camkit.images import decoding
-from camkit.images import workers as reading
 from camkit.images.decoding import Photo
 from camkit.images.finding import Source
 from camkit.images.preprocess import Preprocess
@@ -359,7 +358,7 @@ def test_where_no_process_can_be_started_this_one_reads(
 
     monkeypatch.setattr("_multiprocessing.SemLock", refused)
     said = r"no processes can be started .*\(Read-only file system\): this one reads .* --workers 0 does"
-    with pytest.warns(CamkitWarning, match=said), reading.processes(2) as pool:
+    with pytest.warns(CamkitWarning, match=said), processes(2) as pool:
         assert pool is None
-    with reading.processes(0) as pool:  # without a word
+    with processes(0) as pool:  # without a word
         assert pool is None

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from camkit.core import model_changes as state
+from camkit.core import model_changes
 from camkit.core.hooks import as_it_was
 from camkit.core.model_changes import Contents, Look, copied
 
@@ -233,6 +233,6 @@ def test_what_cannot_be_compared(model: Any, monkeypatch: pytest.MonkeyPatch) ->
         strange.plain = odd
         with pytest.raises((RuntimeError, NotImplementedError)):
             Contents(strange)
-    monkeypatch.setattr(state, "MOST", 10)
+    monkeypatch.setattr(model_changes, "MOST", 10)
     with pytest.raises(RuntimeError, match="hold more than can be compared"):
         Contents(model)

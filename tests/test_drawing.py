@@ -15,8 +15,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from camkit.drawing import overlay as render
-from camkit.drawing.overlay import is_flat, overlay
+from camkit.drawing.overlay import extent, is_flat, overlay, signed
 from camkit.drawing.sheet import Panel, sheet
 from camkit.drawing.style import Style
 from camkit.errors import MapError, UsageError
@@ -120,7 +119,7 @@ def test_a_given_scale_fixes_the_colours() -> None:
     assert np.abs(found[2] - HOTTEST).max() == 0  # what is beyond the scale takes its end
     own = numbers(overlay(Image.new("RGB", (3, 1)), map, HEAT))
     np.testing.assert_array_equal(own, numbers(overlay(Image.new("RGB", (3, 1)), map, HEAT, scale=(0, 4))))
-    assert render.extent([map, torch.tensor([[-3.0, 2.0]])]) == (-3.0, 4.0)
+    assert extent([map, torch.tensor([[-3.0, 2.0]])]) == (-3.0, 4.0)
 
 
 def test_alpha_zero_is_the_photograph_and_alpha_one_the_heat() -> None:
@@ -182,8 +181,8 @@ def test_a_constant_map_has_the_lowest_colour_not_the_highest(value: float, styl
 def test_a_map_with_nothing_to_show_is_flat() -> None:
     negative = -random_map(4, 4).abs() - 1
     assert not is_flat(negative)
-    assert is_flat(render.signed(negative, Style(relu=True)))
-    assert is_flat(render.signed(-negative, Style(counterfactual=True)))
+    assert is_flat(signed(negative, Style(relu=True)))
+    assert is_flat(signed(-negative, Style(counterfactual=True)))
     found = heat(negative, (8, 8), Style(relu=True, alpha=1))
     assert np.abs(found - COLDEST).max() == 0
 
