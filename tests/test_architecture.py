@@ -213,7 +213,7 @@ def test_the_public_names_of_plugins_are_in_order_and_there() -> None:
     for name in plugin.__all__:
         assert getattr(plugin, name) is not None
         assert re.search(rf"`{name}\b", page), f"docs/reference.md does not name {name}"
-    with pytest.raises(AttributeError, match="has no attribute 'Explainr'"):
+    with pytest.raises(AttributeError, match="'Explainr'"):
         getattr(plugin, "Explainr")  # noqa: B009
 
 
@@ -314,7 +314,7 @@ def test_public_names_are_in_order_and_complete() -> None:
         for alias in child.names
     }
     assert told == set(camkit.__all__)  # what type checkers see
-    with pytest.raises(AttributeError, match="module 'camkit' has no attribute 'explian'"):
+    with pytest.raises(AttributeError, match=r"'camkit'.*'explian'"):
         getattr(camkit, "explian")  # noqa: B009
 
 

@@ -41,19 +41,19 @@ def test_no_target_is_the_predicted_class(small_net: nn.Module, batch: Tensor) -
 @pytest.mark.parametrize(
     ("targets", "message"),
     [
-        (5, "no class 5: the model has 5 classes, 0 to 4"),
-        (-1, "no class -1"),
-        ([0, 1, 7], "no class 7"),
-        ([0, 1], r"targets \[2\] for 3 inputs"),  # a peer leaves the third map blank
-        ([[0], [1], [2]], r"targets \[3, 1\]"),
-        ([], "must be an int|targets \\[0\\] for 3 inputs"),
+        (5, "class 5: .*5 classes, 0 to 4"),
+        (-1, "class -1"),
+        ([0, 1, 7], "class 7"),
+        ([0, 1], r"\[2\] for 3 inputs"),  # a peer leaves the third map blank
+        ([[0], [1], [2]], r"\[3, 1\]"),
+        ([], r"int|\[0\] for 3 inputs"),
         (1.0, "not 1.0"),
         ([0.0, 1.0, 2.0], "float"),
         ("tabby", "not 'tabby'"),
         (True, "not True"),
         (torch.tensor([True, False, True]), "torch.bool"),
-        (["a", "b", "c"], "targets must be"),
-        ({}, "targets must be"),
+        (["a", "b", "c"], "targets"),
+        ({}, "targets"),
     ],
 )
 def test_wrong_targets(small_net: nn.Module, batch: Tensor, targets: Any, message: str) -> None:
@@ -66,7 +66,7 @@ def test_wrong_targets(small_net: nn.Module, batch: Tensor, targets: Any, messag
     [
         (torch.zeros(3, 16, 16), r"inputs\[None\]"),
         (torch.zeros(1, 3, 16, 16, dtype=torch.uint8), "torch.uint8"),
-        (torch.zeros(0, 3, 16, 16), r"not \[0, 3, 16, 16\]"),
+        (torch.zeros(0, 3, 16, 16), r"\[0, 3, 16, 16\]"),
         (np.zeros((1, 3, 16, 16)), "ndarray"),
     ],
 )
@@ -76,23 +76,23 @@ def test_wrong_inputs(small_net: nn.Module, inputs: Any, message: str) -> None:
 
 
 def test_wrong_names(small_net: nn.Module, batch: Tensor) -> None:
-    with pytest.raises(PluginNotFound, match="did you mean 'native'"):
+    with pytest.raises(PluginNotFound, match=r"'nativ'.*'native'"):
         camkit.maps(small_net, batch, backend="nativ")
-    with pytest.raises(UsageError, match="no method 'grad-cam'; did you mean 'gradcam'"):
+    with pytest.raises(UsageError, match=r"'grad-cam'.*'gradcam'"):
         camkit.maps(small_net, batch, method="grad-cam")
-    with pytest.raises(OptionError, match="no option 'reducton'; did you mean 'reduction'"):
+    with pytest.raises(OptionError, match=r"'reducton'.*'reduction'"):
         camkit.maps(small_net, batch, reducton="mean")
-    with pytest.raises(OptionError, match=r"must be sum\|mean, not 'max'"):
+    with pytest.raises(OptionError, match=r"sum\|mean.*'max'"):
         camkit.maps(small_net, batch, reduction="max")
-    with pytest.raises(LayerError, match="did you mean 'body'"):
+    with pytest.raises(LayerError, match=r"'boddy'.*'body'"):
         camkit.maps(small_net, batch, layer="boddy")
-    with pytest.raises(UsageError, match="several layers"):
+    with pytest.raises(UsageError, match=r"'body\.\*'.*several"):
         camkit.maps(small_net, batch, layer="body.*")
     with pytest.raises(ModelError, match="not function"):
         camkit.maps(lambda x: x, batch)  # type: ignore[arg-type, call-overload]
-    with pytest.raises(UsageError, match="no type 'int8'"):
+    with pytest.raises(UsageError, match="'int8'"):
         camkit.maps(small_net, batch, dtype="int8")
-    with pytest.raises(UsageError, match="no device 'gpu'"):
+    with pytest.raises(UsageError, match="'gpu'"):
         camkit.maps(small_net, batch, device="gpu")
 
 
@@ -100,7 +100,7 @@ def test_lists_give_a_dict_keyed_by_method_and_full_name(small_net: nn.Module, b
     many = camkit.maps_by(small_net, batch, 0, layer=["body.-1", small_net.stem], method=["gradcam"])
     assert list(many) == [("gradcam", "body.1"), ("gradcam", "stem")]
     for call in (camkit.maps, camkit.class_maps):  # as 0.1 took them
-        with pytest.warns(DeprecationWarning, match=r"call camkit\.maps_by instead"):
+        with pytest.warns(DeprecationWarning, match=r"camkit\.maps_by"):
             old: Any = call(small_net, batch, layer=["body"])
         assert list(old) == [("gradcam", "body")]
 
@@ -172,10 +172,10 @@ def test_a_target_function_of_a_list_of_layers(small_net: nn.Module, batch: Tens
 @pytest.mark.parametrize(
     ("target", "message"),
     [
-        (lambda scores: scores, r"returns a tensor \[3, 5\] for a tensor \[3, 5\]"),
-        (lambda scores: scores.sum(), r"returns a single number for a tensor \[3, 5\]"),
-        (lambda scores: scores[0], r"returns a tensor \[5\] for a tensor \[3, 5\]"),
-        (lambda scores: 1.0, r"returns float for .*one score for each row, \[B\]"),
+        (lambda scores: scores, r"\[3, 5\] for .*\[3, 5\]"),
+        (lambda scores: scores.sum(), r"single number for .*\[3, 5\]"),
+        (lambda scores: scores[0], r"\[5\] for .*\[3, 5\]"),
+        (lambda scores: 1.0, r"float for .*\[B\]"),
     ],
 )
 def test_wrong_target_functions(small_net: nn.Module, batch: Tensor, target: Any, message: str) -> None:
@@ -184,13 +184,11 @@ def test_wrong_target_functions(small_net: nn.Module, batch: Tensor, target: Any
 
 
 def test_layers_have_the_names_that_the_user_gave(small_net: nn.Module, batch: Tensor) -> None:
-    with pytest.raises(LayerError, match="of layer 'fc' is not a feature map"):
+    with pytest.raises(LayerError, match=r"'fc' .*not a feature map"):
         camkit.maps_by(small_net, batch, lambda scores: scores[:, 0], layer=["body", "fc"])
 
 
-@pytest.mark.parametrize(
-    ("asked", "message"), [({"layer": []}, "no layer is given"), ({"method": []}, "no method is given")]
-)
+@pytest.mark.parametrize(("asked", "message"), [({"layer": []}, "no layer"), ({"method": []}, "no method")])
 def test_nothing_is_no_question(small_net: nn.Module, batch: Tensor, asked: Any, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         camkit.maps(small_net, batch, 1, **({"layer": "body"} | asked))
@@ -198,12 +196,12 @@ def test_nothing_is_no_question(small_net: nn.Module, batch: Tensor, asked: Any,
 
 def test_the_module_of_a_loaded_model_is_wanted(batch: Tensor) -> None:
     pets = camkit.load_model("pets", device="cpu")
-    with pytest.raises(ModelError, match=r"not LoadedModel: pass its \.module"):
+    with pytest.raises(ModelError, match=r"LoadedModel.*\.module"):
         camkit.maps(pets, batch)  # type: ignore[call-overload]
 
 
 def test_a_target_function_without_a_gradient(small_net: nn.Module, batch: Tensor) -> None:
-    with pytest.raises(LayerError, match="do not depend on the target layer"):
+    with pytest.raises(LayerError, match="depend on the target layer"):
         camkit.maps(small_net, batch, lambda scores: scores.argmax(1).float(), layer="body")
 
 
@@ -239,12 +237,12 @@ def test_output_takes_the_scores_out(wrap: Any, output: Any, small_net: nn.Modul
 @pytest.mark.parametrize(
     ("wrap", "output", "message"),
     [
-        (lambda s: (s, s), None, r"a tuple of 2; .*choose them with output="),
-        (lambda s: {"a": s, "b": s}, None, r"a dict with 'a', 'b'; .*choose them with output="),
-        (lambda s: (s, s), 2, r"output=2 is not in what the model returns: a tuple of 2"),
-        (lambda s: {"a": s}, "b", r"output='b' is not in what the model returns: a dict with 'a'"),
-        (lambda s: s, 0, r"output=0 is not in what the model returns: a tensor \[3, 5\]"),
-        (lambda s: (s, s), "scores", r"output='scores' is not in"),
+        (lambda s: (s, s), None, r"tuple of 2.*output="),
+        (lambda s: {"a": s, "b": s}, None, r"'a', 'b'.*output="),
+        (lambda s: (s, s), 2, r"output=2 .*tuple of 2"),
+        (lambda s: {"a": s}, "b", r"output='b' .*'a'"),
+        (lambda s: s, 0, r"output=0 .*\[3, 5\]"),
+        (lambda s: (s, s), "scores", r"output='scores' "),
     ],
 )
 def test_wrong_outputs(wrap: Any, output: Any, message: str, small_net: nn.Module, batch: Tensor) -> None:
@@ -296,7 +294,7 @@ def test_several_inputs_in_another_type(batch: Tensor) -> None:
 
 @pytest.mark.parametrize(
     ("extra", "message"),
-    [(torch.zeros(2, 2), r"tensors \[3, ...\] like the first, not \[2, 2\]"), (1.0, "not float")],
+    [(torch.zeros(2, 2), r"\[3, ...\].*\[2, 2\]"), (1.0, "float")],
 )
 def test_wrong_further_inputs(extra: Any, message: str, batch: Tensor) -> None:
     with pytest.raises(UsageError, match=message):
@@ -333,9 +331,9 @@ def test_explainers_are_not_given_what_they_do_not_take(small_net: nn.Module, ba
     def plain(inputs: Tensor, **more: Any) -> Any:
         return run(Plain({}), "plain", small_net, inputs, ["body"], ["plain"], given(0, 3), **more)
 
-    with pytest.raises(UsageError, match=r"plain explains inputs \[B, C, H, W\], not \[3, 3, 16\]"):
+    with pytest.raises(UsageError, match=r"plain .*\[B, C, H, W\], not \[3, 3, 16\]"):
         plain(batch[..., 0])
-    with pytest.raises(UsageError, match="plain explains models of one input, not of 2"):
+    with pytest.raises(UsageError, match=r"plain .*one input, not .*2"):
         plain(batch, extras=[torch.zeros(3)])
 
 
@@ -349,7 +347,7 @@ def vit() -> nn.Module:
 def test_a_layer_without_gradients_is_told_with_a_better_one() -> None:
     """Behind the last attention only the class token goes on."""
     model, x = vit(), torch.randn(2, 3, 32, 48)
-    told = r"gradcam is zero everywhere at layer 'blocks.5'.*; try layer 'blocks.5.norm1'"
+    told = r"zero everywhere .*'blocks.5'.*'blocks.5.norm1'"
     with pytest.warns(CamkitWarning, match=told):
         maps = camkit.maps(model, x, 0, layer="blocks.-1")
     assert not maps.any()
@@ -359,7 +357,7 @@ def test_a_layer_without_gradients_is_told_with_a_better_one() -> None:
 def test_a_model_without_gradients_is_told_without_a_better_layer(batch: Tensor) -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
     nn.init.zeros_(model[3].weight)
-    with pytest.warns(CamkitWarning, match="where no gradient arrives$"):
+    with pytest.warns(CamkitWarning, match="no gradient arrives$"):
         camkit.maps(model, batch, 0)
     assert camkit.maps(model, batch, 0, method="activations").any()
 
@@ -398,7 +396,7 @@ def test_the_default_sweep_asks_for_one_map_after_the_other(small_net: nn.Module
 
 
 def test_a_type_that_the_explainer_does_not_declare(small_net: nn.Module, batch: Tensor) -> None:
-    with pytest.raises(UsageError, match="plain works in float32, not in float64"):
+    with pytest.raises(UsageError, match=r"plain .*float32, not .*float64"):
         run(Plain({}), "plain", small_net, batch.double(), ["body"], ["plain"], given(0, 3))
 
 
@@ -426,12 +424,12 @@ def test_class_names(name: str, index: int) -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("crane", "several classes are called 'crane': use the index 2 or 3"),
-        ("tabbi", "did you mean 'tabby'"),
+        ("crane", "'crane'.*2 or 3"),
+        ("tabbi", "'tabbi'.*'tabby'"),
         ("6", "0 to 5"),
         ("99", "0 to 5"),
-        ("-1", "no class '-1'"),
-        ("", "no class ''"),
+        ("-1", "class '-1'"),
+        ("", "class ''"),
     ],
 )
 def test_wrong_class_names(name: str, message: str) -> None:
@@ -445,5 +443,5 @@ def test_class_specifications() -> None:
     assert class_chooser(["all"], CLASSES)(scores).tolist() == [[0, 1, 2, 3, 4, 5]]
     assert class_chooser(["top:99"], CLASSES)(scores).tolist() == [[1, 5, 4, 3, 2, 0]]
     for wrong in ("top:0", "top:", "top:x", "top:-1", "top:1.5"):
-        with pytest.raises(TargetError, match="positive number"):
+        with pytest.raises(TargetError, match=wrong):
             class_chooser([wrong], CLASSES)

@@ -59,6 +59,7 @@ def test_the_hole_of_a_ring_is_evidence_but_not_painted() -> None:
     assert float(disc.sum()) / float((disc.amax(0).sum() / 2) ** 2) == pytest.approx(torch.pi, rel=0.1)
 
 
+@pytest.mark.slow
 def test_a_small_model_learns_them_and_its_maps_are_true(model: LoadedModel) -> None:
     test = shapes.draw(64, seed=77)
     with torch.no_grad():

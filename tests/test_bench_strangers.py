@@ -128,12 +128,12 @@ PICTURES: dict[str, tuple[Callable[[Path], Any], str]] = {
     "a link to no end": (lambda path: path.symlink_to("/dev/zero"), "leads out of"),
     "a link that is missing": (lambda path: path.symlink_to("nowhere.png"), "No such file"),
     "nothing": (lambda path: None, "No such file"),
-    "a pipe": (lambda path: os.mkfifo(path), "it is not a regular file"),
-    "a folder": (lambda path: path.mkdir(), "it is not a regular file"),
-    "a text": (lambda path: path.write_text("root:x:0:0"), "is not an image that camkit reads (PNG)"),
-    "a JPEG": (make_jpeg, "is not an image that camkit reads (PNG)"),
+    "a pipe": (lambda path: os.mkfifo(path), "not a regular file"),
+    "a folder": (lambda path: path.mkdir(), "not a regular file"),
+    "a text": (lambda path: path.write_text("root:x:0:0"), "(PNG)"),
+    "a JPEG": (make_jpeg, "(PNG)"),
     "half a picture": (lambda path: path.write_bytes(png((64, 64))[:-30]), "cannot be decoded"),
-    "a large file": (make_large, "it is larger than 8 MiB"),
+    "a large file": (make_large, "larger than 8 MiB"),
     "many pixels": (lambda path: path.write_bytes(png((3000, 2000))), "more than 4,000,000 pixels"),
 }
 
@@ -200,24 +200,24 @@ def test_what_is_no_file_is_not_read(tmp_path: Path, kind: str) -> None:
     folder = tmp_path / "b"
     folder.mkdir()
     PICTURES[kind][0](folder / "bench.json")
-    assert refused(folder).endswith("bench.json cannot be read: it is not a regular file")
+    assert refused(folder).endswith("not a regular file")
     assert refused(folder / "bench.json").count("cannot be read") == 1
 
 
 def test_a_large_file_is_not_read(tmp_path: Path) -> None:
     folder = written(tmp_path / "b", made())
     os.truncate(folder / "bench.json", bench_json.MAX_BYTES + 1)
-    assert refused(folder).endswith("cannot be read: it is larger than 16 MiB")
+    assert refused(folder).endswith("16 MiB")
 
 
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("[" * 10**6, "it has more than 500,000 lists and tables"),
+        ("[" * 10**6, "500,000 lists"),
         ("[" * 10**5, "is no JSON"),
-        ('{"schema": NaN}', "is no JSON: NaN is no number"),
+        ('{"schema": NaN}', "NaN"),
         ('{"schema": 1' + "0" * 9999 + "}", "is no JSON"),
-        ('{"schema": 1, "a": ' + "[" * 99 + "]" * 99 + "}", "it is nested more than 16 deep"),
+        ('{"schema": 1, "a": ' + "[" * 99 + "]" * 99 + "}", "16 deep"),
         (f'{{"schema": "{HIDDEN * 99}"}}', "is no JSON"),
         (json.dumps({"schema": HIDDEN * 99}), "has schema"),
     ],
@@ -237,9 +237,9 @@ def change(found: Any, place: str, value: Any) -> None:
 @pytest.mark.parametrize(
     ("place", "value", "said"),
     [
-        ("rows", [line("explainer", "native", "gradcam")] * 6000, "rows is a list of 6,000, more than 200"),
+        ("rows", [line("explainer", "native", "gradcam")] * 6000, "rows is a list of 6,000"),
         ("rows.1", 7, "rows[1] is missing or no dict"),
-        ("rows.1.backend", "x" * 201, "rows[1].backend is a text of 201 characters, more than 200"),
+        ("rows.1.backend", "x" * 201, "rows[1].backend is a text of 201 characters"),
         ("rows.1.backend", None, "rows[1].backend is missing or no str"),
         ("rows.1.latency.0.batch", 1.5, "rows[1].latency[0].batch is missing or no number"),
         ("rows.1.latency.0.batch", True, "rows[1].latency[0].batch is missing or no number"),
@@ -309,7 +309,7 @@ def test_a_fault_of_ours_is_not_called_damage_alone(
     monkeypatch.setattr(compare, "compare", lambda *_, **__: {}["key"])
     result = bench("compare", folder, folder)
     assert result.exit_code == 2
-    assert "is damaged, or camkit has a fault (KeyError: 'key'); --debug shows where" in result.stderr
+    assert "KeyError: 'key'" in result.stderr and "--debug" in result.stderr
 
 
 @pytest.mark.parametrize("kind", ["a link to no end", "a pipe"])
@@ -323,7 +323,7 @@ def test_too_many_rows_are_told_before_they_are_measured(monkeypatch: pytest.Mon
     from camkit.bench import entrants
 
     monkeypatch.setattr(entrants, "_explainer_rows", lambda _: [entrants.Row("explainer", "a", "b")] * 200)
-    with pytest.raises(UsageError, match=r"these are 20\d rows, and a benchmark has 200 at most"):
+    with pytest.raises(UsageError, match=r"20\d rows.* 200 "):
         entrants.all_rows(entrants.BenchRequest())
 
 

@@ -104,7 +104,7 @@ def test_folders_of_another_user_are_refused(chosen: Path, monkeypatch: pytest.M
     made(chosen)
     me = os.geteuid()
     monkeypatch.setattr(os, "geteuid", lambda: me + 1)
-    with pytest.raises(CamkitError, match="it belongs to another user"):
+    with pytest.raises(CamkitError, match="belongs to another user"):
         cache.folder()
     monkeypatch.undo()
     monkeypatch.setenv("CAMKIT_CACHE", str(chosen))
@@ -128,13 +128,13 @@ def test_a_group_of_the_user_alone_is_nobody_else(
     if private:
         assert cache.folder() == chosen.resolve()
     else:
-        with pytest.raises(CamkitError, match=r"others can write into .*above"):
+        with pytest.raises(CamkitError, match=r"write into .*above"):
             cache.folder()
 
 
 def test_a_home_that_nobody_knows_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CAMKIT_CACHE", "~nobody-of-that-name/cache")
-    with pytest.raises(CamkitError, match="cannot be used"):
+    with pytest.raises(CamkitError, match=r"cannot be used"):
         cache.folder()
 
 
@@ -178,7 +178,7 @@ def test_without_a_safe_folder_there_is_the_plain_result(
 ) -> None:
     made(chosen, 0o777)
     wanted = camkit.maps(small_net, batch, 1, layer="body")
-    with pytest.warns(CamkitWarning, match=r"without fast mode: the cache folder .*CAMKIT_CACHE"):
+    with pytest.warns(CamkitWarning, match=r"without fast mode: .*CAMKIT_CACHE"):
         found = camkit.maps(small_net, batch, 1, layer="body", fast=True)
     assert torch.equal(found, wanted)
     assert list(chosen.iterdir()) == []

@@ -133,7 +133,7 @@ def test_several_layers_from_what_is_compiled_below_the_lowest(
 def test_nothing_is_compiled_where_no_layer_is_below_all_others(
     batch: Tensor, compilations: list[torch.Size]
 ) -> None:
-    with pytest.warns(CamkitWarning, match="one below all others"):
+    with pytest.warns(CamkitWarning, match="below all others"):
         camkit.maps_by(two_stages().eval(), batch, 1, layer=["1", "1.0"], fast=True)
     assert not compilations
 
@@ -490,9 +490,9 @@ def hooked() -> nn.Module:
 @pytest.mark.parametrize(
     ("make", "layer", "reason"),
     [
-        (Undecided, "conv", "its forward cannot be traced .*control flow"),
-        (two_stages, ["1", "1.0"], "of several layers it needs one below all others"),
-        (hooked, "norm", "the model has hooks"),
+        (Undecided, "conv", "traced .*control flow"),
+        (two_stages, ["1", "1.0"], "below all others"),
+        (hooked, "norm", "hooks"),
         (lambda: behind(Stem), "1", "cannot be compiled"),
         (lambda: behind(Item), "1", "cannot be compiled"),
     ],
@@ -537,13 +537,13 @@ def test_a_body_that_is_not_that_of_the_model(
     model.fc.weight.data[:, 3] = 0
     monkeypatch.setattr("camkit.native.compiled._compiled", lambda body, example, _: wrong(body, example))
     plain = camkit.maps(model, batch, 1, layer="stem", method="eigencam")
-    with pytest.warns(CamkitWarning, match="returns something else"):
+    with pytest.warns(CamkitWarning, match="something else"):
         quick = camkit.maps(model, batch, 1, layer="stem", method="eigencam", fast=True)
     torch.testing.assert_close(quick, plain)
 
 
 def test_what_is_compiled_is_compared_with_the_model(batch: Tensor, compiles: None) -> None:
-    with pytest.warns(CamkitWarning, match="returns something else"):
+    with pytest.warns(CamkitWarning, match="something else"):
         maps = camkit.maps(behind(Noise).eval(), batch, 1, layer="1", fast=True)
     assert maps.shape == (3, 16, 12)
 
@@ -585,7 +585,7 @@ def test_a_model_that_changes_itself(batch: Tensor, compilations: list[torch.Siz
     seen = model.flat[1].seen
     for call in range(3):
         RUNS.clear()
-        with pytest.warns(CamkitWarning, match=r"its forward changes the model \(flat.1.seen\)"):
+        with pytest.warns(CamkitWarning, match=r"\(flat.1.seen\)"):
             torch.testing.assert_close(camkit.maps(model, batch, 1, layer="stem", fast=True), plain)
         assert len(RUNS) == (1 if call else 3)  # that is found out once
         torch.testing.assert_close(model.flat[1].seen, seen)  # and not with the model itself
@@ -598,7 +598,7 @@ def test_a_model_that_changes_itself(batch: Tensor, compilations: list[torch.Siz
 def test_a_model_that_changes_at_first(batch: Tensor, compilations: list[torch.Size]) -> None:
     model = scaled()
     model.flat = nn.Sequential(nn.Flatten(), Caching())
-    with pytest.warns(CamkitWarning, match=r"its first forward changes the model \(flat.1.cache\)"):
+    with pytest.warns(CamkitWarning, match=r"\(flat.1.cache\)"):
         plain = camkit.maps(model, batch, 1, layer="stem", fast=True)
     for _ in range(2):
         assert_close_to_peak(camkit.maps(model, batch, 1, layer="stem", fast=True), plain)
@@ -609,9 +609,9 @@ def test_more_than_can_be_compared(batch: Tensor, compilations: list[torch.Size]
     model = scaled()
     model.log = list(range(10 * MOST))
     plain = camkit.maps(model, batch, 1, layer="stem")
-    with pytest.warns(CamkitWarning, match="cannot be told .*frozen="):
+    with pytest.warns(CamkitWarning, match="frozen="):
         torch.testing.assert_close(ask(model, batch, frozen=False), plain)
-    with pytest.warns(CamkitWarning, match="cannot be told"):
+    with pytest.warns(CamkitWarning, match="frozen="):
         quick = camkit.maps(model, batch.double(), 1, layer="stem", fast=True, dtype="float32")
     assert_close_to_peak(quick, camkit.maps(model, batch, 1, layer="stem"))
     assert_close_to_peak(ask(model, batch, frozen=True), plain)
@@ -641,7 +641,7 @@ def test_hooks_that_come_later(hook: Callable[[Any], Any], batch: Tensor, compil
     handle = hook(model)
     try:
         plain = camkit.maps(model, batch, 1, layer="stem")
-        with pytest.warns(CamkitWarning, match="the model has hooks"):
+        with pytest.warns(CamkitWarning, match="hooks"):
             quick = camkit.maps(model, batch, 1, layer="stem", fast=True)
     finally:
         handle.remove()
@@ -666,7 +666,7 @@ def test_a_layer_without_a_map(small_net: nn.Module, batch: Tensor, compiles: No
 
 
 def test_several_inputs_and_autocast(small_net: nn.Module, batch: Tensor) -> None:
-    with pytest.warns(CamkitWarning, match="a model with one input"):
+    with pytest.warns(CamkitWarning, match="one input"):
         camkit.maps(Skip().eval(), [batch, torch.ones(3, 1)], 1, layer="norm", fast=True)
     with torch.autocast("cpu"), pytest.warns(CamkitWarning, match="autocast"):
         camkit.maps(small_net, batch, 1, layer="body", fast=True)
@@ -677,6 +677,6 @@ def test_without_a_compiler(small_net: nn.Module, batch: Tensor) -> None:
 
     odd = batch[..., :11]  # a shape that no other test has compiled
     without = config.patch({"cpp.cxx": ("no-such-compiler",)})
-    with without, pytest.warns(CamkitWarning, match="No working C\\+\\+ compiler found"):
+    with without, pytest.warns(CamkitWarning, match="C\\+\\+ compiler"):
         quick = camkit.maps(small_net, odd, 1, layer="body", fast=True)
     assert torch.equal(quick, camkit.maps(small_net, odd, 1, layer="body"))

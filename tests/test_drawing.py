@@ -193,22 +193,22 @@ def test_a_map_with_nothing_to_show_is_flat() -> None:
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_a_map_that_is_not_finite_is_refused(value: float) -> None:
     map = torch.tensor([[0.0, value], [1.0, value]])
-    with pytest.raises(MapError, match=r"2 of the map's 4 values are NaN or infinite.*float32") as caught:
+    with pytest.raises(MapError, match=r"2 .*4 .*NaN.*float32") as caught:
         overlay(photo(4, 4), map, Style())
     assert caught.value.exit_code == 1
 
 
 def test_an_unknown_colour_map_is_refused_with_a_suggestion() -> None:
-    with pytest.raises(UsageError, match=r"no colour map 'magam'; did you mean .*'magma'") as caught:
+    with pytest.raises(UsageError, match=r"'magam'.*'magma'") as caught:
         Style(cmap="magam")
     assert caught.value.exit_code == 2
-    with pytest.raises(UsageError, match=r"no colour map 'qqqq'$"):
+    with pytest.raises(UsageError, match=r"'qqqq'$"):
         Style(cmap="qqqq")
 
 
 @pytest.mark.parametrize("alpha", [-0.01, 1.01, math.nan, 60])
 def test_an_opacity_out_of_range_is_refused(alpha: float) -> None:
-    with pytest.raises(UsageError, match=f"alpha must lie between 0 and 1, not {alpha}"):
+    with pytest.raises(UsageError, match=f"alpha .*0 and 1.*{alpha}"):
         Style(alpha=alpha)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -64,81 +65,82 @@ def commands(folder: Path, *arguments: list[str], allowed: str = "") -> list[Tol
     return [Told(*one) for one in json.loads(done.stdout)]
 
 
+# What a line says of a command: the value that is wrong, and the way out.
 CASES = {
     # explain
-    "explain nowhere.jpg": "there is no image 'nowhere.jpg'",
-    "explain cat.png nowhere.jpg": "there is no image 'nowhere.jpg'",
-    "explain photos/nowhere.jpg": "there is no image 'photos/nowhere.jpg'",
-    "explain nowhere*.jpg": "no image found in 'nowhere*.jpg'",
-    "explain empty": "no image found in 'empty'",
-    "explain cat.png --alpha 1.5": "alpha must lie between 0 and 1, not 1.5",
-    "explain cat.png --alpha nan": "alpha must lie between 0 and 1, not nan",
-    "explain cat.png --cmap magna": "there is no colour map 'magna'; did you mean 'magma'",
-    "explain cat.png --backend nativ": "there is no explainer 'nativ'; did you mean 'native'",
-    "explain cat.png --method gradcan": "native has no method 'gradcan'; did you mean 'gradcam'",
-    "explain cat.png -o reducton=sum": "native has no option 'reducton'; did you mean 'reduction'",
-    "explain cat.png -o fast=perhaps": "option fast of native must be true|false, not 'perhaps'",
-    "explain cat.png --model imagent": "there is no model 'imagent'; did you mean 'imagenet'",
-    "explain cat.png --model resnet34": "'resnet34'; a network of a library is torchvision:resnet34",
-    "explain cat.png --model torchvison:resnet34": "'torchvison:resnet34'; did you mean 'torchvision'",
-    "explain cat.png --model runs/pets": "there is no bundle folder 'runs/pets'",
-    "explain cat.png --model empty": "empty is not a bundle: camkit.json is missing",
-    "explain cat.png --model bundle:nowhere": "nowhere is not a bundle: camkit.json is missing",
-    "explain cat.png --model timm:resnet18@w.pth": "there is no weights file 'w.pth'",
-    "explain cat.png --model torchvision:resnet18@w.pth": "there is no weights file 'w.pth'",
-    "explain cat.png --model fastai:resnet18@w": "there is no weights file 'w'",
-    "explain cat.png --model fastai:export.pkl --trust-pickle": "there is no file 'export.pkl'",
-    "explain cat.png --class bengall": "the model has no class 'bengall'; did you mean 'Bengal'",
-    "explain cat.png --class 99": "there is no class 99: the model has 37 classes, 0 to 36",
-    "explain cat.png --class top:0": "class 'top:0': K in top:K is a positive number",
-    "explain cat.png --model imagenet --class top:x": "class 'top:x': K in top:K is a positive number",
-    "explain cat.png --device cuda:x": "there is no device 'cuda:x': use auto, cpu, cuda or cuda:N",
-    "explain cat.png --out ''": "--out is empty: give a name",
-    "explain ''": "[IMAGES]... is empty: give a name",
-    "explain merge nowhere --out all": "there is no file or folder 'nowhere'",
-    "explain merge empty --out all": "empty holds no manifest.jsonl",
+    "explain nowhere.jpg": r"image 'nowhere.jpg'",
+    "explain cat.png nowhere.jpg": r"image 'nowhere.jpg'",
+    "explain photos/nowhere.jpg": r"image 'photos/nowhere.jpg'",
+    "explain nowhere*.jpg": r"no image .*'nowhere\*.jpg'",
+    "explain empty": r"no image .*'empty'",
+    "explain cat.png --alpha 1.5": r"alpha .* between 0 and 1, not 1.5",
+    "explain cat.png --alpha nan": r"alpha .* between 0 and 1, not nan",
+    "explain cat.png --cmap magna": r"colour map 'magna'.*'magma'",
+    "explain cat.png --backend nativ": r"explainer 'nativ'.*'native'",
+    "explain cat.png --method gradcan": r"native .*'gradcan'.*'gradcam'",
+    "explain cat.png -o reducton=sum": r"native .*'reducton'.*'reduction'",
+    "explain cat.png -o fast=perhaps": r"fast of native .*true\|false.*'perhaps'",
+    "explain cat.png --model imagent": r"model 'imagent'.*'imagenet'",
+    "explain cat.png --model resnet34": r"'resnet34'.*torchvision:resnet34",
+    "explain cat.png --model torchvison:resnet34": r"'torchvison:resnet34'.*'torchvision'",
+    "explain cat.png --model runs/pets": "bundle folder 'runs/pets'",
+    "explain cat.png --model empty": r"empty .*camkit.json",
+    "explain cat.png --model bundle:nowhere": r"nowhere .*camkit.json",
+    "explain cat.png --model timm:resnet18@w.pth": r"weights file 'w.pth'",
+    "explain cat.png --model torchvision:resnet18@w.pth": r"weights file 'w.pth'",
+    "explain cat.png --model fastai:resnet18@w": "weights file 'w'",
+    "explain cat.png --model fastai:export.pkl --trust-pickle": r"file 'export.pkl'",
+    "explain cat.png --class bengall": r"class 'bengall'.*'Bengal'",
+    "explain cat.png --class 99": r"class 99: .*37 classes, 0 to 36",
+    "explain cat.png --class top:0": r"class 'top:0': .*positive",
+    "explain cat.png --model imagenet --class top:x": r"class 'top:x': .*positive",
+    "explain cat.png --device cuda:x": r"device 'cuda:x': .*auto, cpu, cuda or cuda:N",
+    "explain cat.png --out ''": "--out is empty",
+    "explain ''": r"\[IMAGES\]\.\.\. is empty",
+    "explain merge nowhere --out all": "file or folder 'nowhere'",
+    "explain merge empty --out all": r"empty .*manifest.jsonl",
     # finished folders
-    "verify nowhere": "there is no file or folder 'nowhere'",
-    "verify results --images nowhere": "there is no file or folder 'nowhere'",
-    "verify results --model imagent": "there is no model 'imagent'",
-    "verify nothing": "nothing holds no results",
-    "verify damaged": "damaged holds no results; manifest.jsonl, line 1: it is damaged or cut off",
-    "verify pipe": "pipe/manifest.jsonl cannot be read: it is not a regular file",
-    "verify ''": "FOLDER is empty: give a name",
-    "render nothing": "nothing holds no results",
-    "render nowhere": "there is no file or folder 'nowhere'",
-    "render results --images nowhere": "there is no file or folder 'nowhere'",
-    "render results --alpha -1": "alpha must lie between 0 and 1, not -1.0",
-    "render results --cmap magna": "there is no colour map 'magna'",
+    "verify nowhere": "file or folder 'nowhere'",
+    "verify results --images nowhere": "file or folder 'nowhere'",
+    "verify results --model imagent": "model 'imagent'",
+    "verify nothing": r"nothing .*no results",
+    "verify damaged": r"damaged .*manifest.jsonl, line 1: .*damaged",
+    "verify pipe": r"pipe/manifest.jsonl .*not a regular file",
+    "verify ''": "FOLDER is empty",
+    "render nothing": r"nothing .*no results",
+    "render nowhere": "file or folder 'nowhere'",
+    "render results --images nowhere": "file or folder 'nowhere'",
+    "render results --alpha -1": r"alpha .* between 0 and 1, not -1.0",
+    "render results --cmap magna": "colour map 'magna'",
     # models
-    "model layers imagent": "there is no model 'imagent'",
-    "model classes runs/pets": "there is no bundle folder 'runs/pets'",
-    "model summary timm:resnet18@w.pth": "there is no weights file 'w.pth'",
+    "model layers imagent": "model 'imagent'",
+    "model classes runs/pets": "bundle folder 'runs/pets'",
+    "model summary timm:resnet18@w.pth": r"weights file 'w.pth'",
     # train
-    "train photos --trainer torhc": "there is no trainer 'torhc'; did you mean 'torch'",
-    "train nowhere --trainer torch": "there is no folder of photographs 'nowhere'",
-    "train pets --trainer torch": "no folder of photographs 'pets'; the trainer fastai can fetch it",
-    "train photos --trainer torch --recipe pets-smal": "no recipe 'pets-smal'; did you mean 'pets-small'",
-    "train photos --trainer torch --recipe mine.toml": "there is no recipe 'mine.toml'",
-    "train photos --trainer torch --show-recipe --recipe x": "there is no recipe 'x'",
-    "train photos --trainer torch --weights w.pth": "there is no weights file 'w.pth'",
-    "train photos --trainer torch --recipe broken.toml": "recipe 'broken.toml' is not valid TOML",
-    "train photos --trainer torch --out begun": "begun holds an unfinished training: go on with --resume",
-    "train photos --trainer torch --out trained": "trained holds a trained model already",
+    "train photos --trainer torhc": r"trainer 'torhc'.*'torch'",
+    "train nowhere --trainer torch": "folder of photographs 'nowhere'",
+    "train pets --trainer torch": r"folder of photographs 'pets'.*fastai",
+    "train photos --trainer torch --recipe pets-smal": r"recipe 'pets-smal'.*'pets-small'",
+    "train photos --trainer torch --recipe mine.toml": r"recipe 'mine.toml'",
+    "train photos --trainer torch --show-recipe --recipe x": "recipe 'x'",
+    "train photos --trainer torch --weights w.pth": r"weights file 'w.pth'",
+    "train photos --trainer torch --recipe broken.toml": r"recipe 'broken.toml' .*TOML",
+    "train photos --trainer torch --out begun": r"begun .*unfinished.*--resume",
+    "train photos --trainer torch --out trained": r"trained .*trained model",
     # bench
-    "bench --device cuda:": "there is no device 'cuda:'",
-    "bench --images nowhere.jpg": "there is no image 'nowhere.jpg'",
-    "bench --images empty": "no image found in 'empty'",
-    "bench --truth nowhere": "there is no file or folder 'nowhere'",
-    "bench --metrics latancy": "there is no metric 'latancy'; did you mean 'latency'",
-    "bench --metrics sanity,spearmen": "there is no metric 'spearmen'; did you mean 'spearman'",
-    "bench --backend nativ": "there is no explainer 'nativ'",
-    "bench --method gradcan": "native has no method 'gradcan'; did you mean 'gradcam'",
-    "bench --model imagent": "there is no model 'imagent'",
-    "bench compare nowhere results": "there is no file or folder 'nowhere'",
-    "bench compare results nowhere": "there is no file or folder 'nowhere'",
-    "bench report nowhere": "there is no file or folder 'nowhere'",
-    "bench report empty": "empty/bench.json cannot be read: No such file or directory",
+    "bench --device cuda:": "device 'cuda:'",
+    "bench --images nowhere.jpg": r"image 'nowhere.jpg'",
+    "bench --images empty": r"no image .*'empty'",
+    "bench --truth nowhere": "file or folder 'nowhere'",
+    "bench --metrics latancy": r"metric 'latancy'.*'latency'",
+    "bench --metrics sanity,spearmen": r"metric 'spearmen'.*'spearman'",
+    "bench --backend nativ": "explainer 'nativ'",
+    "bench --method gradcan": r"native .*'gradcan'.*'gradcam'",
+    "bench --model imagent": "model 'imagent'",
+    "bench compare nowhere results": "file or folder 'nowhere'",
+    "bench compare results nowhere": "file or folder 'nowhere'",
+    "bench report nowhere": "file or folder 'nowhere'",
+    "bench report empty": r"empty/bench.json .*No such file",
 }
 
 
@@ -170,7 +172,7 @@ def told(folder: Path) -> dict[str, Told]:
 @pytest.mark.parametrize("case", CASES)
 def test_what_is_not_there_is_told_without_torch(case: str, told: dict[str, Told]) -> None:
     found = told[case]
-    assert CASES[case] in found.stderr
+    assert re.search(CASES[case], found.stderr), found.stderr
     assert found.stderr.startswith("Error: ") and found.stderr.count("\n") == 1, found.stderr
     assert found.code == 2 and found.stdout == ""
 
@@ -183,12 +185,11 @@ def test_a_folder_that_cannot_be_written_is_told_without_torch(folder: Path) -> 
         ["bench", "--out", "cat.png/out"],
         ["train", "photos", "--trainer", "torch", "--out", "cat.png/out"],
     )
-    assert {(one.code, one.stderr) for one in found} == {
-        (1, "Error: cannot write into cat.png/out: Not a directory\n")
-    }
+    for one in found:
+        assert one.code == 1 and one.stderr.endswith("cat.png/out: Not a directory\n"), one.stderr
+        assert one.stderr.startswith("Error: ") and one.stderr.count("\n") == 1
     (found,) = commands(folder, ["explain", "cat.png", "--out", "pipe"])
-    why = "cannot write pipe/manifest.jsonl: it is not a regular file"
-    assert (found.code, found.stderr) == (1, f"Error: {why}\n")
+    assert found.code == 1 and re.fullmatch(r"Error: .*pipe/manifest\.jsonl.*regular file\n", found.stderr)
 
 
 @pytest.mark.parametrize("name", ["auto", "cpu", "cuda:1", "mps", "xpu:0", "fake", "my_device:12"])
@@ -205,8 +206,8 @@ def test_a_recipe_that_a_trainer_of_another_package_does_not_bring(folder: Path)
         ["train", "nowhere"],
         allowed="camkit-fastai",
     )
-    assert recipe.code == 2 and "no recipe 'leson6'; did you mean 'lesson6'" in recipe.stderr
-    assert data.code == 2 and "no folder of photographs 'nowhere'" in data.stderr
+    assert recipe.code == 2 and "'leson6'" in recipe.stderr and "'lesson6'" in recipe.stderr
+    assert data.code == 2 and "'nowhere'" in data.stderr
 
 
 def test_too_little_memory_for_the_libraries_of_torch_is_told_in_our_words(folder: Path) -> None:
@@ -218,8 +219,7 @@ def test_too_little_memory_for_the_libraries_of_torch_is_told_in_our_words(folde
         ["model", "list", "timm:*"],
     ):
         assert one.code == 1
-        said = "out of memory: there is too little for the libraries of torch; allow more (`ulimit -v`)"
-        assert one.stderr == f"Error: {said}\n"
+        assert re.fullmatch(r"Error: out of memory: .*torch.*`ulimit -v`.*\n", one.stderr), one.stderr
 
 
 def test_what_is_known_early_is_what_there_is() -> None:

@@ -69,14 +69,14 @@ def test_the_sample_of_the_pets(pets: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ('<!DOCTYPE a [<!ENTITY b "bbb">]><annotation>&b;</annotation>', "declares a document type"),
-        ('<!DOCTYPE a SYSTEM "file:///etc/passwd"><annotation/>', "declares a document type"),
-        ("<annotation>", "is no VOC annotation"),
-        ("", "is no VOC annotation"),
-        (VOC.replace(">4<", ">four<"), "is no VOC annotation: could not convert"),
-        (VOC.replace(">4<", ">nan<"), "nan is no coordinate"),
-        (VOC.replace("<xmin>2</xmin>", ""), "no xmin"),
-        ("<annotation>" + " " * 2**20 + "</annotation>", "it is larger than 1 MiB"),
+        ('<!DOCTYPE a [<!ENTITY b "bbb">]><annotation>&b;</annotation>', "document type"),
+        ('<!DOCTYPE a SYSTEM "file:///etc/passwd"><annotation/>', "document type"),
+        ("<annotation>", "VOC"),
+        ("", "VOC"),
+        (VOC.replace(">4<", ">four<"), "VOC.*four"),
+        (VOC.replace(">4<", ">nan<"), "nan"),
+        (VOC.replace("<xmin>2</xmin>", ""), "xmin"),
+        ("<annotation>" + " " * 2**20 + "</annotation>", "1 MiB"),
     ],
 )
 def test_xml_from_strangers(tmp_path: Path, text: str, message: str) -> None:
@@ -90,7 +90,7 @@ def test_an_entity_bomb_in_another_encoding_is_no_way_round(tmp_path: Path) -> N
     bomb = '<?xml version="1.0" encoding="utf-16"?><!DOCTYPE a [<!ENTITY b "bbb">]><a>&b;</a>'
     (tmp_path / "xmls").mkdir()
     (tmp_path / "xmls" / "cat_1.xml").write_bytes(bomb.encode("utf-16"))
-    with pytest.raises(UsageError, match="declares a document type"):
+    with pytest.raises(UsageError, match="document type"):
         ground_truth.read(tmp_path)(Path("cat_1.jpg"), SIZE)
 
 
@@ -117,9 +117,7 @@ def test_sixteen_bits_and_indices_are_not_scaled_away(tmp_path: Path) -> None:
     assert decoding.load_mask(tmp_path / "b.png").tolist() == [[0, 1]]
 
 
-@pytest.mark.parametrize(
-    ("mode", "message"), [("RGB", "has mode RGB: a mask has one channel"), ("RGBA", "has mode RGBA")]
-)
+@pytest.mark.parametrize(("mode", "message"), [("RGB", "RGB: .*one channel"), ("RGBA", "RGBA")])
 def test_a_picture_in_colours_is_no_mask(tmp_path: Path, mode: str, message: str) -> None:
     picture(tmp_path / "cat_1.png", np.zeros((4, 6)), mode)
     with pytest.raises(ImageError, match=message):
@@ -128,13 +126,13 @@ def test_a_picture_in_colours_is_no_mask(tmp_path: Path, mode: str, message: str
 
 def test_what_is_no_mask_or_not_of_this_photograph(tmp_path: Path) -> None:
     picture(tmp_path / "cat_1.png", np.zeros((3, 3)))
-    with pytest.raises(UsageError, match="is 3 x 3, its photograph 6 x 4 pixels"):
+    with pytest.raises(UsageError, match=r"3 x 3.* 6 x 4"):
         ground_truth.read(tmp_path)(Path("cat_1.jpg"), SIZE)
     (tmp_path / "cat_2.png").write_bytes(b"no picture")
-    with pytest.raises(ImageError, match=r"not an image that camkit reads \(PNG, GIF"):
+    with pytest.raises(ImageError, match=r"cat_2\.png.*\(PNG, GIF"):
         ground_truth.read(tmp_path)(Path("cat_2.jpg"), SIZE)
     jpeg = picture(tmp_path / "mask.jpg", np.zeros((4, 6)))
-    with pytest.raises(ImageError, match="not an image that camkit reads"):
+    with pytest.raises(ImageError, match=r"mask\.jpg"):
         decoding.load_mask(jpeg)  # its values would not be those that were meant
 
 
@@ -164,10 +162,10 @@ def test_boxes_and_polygons_of_one_photograph_together(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("annotation", "message"),
     [
-        ({"segmentation": [[1, 2, 3, 4]]}, "a polygon of 4 numbers"),
-        ({"segmentation": [[1, 2, 3, 4, "x", 6]]}, "could not convert"),
-        ({"bbox": [1, 2, 3]}, "not enough values"),
-        ({"bbox": [1, 2, 3, float("nan")]}, "nan is no coordinate"),
+        ({"segmentation": [[1, 2, 3, 4]]}, "polygon.* 4 "),
+        ({"segmentation": [[1, 2, 3, 4, "x", 6]]}, "'x'"),
+        ({"bbox": [1, 2, 3]}, "values"),
+        ({"bbox": [1, 2, 3, float("nan")]}, "nan"),
         ({}, "'bbox'"),
     ],
 )
@@ -175,7 +173,7 @@ def test_annotations_that_cannot_be_read(tmp_path: Path, annotation: dict[str, A
     read = ground_truth.read(coco(tmp_path, annotation))
     with pytest.raises(UsageError, match=message) as raised:
         read(Path("a.jpg"), SIZE)
-    assert "an annotation of a.jpg" in str(raised.value)
+    assert "a.jpg" in str(raised.value)
 
 
 @pytest.mark.parametrize(
@@ -191,13 +189,13 @@ def test_annotations_that_cannot_be_read(tmp_path: Path, annotation: dict[str, A
     ],
 )
 def test_a_json_of_another_kind(tmp_path: Path, text: str) -> None:
-    with pytest.raises(UsageError, match="is no COCO json"):
+    with pytest.raises(UsageError, match=r"x\.json.*COCO"):
         ground_truth.read(write(tmp_path / "x.json", text))
 
 
 def test_no_truth_at_all(tmp_path: Path) -> None:
     for what in (tmp_path, tmp_path / "nowhere"):
-        with pytest.raises(CamkitError, match=r"there (are no masks|is no truth)"):
+        with pytest.raises(CamkitError, match=r"no (masks|truth)"):
             ground_truth.read(what)
 
 
@@ -230,10 +228,10 @@ def test_run_length_annotations_are_left_out_once_with_a_word(tmp_path: Path) ->
     with pytest.warns(CamkitWarning) as said:
         read = ground_truth.read(path)
     (warning,) = said
-    assert "instances.json: 3 annotations in run-length form" in str(warning.message)
+    assert "instances.json: 3 annotations" in str(warning.message)
     assert places(read(Path("a.jpg"), SIZE)) == [[0, 0], [1, 0]]
     assert read(Path("b.jpg"), SIZE) is None, "where the object is was told in a form that is not read"
-    with pytest.warns(CamkitWarning, match=": 1 annotation in run-length"):
+    with pytest.warns(CamkitWarning, match=": 1 annotation "):
         ground_truth.read(coco(tmp_path, counts))
 
 
@@ -246,7 +244,7 @@ def test_without_run_length_annotations_there_is_nothing_to_say(tmp_path: Path) 
 @pytest.mark.parametrize("number", ["1e300", "-2e6", "1e7"])
 def test_a_coordinate_far_outside_is_none(tmp_path: Path, number: str) -> None:
     read = ground_truth.read(coco(tmp_path, {"segmentation": [[1, 1, float(number), 2, 3, 3]]}))
-    with pytest.raises(UsageError, match="is no coordinate"):
+    with pytest.raises(UsageError, match="coordinate"):
         read(Path("a.jpg"), SIZE)
 
 
@@ -255,12 +253,12 @@ def test_annotations_are_regular_files(tmp_path: Path, kind: str) -> None:
     (tmp_path / "xmls").mkdir()
     for path in (tmp_path / "coco.json", tmp_path / "xmls" / "a.xml"):
         os.mkfifo(path) if kind == "pipe" else path.symlink_to("/dev/zero")
-    with pytest.raises(UsageError, match="there is no truth"):
+    with pytest.raises(UsageError, match=r"no truth.*coco\.json"):
         ground_truth.read(tmp_path / "coco.json")
     assert ground_truth.read(tmp_path)(Path("a.jpg"), SIZE) is None
     for read in (
         lambda: ground_truth.coco(tmp_path / "coco.json"),
         lambda: ground_truth.voc_boxes(tmp_path / "xmls/a.xml"),
     ):
-        with pytest.raises(UsageError, match="it is not a regular file"):
+        with pytest.raises(UsageError, match="not a regular file"):
             read()

@@ -77,8 +77,8 @@ def test_a_command_of_a_package_runs_like_one_of_camkit() -> None:
 @pytest.mark.usefixtures("package")
 def test_what_is_no_command_hurts_nobody_and_built_in_names_are_taken() -> None:
     found = {one.name: one for one in discovery.find("command")}
-    assert found["explain"].problem == "the name 'explain' is built into camkit; choose another"
-    with pytest.raises(BrokenPlugin, match=r"camkit_talk:number is not a click\.Command"):
+    assert "'explain' is built into camkit" in (found["explain"].problem or "")
+    with pytest.raises(BrokenPlugin, match=r"camkit_talk:number .*click\.Command"):
         loading.load(found["seven"])
     broken = camkit_("seven")
     assert broken.exit_code == 1 and broken.stderr.startswith("Error: command 'seven' from camkit-talk 1.0")

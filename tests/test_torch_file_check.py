@@ -161,7 +161,7 @@ def test_a_head_that_a_strangers_tensor_makes_huge(tmp_path: Path, monkeypatch: 
     assert head in load_model("timm:test_resnet@none").module.state_dict()
     path = tmp_path / "my.pth"
     path.write_bytes(saved({head: torch.zeros(50_000, 1)}))
-    with pytest.raises(ModelError, match="far larger than its weights, which are 200,000 bytes"):
+    with pytest.raises(ModelError, match=r"far larger.* 200,000 bytes"):
         load_model(f"timm:test_resnet@{path}")
 
 

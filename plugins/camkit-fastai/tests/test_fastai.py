@@ -104,8 +104,8 @@ def test_the_recipe_is_the_lessons() -> None:
     ("table", "message"),
     [
         ({"stages": [{"size": 16}]}, "size of a stage"),
-        ({"pad_mode": "mirror"}, "pad_mode of the recipe must be reflection|zeros|border"),
-        ({"stages": [{"lr": 1e-3}]}, "no option 'lr'"),
+        ({"pad_mode": "mirror"}, "reflection|zeros|border"),
+        ({"stages": [{"lr": 1e-3}]}, "'lr'"),
     ],
 )
 def test_recipes_that_are_refused(table: dict[str, Any], message: str) -> None:
@@ -192,11 +192,11 @@ def test_imagenet_needs_no_network_and_is_what_it_was(toys: Path, tmp_path: Path
 @pytest.mark.parametrize(
     ("arch", "sizes", "message"),
     [
-        ("googlenet", (224,), "cannot take 224 x 224"),
-        ("vit_b_16", (224,), "cannot be cut"),
-        ("deit_tiny_patch16_224", (224, 352), "cannot take 352 x 352"),
-        ("resnet43", (224,), "did you mean"),
-        ("pets", (224,), "brings its own weights"),
+        ("googlenet", (224,), "224 x 224"),
+        ("vit_b_16", (224,), "cut"),
+        ("deit_tiny_patch16_224", (224, 352), "352 x 352"),
+        ("resnet43", (224,), "resnet43.*did you mean"),
+        ("pets", (224,), "own weights"),
     ],
 )
 def test_models_that_do_not_fit_are_told_before_training(arch: str, sizes: Any, message: str) -> None:
@@ -357,7 +357,7 @@ def test_the_global_generators_are_left_alone(toys: Path, tmp_path: Path) -> Non
 
 
 def test_mixed_precision_needs_a_gpu(toys: Path, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="bfloat16 on CUDA devices only"):
+    with pytest.raises(UsageError, match=r"bfloat16 .*CUDA"):
         train(toys, tmp_path / "out", precision="bfloat16")
 
 
@@ -373,7 +373,7 @@ def test_mixed_precision(toys: Path, tmp_path: Path, precision: Any) -> None:
 def test_a_class_that_cannot_be_printed_is_told_before_training(toys: Path, tmp_path: Path) -> None:
     data = Path(shutil.copytree(toys, tmp_path / "data"))
     (data / "red").rename(data / os.fsdecode(b"caf\xe9"))
-    with pytest.raises(UsageError, match=r"names cannot be printed \(caf\\xe9\)"):
+    with pytest.raises(UsageError, match=r"\(caf\\xe9\)"):
         train(data, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
@@ -382,14 +382,14 @@ def test_a_size_that_no_bundle_takes_is_told_before_training(
     toys: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("camkit.images.preprocess.MAX_VIEW", 64 * 64)
-    with pytest.raises(ModelError, match="is more than 4,096 pixels"):
+    with pytest.raises(ModelError, match="4,096 pixels"):
         train(toys, tmp_path / "out")
     assert not list((tmp_path / "out").iterdir())
 
 
 def test_a_training_that_diverges_is_one_line(toys: Path, tmp_path: Path) -> None:
     stages = [{"size": 64, "epochs": 2, "lr_max": 1e30}]
-    with pytest.raises(CamkitError, match=r"^\w+ of epoch \d is (nan|inf): the training diverged[^\n]*$"):
+    with pytest.raises(CamkitError, match=r"^\w+ of epoch \d is (nan|inf): [^\n]*diverged[^\n]*$"):
         train(toys, tmp_path / "out", recipe={**RECIPE, "stages": stages})
 
 
@@ -402,7 +402,7 @@ def test_a_checkpoint_that_does_not_fit_is_one_line(toys: Path, tmp_path: Path, 
         train(toys, tmp_path, weights=str(trained), progress=progress)
     state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
     torch.save({**state, "module": {}}, tmp_path / "checkpoint.pt")
-    with pytest.raises(CamkitError, match=r"checkpoint\.pt does not fit this training \(.*\): remove it"):
+    with pytest.raises(CamkitError, match=r"checkpoint\.pt .*remove it"):
         train(toys, tmp_path, weights=str(trained), resume=True)
 
 
@@ -461,7 +461,7 @@ def test_an_exported_learner_is_loaded_only_if_trusted(toys: Path, tmp_path: Pat
     assert torch.equal(saved.module[1][4].weight, learner.model[1][4].weight)
     learner.export("learner.pkl")
     spec = f"fastai:{tmp_path / 'learner.pkl'}"
-    with pytest.raises(ModelError, match=r"is a pickle.*--trust-pickle"):
+    with pytest.raises(ModelError, match=r"--trust-pickle"):
         camkit.load_model(spec, device="cpu")
     loaded = camkit.load_model(spec, device="cpu", trust_pickle=True)
     assert loaded.classes == ("blue", "green", "red")
