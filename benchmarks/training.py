@@ -48,7 +48,7 @@ def bare(folder: Path, arch: str, device: str, workers: int | None) -> float:
         blocks=(fastai.ImageBlock, fastai.CategoryBlock(vocab=data.classes)),
         get_items=lambda _: list(range(len(data.paths))),
         get_x=lambda i: data.paths[i],
-        get_y=lambda i: data.classes[data.labels[i]],
+        get_y=data.label,
         splitter=fastai.IndexSplitter(valid),
         item_tfms=fastai.Resize(PRESIZE),
         batch_tfms=fastai.aug_transforms(size=SIZE, **AUGMENTATION),

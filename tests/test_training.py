@@ -90,7 +90,8 @@ def test_labels_may_hold_digits_and_underscores(tmp_path: Path) -> None:
         (("a/1.jpg", "a/2.jpg"), "one class, 'a'"),
         (("a_1.jpg", "cat.jpg", "dog.jpg"), "2 of 3 photographs.*cat.jpg, dog.jpg"),
         (("a/1.jpg", "b_1.jpg"), "have no label"),
-        (("train/a/1.jpg", "valid/a/2.jpg"), "the parts train, valid, not a sub-folder for each class"),
+        (("train/a/1.jpg", "valid/a/2.jpg"), "one class, 'a'"),
+        (("test/a/1.jpg", "valid/a/2.jpg"), "holds test, valid and no folder train"),
     ],
 )
 def test_data_that_cannot_be_used(tmp_path: Path, names: tuple[str, ...], message: str) -> None:
@@ -341,7 +342,7 @@ def test_verdicts_by_hand(tmp_path: Path) -> None:
     assert verdicts.confusion()[0].tolist() == [[1, 0, 0], [2, 1, 0], [0, 0, 0]]
     assert verdicts.confused() == [("green", "blue", 2)]
     torch.testing.assert_close(verdicts.losses, -torch.tensor([0.7, 0.3, 0.8, 0.4]).log())
-    assert list(training_report.lines(verdicts)) == [
+    assert list(verdicts.lines()) == [
         "error 50.0%: 2 of 4 held-out photographs",
         "  green taken for blue: 2",
     ]

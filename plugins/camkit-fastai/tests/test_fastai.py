@@ -27,8 +27,9 @@ from camkit.images.preprocess import Preprocess
 from camkit.models.fastai import FastaiSource
 from camkit.testing import trainer_checks
 from camkit.testing.trainers import toy_photos
-from camkit.training import dataset, finetune
+from camkit.training import dataset, finetune, objective, training_report
 from camkit.training import recipe as recipes
+from camkit.training.label_verdicts import LabelVerdicts
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -471,3 +472,45 @@ def test_an_exported_learner_is_loaded_only_if_trusted(toys: Path, tmp_path: Pat
         ours = loaded.module(loaded.preprocess(Image.open(photo))[None]).softmax(1)[0]
     theirs = learner.predict(photo)[2]
     torch.testing.assert_close(ours, theirs.as_subclass(torch.Tensor), atol=2e-3, rtol=0)
+
+
+# --- data of one's own ----------------------------------------------------------------------------
+
+
+def test_several_labels_are_learnt_each_by_itself(tmp_path: Path) -> None:
+    """A table, both classes at once, class weights, an interruption: as the trainer `torch` does it."""
+    draw = np.random.default_rng(0)
+    lines = ["file,tags"]
+    for number in range(20):
+        pixels = draw.integers(0, 60, (64, 64, 3), dtype=np.uint8)
+        here = [name for bit, name in enumerate(("red", "green")) if number >> bit & 1]
+        for channel, name in enumerate(("red", "green")):
+            pixels[..., channel] += 180 * (name in here)
+        Image.fromarray(pixels).save(tmp_path / f"{number}.png")
+        lines.append(f"{number}.png,{' '.join(here)}")
+    (tmp_path / "labels.csv").write_text("\n".join(lines))
+    changes = {"class_weights": "balanced", "split": "stratified", "valid": 0.4}
+    said: list[str] = []
+    whole = train(tmp_path, tmp_path / "out", changes=changes, progress=lambda _, text: said.append(text))
+    assert said[0].startswith(
+        "12 photographs to train on, 8 held out, 2 classes from labels.csv, column tags"
+    )
+    assert set(whole.metrics) == {"mean_average_precision", "f1", "label_accuracy", "valid_loss"}
+    assert camkit.load_model(whole.bundle, device="cpu").scores == "sigmoid"
+    verdicts, _ = training_report.write(whole, tmp_path / "out", device="cpu")
+    assert isinstance(verdicts, LabelVerdicts)
+    found = objective.label_accuracy(verdicts.probabilities - 0.5, verdicts.labels)
+    assert float(found) == pytest.approx(whole.metrics["label_accuracy"])
+    assert verdicts.mean_average_precision == pytest.approx(whole.metrics["mean_average_precision"])
+
+
+def test_the_users_own_split_and_class_weights(tmp_path: Path) -> None:
+    for part, seed in (("train", 4), ("val", 2)):
+        toy_photos(tmp_path / "data" / part, per_class=seed)
+    (tmp_path / "data" / "train" / "red" / "red_0.png").unlink()
+    result = train(tmp_path / "data", tmp_path / "out", changes={"class_weights": "balanced"})
+    assert {path.relative_to(tmp_path / "data").parts[0] for path, _ in result.validation} == {"val"}
+    assert (
+        result.trained_on == {"blue": 4, "green": 4, "red": 3}
+        and "as the user split them" in result.told[0]
+    )

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from camkit.contracts.trainer import TrainResult
     from camkit.training.result import Kept
 
+ASKED = ("out", "recipe", "arch", "weights", "seed", "labels", "label_column", "on_error")
+CHANGES = ("valid", "split", "class_weights")  # of a recipe
 PARTLY = 3  # the exit code for what could be done only in part
 
 
@@ -101,21 +103,56 @@ class Train(click.Command):
     help="Of the arithmetic; weights stay float32. On a CPU only the trainer torch has the latter two.",
 )
 @click.option(
+    "--valid",
+    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    metavar="SHARE",
+    help="Held out of photographs that are not split yet; the recipe's: 0.2.",
+)
+@click.option(
+    "--split",
+    type=click.Choice(["stratified", "random"]),
+    help="The same share of each class, or of all; the recipe's: stratified, but lesson6 and pets-small "
+    "are random.",
+)
+@click.option(
+    "--class-weights",
+    type=click.Choice(["none", "balanced"]),
+    help="Whether classes with few photographs count as much as those with many; the recipe's: none.",
+)
+@click.option(
+    "--labels",
+    type=click.Choice(["auto", "one", "several"]),
+    default="auto",
+    show_default=True,
+    help="On each photograph of a table; auto is what the table looks like.",
+)
+@click.option("--label-column", metavar="NAME", help="Of a table with more than one that may be meant.")
+@click.option(
+    "--on-error",
+    type=click.Choice(["skip", "fail"]),
+    default="skip",
+    show_default=True,
+    help="Go on without photographs that cannot be read, or stop at them.",
+)
+@click.option(
     "--resume", is_flag=True, help="Go on from the last finished epoch in --out, or make what is missing."
 )
 @click.option("--preview", is_flag=True, help="Only draw what augmentation makes of a photograph.")
 def train(data: str, **given: Any) -> None:
-    """Train a classifier on DATA, a folder of photographs, and report on it.
+    """Train a classifier on DATA, photographs with labels, and report on it.
 
-    DATA holds one sub-folder for each class, or files named after it (great_pyrenees_12.jpg), or is the
-    Oxford-IIIT Pet data (images/ and annotations/); `pets`, the default, fetches those. With nothing else
-    said, this is fast.ai's lesson 6. Into --out it writes the trained model as a folder
-    `bundle`, tables and curves of the training, the confusion matrix, and the photographs judged worst,
-    each with its Grad-CAM.
+    DATA is a folder: one sub-folder for each class (species/breed/1.jpg are two levels), or files named
+    after it (great_pyrenees_12.jpg); or that in train/ and valid/, a test/ is left alone; or with a table
+    labels.csv or train.csv of file names and labels, or columns of zeros and ones. Or DATA is such a table.
+    With several labels on a photograph each is learnt by itself. `pets`, the default, fetches the
+    Oxford-IIIT Pet data, and with nothing else said, this is fast.ai's lesson 6. Into --out it writes the
+    trained model as a folder `bundle`, tables and curves of the training, the confusion matrix, and the
+    photographs judged worst, each with its Grad-CAM.
 
     \b
     camkit train
     camkit train photos/ --arch resnet34 --out run
+    camkit train labels.csv --valid 0.3 --class-weights balanced
     camkit explain cat.jpg --model run/bundle
     camkit train photos/ --show-recipe > mine.toml
     camkit train photos/ --recipe mine.toml --out run2
@@ -130,17 +167,13 @@ def train(data: str, **given: Any) -> None:
     if not finished:  # which needs no data any more
         early_checks.training(name, data, given)
 
-    from camkit.training import recipe as recipes
     from camkit.training import train_model
 
     if given["show_recipe"]:
-        kind = loading.load(discovery.get("trainer", name))
-        recipe = given["recipe"] or next(iter(kind.recipes), None)
-        if recipe is None:
-            raise UsageError(f"{name} brings no recipes")
-        say(recipes.text(kind, recipe), nl=False)
+        _show_recipe(name, given["recipe"])
         return
-    asked: dict[str, Any] = {key: given[key] for key in ("out", "recipe", "arch", "weights", "seed")}
+    asked: dict[str, Any] = {key: given[key] for key in ASKED}
+    asked["changes"] = {key: given[key] for key in CHANGES if given[key] is not None}
     asked |= options
     if given["preview"]:
         say(train_model.preview(data, trainer=name, **asked))
@@ -163,6 +196,19 @@ def train(data: str, **given: Any) -> None:
         )
     if is_main():  # of several processes that trained together one reports
         _report(result, out, given["device"])
+    if result.skipped:
+        raise SystemExit(PARTLY)
+
+
+def _show_recipe(trainer: str, name: str | None) -> None:
+    """Print a recipe, by default the trainer's first."""
+    from camkit.training import recipe as recipes
+
+    kind = loading.load(discovery.get("trainer", trainer))
+    name = name or next(iter(kind.recipes), None)
+    if name is None:
+        raise UsageError(f"{trainer} brings no recipes")
+    say(recipes.text(kind, name), nl=False)
 
 
 def _complete(out: Path, data: str, device: str) -> None:
@@ -179,7 +225,7 @@ def _complete(out: Path, data: str, device: str) -> None:
         say(f"nothing to do: {out} is finished", err=True)
         say(f"bundle: {out / results.BUNDLE}")
         return
-    if kept.gone() and Path(data).is_dir():
+    if kept.gone() and Path(data).exists():
         kept = results.read(out, dataset.photographs(data))
     if not _report(kept, out, device):
         raise SystemExit(PARTLY)
@@ -200,8 +246,10 @@ def _report(done: TrainResult | Kept, out: Path, device: str) -> bool:
     except CamkitError as error:
         again = f"the trained model is in {result.bundle}, `camkit train report {out}` tries it again"
         raise CamkitError(f"there is no report: {error} ({again})") from error
-    for line in training_report.lines(verdicts) if verdicts else ():
+    for line in verdicts.lines() if verdicts else ():
         say(line)
+    for line in result.told:
+        say(f"data: {line}")
     say(f"bundle: {result.bundle}")
     say(f"report: {', '.join(str(path) for path in written)}", err=True)
     if gone:

@@ -17,10 +17,11 @@ MAX_SIDE = 60  # inches of a confusion matrix: a picture of 150 MB in memory
 def curves(
     history: Sequence[Mapping[str, float]], steps: Sequence[Mapping[str, float]] = ()
 ) -> Image.Image:
-    """Loss and error over the epochs, and loss and learning rate over the steps where they are known."""
+    """Loss and figures over the epochs, and loss and learning rate over the steps where they are known."""
     figure = new_figure(9, 3 if not steps else 6)
     axes = figure.subplots(2 if steps else 1, 2, squeeze=False)
-    for ax, keys in zip(axes[0], (("train_loss", "valid_loss"), ("error_rate",)), strict=True):
+    losses, figures = ("train_loss", "valid_loss"), ("error_rate", "mean_average_precision", "f1")
+    for ax, keys in zip(axes[0], (losses, figures), strict=True):
         for key in keys:
             values = [(n + 1, epoch[key]) for n, epoch in enumerate(history) if key in epoch]
             if values:

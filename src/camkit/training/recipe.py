@@ -7,7 +7,7 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from camkit.contracts.options import option
 from camkit.contracts.trainer import Trainer
@@ -26,6 +26,12 @@ class Recipe:
     valid: float = option(0.2, min=0.0, max=1.0, help="share kept for validation")
     split_seed: int = option(2, min=0, help="of the split")
     fold: int = option(0, min=0, help="which slice of the split validates")
+    split: Literal["stratified", "random"] = option(
+        "stratified", help="the same share of each class, or of all, as in fast.ai's lesson 6"
+    )
+    class_weights: Literal["none", "balanced"] = option(
+        "none", help="balanced: a class with few photographs counts as much as one with many"
+    )
 
 
 _FOLDER = Path(__file__).parent / "recipes"
