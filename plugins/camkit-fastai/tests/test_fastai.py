@@ -41,7 +41,7 @@ STAGES: list[dict[str, Any]] = [
     {"size": 64, "epochs": 2, "lr_max": 0.02, "frozen": True},
     {"size": 96, "epochs": 1, "lr_max": 0.01, "lr_min": 0.001},
 ]
-RECIPE: dict[str, Any] = {"batch_size": 8, "presize": 96, "stages": STAGES}
+RECIPE: dict[str, Any] = {"batch_size": 8, "presize": 96, "split": "random", "stages": STAGES}
 ASKED: dict[str, Any] = {"arch": "timm:test_resnet", "recipe": RECIPE, "weights": "none"}
 IN_PROCESS = {"workers": 0}
 
