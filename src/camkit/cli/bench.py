@@ -11,7 +11,7 @@ from camkit.cli import early_checks
 from camkit.cli.hints import about
 from camkit.cli.parameters import FOLDER, PATH
 from camkit.cli.terminal import say, say_json, say_table
-from camkit.registry import options
+from camkit.registry import extras, options
 
 if TYPE_CHECKING:
     from camkit.bench.runner import Outcome
@@ -147,6 +147,7 @@ def bench(out: Path, as_json: bool, fail_if: tuple[str, ...], **given: Any) -> N
     camkit bench compare before/ after/
     camkit bench report camkit-bench/
     """
+    extras.require("bench", "camkit bench")
     if click.get_current_context().invoked_subcommand is not None:
         return
     given["options"] = options.parse_assignments(given["options"])

@@ -22,7 +22,7 @@ from camkit.contracts.scores import KINDS
 from camkit.drawing.style import Style
 from camkit.errors import UsageError
 from camkit.explaining.shard import Shard
-from camkit.registry import options
+from camkit.registry import extras, options
 
 if TYPE_CHECKING:
     from camkit.explaining.request import ExplainRequest
@@ -200,11 +200,11 @@ def explain(images: tuple[str, ...], **given: Any) -> None:
     early_checks.results_folder(given["out"])
     early_checks.photographs(images)
 
-    from camkit.explaining import parquet
+    if given["format"] == "parquet":
+        extras.require("parquet", "--format parquet")
+
     from camkit.images import workers
 
-    if given["format"] == "parquet":
-        parquet.check()
     told = {name: given.pop(name) for name in ("as_json", "quiet", "verbose")}
     count = given.pop("workers")
     with (

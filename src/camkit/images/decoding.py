@@ -15,7 +15,6 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -85,12 +84,8 @@ class Photo:
 
 
 def sample() -> Path:
-    """The bundled photograph: `chelsea`, a cat, CC0, as the package scikit-image carries it."""
-    spec = find_spec("skimage")  # located without importing it
-    path = Path(spec.origin or "").parent / "data" / "chelsea.png" if spec else Path()
-    if not path.is_file():
-        raise ImageError("the sample photograph is missing: pip install scikit-image")
-    return path
+    """The bundled photograph: Chelsea, a cat; `chelsea.md` names its author and licence."""
+    return Path(__file__).with_name("chelsea.png")
 
 
 def load(source: str | os.PathLike[str] | Image.Image) -> Photo:

@@ -17,6 +17,7 @@ from torch import Tensor
 from camkit.contracts.metric import MapBatch, Metric, Scores
 from camkit.contracts.options import option
 from camkit.metrics.map_tools import given, only, positions, scaled, telling, uniform, usable
+from camkit.registry import extras
 
 
 def pearson(first: Tensor, second: Tensor) -> Tensor:
@@ -43,6 +44,7 @@ def ssim(first: Tensor, second: Tensor) -> Tensor:
     By scikit-image with `data_range` 1 and a window of 7, or the largest odd one that fits. NaN if either
     map is constant, not finite or smaller than 3 x 3. Wang et al. 2004, doi:10.1109/TIP.2003.819861.
     """
+    extras.require("bench", "ssim")
     # Takes longer to import than all the rest to run.
     from skimage.metrics import structural_similarity
 

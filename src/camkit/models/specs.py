@@ -10,7 +10,7 @@ from pathlib import Path
 
 from camkit.errors import ModelError, ModelNotFound, closest
 from camkit.files import is_file, read_regular
-from camkit.registry import discovery
+from camkit.registry import discovery, extras
 
 PETS = Path(__file__).parent / "pets"  # the bundle that comes with camkit
 MAX_CONFIG = 16 * 2**20  # bytes
@@ -97,10 +97,11 @@ def _no_file(reference: str) -> str | None:
     return _no_weights(reference) if at and not is_file(f"{file}.pth") else None
 
 
-# By the source: what is missing of a reference, as far as that can be told without the library.
+# By the source: what is missing for a reference, as far as that can be told without the library.
 _MISSING: dict[str, Callable[[str], str | None]] = {
     "bundle": _no_bundle,
     "fastai": _no_file,
+    "imagenet": lambda _: extras.missing("imagenet", "the model imagenet"),
     "timm": _no_weights,
     "torchvision": _no_weights,
 }
