@@ -14,6 +14,7 @@ from PIL import Image
 from timm.data import create_transform, resolve_data_config, resolve_model_data_config
 from torchvision import transforms
 from torchvision.models import ResNet34_Weights
+from torchvision.transforms.v2 import InterpolationMode, functional
 
 from camkit.errors import ImageError, ModelError
 from camkit.images.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocess
@@ -90,6 +91,29 @@ def test_models_of_timm_that_squash(name: str) -> None:
     config = resolve_data_config(pretrained_cfg=pretrained.to_dict())
     assert config["crop_mode"] == "squash"
     assert_same(of_timm(config), create_transform(**config))
+
+
+@pytest.mark.parametrize("filter", ["nearest", "bilinear", "bicubic", "lanczos"])
+@pytest.mark.parametrize("size", [(301, 203), (45, 37), (97, 331)])
+def test_bytes_are_resized_as_torch_resizes_them(size: tuple[int, int], filter: str) -> None:
+    """As image processors of transformers do: to the bit, where torch has its kernel for bytes."""
+    pixels = np.random.default_rng(0).integers(0, 256, (*size[::-1], 3), dtype=np.uint8)
+    bytes_ = torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
+    most = 0 if torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512") else 1
+    for height, width in ((64, 64), (224, 191), (size[1], 60), (37, size[0])):
+        preprocess = Preprocess(
+            size=(height, width), fit="squash", interpolation=filter, rounding="transformers"
+        )
+        found = np.asarray(preprocess.view(Image.fromarray(pixels)))
+        expected = functional.resize(bytes_, [height, width], InterpolationMode(filter), antialias=True)
+        assert np.abs(found.astype(int) - expected.permute(1, 2, 0).numpy()).max() <= most
+
+
+def test_crops_of_transformers_are_rounded_down() -> None:
+    assert Preprocess(size=(4, 4), resize=4).box(11, 4) == (4, 0, 8, 4)
+    assert Preprocess(size=(4, 4), resize=4, rounding="transformers").box(11, 4) == (3, 0, 7, 4)
+    small = Preprocess(size=(6, 6), fit="none", rounding="transformers")
+    assert small.box(3, 11) == (-1, 2, 5, 8)
 
 
 # --- by hand --------------------------------------------------------------------------------------
@@ -229,6 +253,7 @@ CONFIGS = [
     Preprocess(fit="squash", mean=(0.5, 0.4, 0.3), std=(0.1, 1 / 3, 1e-3)),
     Preprocess(fit="squash", resize=(256, 240), presize=(240, 230)),
     Preprocess(fit="pad", padding="reflection"),
+    Preprocess(resize=256, rounding="transformers"),
 ]
 
 
@@ -300,6 +325,7 @@ BAD = {
     ),
     "three lengths": ({"resize": [256, 256, 3], "fit": "pad"}, "must be [height, width]"),
     "another padding": ({"padding": "wrap"}, "unknown padding 'wrap'"),
+    "another rounding": ({"rounding": "up"}, "unknown rounding 'up'"),
     "null as padding": ({"padding": None}, "unknown padding None"),
     "an enormous presize": ({"presize": [10**9, 9]}, "must lie between 1 and 8192"),
     "one number as presize": ({"presize": 224}, "cannot be read"),
