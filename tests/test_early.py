@@ -82,6 +82,8 @@ CASES = {
     "explain cat.png --model resnet34": "'resnet34'; a network of a library is torchvision:resnet34",
     "explain cat.png --model torchvison:resnet34": "'torchvison:resnet34'; did you mean 'torchvision'",
     "explain cat.png --model runs/pets": "there is no bundle folder 'runs/pets'",
+    "explain cat.png --model hf:owner/name": "needs the source 'hf': pip install camkit-huggingface",
+    "explain cat.png --model hugging": "Hugging Face's transformers: pip install camkit-huggingface",
     "explain cat.png --model empty": "empty is not a bundle: camkit.json is missing",
     "explain cat.png --model bundle:nowhere": "nowhere is not a bundle: camkit.json is missing",
     "explain cat.png --model timm:resnet18@w.pth": "there is no weights file 'w.pth'",
@@ -145,7 +147,17 @@ CASES = {
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     made = tmp_path_factory.mktemp("early")
-    for name in ("empty", "results", "photos", "nothing", "damaged", "pipe", "begun", "trained/bundle"):
+    for name in (
+        "empty",
+        "results",
+        "photos",
+        "nothing",
+        "damaged",
+        "pipe",
+        "begun",
+        "trained/bundle",
+        "hugging",
+    ):
         (made / name).mkdir(parents=True)
     line = {"schema": 2, "status": "error", "request": "r", "name": "a.png", "image": "a.png"}
     (made / "results" / "manifest.jsonl").write_text(json.dumps(line))
@@ -153,6 +165,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (made / "damaged" / "manifest.jsonl").write_text(json.dumps(line)[:40])
     os.mkfifo(made / "pipe" / "manifest.jsonl")
     (made / "begun" / "checkpoint.pt").touch()
+    (made / "hugging" / "config.json").write_text('{"model_type": "vit"}')
     (made / "broken.toml").write_text("[[stages]\n")
     for name in ("cat.png", "photos/cat_1.png"):
         Image.new("RGB", (8, 8)).save(made / name)

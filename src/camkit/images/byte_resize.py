@@ -5,7 +5,6 @@ Pillow does the same with finer weights, so that a value in a hundred differs, b
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 
 import numpy as np
@@ -30,9 +29,6 @@ def _columns(planes: NDArray[np.uint8], length: int, interpolation: str) -> NDAr
     channels, rows, count = planes.shape
     if count == length:
         return planes
-    if interpolation == "nearest":
-        near = (np.arange(length, dtype=np.float32) * np.float32(count / length)).astype(np.intp)
-        return planes[:, :, np.minimum(near, count - 1)]
     first, weights, precision = _weights(count, length, interpolation)
     steps = np.arange(weights.shape[1])
     made = np.empty((channels, rows, length), np.uint8)
@@ -68,13 +64,15 @@ def _weights(count: int, length: int, interpolation: str) -> tuple[NDArray[np.in
 
 
 def _linear(x: Floats) -> Floats:
-    return np.maximum(1 - np.abs(x), 0)
+    made: Floats = np.maximum(1 - np.abs(x), 0)
+    return made
 
 
 def _cubic(x: Floats) -> Floats:
     """Keys' with a = -0.5, as Pillow has it."""
     x = np.abs(x)
-    near, far = (1.5 * x - 2.5) * x * x + 1, -0.5 * (((x - 5) * x + 8) * x - 4)
+    near: Floats = (1.5 * x - 2.5) * x * x + 1
+    far: Floats = -0.5 * (((x - 5) * x + 8) * x - 4)
     return np.where(x < 1, near, np.where(x < 2, far, 0.0))
 
 

@@ -3,7 +3,8 @@
 A `Preprocess` is plain data, so it can be stored in a bundle and in every manifest line. It resizes and
 crops Pillow images as torchvision does, hence equals `weights.transforms()` and timm's evaluation
 transform; or as fastai does, which crops or pads first and resizes then; or as transformers does, which
-resizes and rounds in its own way. What the model sees is made without torch, so that processes which only read photographs need none.
+resizes and rounds in its own way. What the model sees is made without torch, so that processes which only
+read photographs need none.
 """
 
 from __future__ import annotations
@@ -158,7 +159,8 @@ class Preprocess:
         return int(0.5 * (width - part_w)), int(0.5 * (height - part_h)), part_w, part_h
 
     def _resize(self, part: Image, width: int, height: int) -> Image:
-        if self.rounding == "pillow" or part.mode != "RGB":  # a mask is no photograph
+        same = self.rounding == "pillow" or self.interpolation == "nearest"
+        if same or part.mode != "RGB":  # a mask is no photograph
             return part.resize((width, height), FILTERS[self.interpolation])
         from camkit.images.byte_resize import resized
 

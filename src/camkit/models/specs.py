@@ -14,13 +14,15 @@ from camkit.registry import discovery
 
 PETS = Path(__file__).parent / "pets"  # the bundle that comes with camkit
 MAX_CONFIG = 16 * 2**20  # bytes
+PACKAGES = {"hf": "camkit-huggingface"}  # sources of camkit's that are packages of their own
 CONFIG, WEIGHTS = "camkit.json", "model.safetensors"  # the files of a bundle
 
 
 def split(spec: str) -> tuple[str, str]:
     """Model source and reference. Names come first: a folder called `pets` is `./pets`.
 
-    Raises `ModelNotFound` if nothing has that name, and `ModelError` for a file.
+    A folder of transformers is for the source `hf`. Raises `ModelNotFound` if nothing has that name, or its
+    source is not installed, and `ModelError` for a file.
     """
     found = discovery.find("model")
     for name in (name for item in found for name in (item.full_name, item.name)):
@@ -29,6 +31,8 @@ def split(spec: str) -> tuple[str, str]:
         if spec.startswith(f"{name}:"):
             return name, spec[len(name) + 1 :]
     if os.path.isdir(spec):  # noqa: PTH112  Path.is_dir raises if the name is too long
+        if _is_transformers(Path(spec)):
+            return _transformers(spec, {item.name for item in found})
         inner = str(Path(spec, "bundle"))  # of the folder that a training wrote
         return "bundle", inner if is_file(Path(inner, CONFIG)) else spec
     if is_file(spec):
@@ -66,10 +70,30 @@ def classes(spec: str) -> list[str] | None:
     return found if isinstance(found, list) and all(isinstance(one, str) for one in found) else None
 
 
+def _is_transformers(folder: Path) -> bool:
+    """Whether transformers wrote a folder: a `config.json` with a `model_type`, and no bundle's file."""
+    if is_file(folder / CONFIG) or not is_file(folder / "config.json"):
+        return False
+    try:
+        return "model_type" in json.loads(read_regular(folder / "config.json", MAX_CONFIG))
+    except (OSError, ValueError, TypeError, RecursionError):
+        return False
+
+
+def _transformers(folder: str, names: set[str]) -> tuple[str, str]:
+    if "hf" not in names:
+        raise ModelNotFound(
+            f"{folder} is a model of Hugging Face's transformers: pip install {PACKAGES['hf']}"
+        )
+    return "hf", folder
+
+
 def _not_found(spec: str, names: list[str]) -> ModelNotFound:
+    scheme, colon, _ = spec.partition(":")
+    if colon and scheme in PACKAGES:
+        return ModelNotFound(f"{spec} needs the source {scheme!r}: pip install {PACKAGES[scheme]}")
     if os.sep in spec or "/" in spec or (Path(spec).suffix in (".bundle", ".pth", ".safetensors")):
         return ModelNotFound(f"there is no bundle folder {spec!r}")
-    scheme, colon, _ = spec.partition(":")
     hint = closest(scheme, names)
     if not hint and not colon and re.fullmatch(r"[a-zA-Z]\w{2,63}(\.\w+)?(@.+)?", spec):
         hint = f"; a network of a library is torchvision:{spec} or timm:{spec}"
