@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import random
 import re
 import warnings
@@ -44,6 +45,11 @@ class Place(NamedTuple):
         revision = {} if self.revision is None else {"revision": self.revision}
         try:
             return load(self.name, trust_remote_code=False, **revision, **options)
+        except pickle.UnpicklingError:
+            raise ModelError(
+                f"hf:{self.said}: {what} hold more than tensors, or are damaged: refused; "
+                "save them as safetensors"
+            ) from None
         # Whatever transformers, its hub client and damaged files raise.
         except Exception as error:
             why = f"hf:{self.said}: {what} cannot be loaded: {typed_reason(error)}"
@@ -61,6 +67,7 @@ def load(reference: str, device: torch.device) -> LoadedModel:
         if asked and (made is _classifier or not wanted):
             why = "its weights have classes" if wanted else "there are no names behind ?classes="
             raise ModelError(f"hf:{path}: {why}; ?classes=cat,dog is for CLIP and SigLIP")
+        _check_processor(place, config)
         processor = place.fetched(transformers.AutoImageProcessor.from_pretrained, "its image processor")
         try:
             preprocess, flip = shown(processor)
@@ -107,6 +114,18 @@ def _reached(place: Place, fetch: Callable[..., Any]) -> None:
             f"hf:{place.said} is no folder, is not in the cache of the hub, and could not be fetched "
             f"({typed_reason(error)})"
         ) from None
+
+
+def _check_processor(place: Place, config: Any) -> None:
+    """`ModelError` if a folder does not say how photographs are shown; timm's models say it elsewhere."""
+    folder = place.folder
+    files = ("preprocessor_config.json", "processor_config.json")
+    if folder is None or config.model_type == "timm_wrapper" or any((folder / f).is_file() for f in files):
+        return
+    raise ModelError(
+        f"{folder} does not say how photographs are shown: preprocessor_config.json is missing "
+        "(image_processor.save_pretrained writes it)"
+    )
 
 
 def _is_prompted(config: Any) -> bool:
@@ -159,12 +178,16 @@ def _weights(place: Place, auto: Any, config: Any) -> Any:
         dtype=torch.float32,
         attn_implementation="eager",  # no kernels of other packages
         weights_only=True,
+        ignore_mismatched_sizes=True,  # they are told below, in one line
         output_loading_info=True,
     )
-    missing = sorted(told["missing_keys"])
-    if missing:
+    problems = [f"{name} is missing" for name in sorted(told["missing_keys"])]
+    problems += [
+        f"{name} is {list(shape)}, expected {list(own)}" for name, shape, own in told["mismatched_keys"]
+    ]
+    if problems:
         kind = type(model).__name__
-        raise ModelError(f"hf:{place.said}: its weights are not of a {kind}: {missing[0]} is missing")
+        raise ModelError(f"hf:{place.said}: its weights are not of a {kind}: {problems[0]}")
     return model.eval()
 
 
