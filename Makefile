@@ -3,7 +3,7 @@ PYTHON ?= python3
 PLUGINS := $(wildcard plugins/camkit-*)
 BIN := .venv/bin
 
-.PHONY: demo quick test families check fuzz bench clean
+.PHONY: demo quick test coverage families check fuzz bench clean
 
 # One stamp for the whole set-up: it is redone when a project file changes.
 .venv/ready: pyproject.toml $(PLUGINS:%=%/pyproject.toml)
@@ -19,6 +19,9 @@ quick: .venv/ready
 
 test: .venv/ready
 	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+coverage: .venv/ready
+	$(BIN)/python -m pytest -n 2 --dist worksteal --cov
 
 families: .venv/ready
 	CAMKIT_FAMILIES=1 $(BIN)/python -m pytest tests/test_families.py -n 2 --dist worksteal

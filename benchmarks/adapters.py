@@ -23,8 +23,7 @@ from torch import Tensor
 import camkit
 from benchmarks.peers import PEERS, comparable
 from benchmarks.road import case
-from camkit.bench import bench_json as documents
-from camkit.bench import environment, statistics, timing
+from camkit.bench import bench_json, environment, statistics, timing
 from camkit.core.layer_lookup import resolve_layers
 
 LIBRARIES = ("captum", "torchcam", "pytorch-grad-cam")
@@ -70,15 +69,15 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=31, help="for one image; a third of it for more")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/adapters.json"))
-    given = parser.parse_args()
-    torch.set_num_threads(given.threads)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
     cpu = torch.device("cpu")
     result: dict[str, Any] = {"conditions": {"before": environment.conditions(cpu)}, "cases": []}
     for batch in BATCHES:
         module, inputs, _, targets = case(batch)
         (layer,) = resolve_layers(module, "auto", inputs)
         calls = candidates(module, layer, inputs, targets.tolist())
-        rounds = given.rounds if batch == 1 else max(given.rounds // 3, 6)
+        rounds = args.rounds if batch == 1 else max(args.rounds // 3, 6)
         apart = differences(calls, inputs.shape[-1])
         limits = timing.Rounds(warmup=2, least=rounds, most=rounds)
         timed = timing.interleaved(calls, timing.timer(cpu), limits)
@@ -96,8 +95,8 @@ def main() -> None:
     result["conditions"]["after"] = environment.conditions(cpu)
     packages = ("grad-cam", "captum", "torchcam")
     result["environment"] = environment.environment(cpu, torch.float32, packages)
-    given.out.parent.mkdir(parents=True, exist_ok=True)
-    given.out.write_text(json.dumps(result) + "\n")
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    args.out.write_text(json.dumps(result) + "\n")
     print(report(result))
 
 
@@ -117,7 +116,8 @@ def report(result: Mapping[str, Any]) -> str:
         f"{name} {machine['versions'][name]}" for name in ("captum", "torchcam", "grad-cam")
     )
     told = f"{machine['threads']} threads of a CPU, torch {machine['versions']['torch']}, {versions}"
-    busy = f" Note: {line}." if (line := documents.busy(result)) else ""
+    line = bench_json.busy(result["conditions"]["before"].get("load"), machine.get("cores"))
+    busy = f" Note: {line}." if line else ""
     return "\n".join(lines) + f"\n\n{told}; rounds: {rounds}.{busy}"
 
 

@@ -60,9 +60,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--rounds", type=int, default=41)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/bench_overhead.json"))
-    given = parser.parse_args()
+    args = parser.parse_args()
     cpu = torch.device("cpu")
-    results = [overhead(seconds, given.rounds) for seconds in LENGTHS]
+    results = [overhead(seconds, args.rounds) for seconds in LENGTHS]
     print("| call | added inside of the sample | share | added from call to call | share |")
     print("|---|---|---|---|---|")
     for found in results:
@@ -75,8 +75,8 @@ def main() -> None:
         "conditions": environment.conditions(cpu),
         "overhead": results,
     }
-    given.out.parent.mkdir(parents=True, exist_ok=True)
-    given.out.write_text(json.dumps(record) + "\n")
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    args.out.write_text(json.dumps(record) + "\n")
     if any(found["in_all"] > LIMIT * found["call"] for found in results if found["call"] >= FROM):
         raise SystemExit(1)
 

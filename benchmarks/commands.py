@@ -72,17 +72,17 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=41)
     parser.add_argument("--part", choices=["start", "load", "bench"], action="append")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/commands.json"))
-    given = parser.parse_args()
-    parts = given.part or ["start", "load", "bench"]
-    result: dict[str, Any] = json.loads(given.out.read_text()) if given.out.exists() else {}
+    args = parser.parse_args()
+    parts = args.part or ["start", "load", "bench"]
+    result: dict[str, Any] = json.loads(args.out.read_text()) if args.out.exists() else {}
     if "start" in parts:
-        result["start"] = starts(given.rounds)
+        result["start"] = starts(args.rounds)
     if "load" in parts:
-        result["load"] = loads(max(1, given.rounds // 8))
+        result["load"] = loads(max(1, args.rounds // 8))
     if "bench" in parts:
         result["bench"] = benches()
-    given.out.parent.mkdir(parents=True, exist_ok=True)
-    given.out.write_text(json.dumps(result) + "\n")
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    args.out.write_text(json.dumps(result) + "\n")
     print(report(result))
 
 

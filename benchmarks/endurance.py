@@ -141,15 +141,15 @@ def main() -> None:
     parser.add_argument("--format", choices=FORMATS, action="append")
     parser.add_argument("--model", default="pets")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/endurance.json"))
-    given = parser.parse_args()
+    args = parser.parse_args()
     if not Path("/proc/self/task").is_dir():
         print("not measured: processes are watched through /proc, which this system does not have")
         return
-    result: dict[str, Any] = json.loads(given.out.read_text("utf-8")) if given.out.exists() else {}
-    for format in given.format or FORMATS:
-        result[format] = run(given.photographs, format, given.model)
-    given.out.parent.mkdir(parents=True, exist_ok=True)
-    given.out.write_text(json.dumps(result) + "\n", "utf-8")
+    result: dict[str, Any] = json.loads(args.out.read_text("utf-8")) if args.out.exists() else {}
+    for format in args.format or FORMATS:
+        result[format] = run(args.photographs, format, args.model)
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    args.out.write_text(json.dumps(result) + "\n", "utf-8")
     print(report(result))
 
 

@@ -256,29 +256,29 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--case", action="append", help="BATCHxSIZE, such as 8x224")
     parser.add_argument("--out", type=Path, help="JSON, by default below benchmarks/results")
-    given = parser.parse_args()
-    torch.set_num_threads(given.threads)
-    model = lesson_model().to(given.device)
-    kind = torch.device(given.device).type
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    model = lesson_model().to(args.device)
+    kind = torch.device(args.device).type
     bounds = BOUNDS if kind == "cpu" else BOUNDS_ON_GPU
-    result: dict[str, Any] = machine(given.device) | {"cases": []}
-    for case in given.case or CASES[kind]:
+    result: dict[str, Any] = machine(args.device) | {"cases": []}
+    for case in args.case or CASES[kind]:
         batch, size = map(int, case.split("x"))
         inputs = torch.randn(batch, 3, size, size, generator=torch.Generator().manual_seed(0))
-        inputs = inputs.to(given.device)
+        inputs = inputs.to(args.device)
         explained = with_evidence(model, inputs)
         calls = candidates(model, inputs, explained)
         agreement = check(calls, explained, size)
-        rounds = given.rounds if batch == 1 else max(given.rounds // 3, min(11, given.rounds))
+        rounds = args.rounds if batch == 1 else max(args.rounds // 3, min(11, args.rounds))
         samples = measure(calls, rounds, kind)
         result["cases"].append({"batch": batch, "size": size, "agreement": agreement, "seconds": samples})
         print(f"\n{table(result['cases'][-1:], bounds)}", flush=True)
-    small = torch.randn(1, 3, 64, 64).to(given.device)
+    small = torch.randn(1, 3, 64, 64).to(args.device)
     result["memory"] = {
         "plain": memory(model, small),
         "fast": memory(model, small, fast=True),
     }
-    out = given.out or Path(f"benchmarks/results/native{'' if kind == 'cpu' else '-' + kind}.json")
+    out = args.out or Path(f"benchmarks/results/native{'' if kind == 'cpu' else '-' + kind}.json")
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps(result) + "\n")
     print(f"\n{report(result, bounds)}")

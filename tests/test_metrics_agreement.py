@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 import camkit
 from camkit.contracts.model import LoadedModel
+from camkit.errors import UsageError
 from camkit.explaining.comparison import compare
 from camkit.explaining.explanation import Explanation
 from camkit.metrics.agreement import (
@@ -85,6 +87,12 @@ def test_what_is_not_defined_is_nan_and_hurts_no_neighbour(measure: Callable[...
 def test_the_difference_from_a_zero_map_is_absolute() -> None:
     assert difference(torch.zeros(1, 2, 2), 3 * torch.ones(1, 2, 2)).tolist() == [3.0]
     assert difference(torch.ones(1, 2, 2), torch.full((1, 2, 2), torch.nan)).isnan().all()
+
+
+def test_ssim_without_scikit_image_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "skimage", None)
+    with pytest.raises(UsageError, match=r"camkit\[bench\]"):
+        ssim(maps(1, 4, 4), maps(1, 4, 4, seed=1))
 
 
 def test_ssim_of_a_map_without_room_for_a_window_is_not_defined() -> None:

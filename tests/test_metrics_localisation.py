@@ -112,9 +112,7 @@ def test_mosaics_hold_sure_images_of_different_classes_and_score_by_their_cells(
     assert torch.equal(made.inputs, again.inputs)
     assert len(mosaics(colours, inputs, n=2, count=1).targets) == 4
     assert place(colours(made.inputs), made.targets).tolist() == [0] * 8
-    with pytest.raises(
-        UsageError, match=r"images of 9 classes that the model recognises with 99%.*there are 4"
-    ):
+    with pytest.raises(UsageError, match=r" 9 .*99%.* 4"):
         mosaics(colours, inputs, n=3)
 
 

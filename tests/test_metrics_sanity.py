@@ -123,10 +123,11 @@ def test_another_class_gets_another_map(scene: Scene) -> None:
         asked.append(t)
         return gradcam(model, x, t)
 
-    similar = random_logit(explain, inputs, maps, targets, classes=5)
+    similar = random_logit(model, explain, inputs, maps, targets)
     assert (asked[0] != targets).all() and (asked[0] < 5).all() and float(similar.mean()) < 0.95
-    assert torch.allclose(random_logit(lambda x, t: maps, inputs, maps, targets, classes=5), torch.ones(6))
-    assert random_logit(explain, inputs, maps, targets, classes=1).isnan().all() and len(asked) == 1
+    assert torch.allclose(random_logit(model, lambda x, t: maps, inputs, maps, targets), torch.ones(6))
+    one_class = nn.Sequential(nn.Flatten(), nn.LazyLinear(1))
+    assert random_logit(one_class, explain, inputs, maps, targets).isnan().all() and len(asked) == 1
 
 
 def test_a_map_that_says_nothing_is_not_compared(scene: Scene) -> None:

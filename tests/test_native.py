@@ -189,7 +189,7 @@ def test_shapleycam_without_second_derivatives(batch: Tensor) -> None:
 
     model = nn.Sequential(nn.Conv2d(3, 8, 3, stride=4), Insisting(), nn.Linear(8, 2)).eval()
     assert camkit.maps(model, batch, 0, layer="0").isfinite().all()
-    with pytest.raises(UsageError, match="shapleycam needs second derivatives"):
+    with pytest.raises(UsageError, match=r"shapleycam .*second derivatives"):
         camkit.maps(model, batch, 0, layer="0", method="shapleycam")
 
 
@@ -211,7 +211,7 @@ def test_finercam_is_gradcam_minus_that_of_the_nearest(
 
 def test_finercam_needs_something_to_compare_with(batch: Tensor) -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 1))
-    with pytest.raises(UsageError, match="one score only"):
+    with pytest.raises(UsageError, match=r"finercam .*one score"):
         camkit.maps(model, batch, 0, layer="0", method="finercam")
 
 
@@ -516,18 +516,18 @@ class Reused(nn.Module):
 
 
 def test_layer_that_runs_twice() -> None:
-    with pytest.raises(LayerError, match="'conv' ran more than once"):
+    with pytest.raises(LayerError, match=r"'conv' .*more than once"):
         camkit.maps(Reused(), torch.randn(1, 3, 8, 8), 0, layer="conv")
 
 
 def test_layer_that_does_not_run() -> None:
-    with pytest.raises(LayerError, match="'idle' did not run"):
+    with pytest.raises(LayerError, match=r"'idle' .*not run"):
         camkit.maps(Reused(), torch.randn(1, 3, 8, 8), 0, layer="idle")
 
 
 def test_traced_module_is_not_silently_empty(small_net: nn.Module, batch: Tensor) -> None:
     traced = torch.jit.trace(small_net, batch, check_trace=False)
-    with pytest.raises(ModelError, match=r"scripted, traced or frozen"):
+    with pytest.raises(ModelError, match="traced"):
         camkit.maps(traced, batch, 0, layer="body")
 
 
@@ -544,7 +544,7 @@ def test_layer_without_a_map(small_net: nn.Module, batch: Tensor, layer: str, me
 
 
 def test_layer_that_returns_a_tuple() -> None:
-    with pytest.raises(LayerError, match="returns a tuple"):
+    with pytest.raises(LayerError, match="tuple"):
         camkit.maps(Tokens(), torch.randn(1, 3, 16, 16), 0, layer="mix")
 
 
@@ -559,7 +559,7 @@ def test_scores_that_do_not_depend_on_the_layer() -> None:
             self.conv(x)
             return self.head(x.mean((2, 3)))
 
-    with pytest.raises(LayerError, match="do not depend on the target layer"):
+    with pytest.raises(LayerError, match="depend on the target layer"):
         camkit.maps(Blind(), torch.randn(1, 3, 8, 8), 0, layer="conv")
 
 

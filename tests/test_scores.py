@@ -83,7 +83,7 @@ def test_what_is_said_is_taken() -> None:
     for kind in meant.KINDS:
         assert meant.meaning(meant.checked(kind), scores, never) == kind
     assert meant.meaning("softmax", torch.tensor([[0.2]]), never) == "sigmoid"  # of one it is always 1
-    with pytest.raises(ModelError, match=r"said to be probabilities.* from -1 to 3"):
+    with pytest.raises(ModelError, match=r"probabilities.* -1 to 3"):
         meant.meaning("probabilities", torch.tensor([[-1.0, 3.0]]), never)
 
 
@@ -187,7 +187,7 @@ def test_one_output_is_above_a_half_or_not(bias: float, name: str | None) -> Non
 def test_a_softmax_of_one_output_is_read_otherwise_and_says_so() -> None:
     asked = said(model(1, bias=[LOG3], scores="softmax"))
     assert asked.probability == pytest.approx(0.75, abs=1e-3) and asked.scores == "sigmoid"
-    assert any("softmax over one score is always 1" in text for text in asked.warnings)
+    assert any("softmax over one score" in text for text in asked.warnings)
     assert not said(model(1, bias=[LOG3])).warnings
 
 
@@ -246,7 +246,7 @@ def test_a_regression_has_scores_alone() -> None:
 
 
 def test_probabilities_that_are_none_are_refused() -> None:
-    with pytest.raises(ModelError, match="said to be probabilities"):
+    with pytest.raises(ModelError, match="probabilities"):
         said(model(2, bias=[5.0, -1.0], scores="probabilities"))
 
 
@@ -261,7 +261,7 @@ def test_a_bundle_keeps_it(tmp_path: Path) -> None:
     config = json.loads((folder / "camkit.json").read_text())
     for value in ("logits", None, 3, ["softmax"]):
         (folder / "camkit.json").write_text(json.dumps({**config, "scores": value}))
-        with pytest.raises(ModelError, match="there are no scores"):
+        with pytest.raises(ModelError, match="unknown scores"):
             camkit.load_model(folder, device="cpu")
     del config["scores"]
     (folder / "camkit.json").write_text(json.dumps(config))
@@ -269,9 +269,9 @@ def test_a_bundle_keeps_it(tmp_path: Path) -> None:
 
 
 def test_an_unknown_word_is_told() -> None:
-    with pytest.raises(ModelError, match="use softmax, sigmoid, probabilities, none"):
+    with pytest.raises(ModelError, match=r"'logits'.*softmax, sigmoid, probabilities, none"):
         camkit.load_model("pets", device="cpu", scores="logits")  # type: ignore[arg-type]
-    with pytest.raises(ModelError, match="there are no scores 'logit'"):
+    with pytest.raises(ModelError, match="unknown scores 'logit'"):
         model(1, scores="logit")
 
 
@@ -356,7 +356,7 @@ def test_mosaics_are_sure_by_what_the_scores_mean() -> None:
     inputs = torch.rand(4, 3, 4, 4)
     made = localisation.mosaics(lambda _: scores, inputs, confidence=0.99)
     assert len(made.inputs) == 4  # a second softmax would leave 0.47
-    with pytest.raises(UsageError, match="recognises with 99% or more; there are 0"):
+    with pytest.raises(UsageError, match=r"99%.* 0"):
         localisation.mosaics(lambda _: scores, inputs, scores="softmax")
-    with pytest.raises(UsageError, match="needs probabilities"):
+    with pytest.raises(UsageError, match="probabilities"):
         localisation.mosaics(lambda _: scores, inputs, scores="none")

@@ -105,12 +105,12 @@ class Flips(nn.Module):
 def test_rows_that_are_not_images_are_refused(
     make: Any, layer: str, rows: int, backend: str, photos: Tensor
 ) -> None:
-    with pytest.raises(LayerError, match=f"{rows} rows .* for 2 images"):
+    with pytest.raises(LayerError, match=f"{rows} rows .*2 images"):
         camkit.maps(seeded(make), photos, 1, layer=layer, backend=backend)
 
 
 def test_auto_never_takes_rows_for_images(photos: Tensor) -> None:
-    with pytest.raises(LayerError, match=r"4 rows .* for 1 image"):
+    with pytest.raises(LayerError, match=r"4 rows .*1 image"):
         camkit.maps(seeded(Tiles), photos, 1)
 
 
@@ -132,7 +132,7 @@ class Sequences(nn.Module):
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_tokens_first_where_it_is_said(backend: str, photos: Tensor) -> None:
     model = seeded(Sequences)
-    with pytest.raises(LayerError, match="say layout='tokens-first'"):
+    with pytest.raises(LayerError, match="layout='tokens-first'"):
         camkit.maps(model, photos, 1, layer="norm", backend=backend)
     expected = reference(
         model, photos, model.norm, scores_of(1), lambda t: t.permute(1, 2, 0).unflatten(2, (4, 4))
@@ -263,15 +263,15 @@ def test_what_stays_open_is_refused_and_the_way_out_works() -> None:
 
 def test_a_layout_that_does_not_exist_or_fit(photos: Tensor) -> None:
     model = seeded(lambda: pooled(nn.Conv2d(3, 8, 3)))
-    with pytest.raises(UsageError, match="a layout is channels-first"):
+    with pytest.raises(UsageError, match=r"'?channels-first.*'NCHW'"):
         camkit.maps(model, photos, 1, layer="0", layout="NCHW")
-    with pytest.raises(UsageError, match="did you mean 'tokens-first'"):
+    with pytest.raises(UsageError, match=r"'token-first'.*'tokens-first'"):
         camkit.maps(model, photos, 1, layer="0", layout="token-first")
-    with pytest.raises(LayerError, match=r"not a feature map of the layout tokens; leave the layout out"):
+    with pytest.raises(LayerError, match=r"layout tokens\b.*leave the layout out"):
         camkit.maps(model, photos, 1, layer="0", layout="tokens")
-    with pytest.raises(LayerError, match=r"the layout tokens-first does not fit it"):
+    with pytest.raises(LayerError, match=r"layout tokens-first\b"):
         camkit.maps(model, photos, 1, layer="0", layout="tokens-first")
-    with pytest.raises(LayerError, match=r"a layer is a name or a module of the model, not 3"):
+    with pytest.raises(LayerError, match=r"layer .*not 3"):
         camkit.maps(model, photos, 1, layer=3)  # type: ignore[call-overload]
 
 
@@ -428,7 +428,7 @@ def test_a_saturated_score_is_the_cause(last: nn.Module, photos: Tensor) -> None
     ends = nn.Sequential(*model, last).eval()
     maps, said = told(lambda: camkit.maps(ends, photos, layer="1"))
     assert not maps.any()
-    assert len(said) == 1 and "probability so near to 0 or 1" in said[0]
+    assert len(said) == 1 and " 0 or 1" in said[0]
 
 
 def test_rectified_scores_are_no_saturated_probabilities(photos: Tensor) -> None:
@@ -444,7 +444,7 @@ def test_only_the_image_concerned_is_told(photos: Tensor) -> None:
     photos[1] = 0
     maps, said = told(lambda: camkit.maps(model, photos, 1, layer="1"))
     assert maps[0].any() and not maps[1].any()
-    assert len(said) == 1 and said[0].startswith("image 1: gradcam is zero everywhere")
+    assert len(said) == 1 and said[0].startswith("image 1: gradcam is zero ")
 
 
 class Normalised(nn.Module):
@@ -523,16 +523,16 @@ def traced() -> nn.Module:
 @pytest.mark.parametrize(
     ("make", "layer", "error", "message"),
     [
-        (InPlace, "body", ModelError, "writes in place into the result of Sigmoid"),
-        (Stepped, "body", ModelError, "heaviside, which has no derivative"),
-        (Detached, "body", LayerError, "do not depend on the target layer"),
-        (ByForward, "body", LayerError, "calls its `forward`"),
-        (hooked, "0.0", ModelError, "full backward hook before an operation in place"),
-        (lambda: pooled(nn.Conv2d(1, 8, 3)), "0", UsageError, "channels is 1 for the model and 3 for"),
-        (lambda: pooled(nn.Conv2d(3, 8, 3)).half(), "0", UsageError, "is float16 and the inputs are flo"),
-        (lambda: pooled(nn.Conv2d(3, 8, 3)).to("meta"), "0", ModelError, "meta device"),
-        (lambda: pooled(nn.Conv2d(3, 8, 99)), "0", ModelError, "fails on inputs"),
-        (traced, "0", ModelError, "scripted, traced or frozen"),
+        (InPlace, "body", ModelError, "in place.*Sigmoid"),
+        (Stepped, "body", ModelError, "heaviside"),
+        (Detached, "body", LayerError, "depend on the target layer"),
+        (ByForward, "body", LayerError, "`forward`"),
+        (hooked, "0.0", ModelError, "full backward hook"),
+        (lambda: pooled(nn.Conv2d(1, 8, 3)), "0", UsageError, "1 for the model and 3"),
+        (lambda: pooled(nn.Conv2d(3, 8, 3)).half(), "0", UsageError, "float16 .*float32"),
+        (lambda: pooled(nn.Conv2d(3, 8, 3)).to("meta"), "0", ModelError, "meta"),
+        (lambda: pooled(nn.Conv2d(3, 8, 99)), "0", ModelError, r"inputs .*\[2, 3, "),
+        (traced, "0", ModelError, "traced"),
     ],
 )
 def test_the_cause_is_named(

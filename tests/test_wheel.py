@@ -98,8 +98,10 @@ def test_the_built_in_plugins_are_announced(wheel: Path, tmp_path: Path) -> None
         "trainer torch ok True",
         "model bundle ok True",
         "model fastai ok True",
+        "model file ok True",
         "model imagenet ok True",
         "model pets ok True",
+        "model python ok True",
         "model timm ok True",
         "model torchvision ok True",
     ]

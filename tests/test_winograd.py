@@ -85,7 +85,7 @@ def test_narrower_vectors_do_the_same(without: str, monkeypatch: pytest.MonkeyPa
 def test_other_weights_are_refused() -> None:
     weights = winograd.transformed(torch.randn(64, 32, 3, 3))
     for channels in (16, 64):
-        with pytest.raises(ValueError, match=f"not those of inputs \\[1, {channels}, 8, 8\\]"):
+        with pytest.raises(ValueError, match=f"\\[1, {channels}, 8, 8\\]"):
             winograd.convolve(torch.zeros(1, channels, 8, 8), weights, torch.zeros(64), (1, 1), None, False)
 
 

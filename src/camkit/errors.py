@@ -23,9 +23,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-# Messages repeat names that strangers chose. Control characters would do harm to a terminal; marks of
-# direction and of no width make a text look like another one; half a sign (a byte of a name that is no
-# UTF-8) cannot be written at all. But for the variants of emoji that is all that Unicode calls ignorable.
+# Messages repeat names that strangers chose. Control characters can harm a terminal; direction marks and
+# zero-width characters make a text look like another; lone surrogates (bytes of a name that is not UTF-8)
+# cannot be written at all. Except for emoji variants these are all that Unicode calls ignorable.
 _INVISIBLE = (
     *(0xAD, 0x34F, 0x61C, 0x115F, 0x1160, 0x17B4, 0x17B5, 0x3164, 0xFEFF, 0xFFA0),
     *range(0x180B, 0x1810),
@@ -116,7 +116,7 @@ class MapError(CamkitError):
 
 
 class CamkitWarning(UserWarning):
-    """Something went well enough, but not as one would expect."""
+    """Something worked, but not as one would expect."""
 
 
 def counted(number: int, noun: str, plural: str | None = None) -> str:
@@ -130,7 +130,7 @@ def closest(word: str, known: Iterable[str], count: int = 3) -> str:
 
     folded = {name.casefold(): name for name in known}
     word = word.casefold()
-    # A name that holds the word as one of its own, as `tiger cat` does `cat`, is what was meant.
+    # A name that contains the word, as `tiger cat` contains `cat`, is what was meant.
     near = [name for name in folded if len(word) > 2 and word in re.split(r"[\W_]+", name)][:count]
     near = near or difflib.get_close_matches(word, folded, n=count)
     return f"; did you mean {' or '.join(repr(folded[key]) for key in near)}?" if near else ""
@@ -144,7 +144,7 @@ def reason(error: BaseException) -> str:
 
 
 def typed_reason(error: BaseException) -> str:
-    """As `reason`, with the class of the error before it: for what was not raised for people."""
+    """`reason` after the class of the error: for messages that were not written for users."""
     said = reason(error)
     name = type(error).__name__
     return name if said == name else f"{name}: {said}"

@@ -1,7 +1,7 @@
 """Files that are there whole or not at all, and files of strangers, read with care.
 
-A draft has a name that nobody can guess, is made by this process and nobody else, and takes its final name
-once it is on the disk: neither a power cut nor a link that somebody has planted changes what is written.
+A draft has a name that nobody can guess, is created by this process alone, and gets its final name once it
+is on the disk: neither a power cut nor a planted link changes what is written.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from typing import BinaryIO
 from camkit.errors import CamkitError, printable, reason
 
 DRAFT = re.compile(r"\.(?P<host>.+)-(?P<process>\d+)-[0-9a-f]+\.partial")
-_NEW = os.O_CREAT | os.O_EXCL | os.O_RDWR | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
+_CREATE = os.O_CREAT | os.O_EXCL | os.O_RDWR | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
 CHUNK = 2**20  # bytes that are read at once
-_QUIET = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)  # a FIFO does not wait
+_READ = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)  # a FIFO does not block
 
 
 # --- writing ----------------------------------------------------------------------------------------
@@ -34,44 +34,44 @@ _QUIET = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 
 @contextmanager
 def writing(path: Path) -> Iterator[BinaryIO]:
-    """A file that becomes `path` when the block ends well; folders are made.
+    """A file that becomes `path` when the block succeeds; missing folders are created.
 
-    `CamkitError` if that cannot be done; then nothing is left of it. What else the block raises passes.
+    Raises `CamkitError` if that cannot be done, and leaves nothing behind. Other errors of the block pass.
     """
     draft = _draft(path)
     try:
-        with _telling(path):
+        with _write_errors(path):
             make_folder(path.parent)
-            descriptor = os.open(draft, _NEW, 0o666)
+            descriptor = os.open(draft, _CREATE, 0o666)
         file = os.fdopen(descriptor, "wb")
         try:
             yield file
-            with _telling(path):
+            with _write_errors(path):
                 sync(file)
         finally:
-            with suppress(OSError):  # what did not get to the disk is told already
+            with suppress(OSError):  # what did not reach the disk has been reported
                 file.close()
-        with _telling(path):
+        with _write_errors(path):
             draft.replace(path)
             sync_folder(path.parent)
     finally:
-        with suppress(OSError):  # it was renamed, or there is something worse to tell
+        with suppress(OSError):  # it was renamed, or a worse error is on its way
             draft.unlink()
 
 
 @contextmanager
 def writing_folder(path: Path) -> Iterator[Path]:
-    """A folder that becomes `path`, which is missing or empty, when the block ends well; as `writing`.
+    """A folder that becomes `path`, which is missing or empty, when the block succeeds; as `writing`.
 
-    The block may make files in it, no folders.
+    The block may create files in it, but no folders.
     """
     draft = _draft(path)
     try:
-        with _telling(path):
+        with _write_errors(path):
             make_folder(path.parent)
             draft.mkdir()
         yield draft
-        with _telling(path):
+        with _write_errors(path):
             for file in draft.iterdir():
                 with file.open("rb+") as made:
                     sync(made)
@@ -83,15 +83,15 @@ def writing_folder(path: Path) -> Iterator[Path]:
 
 
 def write_whole(path: Path, data: bytes | str | Iterable[str]) -> Path:
-    """Write a file as `writing` does, of texts one after the other if there are several."""
-    with writing(path) as file, _telling(path):
+    """Write a file as `writing` does; several texts come one after the other."""
+    with writing(path) as file, _write_errors(path):
         for part in [data] if isinstance(data, bytes | str) else data:
             file.write(part.encode("utf-8") if isinstance(part, str) else part)
     return path
 
 
 def sync(file: BinaryIO) -> None:
-    """Bring what was written into a file to the disk."""
+    """Flush a file to the disk."""
     file.flush()
     os.fsync(file.fileno())
 
@@ -101,14 +101,14 @@ def copy(source: Path, target: Path, limit: int) -> None:
     with writing(target) as file:
         try:
             for piece in pieces(source, limit):
-                with _telling(target):
+                with _write_errors(target):
                     file.write(piece)
         except (OSError, ValueError) as error:
             raise CamkitError(f"{printable(str(source))} cannot be copied: {reason(error)}") from None
 
 
 def make_folder(path: Path) -> None:
-    """Make a folder with those above it, however deep: `Path.mkdir` calls itself for each of them."""
+    """Create a folder and its parents, however deep: `Path.mkdir` recurses for each of them."""
     missing = []
     while not os.path.lexists(path):
         missing.append(path)
@@ -118,10 +118,9 @@ def make_folder(path: Path) -> None:
 
 
 class Place:
-    """A folder or file that is written into for a while, and whether it still is the one that it was.
+    """A folder or file that is written into for a while, and whether its path still leads to it.
 
-    It is kept open, so that no other one gets its number. Where a system opens no folders, it is taken for
-    the same.
+    It is kept open, so that no other gets its inode; where systems open no folders, existence counts.
     """
 
     def __init__(self, path: Path) -> None:
@@ -135,7 +134,7 @@ class Place:
     @classmethod
     def make(cls, folder: Path) -> Place:
         """Take hold of a folder, which is made if there is none; `CamkitError` if that cannot be."""
-        with _telling(folder):
+        with _write_errors(folder):
             make_folder(folder)
         return cls(folder)
 
@@ -154,8 +153,8 @@ class Place:
 
 
 def sync_folder(folder: Path) -> None:
-    """Bring the names in a folder to the disk, where the system does that for folders."""
-    with suppress(OSError):  # Windows opens none, and some network drives bring none to the disk
+    """Flush the names in a folder to the disk, where the system can."""
+    with suppress(OSError):  # Windows opens no folders, and some network drives flush none
         descriptor = os.open(folder, os.O_RDONLY)
         try:
             os.fsync(descriptor)
@@ -168,7 +167,7 @@ def _draft(path: Path) -> Path:
 
 
 @contextmanager
-def _telling(path: Path) -> Iterator[None]:
+def _write_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
@@ -176,13 +175,13 @@ def _telling(path: Path) -> Iterator[None]:
 
 
 def check_writable(folder: Path) -> None:
-    """Raise `CamkitError` if `folder` cannot be made or written into. That is tried, and leaves nothing."""
+    """Raise `CamkitError` if `folder` cannot be created or written into: it is tried, and undone."""
     there = next(path for path in (folder, *folder.absolute().parents) if os.path.lexists(path))
     try:
         if not there.is_dir():
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
         draft = _draft(there / folder.name)
-        os.close(os.open(draft, _NEW, 0o600))
+        os.close(os.open(draft, _CREATE, 0o600))
         draft.unlink()
     except OSError as error:
         raise CamkitError(f"cannot write into {folder}: {reason(error)}") from None
@@ -195,7 +194,7 @@ def sweep(folder: Path, *, below: bool = True) -> None:
             found = DRAFT.fullmatch(name)
             if found and found["host"] == socket.gethostname() and not _is_alive(int(found["process"])):
                 path = os.path.join(root, name)  # noqa: PTH118
-                with suppress(OSError, RecursionError):  # somebody else's, or too deep to be a draft
+                with suppress(OSError, RecursionError):  # another user's, or too deep to be a draft
                     shutil.rmtree(path) if name in folders else os.unlink(path)  # noqa: PTH108
 
 
@@ -204,7 +203,7 @@ def _is_alive(process: int) -> bool:
         os.kill(process, 0)
     except ProcessLookupError:
         return False
-    except OSError:  # somebody else's
+    except OSError:  # another user's
         return True
     return True
 
@@ -216,11 +215,11 @@ def _is_alive(process: int) -> bool:
 def opened(path: str | os.PathLike[str], limit: int) -> Iterator[tuple[BinaryIO, int]]:
     """A regular file of at most `limit` bytes, with its size; `OSError`, or `ValueError` for any other.
 
-    Not a byte more should be read than the size: some files of a system never end, or wait.
+    Read no more than the size: some system files never end, or block.
     """
-    if not stat.S_ISREG(os.stat(path).st_mode):  # noqa: PTH116  before it is opened, which may do things
+    if not stat.S_ISREG(os.stat(path).st_mode):  # noqa: PTH116  first, because opening may have effects
         raise ValueError("it is not a regular file")
-    with os.fdopen(os.open(path, _QUIET), "rb") as file:
+    with os.fdopen(os.open(path, _READ), "rb") as file:
         status = os.fstat(file.fileno())
         if not stat.S_ISREG(status.st_mode):
             raise ValueError("it is not a regular file")
@@ -236,7 +235,7 @@ def read_regular(path: str | os.PathLike[str], limit: int) -> bytes:
 
 
 def pieces(path: str | os.PathLike[str], limit: int) -> Iterator[bytes]:
-    """The contents of a regular file bit by bit, as `opened`."""
+    """The contents of a regular file in pieces, as `opened`."""
     with opened(path, limit) as (file, left):
         while left and (piece := file.read(min(CHUNK, left))):
             left -= len(piece)
@@ -260,7 +259,7 @@ def holds(path: Path, data: bytes) -> bool:
 
 
 def inside(folder: Path, name: object) -> Path:
-    """A file that a text of a stranger names, which lies in the folder; `CamkitError` if it would not."""
+    """The path that a stranger's text names; `CamkitError` if it lies outside the folder."""
     parts = PurePosixPath(name).parts if isinstance(name, str) else ()
     path = folder.joinpath(*parts)
     if not parts or ".." in parts or parts[0] == "/" or "\0" in str(name):
@@ -275,12 +274,12 @@ def inside(folder: Path, name: object) -> Path:
 
 
 def is_file(path: str | os.PathLike[str]) -> bool:
-    """Whether it is a regular file; a name that no file can have is none."""
+    """Whether it is a regular file; a name that no file can have is not."""
     return os.path.isfile(path)  # noqa: PTH113  Path.is_file raises if the name is too long
 
 
 def regular(folder: Path, name: object) -> Path:
-    """A regular file in the folder that a text names; `CamkitError` if it is not there."""
+    """The regular file in the folder that a stranger's text names; `CamkitError` if there is none."""
     path = inside(folder, name)
     if not is_file(path):
         why = "it is not a regular file" if os.path.lexists(path) else "there is no such file"
@@ -293,8 +292,8 @@ def walk(
 ) -> Iterator[tuple[str, list[str], list[str]]]:
     """Each folder with the names of its folders and files, sorted; links are not followed.
 
-    As `os.walk`, which before Python 3.12 goes no deeper than its recursion does. closed: gets what cannot
-    be listed.
+    As `os.walk`, which before Python 3.12 is limited by the recursion depth. closed: collects the errors of
+    folders that cannot be listed.
     """
     waiting = [os.fspath(folder)]
     while waiting:

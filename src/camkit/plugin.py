@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from camkit.models.torchvision import TorchvisionSource
     from camkit.models.weights import put_weights, read_weights
     from camkit.registry.loading import make
-    from camkit.training import dataset, finetune, recipe
+    from camkit.training import dataset, finetune, objective, recipe
     from camkit.training.run_folder import Run, is_main, report_line
 
 # Where each name is from, and what it is called there: nothing for a module itself.
@@ -66,6 +66,7 @@ _HOMES = {
     "layout_of": "camkit.core.layout:layout_of",
     "load_image": "camkit.images.decoding:load",
     "make": "camkit.registry.loading:make",
+    "objective": "camkit.training.objective:",
     "option": "camkit.contracts.options:option",
     "pick_device": "camkit.core.devices:pick_device",
     "pick_dtype": "camkit.core.devices:pick_dtype",
@@ -107,6 +108,7 @@ __all__ = [
     "layout_of",
     "load_image",
     "make",
+    "objective",
     "option",
     "pick_device",
     "pick_dtype",

@@ -385,14 +385,14 @@ def test_relu_functions_are_refused(method: str, x: Tensor) -> None:
         def forward(self, x: Tensor) -> Tensor:
             return self.fc(self.relu(F.relu(self.conv(x)) - torch.relu(self.conv(-x))).mean((2, 3)))
 
-    with pytest.raises(UsageError, match=rf"{method} needs nn.ReLU modules.*\(2 times\)"):
+    with pytest.raises(UsageError, match=rf"{method} .*nn.ReLU.*\(2 times\)"):
         maps(Functional(), x, 0, method, "relu")
 
 
 @pytest.mark.parametrize("method", ["guided-backprop", "guided-gradcam"])
 def test_guided_methods_refuse_a_model_without_relu(method: str, x: Tensor) -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.GELU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
-    with pytest.raises(UsageError, match="runs none"):
+    with pytest.raises(UsageError, match=f"{method} .*ReLU.*none"):
         maps(model, x, 0, method, "0")
 
 
@@ -401,7 +401,7 @@ def test_deeplift_refuses_layers_that_it_has_no_rule_for(x: Tensor) -> None:
         *(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.GELU()),
         *(nn.AdaptiveMaxPool2d(1), nn.Flatten()),
     )
-    with pytest.raises(UsageError, match=r"no rule for a layer of Sequential.*integrated-gradients"):
+    with pytest.raises(UsageError, match=r"Sequential.*integrated-gradients"):
         maps(model, x, 0, "deeplift", "0")
 
 
@@ -449,7 +449,7 @@ def explode(*_: Any) -> None:
 
 @pytest.mark.parametrize("method", ["layer-activation", "gradient-shap", "occlusion"])
 def test_noise_tunnel_says_which_methods_it_goes_with(net: nn.Module, x: Tensor, method: str) -> None:
-    with pytest.raises(OptionError, match=f"does not go with {method}, but with gradcam"):
+    with pytest.raises(OptionError, match=f"with {method}, .*with gradcam"):
         maps(net, x, 0, method, "body", noise_tunnel="smoothgrad")
 
 
@@ -477,12 +477,12 @@ def test_more_steps_add_up_better(net: nn.Module, x: Tensor) -> None:
     ("options", "message"),
     [
         ({"window": 13}, r"window=13.*16x12 pixels"),
-        ({"window": 2, "stride": 3}, r"window=2 and stride=3 do not fit"),
-        ({"window": 0}, "at least 1"),
-        ({"steps": "many"}, "must be int"),
-        ({"baseline": "black"}, r"zero\|mean"),
-        ({"stdev": -0.1}, "at least 0"),
-        ({"noise_tunel": "none"}, "did you mean 'noise_tunnel'"),
+        ({"window": 2, "stride": 3}, r"window=2 .*stride=3"),
+        ({"window": 0}, "window .*at least 1"),
+        ({"steps": "many"}, "steps .*int.*'many'"),
+        ({"baseline": "black"}, r"zero\|mean.*'black'"),
+        ({"stdev": -0.1}, "stdev .*at least 0"),
+        ({"noise_tunel": "none"}, "'noise_tunel'.*'noise_tunnel'"),
     ],
 )
 def test_wrong_options(net: nn.Module, x: Tensor, options: dict[str, Any], message: str) -> None:
@@ -546,7 +546,7 @@ def test_a_patched_forward_is_followed(net: nn.Module, x: Tensor) -> None:
 @pytest.mark.parametrize("method", ["gradcam", "saliency"])
 def test_a_traced_model_is_refused(net: nn.Module, x: Tensor, method: str) -> None:
     traced = torch.jit.trace(net, x, check_trace=False)
-    with pytest.raises(ModelError, match=r"traced.*pass the original module"):
+    with pytest.raises(ModelError, match=r"traced.*original module"):
         maps(traced, x, 1, method, "body")
 
 
@@ -573,8 +573,8 @@ def test_two_threads_on_one_model(net: nn.Module) -> None:
 def test_layers_without_a_single_map(net: nn.Module, x: Tensor, method: str) -> None:
     net.idle = nn.Conv2d(3, 3, 1)
     for layer, message in (
-        ("relu", "ran more than once"),
-        ("idle", "did not run"),
+        ("relu", "more than once"),
+        ("idle", "not run"),
         ("fc", "not a feature map"),
     ):
         with pytest.raises(LayerError, match=message):
@@ -591,10 +591,10 @@ def test_scores_that_do_not_depend_on_the_layer_or_the_image(x: Tensor) -> None:
             self.conv(x)
             return self.scores.expand(len(x), 2)
 
-    with pytest.raises(LayerError, match="do not depend on the target layer"):
+    with pytest.raises(LayerError, match="depend on the target layer"):
         maps(Blind(), x, 0, "gradcam", "conv")
     for frozen in (False, True):
-        with pytest.raises(LayerError, match=r"do not depend on .* the inputs"):
+        with pytest.raises(LayerError, match=r"depend on .* the inputs"):
             maps(Blind().requires_grad_(not frozen), x, 0, "saliency", "conv")
 
 

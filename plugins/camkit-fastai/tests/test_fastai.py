@@ -27,8 +27,9 @@ from camkit.images.preprocess import Preprocess
 from camkit.models.fastai import FastaiSource
 from camkit.testing import trainer_checks
 from camkit.testing.trainers import toy_photos
-from camkit.training import dataset, finetune
+from camkit.training import dataset, finetune, objective, training_report
 from camkit.training import recipe as recipes
+from camkit.training.label_verdicts import LabelVerdicts
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -40,7 +41,7 @@ STAGES: list[dict[str, Any]] = [
     {"size": 64, "epochs": 2, "lr_max": 0.02, "frozen": True},
     {"size": 96, "epochs": 1, "lr_max": 0.01, "lr_min": 0.001},
 ]
-RECIPE: dict[str, Any] = {"batch_size": 8, "presize": 96, "stages": STAGES}
+RECIPE: dict[str, Any] = {"batch_size": 8, "presize": 96, "split": "random", "stages": STAGES}
 ASKED: dict[str, Any] = {"arch": "timm:test_resnet", "recipe": RECIPE, "weights": "none"}
 IN_PROCESS = {"workers": 0}
 
@@ -104,8 +105,8 @@ def test_the_recipe_is_the_lessons() -> None:
     ("table", "message"),
     [
         ({"stages": [{"size": 16}]}, "size of a stage"),
-        ({"pad_mode": "mirror"}, "pad_mode of the recipe must be reflection|zeros|border"),
-        ({"stages": [{"lr": 1e-3}]}, "no option 'lr'"),
+        ({"pad_mode": "mirror"}, "reflection|zeros|border"),
+        ({"stages": [{"lr": 1e-3}]}, "'lr'"),
     ],
 )
 def test_recipes_that_are_refused(table: dict[str, Any], message: str) -> None:
@@ -192,11 +193,11 @@ def test_imagenet_needs_no_network_and_is_what_it_was(toys: Path, tmp_path: Path
 @pytest.mark.parametrize(
     ("arch", "sizes", "message"),
     [
-        ("googlenet", (224,), "cannot take 224 x 224"),
-        ("vit_b_16", (224,), "cannot be cut"),
-        ("deit_tiny_patch16_224", (224, 352), "cannot take 352 x 352"),
-        ("resnet43", (224,), "did you mean"),
-        ("pets", (224,), "brings its own weights"),
+        ("googlenet", (224,), "224 x 224"),
+        ("vit_b_16", (224,), "cut"),
+        ("deit_tiny_patch16_224", (224, 352), "352 x 352"),
+        ("resnet43", (224,), "resnet43.*did you mean"),
+        ("pets", (224,), "own weights"),
     ],
 )
 def test_models_that_do_not_fit_are_told_before_training(arch: str, sizes: Any, message: str) -> None:
@@ -357,7 +358,7 @@ def test_the_global_generators_are_left_alone(toys: Path, tmp_path: Path) -> Non
 
 
 def test_mixed_precision_needs_a_gpu(toys: Path, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="bfloat16 on CUDA devices only"):
+    with pytest.raises(UsageError, match=r"bfloat16 .*CUDA"):
         train(toys, tmp_path / "out", precision="bfloat16")
 
 
@@ -373,7 +374,7 @@ def test_mixed_precision(toys: Path, tmp_path: Path, precision: Any) -> None:
 def test_a_class_that_cannot_be_printed_is_told_before_training(toys: Path, tmp_path: Path) -> None:
     data = Path(shutil.copytree(toys, tmp_path / "data"))
     (data / "red").rename(data / os.fsdecode(b"caf\xe9"))
-    with pytest.raises(UsageError, match=r"names cannot be printed \(caf\\xe9\)"):
+    with pytest.raises(UsageError, match=r"\(caf\\xe9\)"):
         train(data, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
@@ -382,14 +383,14 @@ def test_a_size_that_no_bundle_takes_is_told_before_training(
     toys: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("camkit.images.preprocess.MAX_VIEW", 64 * 64)
-    with pytest.raises(ModelError, match="is more than 4,096 pixels"):
+    with pytest.raises(ModelError, match="4,096 pixels"):
         train(toys, tmp_path / "out")
     assert not list((tmp_path / "out").iterdir())
 
 
 def test_a_training_that_diverges_is_one_line(toys: Path, tmp_path: Path) -> None:
     stages = [{"size": 64, "epochs": 2, "lr_max": 1e30}]
-    with pytest.raises(CamkitError, match=r"^\w+ of epoch \d is (nan|inf): the training diverged[^\n]*$"):
+    with pytest.raises(CamkitError, match=r"^\w+ of epoch \d is (nan|inf): [^\n]*diverged[^\n]*$"):
         train(toys, tmp_path / "out", recipe={**RECIPE, "stages": stages})
 
 
@@ -402,7 +403,7 @@ def test_a_checkpoint_that_does_not_fit_is_one_line(toys: Path, tmp_path: Path, 
         train(toys, tmp_path, weights=str(trained), progress=progress)
     state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
     torch.save({**state, "module": {}}, tmp_path / "checkpoint.pt")
-    with pytest.raises(CamkitError, match=r"checkpoint\.pt does not fit this training \(.*\): remove it"):
+    with pytest.raises(CamkitError, match=r"checkpoint\.pt .*remove it"):
         train(toys, tmp_path, weights=str(trained), resume=True)
 
 
@@ -455,13 +456,12 @@ def test_an_exported_learner_is_loaded_only_if_trusted(toys: Path, tmp_path: Pat
         learner.fit_one_cycle(1)
     learner.save("both")  # with the optimiser, which is not tensors alone
     learner.save("plain", with_opt=False)
-    with pytest.raises(ModelError, match="with_opt=False"):
-        camkit.load_model(f"fastai:test_resnet@{tmp_path / 'models' / 'both'}", device="cpu")
-    saved = camkit.load_model(f"fastai:test_resnet@{tmp_path / 'models' / 'plain'}", device="cpu")
-    assert torch.equal(saved.module[1][4].weight, learner.model[1][4].weight)
+    for name in ("both", "plain"):
+        saved = camkit.load_model(f"fastai:test_resnet@{tmp_path / 'models' / name}", device="cpu")
+        assert torch.equal(saved.module[1][4].weight, learner.model[1][4].weight)
     learner.export("learner.pkl")
     spec = f"fastai:{tmp_path / 'learner.pkl'}"
-    with pytest.raises(ModelError, match=r"is a pickle.*--trust-pickle"):
+    with pytest.raises(ModelError, match=r"--trust-pickle"):
         camkit.load_model(spec, device="cpu")
     loaded = camkit.load_model(spec, device="cpu", trust_pickle=True)
     assert loaded.classes == ("blue", "green", "red")
@@ -471,3 +471,45 @@ def test_an_exported_learner_is_loaded_only_if_trusted(toys: Path, tmp_path: Pat
         ours = loaded.module(loaded.preprocess(Image.open(photo))[None]).softmax(1)[0]
     theirs = learner.predict(photo)[2]
     torch.testing.assert_close(ours, theirs.as_subclass(torch.Tensor), atol=2e-3, rtol=0)
+
+
+# --- data of one's own ----------------------------------------------------------------------------
+
+
+def test_several_labels_are_learnt_each_by_itself(tmp_path: Path) -> None:
+    """A table, both classes at once, class weights, an interruption: as the trainer `torch` does it."""
+    draw = np.random.default_rng(0)
+    lines = ["file,tags"]
+    for number in range(20):
+        pixels = draw.integers(0, 60, (64, 64, 3), dtype=np.uint8)
+        here = [name for bit, name in enumerate(("red", "green")) if number >> bit & 1]
+        for channel, name in enumerate(("red", "green")):
+            pixels[..., channel] += 180 * (name in here)
+        Image.fromarray(pixels).save(tmp_path / f"{number}.png")
+        lines.append(f"{number}.png,{' '.join(here)}")
+    (tmp_path / "labels.csv").write_text("\n".join(lines))
+    changes = {"class_weights": "balanced", "split": "stratified", "valid": 0.4}
+    said: list[str] = []
+    whole = train(tmp_path, tmp_path / "out", changes=changes, progress=lambda _, text: said.append(text))
+    assert said[0].startswith(
+        "12 photographs to train on, 8 held out, 2 classes from labels.csv, column tags"
+    )
+    assert set(whole.metrics) == {"mean_average_precision", "f1", "label_accuracy", "valid_loss"}
+    assert camkit.load_model(whole.bundle, device="cpu").scores == "sigmoid"
+    verdicts, _ = training_report.write(whole, tmp_path / "out", device="cpu")
+    assert isinstance(verdicts, LabelVerdicts)
+    found = objective.label_accuracy(verdicts.probabilities - 0.5, verdicts.labels)
+    assert float(found) == pytest.approx(whole.metrics["label_accuracy"])
+    assert verdicts.mean_average_precision == pytest.approx(whole.metrics["mean_average_precision"])
+
+
+def test_the_users_own_split_and_class_weights(tmp_path: Path) -> None:
+    for part, seed in (("train", 4), ("val", 2)):
+        toy_photos(tmp_path / "data" / part, per_class=seed)
+    (tmp_path / "data" / "train" / "red" / "red_0.png").unlink()
+    result = train(tmp_path / "data", tmp_path / "out", changes={"class_weights": "balanced"})
+    assert {path.relative_to(tmp_path / "data").parts[0] for path, _ in result.validation} == {"val"}
+    assert (
+        result.trained_on == {"blue": 4, "green": 4, "red": 3}
+        and "as the user split them" in result.told[0]
+    )

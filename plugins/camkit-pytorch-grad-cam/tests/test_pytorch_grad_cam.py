@@ -472,10 +472,10 @@ def test_finercam_compares_with_the_nearest_score() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"batch_size": 0}, "at least 1"),
+        ({"batch_size": 0}, "batch_size .*at least 1"),
         ({"score": "probability"}, "logit"),
         ({"kernel": "cubic"}, "sigmoid"),
-        ({"seed": -1}, "between 0"),
+        ({"seed": -1}, "seed .*between 0"),
         ({"aug_smooth": "perhaps"}, r"true\|false"),
         ({"eigen": True}, "eigen_smooth"),
     ],
@@ -629,9 +629,9 @@ class Twice(nn.Module):
 
 def test_a_layer_that_does_not_run_once() -> None:
     """Upstream: an IndexError that its `__exit__` swallows, or the map of the first run."""
-    with pytest.raises(LayerError, match="'body' ran more than once"):
+    with pytest.raises(LayerError, match=r"'body' .*more than once"):
         maps(Twice(), images(1, 8, 8), layer="body")
-    with pytest.raises(LayerError, match="'other' did not run"):
+    with pytest.raises(LayerError, match=r"'other' .*not run"):
         maps(Twice(), images(1, 8, 8), layer="other")
 
 
@@ -646,9 +646,9 @@ def test_scores_that_do_not_depend_on_the_layer() -> None:
             return x.detach()
 
     model = nn.Sequential(nn.Conv2d(3, 4, 3), Detached(), nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()
-    with pytest.raises(LayerError, match="through differentiable steps"):
+    with pytest.raises(LayerError, match="differentiable"):
         maps(model, images(1, 16, 12), layer="0")
-    with pytest.raises(LayerError, match="through differentiable steps"):
+    with pytest.raises(LayerError, match="differentiable"):
         maps(model, images(1, 16, 12), layer="0", method="fullgrad")
     assert maps(model, images(1, 16, 12), layer="0", method="eigencam").isfinite().all()
 
@@ -660,5 +660,5 @@ def test_finercam_needs_classes_to_compare() -> None:
 
 
 def test_other_errors_of_the_model_come_through() -> None:
-    with pytest.raises(UsageError, match="channels is 3 for the model and 4 for"):
+    with pytest.raises(UsageError, match="3 for the model and 4"):
         maps(cnn(), torch.zeros(1, 4, 16, 16))

@@ -241,8 +241,8 @@ class Awkward(nn.Module):
 @pytest.mark.parametrize(
     ("layer", "message"),
     [
-        ("twice", "'twice' ran more than once"),
-        ("never", "'never' did not run"),
+        ("twice", "'twice' .*more than once"),
+        ("never", "'never' .*not run"),
         ("flat", "not a feature map"),
     ],
 )

@@ -1,9 +1,9 @@
 """How fast explainers are, how far they agree, and whether their maps tell the truth, in one table.
 
-From top to bottom: `statistics`, intervals and verdicts; `bench_json`, the one source of every table;
-`timing`, interleaved rounds; `request`, what to measure; `environment`, what it was measured on;
-`entrants`, who takes part; `scenes`, on which images; `metric_choice`, by which metrics; `survey`, maps
-and their scores; `latency`, in one process or several; `runner`, all together; `conditions` for
-`--fail-if`; `compare` for two documents; `significance`, whether one is better than a control;
-`bench_report`, Markdown and HTML from one.
+From top to bottom: `statistics`, intervals and verdicts; `results`, what `bench.json` holds; `typed_json`,
+which reads and writes it; `bench_json`, its figures and tables; `timing`, interleaved rounds; `request`,
+what to measure; `environment`, what it was measured on; `entrants`, who takes part; `scenes`, on which
+images; `metric_choice`, by which metrics; `survey`, maps and their scores; `latency`, in one process or
+several; `runner`, all together; `conditions` for `--fail-if`; `compare` for two documents; `significance`,
+whether one is better than a control; `bench_report`, Markdown and HTML from one.
 """

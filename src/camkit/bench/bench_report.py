@@ -5,15 +5,18 @@ from __future__ import annotations
 import io
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from camkit.bench import bench_json as documents
-from camkit.bench import statistics
-from camkit.bench.bench_json import GAIN, NOTHING, best, headers, headline, score
-from camkit.bench.page_formats import Picture, Section, markdown, markdown_parts, page, page_parts
+from camkit.bench import bench_json, statistics
+from camkit.bench.bench_json import NOTHING, headers, headline, mean, span
+from camkit.bench.page_formats import HTML, MARKDOWN, Picture, Section, render
+from camkit.bench.results import GAIN, Agreement, Document, SceneFacts, Score
+from camkit.bench.significance import ALIKE, BETTER, BETTER_WORDS, Curves, better
+from camkit.bench.typed_json import mapped, to_json
 from camkit.drawing import charts
 from camkit.errors import ESCAPES, CamkitError, CamkitWarning
 from camkit.files import inside, write_whole
@@ -21,9 +24,6 @@ from camkit.images import decoding
 
 if TYPE_CHECKING:
     from PIL.Image import Image
-from camkit.bench.significance import ALIKE, BETTER, BETTER_WORDS, Curves, Document, better, row_name
-
-__all__ = ["BETTER", "better", "contents", "markdown", "page", "write"]
 
 LEFT_OUT = "Pictures that are left out"
 MAX_MATRIX = 40  # names: a picture with the numbers of more of them is too large to be read
@@ -40,17 +40,14 @@ def write(document: Document, folder: Path) -> list[Path]:
     A `CamkitWarning` tells of each picture that is left out.
     """
     sections = list(contents(document, folder))
-    for told in (text for section in sections if section.title == LEFT_OUT for text in section.words):
-        warnings.warn(f"left out of the report: {told}", CamkitWarning, stacklevel=2)
-    return [
-        write_whole(folder / "report.md", markdown_parts(sections)),
-        write_whole(folder / "report.html", page_parts(sections)),
-    ]
+    for picture in (text for section in sections if section.title == LEFT_OUT for text in section.words):
+        warnings.warn(f"left out of the report: {picture}", CamkitWarning, stacklevel=2)
+    return [write_whole(folder / name, render(name, sections)) for name in (MARKDOWN, HTML)]
 
 
 def contents(document: Document, folder: Path) -> Iterator[Section]:
     """The report, section by section; what was not measured is left out."""
-    document = _visible(document)
+    document = mapped(document, _visible)
     yield Section("camkit bench", tuple(_introduction(document)), headers(document), headline(document))
     if rows := list(_latency(document)):
         pictures = _encoded(_distributions(document))
@@ -61,28 +58,28 @@ def contents(document: Document, folder: Path) -> Iterator[Section]:
         yield Section("Better than maps that know nothing?", [BETTER_WORDS], BETTER, rows)
     if rows := list(_parity(document)):
         yield Section("Parity", [PARITY_WORDS], ("BACKEND", "METHOD", "DIFFERENCE"), rows)
-    cases, rows = documents.hard_table(document)
+    cases, rows = bench_json.hard_table(document)
     if rows:
         yield Section("Parity in hard cases", [HARD_WORDS], cases, rows)
-    for scene, agreement in document["agreement"].items():
-        if agreement:
-            pictures = _encoded(_matrices(agreement, scene))
-            words = [MATRIX_WORDS, *documents.null_lines(document, scene)]
+    for name, agreement in document.agreement.items():
+        if agreement.measures:
+            pictures = _encoded(_matrices(agreement, name))
+            words = [MATRIX_WORDS, *bench_json.null_lines(document, name)]
             words += [] if pictures else [f"They are not drawn: there are more than {MAX_MATRIX} maps."]
-            yield Section(f"Agreement: {scene}", words, pictures=pictures)
-    for scene in document["scenes"]:
-        columns, rows = _scores(document, scene["name"])
+            yield Section(f"Agreement: {name}", words, pictures=pictures)
+    for scene in document.scenes:
+        columns, rows = _scores(document, scene.name)
         if len(columns) > 2:
             words = [_scene(scene), *_metric_lines(document, columns[2:])]
-            pictures = _encoded(_bands(document, scene["name"]))
-            yield Section(f"Scores: {scene['name']}", words, columns, rows, pictures)
+            pictures = _encoded(_bands(document, scene.name))
+            yield Section(f"Scores: {scene.name}", words, columns, rows, pictures)
     examples, left_out = _examples(document, folder)
     if examples:
         yield Section("Where explainers disagree most", pictures=examples)
     if left_out:
         yield Section(LEFT_OUT, left_out)
     yield Section("Environment", headers=("FACT", "VALUE"), rows=list(_environment(document)))
-    yield Section("Again", code=document["command"])
+    yield Section("Again", code=document.command)
 
 
 TIMING_WORDS = (
@@ -110,13 +107,13 @@ HARD_WORDS = (
 
 
 def _introduction(document: Document) -> Iterator[str]:
-    settings, machine = document["settings"], document["environment"]
+    settings, machine = document.settings, document.environment
     yield (
-        f"Model {settings['model']}, layer {settings['layer']}, {settings['dtype']} on "
-        f"{machine.get('device_name')}, threads: {machine.get('threads')}."
+        f"Model {settings.model}, layer {settings.layer}, {settings.dtype} on {machine.device_name}, "
+        f"threads: {machine.threads}."
     )
-    yield from map(_scene, document["scenes"])
-    if line := documents.busy(document):
+    yield from map(_scene, document.scenes)
+    if line := bench_json.busy(document.load, machine.cores):
         yield f"Note: {line}."
     yield TABLE_WORDS
 
@@ -130,12 +127,11 @@ TABLE_WORDS = (
 )
 
 
-def _scene(scene: Mapping[str, Any]) -> str:
-    truth = f", truth for {scene['with_truth']}" if scene["with_truth"] else ", without truth"
-    share = scene.get("truth_share")
-    chance = f", which covers {share:.0%}: the level of chance" if share else ""
-    remark = f" {scene['remark']}." if scene.get("remark") else ""
-    return f"{scene['name']}: {scene['images']} images{truth}{chance}.{remark}"
+def _scene(scene: SceneFacts) -> str:
+    truth = f", truth for {scene.with_truth}" if scene.with_truth else ", without truth"
+    chance = f", which covers {scene.truth_share:.0%}: the level of chance" if scene.truth_share else ""
+    remark = f" {scene.remark}." if scene.remark else ""
+    return f"{scene.name}: {scene.images} images{truth}{chance}.{remark}"
 
 
 LATENCY = (
@@ -145,21 +141,19 @@ LATENCY = (
 
 
 def _latency(document: Document) -> Iterator[list[str]]:
-    for row in document["rows"]:
-        for record in row["latency"]:
-            against = record["against"]
-            memory = [f"{kind} {size / 2**20:.1f}" for kind, size in record["memory"].items()]
+    for row in document.rows:
+        for record in row.latency:
+            memory = [f"{kind} {size / 2**20:.1f}" for kind, size in record.memory.items()]
             yield [
-                *(row["backend"], row["method"], str(record["batch"])),
-                documents.span(record["seconds"], 1000),
-                documents.span(record["ratio"]) if record["ratio"] else NOTHING,
-                documents.span(against) if against else NOTHING,
-                against["verdict"] if against else NOTHING,
-                *(_ms(record.get(key)) for key in ("p90", "p99", "cold", "compile")),
-                f"{record['images_per_second']:.1f}",
+                *(row.backend, row.method, str(record.batch)),
+                span(record.seconds, 1000),
+                *(span(ratio) if ratio else NOTHING for ratio in (record.ratio, record.against)),
+                record.against.verdict if record.against else NOTHING,
+                *map(_ms, (record.p90, record.p99, record.cold, record.compile)),
+                f"{record.images_per_second:.1f}",
                 ", ".join(memory) or "not readable here",
-                str(len(documents.by_process(record["samples"]))),
-                str(len(record["samples"]["host"])),
+                str(len(record.samples.by_process())),
+                str(len(record.samples.host)),
             ]
 
 
@@ -169,21 +163,21 @@ def _ms(seconds: float | None) -> str:
 
 def _distributions(document: Document) -> Iterator[tuple[str, Image]]:
     by_batch: dict[int, dict[str, list[float]]] = {}
-    for row in document["rows"]:
-        for record in row["latency"]:
-            if samples := [1000 * seconds for seconds in record["samples"]["host"]]:
-                by_batch.setdefault(record["batch"], {})[row_name(row)] = samples
-    for batch, by_name in by_batch.items():
+    for row in document.rows:
+        for record in row.latency:
+            if samples := [1000 * seconds for seconds in record.samples.host]:
+                by_batch.setdefault(record.batch, {})[row.key] = samples
+    for batch, by_row in by_batch.items():
         label = f"ms from call to result, batch of {batch}"
-        yield label, charts.distributions(by_name, label)
+        yield label, charts.distributions(by_row, label)
 
 
 def _tradeoff(document: Document) -> tuple[str, Image] | None:
     points = {}
-    for row in document["rows"]:
-        top, gain = best(row), score(row, GAIN)
-        if row["kind"] == "explainer" and top and gain and gain["mean"] is not None:
-            points[row_name(row)] = (1000 / top["images_per_second"], gain["mean"])
+    for row in document.rows:
+        best, gain = row.best, row.score(GAIN)
+        if row.kind == "explainer" and best and gain and gain.mean is not None:
+            points[row.key] = (1000 / best.images_per_second, gain.mean)
     if not points:
         return None
     names = list(points)
@@ -193,57 +187,53 @@ def _tradeoff(document: Document) -> tuple[str, Image] | None:
 
 
 def _parity(document: Document) -> Iterator[list[str]]:
-    for row in document["rows"]:
-        if row["parity"] is not None:
-            yield [row["backend"], row["method"], f"{row['parity']:.1e}"]
+    for row in document.rows:
+        if row.parity is not None:
+            yield [row.backend, row.method, f"{row.parity:.1e}"]
 
 
-def _matrices(agreement: Mapping[str, Any], scene: str) -> Iterator[tuple[str, Image]]:
-    if len(agreement["names"]) > MAX_MATRIX:
+def _matrices(agreement: Agreement, scene: str) -> Iterator[tuple[str, Image]]:
+    if len(agreement.names) > MAX_MATRIX:
         return
-    for measure in ("spearman", "ssim"):
-        found = agreement["measures"][measure]
-        low, _, high = found["null"]
-        null = "" if None in (low, high) else f"; random maps {low:.2f} to {high:.2f}"
-        title = f"{measure}, {scene}{null}"
-        yield title, charts.matrix(agreement["names"], found["mean"], title)
+    for name in ("spearman", "ssim"):
+        if measure := agreement.measures.get(name):
+            low, _, high = measure.null
+            null = "" if low is None or high is None else f"; random maps {low:.2f} to {high:.2f}"
+            title = f"{name}, {scene}{null}"
+            yield title, charts.matrix(agreement.names, measure.mean, title)
 
 
 def _scores(document: Document, scene: str) -> tuple[list[str], list[list[str]]]:
-    found = [(row, row["scores"].get(scene, {})) for row in document["rows"]]
-    metrics = [name for name in document["metrics"] if any(name in scores for _, scores in found)]
+    measured = [(row, row.scores[scene]) for row in document.rows if row.scores.get(scene)]
+    metrics = [name for name in document.metrics if any(name in scores for _, scores in measured)]
     rows = [
-        [row["backend"], row["method"], *(_cell(scores.get(name)) for name in metrics)]
-        for row, scores in found
-        if scores
+        [row.backend, row.method, *(_cell(scores.get(name)) for name in metrics)]
+        for row, scores in measured
     ]
     return ["BACKEND", "METHOD", *metrics], rows
 
 
-def _cell(found: Mapping[str, Any] | None) -> str:
-    if not found or found["mean"] is None:
-        return NOTHING
-    span = "" if None in (found["low"], found["high"]) else f" [{found['low']:.2f}, {found['high']:.2f}]"
-    verdict = {True: " pass", False: " FAIL", None: ""}[found["passed"]]
-    return f"{found['mean']:.3g}{span}{verdict}"
+def _cell(score: Score | None) -> str:
+    passed = score.passed if score and score.mean is not None else None
+    return mean(score, interval=True) + {True: " pass", False: " FAIL", None: ""}[passed]
 
 
 def _metric_lines(document: Document, names: Iterable[str]) -> Iterator[str]:
     for name in names:
-        metric = document["metrics"][name]
-        better, limit, category = metric["direction"], metric["limit"], metric.get("category")
-        passed = "" if limit is None else f", passed if {better} than {limit:g}"
-        told = f"{name} ({category})" if category else name
-        yield f"{told}: {metric['summary']}; {better} is better{passed}. {metric['paper']}"
+        metric = document.metrics[name]
+        passed = "" if metric.limit is None else f", passed if {metric.direction} than {metric.limit:g}"
+        title = f"{name} ({metric.category})" if metric.category else name
+        yield f"{title}: {metric.summary}; {metric.direction} is better{passed}. {metric.paper}"
 
 
 def _bands(document: Document, scene: str) -> Iterator[tuple[str, Image]]:
     for metric, along in CURVES.items():
         lines = {}
-        for row in document["rows"]:
-            curves = (row["scores"].get(scene, {}).get(metric) or {}).get("curves") or []
+        for row in document.rows:
+            score = row.scores.get(scene, {}).get(metric)
+            curves = score.curves if score and score.curves else []
             if defined := [curve for curve in curves if None not in curve]:
-                lines[row_name(row)] = np.array(defined)
+                lines[row.key] = np.array(defined)
         if lines:
             yield f"{metric}, {scene}", charts.bands(_apart(lines), (along, metric))
 
@@ -267,11 +257,11 @@ def _apart(lines: Mapping[str, Curves]) -> dict[str, Curves]:
 def _examples(document: Document, folder: Path) -> tuple[list[tuple[str, Picture]], list[str]]:
     """The pictures of examples, made anew, and a line for each that is left out."""
     found, left_out = list[tuple[str, Picture]](), list[str]()
-    for example in document["examples"]:
+    for example in document.examples:
         # The document may come from anybody: nothing outside of the folder is read.
-        name = f"{documents.EXAMPLES}/{example['file']}"
+        name = f"{bench_json.EXAMPLES}/{example.file}"
         try:
-            found.append((example["title"], _png(decoding.load_png(inside(folder, name)))))
+            found.append((example.title, _png(decoding.load_png(inside(folder, name)))))
         except CamkitError as error:
             left_out.append(str(error))
     return found, left_out
@@ -289,22 +279,19 @@ def _png(image: Image) -> Picture:
 
 
 def _visible(value: Any) -> Any:
-    """A document in whose texts nothing is hidden: no controls, no marks of direction or without width."""
-    if isinstance(value, dict):
-        return {key.translate(ESCAPES): _visible(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_visible(item) for item in value]
+    """A text in which nothing is hidden: no controls, no marks of direction or without width."""
     return value.translate(ESCAPES) if isinstance(value, str) else value
 
 
 def _environment(document: Document) -> Iterator[list[str]]:
-    parts = {"": document["environment"]} | {name: document[name] for name in ("settings", "conditions")}
+    parts = {"": document.environment, "settings": document.settings, "conditions": document.conditions}
     for prefix, part in parts.items():
         yield from _flat(prefix, part)
-    yield ["created", str(document.get("created", ""))]
+    yield ["created", document.created or ""]
 
 
 def _flat(name: str, value: Any) -> Iterator[list[str]]:
+    value = to_json(value) if is_dataclass(value) else value
     if isinstance(value, Mapping):
         for key, item in value.items():
             yield from _flat(f"{name} {key}".strip(), item)

@@ -7,25 +7,25 @@ next the same code differs by more than the rounds of one process tell.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from camkit.bench import statistics
-from camkit.bench.bench_json import FORWARD, by_process
+from camkit.bench.results import FORWARD, Document
 from camkit.bench.statistics import Estimate, Verdict
 from camkit.errors import UsageError
 
 TOLERANCE = 0.05
-# What must be the same for a comparison to mean anything: where it stands, and what it is called.
-SAME = {
-    ("settings", "model_sha256"): "model",
-    ("settings", "layer"): "layer",
-    ("settings", "size"): "input size",
-    ("settings", "dtype"): "dtype",
-    ("settings", "options"): "options",
-    ("environment", "device_name"): "device",
-    ("environment", "threads"): "number of threads",
+# What must be the same for a comparison to mean anything.
+SAME: dict[str, Callable[[Document], Any]] = {
+    "model": lambda document: document.settings.model_sha256,
+    "layer": lambda document: document.settings.layer,
+    "input size": lambda document: document.settings.size,
+    "dtype": lambda document: document.settings.dtype,
+    "options": lambda document: document.settings.options,
+    "device": lambda document: document.environment.device_name,
+    "number of threads": lambda document: document.environment.threads,
 }
 
 
@@ -41,8 +41,8 @@ class Comparison:
 
 
 def compare(
-    before: Mapping[str, Any],
-    after: Mapping[str, Any],
+    before: Document,
+    after: Document,
     *,
     tolerance: float = TOLERANCE,
     force: bool = False,
@@ -65,7 +65,7 @@ def compare(
     return [Comparison(*key, *one) for key, one in zip(shared, found, strict=True)]
 
 
-def unknown_spread(before: Mapping[str, Any], after: Mapping[str, Any]) -> str | None:
+def unknown_spread(before: Document, after: Document) -> str | None:
     """The line that says why nothing is clear, if a document has rows of one process only."""
     fewest = {
         which: min(map(len, figures(d).values())) for which, d in (("before", before), ("after", after))
@@ -78,10 +78,9 @@ def unknown_spread(before: Mapping[str, Any], after: Mapping[str, Any]) -> str |
     )
 
 
-def _differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[str]:
-    for (section, key), name in SAME.items():
-        old, new = before[section].get(key), after[section].get(key)
-        if old != new:
+def _differences(before: Document, after: Document) -> Iterator[str]:
+    for name, of in SAME.items():
+        if (old := of(before)) != (new := of(after)):
             yield f"{name} {_shown(old)} and {_shown(new)}"
 
 
@@ -90,7 +89,7 @@ def _shown(value: Any) -> str:
     return f"{text[:12]}…" if len(text) == 64 else text[:200]
 
 
-def unmatched(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
+def unmatched(before: Document, after: Document) -> list[str]:
     """A line for each document with the rows and batch sizes that the other does not have."""
     old, new = figures(before), figures(after)
     lines = []
@@ -101,13 +100,13 @@ def unmatched(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def figures(document: Mapping[str, Any]) -> dict[tuple[str, str, int], list[float]]:
+def figures(document: Document) -> dict[tuple[str, str, int], list[float]]:
     """Of each process the median multiple of the forward of the same round; of the forward seconds."""
     raw = {
-        (row["backend"], row["method"], record["batch"]): by_process(record["samples"])
-        for row in document["rows"]
-        for record in row["latency"]
-        if record["samples"]["host"]
+        (row.backend, row.method, record.batch): record.samples.by_process()
+        for row in document.rows
+        for record in row.latency
+        if record.samples.host
     }
     found = {}
     for (backend, method, batch), parts in raw.items():

@@ -47,7 +47,7 @@ class Condition:
                 raise CamkitError(f"--fail-if {self.text!r}: {name} was not measured (see the notes)")
         return _holds(self.tree, values)
 
-    def told(self, values: Mapping[str, float | None]) -> str:
+    def with_figures(self, values: Mapping[str, float | None]) -> str:
         """The expression and what its figures are."""
         return f"{self.text} ({', '.join(f'{name} is {values[name]:.4g}' for name in self.names)})"
 

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import Any
 
-from camkit.bench.bench_json import FORWARD
 from camkit.bench.controls import CONTROLS
 from camkit.bench.request import BenchRequest
-from camkit.bench.schema import MAX_ROWS
+from camkit.bench.results import FORWARD, MAX_ROWS, LatencyRecord, Row, Score
 from camkit.contracts.explainer import Explainer, unknown_method
 from camkit.errors import CamkitError, PluginError, UsageError, typed_reason
 from camkit.registry import discovery, loading, options
@@ -17,25 +15,15 @@ from camkit.registry import discovery, loading, options
 REFERENCE = "native"  # comes first, if it takes part
 
 
-@dataclass
-class Row:
-    """One line of the table, filled bit by bit. `kind`: forward, explainer or control."""
+@dataclass(kw_only=True)
+class Entrant(Row):
+    """A row that is being measured, with the explainer that is."""
 
-    kind: str
-    backend: str
-    method: str
-    version: str = ""
     explainer: Explainer | None = field(default=None, repr=False)
     parity: float | None = None
-    latency: list[dict[str, Any]] = field(default_factory=list)
-    scores: dict[str, dict[str, Any]] = field(default_factory=dict)
+    latency: list[LatencyRecord] = field(default_factory=list)
+    scores: dict[str, dict[str, Score]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
-    failed: bool = False
-
-    @property
-    def key(self) -> str:
-        """Backend and method."""
-        return f"{self.backend} {self.method}"
 
     def note(self, text: str) -> None:
         """Add a remark, once."""
@@ -44,30 +32,29 @@ class Row:
 
     def fail(self, what: str, error: Exception | str) -> None:
         """Note that something raised, or the line of what it was."""
-        self.note(f"{what}: {error if isinstance(error, str) else told(error)}")
+        self.note(f"{what}: {error if isinstance(error, str) else one_line(error)}")
         self.failed = True
 
-    def to_dict(self) -> dict[str, Any]:
-        """Without the explainer, which is no value."""
-        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        return {name: value for name, value in fields.items() if name != "explainer"}
+    def row(self) -> Row:
+        """What was measured."""
+        return Row(**{item.name: getattr(self, item.name) for item in dataclasses.fields(Row)})
 
 
-def told(error: Exception) -> str:
-    """One line of what was raised, with its type if camkit did not mean it for people."""
+def one_line(error: Exception) -> str:
+    """What was raised, with its type if camkit did not mean it for people."""
     return str(error).partition("\n")[0] if isinstance(error, CamkitError) else typed_reason(error)
 
 
-def all_rows(request: BenchRequest) -> list[Row]:
+def all_rows(request: BenchRequest) -> list[Entrant]:
     """The forward, the explainers and the controls; `UsageError` if they are more than a document holds."""
-    controls = [Row("control", "control", name) for name in CONTROLS]
-    found = [Row("forward", *FORWARD), *_explainer_rows(request), *controls]
+    controls = [Entrant("control", "control", name) for name in CONTROLS]
+    found = [Entrant("forward", *FORWARD), *_explainer_rows(request), *controls]
     if len(found) > MAX_ROWS:
         raise UsageError(f"these are {len(found)} rows, and a benchmark has {MAX_ROWS} at most")
     return found
 
 
-def _explainer_rows(request: BenchRequest) -> list[Row]:
+def _explainer_rows(request: BenchRequest) -> list[Entrant]:
     """A row for each backend and method; a name that does not exist raises, what is broken is noted."""
     names = request.backends or tuple(found.name for found in discovery.find("explainer"))
     names = tuple(sorted(dict.fromkeys(names), key=lambda name: name != REFERENCE))
@@ -89,7 +76,7 @@ def _explainer_rows(request: BenchRequest) -> list[Row]:
     for name in names:
         for method in dict.fromkeys(request.methods):
             version = f"{found[name].dist} {found[name].version}" if name in found else ""
-            row = Row("explainer", name, method, version)
+            row = Entrant("explainer", name, method, version=version)
             rows.append(row)
             if name in broken:
                 row.fail("not run", broken[name])

@@ -117,13 +117,13 @@ def gpu(device: torch.device) -> dict[str, Any]:
 def nvidia_smi(index: int) -> dict[str, str]:
     """Driver, clocks and throttling of a GPU as its tool tells them; nothing where there is none."""
     query = f"--query-gpu={','.join(GPU_FACTS)}"
-    told = _output("nvidia-smi", query, "--format=csv,noheader,nounits", f"--id={index}")
-    return parsed_gpu_facts(told or "")
+    line = _output("nvidia-smi", query, "--format=csv,noheader,nounits", f"--id={index}")
+    return parsed_gpu_facts(line or "")
 
 
-def parsed_gpu_facts(told: str) -> dict[str, str]:
+def parsed_gpu_facts(line: str) -> dict[str, str]:
     """The line of values that the tool prints, without what it does not know."""
-    values = [value.strip() for value in told.strip().split(",")]
+    values = [value.strip() for value in line.strip().split(",")]
     if len(values) != len(GPU_FACTS):
         return {}
     facts = dict(zip(GPU_FACTS.values(), values, strict=True))

@@ -22,7 +22,7 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from camkit.errors import CamkitWarning, UsageError, counted, reason
+from camkit.errors import CamkitWarning, UsageError, counted, reason, typed_reason
 from camkit.files import read_regular
 from camkit.images import decoding, finding
 from camkit.images.preprocess import Preprocess
@@ -41,9 +41,8 @@ MAX_COORDINATE = 10**6  # far outside of any photograph
 def read(source: str | os.PathLike[str]) -> Truth:
     """The annotations in `source`, by its layout.
 
-    - a folder with `trimaps/`, `xmls/` or both, as the Oxford-IIIT Pet data have: the trimap's foreground,
-    or,
-      for a photograph without one, the VOC boxes;
+    - a folder with `trimaps/`, `xmls/` or both, as the Oxford-IIIT Pet data have: the trimap's
+      foreground, or, for a photograph without one, the VOC boxes;
     - a folder of masks, with the photographs' names: every pixel that is not zero;
     - a COCO json: polygons, or the box of an annotation without; run-length masks are left out, with a
       warning.
@@ -126,8 +125,9 @@ def coco(path: Path) -> Truth:
     except OSError as error:
         raise UsageError(f"{name} cannot be read: {reason(error)}") from None
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-        told = f"{type(error).__name__}: {reason(error)}"
-        raise UsageError(f"{name} is no COCO json with `images` and `annotations` ({told})") from None
+        raise UsageError(
+            f"{name} is no COCO json with `images` and `annotations` ({typed_reason(error)})"
+        ) from None
     if crowds := sum(_is_run_length(one) for found in by_file.values() for one in found):
         what = counted(crowds, "annotation")
         warnings.warn(

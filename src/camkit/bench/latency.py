@@ -15,15 +15,14 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from camkit.bench import scenes, statistics, timing
-from camkit.bench.bench_json import FORWARD, estimate
-from camkit.bench.entrants import Row, all_rows, told
+from camkit.bench.entrants import Entrant, all_rows, one_line
 from camkit.bench.request import BenchRequest
+from camkit.bench.results import FORWARD, Against, LatencyRecord, Median, Samples
 from camkit.bench.scenes import Scene
 from camkit.bench.statistics import Estimate, Spread
 from camkit.bench.survey import Progress, maker
@@ -63,7 +62,7 @@ def batch_sizes(request: BenchRequest, device: torch.device) -> tuple[int, ...]:
 # --- in one process ---------------------------------------------------------------------------------
 
 
-def first_calls(request: BenchRequest, scene: Scene, rows: Sequence[Row]) -> Colds:
+def first_calls(request: BenchRequest, scene: Scene, rows: Sequence[Entrant]) -> Colds:
     """The first call of each row at each batch size, before anything else of it has run.
 
     Only the model has, to find the classes of the photographs.
@@ -77,7 +76,7 @@ def first_calls(request: BenchRequest, scene: Scene, rows: Sequence[Row]) -> Col
     }
 
 
-def measured(request: BenchRequest, scene: Scene, rows: Sequence[Row], colds: Colds) -> Process:
+def measured(request: BenchRequest, scene: Scene, rows: Sequence[Entrant], colds: Colds) -> Process:
     """Rounds of all `rows`, the bare forward among them, and the memory of each, for each batch size."""
     device, found = scene.inputs.device, {}
     with timing.settled():
@@ -90,12 +89,12 @@ def measured(request: BenchRequest, scene: Scene, rows: Sequence[Row], colds: Co
                     own.samples,
                     colds.get((key, batch)),
                     {} if failed else timing.peak_memory(calls[key], device),
-                    told(own.error) if own.error else None,
+                    one_line(own.error) if own.error else None,
                 )
     return found
 
 
-def _calls(scene: Scene, rows: Sequence[Row], batch: int) -> dict[str, timing.Call]:
+def _calls(scene: Scene, rows: Sequence[Entrant], batch: int) -> dict[str, timing.Call]:
     """What is timed of the bare forward and of the explainers, by row."""
     inputs, targets = scene.first(batch)
 
@@ -103,7 +102,7 @@ def _calls(scene: Scene, rows: Sequence[Row], batch: int) -> dict[str, timing.Ca
         with torch.inference_mode():
             return scene.model.module(inputs)  # type: ignore[no-any-return]
 
-    def mapped(row: Row) -> timing.Call:
+    def mapped(row: Entrant) -> timing.Call:
         make = maker(scene, row, frozen=True)
         return lambda: make(inputs, targets)
 
@@ -144,7 +143,7 @@ def processes(
 
 def _begin(request: BenchRequest, threads: int) -> None:
     """Import everything, so that no process does while another measures."""
-    warnings.simplefilter("ignore")  # they are told where the maps are made
+    warnings.simplefilter("ignore")  # shown where the maps are made
     torch.set_num_threads(threads)
     all_rows(request)
 
@@ -161,12 +160,12 @@ def _in_process(request: BenchRequest, paths: Sequence[Path], keys: Collection[s
 # --- what it comes to -------------------------------------------------------------------------------
 
 
-def tell(rows: Sequence[Row], reference_of: Mapping[str, str], found: Sequence[Process]) -> None:
+def add_records(rows: Sequence[Entrant], reference_of: Mapping[str, str], found: Sequence[Process]) -> None:
     """A record for each row and batch size, with verdicts on all of them against their references.
 
     A row that failed in a process has a note in place of the record.
     """
-    open_verdicts: list[tuple[dict[str, Any], Spread]] = []
+    compared: list[tuple[LatencyRecord, Spread]] = []
     for batch in dict.fromkeys(batch for process in found for _, batch in process):
         bare = _all_of(found, " ".join(FORWARD), batch)
         for row in rows:
@@ -179,17 +178,14 @@ def tell(rows: Sequence[Row], reference_of: Mapping[str, str], found: Sequence[P
             reference = None if other == own or not all(one.host for one in other) else other
             record = latency_record(batch, own, None if row.kind == "forward" else bare, reference or None)
             row.latency.append(record)
-            if record["launch_bound"]:
+            if record.launch_bound:
                 row.note(f"launch-bound at a batch of {batch}")
             if reference:
-                open_verdicts.append(
-                    (record["against"], statistics.over_processes(_ratios(own, reference)))
-                )
-    said = statistics.verdicts([spread for _, spread in open_verdicts])
-    for (against, spread), (ratio, verdict) in zip(open_verdicts, said, strict=True):
-        against["verdict"] = verdict
-        if spread.freedom:
-            against |= estimate(ratio)
+                compared.append((record, statistics.over_processes(_ratios(own, reference))))
+    verdicts = statistics.verdicts([spread for _, spread in compared])
+    for (record, spread), (ratio, verdict) in zip(compared, verdicts, strict=True):
+        if record.against and spread.freedom:
+            record.against = Against.of(ratio, verdict=verdict)
 
 
 def _all_of(found: Sequence[Process], key: str, batch: int) -> list[Measured]:
@@ -201,7 +197,7 @@ def latency_record(
     own: Sequence[Measured],
     bare: Sequence[Measured] | None,
     reference: Sequence[Measured] | None,
-) -> dict[str, Any]:
+) -> LatencyRecord:
     """Raw samples of one call in seconds, process by process, and what they come to.
 
     `ratio` is to the bare forward of the same rounds, `against` to the reference backend. Of several
@@ -212,23 +208,25 @@ def latency_record(
     middle = _middle([one.host for one in own])
     samples, cold = [sample for one in own for sample in one.samples], own[0].cold
     host = [sample.host for sample in samples]
-    return {
-        "batch": batch,
-        "seconds": estimate(middle),
-        "p90": statistics.percentile(host, 90),
-        "p99": statistics.percentile(host, 99),
-        "images_per_second": batch / middle.middle,
-        "ratio": estimate(_ratio(own, bare)) if bare and all(one.host for one in bare) else None,
-        "against": estimate(_ratio(own, reference)) | {"verdict": "UNCLEAR"} if reference else None,
-        "cold": cold and cold.seconds,
-        "compile": max(0.0, cold.seconds - middle.middle) if cold and cold.compiled else None,
-        "launch_bound": timing.Timed(samples).launch_bound,
-        "memory": own[0].memory,
-        "samples": {
-            "process": [number for number, one in enumerate(own) for _ in one.samples],
-            **{name: [getattr(s, name) for s in samples] for name in ("host", "device", "enqueue")},
-        },
-    }
+    return LatencyRecord(
+        batch=batch,
+        seconds=Median.of(middle),
+        p90=statistics.percentile(host, 90),
+        p99=statistics.percentile(host, 99),
+        images_per_second=batch / middle.middle,
+        ratio=Median.of(_ratio(own, bare)) if bare and all(one.host for one in bare) else None,
+        against=Against.of(_ratio(own, reference), verdict="UNCLEAR") if reference else None,
+        cold=cold.seconds if cold else None,
+        compile=max(0.0, cold.seconds - middle.middle) if cold and cold.compiled else None,
+        launch_bound=timing.Timed(samples).launch_bound,
+        memory={**own[0].memory},
+        samples=Samples(
+            process=[number for number, one in enumerate(own) for _ in one.samples],
+            host=host,
+            device=[sample.device for sample in samples],
+            enqueue=[sample.enqueue for sample in samples],
+        ),
+    )
 
 
 def _middle(parts: Sequence[Sequence[float]]) -> Estimate:

@@ -26,7 +26,7 @@ class Measures:
         """The metrics with the options that suit a scene, those that mean something there."""
         made = {}
         for name, cls in self.classes.items():
-            if scene is not None and scene.only and name not in scene.only:
+            if scene is not None and scene.only_metrics and name not in scene.only_metrics:
                 continue
             values: dict[str, Any] = dict(request.effort.options.get(name, {}))
             if scene is not None:

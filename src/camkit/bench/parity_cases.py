@@ -11,15 +11,15 @@ import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from camkit.bench.entrants import Row, told
+from camkit.bench.entrants import Entrant, one_line
+from camkit.bench.results import HardCase
 from camkit.bench.survey import EQUAL
 from camkit.core.run_explainer import run as explain
-from camkit.core.targets import given
+from camkit.core.targets import target_selector
 from camkit.metrics import agreement
 from camkit.metrics.map_tools import normal
 
@@ -87,7 +87,7 @@ CASES = (
 )
 
 
-def hard_cases(rows: Sequence[Row], device: torch.device, seed: int = 0) -> list[dict[str, Any]]:
+def hard_cases(rows: Sequence[Entrant], device: torch.device, seed: int = 0) -> list[HardCase]:
     """For every method of several backends, every case and each of them a record for `bench.json`.
 
     `difference` is the largest of the raw maps, relative to the peak of the reference's; `equal` whether it
@@ -103,7 +103,7 @@ def hard_cases(rows: Sequence[Row], device: torch.device, seed: int = 0) -> list
     return records
 
 
-def _compared(case: Case, rows: Sequence[Row], device: torch.device, seed: int) -> Iterator[dict[str, Any]]:
+def _compared(case: Case, rows: Sequence[Entrant], device: torch.device, seed: int) -> Iterator[HardCase]:
     twin, network = (_drawn(make, seed, device) for make in (case.plain, case.network or case.plain))
     network.to(case.dtype).requires_grad_(not case.frozen)
     inputs = normal((IMAGES, 3, SIZE, SIZE), seed, torch.empty(0, device=device))
@@ -117,11 +117,8 @@ def _compared(case: Case, rows: Sequence[Row], device: torch.device, seed: int) 
             else:
                 error = f"maps of {list(found.shape[-2:])}, the reference's {list(reference.shape[-2:])}"
         limit = EQUAL[str(case.dtype).removeprefix("torch.")]
-        yield {
-            **{"method": row.method, "case": case.name, "backend": row.backend},
-            **{"difference": difference, "error": error},
-            "equal": None if difference is None else difference <= limit,
-        }
+        equal = None if difference is None else difference <= limit
+        yield HardCase(row.method, case.name, row.backend, difference, error, equal)
 
 
 def _drawn(make: Callable[[], nn.Module], seed: int, device: torch.device) -> nn.Module:
@@ -131,9 +128,9 @@ def _drawn(make: Callable[[], nn.Module], seed: int, device: torch.device) -> nn
         return make().eval().to(device)
 
 
-def _maps(row: Row, network: nn.Module, inputs: Tensor, layer: str) -> tuple[Tensor | None, str | None]:
+def _maps(row: Entrant, network: nn.Module, inputs: Tensor, layer: str) -> tuple[Tensor | None, str | None]:
     """Raw maps in float32, or why there are none."""
-    targets = given(torch.arange(len(inputs), device=inputs.device) % CLASSES, len(inputs))
+    targets = target_selector(torch.arange(len(inputs), device=inputs.device) % CLASSES, len(inputs))
     assert row.explainer is not None
     try:
         with warnings.catch_warnings():
@@ -141,4 +138,4 @@ def _maps(row: Row, network: nn.Module, inputs: Tensor, layer: str) -> tuple[Ten
             answer = explain(row.explainer, row.backend, network, inputs, [layer], [row.method], targets)
         return answer.maps[row.method, layer][:, 0].float(), None
     except Exception as error:  # of a plugin, which may raise anything
-        return None, told(error)
+        return None, one_line(error)

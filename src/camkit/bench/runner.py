@@ -16,14 +16,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from camkit.bench import environment, ground_truth, latency, scenes
-from camkit.bench.bench_json import ENERGY, FIGURES, SCHEMA, figure_name, plain
-from camkit.bench.entrants import Row, all_rows
+from camkit.bench import environment, ground_truth, latency, results, scenes
+from camkit.bench.bench_json import FIGURES, figure_name
+from camkit.bench.entrants import Entrant, all_rows
 from camkit.bench.metric_choice import chosen
 from camkit.bench.parity_cases import hard_cases
 from camkit.bench.request import AGREEMENT, LATENCY, BenchRequest, command
+from camkit.bench.results import ENERGY, Document
 from camkit.bench.scenes import Scene
 from camkit.bench.survey import Progress, Survey, references, survey
+from camkit.bench.typed_json import finite, from_json, mapped
 from camkit.contracts.metric import Metric
 from camkit.contracts.model import LoadedModel
 from camkit.drawing import overlay, sheet
@@ -44,7 +46,7 @@ ALIKE = 0.999  # rank correlation from which on two maps differ by rounding only
 class Outcome:
     """A document as `bench.json` holds it, and the pictures that it names."""
 
-    document: dict[str, Any]
+    document: Document
     pictures: dict[str, Image]
     failures: tuple[str, ...]
 
@@ -64,7 +66,7 @@ def run(request: BenchRequest, progress: Progress = lambda text: None) -> Outcom
     model = load_model(
         request.model, device=request.device, dtype=request.dtype, trust_pickle=request.trust_pickle
     )
-    before = environment.conditions(model.device)
+    before = _machine_state(model.device)
     places = [scenes.photographs(model, request.layer, paths, request.photographs, masks)]
     colds: latency.Colds = {}
     alone = request.process_count == 1
@@ -87,23 +89,23 @@ def run(request: BenchRequest, progress: Progress = lambda text: None) -> Outcom
             row.fail(f"no {name}", error)
     if request.wants(LATENCY):
         _timed(request, places[0], paths, rows, surveys[0].maps, colds, progress)
-    hard = hard_cases(rows, model.device, request.seed) if request.wants(AGREEMENT) else []
+    parity_cases = hard_cases(rows, model.device, request.seed) if request.wants(AGREEMENT) else []
     pictures, examples = _examples(places[0], surveys[0].maps)
-    document = {
-        "schema": SCHEMA,
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": command(request),
-        "settings": _settings(request, model, places[0], rows),
-        "environment": environment.environment(model.device, model.dtype, _packages(rows)),
-        "conditions": {"before": before, "after": environment.conditions(model.device)},
-        "scenes": [_described(scene) for scene in places],
-        "metrics": {name: _explained(metric, measures.dists[name]) for name, metric in metrics.items()},
-        "rows": [row.to_dict() for row in rows],
-        "agreement": {scene.name: found.matrix for scene, found in zip(places, surveys, strict=True)},
-        "hard_cases": hard,
-        "examples": examples,
-    }
-    return Outcome(plain(document), pictures, places[0].failures)
+    facts = environment.environment(model.device, model.dtype, _packages(rows))
+    document = Document(
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        command=command(request),
+        settings=_settings(request, model, places[0], rows),
+        environment=from_json(results.Environment, facts),
+        conditions=results.Conditions(before, _machine_state(model.device)),
+        scenes=[_scene_facts(scene) for scene in places],
+        metrics={name: _metric_facts(metric, measures.dists[name]) for name, metric in metrics.items()},
+        rows=[row.row() for row in rows],
+        agreement={scene.name: found.agreement for scene, found in zip(places, surveys, strict=True)},
+        hard_cases=parity_cases,
+        examples=examples,
+    )
+    return Outcome(mapped(document, finite), pictures, places[0].failures)
 
 
 def _with_truth(
@@ -136,7 +138,7 @@ def _timed(
     request: BenchRequest,
     scene: Scene,
     paths: Sequence[Path],
-    rows: Sequence[Row],
+    rows: Sequence[Entrant],
     maps: Mapping[str, Tensor],
     colds: latency.Colds,
     progress: Progress,
@@ -154,7 +156,7 @@ def _timed(
             for row in able:
                 row.fail("not timed", error)
             return
-    latency.tell(able, references(rows, maps), found)
+    latency.add_records(able, references(rows, maps), found)
 
 
 def figure_names(request: BenchRequest) -> list[str]:
@@ -166,7 +168,7 @@ def figure_names(request: BenchRequest) -> list[str]:
 # --- examples and descriptions ----------------------------------------------------------------------
 
 
-def _examples(scene: Scene, maps: Mapping[str, Tensor]) -> tuple[dict[str, Image], list[dict[str, Any]]]:
+def _examples(scene: Scene, maps: Mapping[str, Tensor]) -> tuple[dict[str, Image], list[results.Example]]:
     """The images on which two explainers agree least, drawn side by side."""
     real = {key: value for key, value in maps.items() if not key.startswith("control ")}
     pairs = [(a, b) for a, b in combinations(real, 2) if real[a].shape == real[b].shape]
@@ -175,7 +177,7 @@ def _examples(scene: Scene, maps: Mapping[str, Tensor]) -> tuple[dict[str, Image
     table = torch.stack([agreement.spearman(real[a], real[b]) for a, b in pairs])  # [pairs, N]
     worst, which = table.nan_to_num(nan=2.0).min(0)  # where nothing is defined, nothing is shown
     pictures: dict[str, Image] = {}
-    examples: list[dict[str, Any]] = []
+    examples: list[results.Example] = []
     for index in worst.argsort()[:EXAMPLES].tolist():
         value, pair = float(worst[index]), pairs[int(which[index])]
         if value >= ALIKE:
@@ -188,56 +190,54 @@ def _examples(scene: Scene, maps: Mapping[str, Tensor]) -> tuple[dict[str, Image
         shown = scene.model.classes[int(scene.targets[index])]
         title = f"{scene.titles[index]}: {shown}, rank correlation {value:.2f}"
         pictures[name] = sheet.sheet([panels], title)
-        examples.append({"file": name, "title": title, "pair": list(pair), "spearman": value})
+        examples.append(results.Example(name, title, list(pair), value))
     return pictures, examples
 
 
 def _settings(
-    request: BenchRequest, model: LoadedModel, scene: Scene, rows: Sequence[Row]
-) -> dict[str, Any]:
+    request: BenchRequest, model: LoadedModel, scene: Scene, rows: Sequence[Entrant]
+) -> results.Settings:
     explainers = [row for row in rows if row.kind == "explainer"]
-    return {
-        "model": finding.display(Path(model.name).name),
-        "model_sha256": model.sha256,
-        "layer": scene.layer,
-        "size": list(scene.inputs.shape[-2:]),
-        "dtype": request.dtype,
-        "options": dict(request.options),
-        "backends": list(dict.fromkeys(row.backend for row in explainers)),
-        "methods": list(dict.fromkeys(row.method for row in explainers)),
-        "metrics": list(request.metrics) or "all",
-        "processes": request.process_count,
-        "seed": request.seed,
-        "quick": request.quick,
-    }
+    return results.Settings(
+        model=finding.display(Path(model.name).name),
+        model_sha256=model.sha256,
+        layer=scene.layer,
+        size=list(scene.inputs.shape[-2:]),
+        dtype=request.dtype,
+        options=dict(request.options),
+        backends=list(dict.fromkeys(row.backend for row in explainers)),
+        methods=list(dict.fromkeys(row.method for row in explainers)),
+        metrics=list(request.metrics) or "all",
+        processes=request.process_count,
+        seed=request.seed,
+        quick=request.quick,
+    )
 
 
-def _packages(rows: Sequence[Row]) -> list[str]:
+def _packages(rows: Sequence[Entrant]) -> list[str]:
     """The distributions of the backends."""
     return sorted({row.version.partition(" ")[0] for row in rows if row.version})
 
 
-def _described(scene: Scene) -> dict[str, Any]:
-    return {
-        "name": scene.name,
-        "model": finding.display(Path(scene.model.name).name),
-        "layer": scene.layer,
-        "images": len(scene.inputs),
-        "titles": list(scene.titles),
-        "with_truth": 0 if scene.truth is None else int(scene.truth.flatten(1).any(1).sum()),
-        "truth_share": None if scene.truth is None else float(scene.truth.float().mean()),
-        "remark": scene.remark,
-        "failures": list(scene.failures),
-    }
+def _scene_facts(scene: Scene) -> results.SceneFacts:
+    return results.SceneFacts(
+        name=scene.name,
+        model=finding.display(Path(scene.model.name).name),
+        layer=scene.layer,
+        images=len(scene.inputs),
+        titles=list(scene.titles),
+        with_truth=0 if scene.truth is None else int(scene.truth.flatten(1).any(1).sum()),
+        truth_share=None if scene.truth is None else float(scene.truth.float().mean()),
+        remark=scene.remark,
+        failures=list(scene.failures),
+    )
 
 
-def _explained(metric: Metric, dist: str) -> dict[str, Any]:
-    return {
-        "category": metric.category,
-        "dist": dist,
-        "summary": metric.summary,
-        "direction": metric.direction,
-        "range": list(metric.range),
-        "limit": metric.limit,
-        "paper": metric.paper,
-    }
+def _machine_state(device: torch.device) -> results.MachineState:
+    return from_json(results.MachineState, environment.conditions(device))
+
+
+def _metric_facts(metric: Metric, dist: str) -> results.MetricFacts:
+    same = ("category", "summary", "direction", "limit", "paper")
+    facts: dict[str, Any] = {name: getattr(metric, name) for name in same}
+    return results.MetricFacts(dist=dist, range=list(metric.range), **facts)

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from camkit.bench import shapes
-from camkit.bench.bench_json import ENERGY, MOSAICS
 from camkit.bench.ground_truth import Truth, as_seen
+from camkit.bench.results import ENERGY, MOSAICS
 from camkit.contracts.model import LoadedModel
 from camkit.core import layers
 from camkit.core.layer_lookup import resolve_layers
@@ -42,7 +42,7 @@ class Scene:
     truth: bool `[N, H, W]`, nowhere true where it is not known, or `None` if it is for no image.
     failures: one line for each photograph that could not be used.
     metric_options: by metric, where those that are usual do not suit these images.
-    only: the metrics that mean something here; none is all. remark: what is to be known of the images.
+    only_metrics: those that mean something here; none is all. remark: what is to be known of the images.
     """
 
     name: str
@@ -54,7 +54,7 @@ class Scene:
     truth: Tensor | None = field(default=None, repr=False)
     failures: tuple[str, ...] = ()
     metric_options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    only: tuple[str, ...] = ()
+    only_metrics: tuple[str, ...] = ()
     remark: str = ""
 
     def first(self, count: int) -> tuple[Tensor, Tensor]:
@@ -154,10 +154,10 @@ def mosaics(pool: Scene, count: int, seed: int = 0, remark: str = "") -> Scene:
         place = localisation.place(scores(made.inputs[::4]).repeat_interleave(4, 0), made.targets)
     except Exception as error:  # of a model, which may raise anything
         raise UsageError(f"the model does not take images twice as large ({error})") from None
-    still = float((place < 4).float().mean())
-    told = (
+    seen = float((place < 4).float().mean())
+    origin = (
         f"2 x 2 {pool.name}, each recognised with {SURE:.0%} or more; of the mosaic's four classes "
-        f"{still:.0%} are among the first four of the model"
+        f"{seen:.0%} are among the first four of the model"
     )
     return Scene(
         name=MOSAICS,
@@ -167,8 +167,8 @@ def mosaics(pool: Scene, count: int, seed: int = 0, remark: str = "") -> Scene:
         targets=made.targets,
         titles=tuple(f"mosaic {i // 4 + 1}" for i in range(len(made.targets))),
         truth=made.truth,
-        only=(ENERGY,),
-        remark="; ".join(filter(None, (told, remark))),
+        only_metrics=(ENERGY,),
+        remark="; ".join(filter(None, (origin, remark))),
     )
 
 
@@ -181,7 +181,9 @@ def _predicted(model: LoadedModel, inputs: Tensor) -> Tensor:
 def _layer(model: LoadedModel, spec: str) -> str:
     spec = model.default_layer if spec == "auto" else spec
     like = next(p for p in model.module.parameters() if p.is_floating_point())
-    names = resolve_layers(model.module, spec, layers.example_inputs(model.preprocess.size, like))
+    names = resolve_layers(
+        model.module, spec, layers.example_inputs(model.preprocess.size, like, model.preprocess.channels)
+    )
     if len(names) > 1:
         raise UsageError(f"layer {spec!r} means several layers ({', '.join(names)}): bench takes one")
     return names[0]

@@ -9,9 +9,8 @@ from typing import Any
 import numpy as np
 
 from camkit.bench import statistics
-from camkit.bench.bench_json import ENERGY, GAIN
+from camkit.bench.results import ENERGY, GAIN, Document, Score
 
-Document = Mapping[str, Any]
 Curves = np.ndarray[Any, np.dtype[Any]]
 ALIKE = 1e-3  # of the score: curves that are nowhere further apart are taken for one
 
@@ -50,57 +49,50 @@ def better(document: Document) -> list[list[str]]:
 
 
 def _contests(document: Document) -> Iterator[_Contest]:
-    places = [(scene["name"], name) for scene in document["scenes"] for name in WORTH]
-    for scene, name in places:
-        found = {row_name(row): row["scores"].get(scene, {}).get(name) for row in document["rows"]}
-        controls = {
-            row["method"]: score
-            for row in document["rows"]
-            if row["method"] in BLIND and (score := found[row_name(row)]) and score["mean"] is not None
-        }
+    for scene, metric in ((scene.name, metric) for scene in document.scenes for metric in WORTH):
+        scores = [
+            (row, score)
+            for row in document.rows
+            if (score := row.scores.get(scene, {}).get(metric)) and score.mean is not None
+        ]
+        controls = {row.method: score for row, score in scores if row.method in BLIND}
         seen: list[Curves] = []
-        for row in document["rows"]:
-            own = found[row_name(row)]
-            if row["kind"] != "explainer" or not own or not controls:
+        for row, own in scores:
+            if row.kind != "explainer" or not controls:
                 continue
-            values = np.array(own["values"], dtype=float)
+            values = np.array(own.values, dtype=float)
             if any(np.allclose(values, other, atol=ALIKE, equal_nan=True) for other in seen):
                 continue
             seen.append(values)
-            if contest := _contest((row["backend"], row["method"], f"{name}, {scene}"), own, controls):
+            if contest := _contest((row.backend, row.method, f"{metric}, {scene}"), own, controls):
                 yield contest
 
 
-def _contest(
-    names: Sequence[str], own: Mapping[str, Any], controls: Mapping[str, Mapping[str, Any]]
-) -> _Contest | None:
+def _contest(names: Sequence[str], own: Score, controls: Mapping[str, Score]) -> _Contest | None:
     """One explainer by one score; `None` if it has no image in common with the best control.
 
     Better than each: the largest p-value. Worse than one: the smallest, times the number of controls.
     """
-    best_control = max(controls, key=lambda method: controls[method]["mean"])
-    apart = {
-        method: [a - b for a, b in zip(own["values"], other["values"], strict=True) if None not in (a, b)]
+    best_control = max(controls, key=lambda method: controls[method].mean or 0.0)
+    differences = {
+        method: [
+            a - b for a, b in zip(own.values, other.values, strict=True) if a is not None and b is not None
+        ]
         for method, other in controls.items()
     }
-    if not apart[best_control]:
+    if not differences[best_control]:
         return None
-    means = {method: float(np.mean(values)) for method, values in apart.items() if values}
-    ps = {method: float(statistics.mean_p(apart[method])) for method in means}
+    means = {method: float(np.mean(values)) for method, values in differences.items() if values}
+    ps = {method: float(statistics.mean_p(differences[method])) for method in means}
     ahead = all(mean > 0 for mean in means.values())
     behind = [ps[method] for method, mean in means.items() if mean < 0]
     p = max(ps.values()) if ahead else min(1.0, len(ps) * min(behind, default=1.0))
-    gain = statistics.mean(apart[best_control], limits=(-2.0, 2.0))
+    gain = statistics.mean(differences[best_control], limits=(-2.0, 2.0))
     span = "too few images"
     if gain.low is not None and gain.high is not None:
         span = f"[{gain.low:+.3f}, {gain.high:+.3f}]"
     cells = [
-        *(*names, str(len(apart[best_control])), f"{own['mean']:.3f}"),
+        *(*names, str(len(differences[best_control])), f"{own.mean:.3f}"),
         *(best_control, f"{gain.middle:+.3f} {span}"),
     ]
     return _Contest(cells, ahead, p)
-
-
-def row_name(row: Mapping[str, Any]) -> str:
-    """How a row is called in tables and pictures."""
-    return f"{row['backend']} {row['method']}"

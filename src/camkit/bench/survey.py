@@ -6,23 +6,22 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from camkit.bench import statistics
-from camkit.bench.bench_json import estimate
 from camkit.bench.controls import CONTROLS, OF_MAPS
-from camkit.bench.entrants import Row
+from camkit.bench.entrants import Entrant
 from camkit.bench.request import AGREEMENT, BenchRequest
+from camkit.bench.results import Agreement, Measure, Score
 from camkit.bench.scenes import Scene
 from camkit.contracts.metric import MapBatch, Metric, Scores
 from camkit.core.call_types import Call
 from camkit.core.run_explainer import run as explain
-from camkit.core.targets import given
+from camkit.core.targets import target_selector
 from camkit.metrics import agreement
-from camkit.metrics.map_tools import telling, usable
+from camkit.metrics.map_tools import all_finite, not_constant
 from camkit.metrics.measure import measure, passes
 
 Maps = Callable[[Tensor, Tensor], Tensor]
@@ -37,13 +36,13 @@ class Survey:
     """Of one scene: maps of every row that has some, and how far they agree."""
 
     maps: dict[str, Tensor]
-    matrix: dict[str, Any]
+    agreement: Agreement
 
 
 def survey(
     request: BenchRequest,
     scene: Scene,
-    rows: Sequence[Row],
+    rows: Sequence[Entrant],
     metrics: Mapping[str, Metric],
     progress: Progress,
 ) -> Survey:
@@ -64,7 +63,7 @@ def survey(
         else:
             _note_odd(row, scene, maps[row.key])
     if not maps:
-        return Survey({}, {})
+        return Survey({}, Agreement())
     reference_of = references(rows, maps)
     _parity(request.dtype, scene.name, rows, maps, reference_of)
     for row in rows:
@@ -78,19 +77,19 @@ def survey(
         make = makers[row.key]
         scores = _scores(scene, row, metrics, maps[row.key], reference, make, request.seed)
         row.scores[scene.name] = scores
-    compared = request.wants(AGREEMENT) and not scene.only
-    return Survey(maps, _matrix(maps, request.seed) if compared else {})
+    compared = request.wants(AGREEMENT) and not scene.only_metrics
+    return Survey(maps, _agreement(maps, request.seed) if compared else Agreement())
 
 
 def _scores(
     scene: Scene,
-    row: Row,
+    row: Entrant,
     metrics: Mapping[str, Metric],
     maps: Tensor,
     reference: Tensor | None,
     make: Maps,
     seed: int,
-) -> dict[str, Any]:
+) -> dict[str, Score]:
     """What the metrics say of a row, of those that have what they need."""
     lacking = {need for need, part in (("truth", scene.truth), ("reference", reference)) if part is None}
     found = {}
@@ -109,7 +108,7 @@ def _scores(
     return found
 
 
-def maker(scene: Scene, row: Row, *, frozen: bool = False) -> Maps:
+def maker(scene: Scene, row: Entrant, *, frozen: bool = False) -> Maps:
     """From inputs and targets to maps `[B, h, w]` of an explainer, as every call of camkit makes them.
 
     frozen: the weights stay as they are, as they do not where metrics make them random.
@@ -117,7 +116,7 @@ def maker(scene: Scene, row: Row, *, frozen: bool = False) -> Maps:
 
     def maps(inputs: Tensor, targets: Tensor) -> Tensor:
         assert row.explainer is not None
-        choose = given(targets, len(inputs))
+        choose = target_selector(targets, len(inputs))
         arguments = (scene.model.module, inputs, [scene.layer], [row.method], choose)
         answer = explain(row.explainer, row.backend, *arguments, call=Call(frozen=frozen))
         return answer.maps[row.method, scene.layer][:, 0]
@@ -139,15 +138,15 @@ def _all_maps(scene: Scene, make: Maps) -> Tensor:
     return torch.cat([make(scene.inputs[part], scene.targets[part]) for part in scene.slices()]).float()
 
 
-def _note_odd(row: Row, scene: Scene, maps: Tensor) -> None:
-    bad, flat = int((~usable(maps)).sum()), int((usable(maps) & ~telling(maps)).sum())
+def _note_odd(row: Entrant, scene: Scene, maps: Tensor) -> None:
+    bad, flat = int((~all_finite(maps)).sum()), int((all_finite(maps) & ~not_constant(maps)).sum())
     if bad:
         row.note(f"{bad} of {len(maps)} maps of the {scene.name} are NaN or infinite")
     if flat and row.method != "uniform":
         row.note(f"{flat} of {len(maps)} maps of the {scene.name} are constant")
 
 
-def references(rows: Sequence[Row], maps: Mapping[str, Tensor]) -> dict[str, str]:
+def references(rows: Sequence[Entrant], maps: Mapping[str, Tensor]) -> dict[str, str]:
     """For each row the one to compare with: the first backend's of the same method; controls, the first."""
     first: dict[str, str] = {}
     for row in rows:
@@ -159,7 +158,7 @@ def references(rows: Sequence[Row], maps: Mapping[str, Tensor]) -> dict[str, str
 def _parity(
     dtype: str,
     scene: str,
-    rows: Sequence[Row],
+    rows: Sequence[Entrant],
     maps: Mapping[str, Tensor],
     reference_of: Mapping[str, str],
 ) -> None:
@@ -201,28 +200,30 @@ def _scored(
     )
 
 
-def _summary(metric: Metric, scores: Scores, seed: int) -> dict[str, Any]:
+def _summary(metric: Metric, scores: Scores, seed: int) -> Score:
     values = scores.values.tolist()
     defined = [value for value in values if value == value]
-    middle = statistics.mean(defined, seed, metric.range) if defined else statistics.Estimate(math.nan)
-    return {
-        **estimate(middle, "mean"),
-        "defined": len(defined),
-        "passed": passes(metric, scores),
-        "values": values,
-        "curves": None if scores.curves is None else scores.curves.tolist(),
-        "steps": list(scores.steps),
-    }
+    mean = statistics.mean(defined, seed, metric.range) if defined else statistics.Estimate(math.nan)
+    return Score(
+        mean=mean.middle,
+        low=mean.low,
+        high=mean.high,
+        defined=len(defined),
+        passed=passes(metric, scores),
+        values=values,
+        curves=None if scores.curves is None else scores.curves.tolist(),
+        steps=list(scores.steps),
+    )
 
 
-def _matrix(maps: Mapping[str, Tensor], seed: int) -> dict[str, Any]:
+def _agreement(maps: Mapping[str, Tensor], seed: int) -> Agreement:
     """The mean of every measure over the images for every pair, `None` where resolutions differ.
 
     And what random maps of the first one's resolution come to: the 2.5, 50 and 97.5 % quantiles.
     """
     size = (next(iter(maps.values())).shape[-2], next(iter(maps.values())).shape[-1])
     pairs = 1000 if size[0] * size[1] <= 1024 else 50
-    names, result = list(maps), {}
+    names, measures = list(maps), {}
     for measure_name, compare in agreement.MEASURES.items():
         table: list[list[float | None]] = [[None] * len(names) for _ in names]
         for i, j in combinations(range(len(names)), 2):
@@ -232,5 +233,5 @@ def _matrix(maps: Mapping[str, Tensor], seed: int) -> dict[str, Any]:
         drawn = agreement.null(compare, size, pairs, seed)
         # A measure that is not defined at that size says nothing of random maps either.
         quantiles = drawn.quantile(torch.tensor([0.025, 0.5, 0.975], dtype=drawn.dtype)).tolist()
-        result[measure_name] = {"mean": table, "null": quantiles}
-    return {"names": names, "size": list(size), "measures": result}
+        measures[measure_name] = Measure(table, quantiles)
+    return Agreement(names, list(size), measures)

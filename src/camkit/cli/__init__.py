@@ -58,7 +58,7 @@ class Commands(click.Group):
         except Exception as error:
             if ctx.params.get("debug"):
                 raise
-            say(f"Error: {_told(error)}", err=True)
+            say(f"Error: {_message(error)}", err=True)
             ctx.exit(error.exit_code if isinstance(error, CamkitError) else 1)
 
 
@@ -83,7 +83,7 @@ def _lacks_memory(error: BaseException | None) -> bool:
     return False
 
 
-def _told(error: Exception) -> str:
+def _message(error: Exception) -> str:
     """What a user should read about an error."""
     if isinstance(error, CamkitError) and not _lacks_memory(error):
         return str(error)
@@ -120,13 +120,8 @@ def cli(debug: bool) -> None:
     logging.getLogger("matplotlib").setLevel(logging.ERROR)
 
 
-cli.add_command(explain)
-cli.add_command(verify)
-cli.add_command(render)
-cli.add_command(train)
-cli.add_command(bench)
-cli.add_command(model)
-cli.add_command(plugin)
+for command in (explain, verify, render, train, bench, model, plugin):
+    cli.add_command(command)
 
 
 def _debug(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
@@ -138,15 +133,9 @@ def _debug_too(group: click.Group) -> None:
     for command in group.commands.values():
         if any(parameter.name == "debug" for parameter in command.params):
             continue
-        command.params.append(
-            click.Option(
-                ["--debug"],
-                is_flag=True,
-                expose_value=False,
-                callback=_debug,
-                help="Show a traceback with an error.",
-            )
-        )
+        help = "Show a traceback with an error."
+        option = click.Option(["--debug"], is_flag=True, expose_value=False, callback=_debug, help=help)
+        command.params.append(option)
         if isinstance(command, click.Group):
             _debug_too(command)
 

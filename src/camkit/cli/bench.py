@@ -11,7 +11,7 @@ from camkit.cli import early_checks
 from camkit.cli.hints import about
 from camkit.cli.parameters import FOLDER, PATH
 from camkit.cli.terminal import say, say_json, say_table
-from camkit.registry import options
+from camkit.registry import extras, options
 
 if TYPE_CHECKING:
     from camkit.bench.runner import Outcome
@@ -134,7 +134,7 @@ def _names(_: click.Context, __: click.Parameter, text: str) -> tuple[str, ...]:
     help="Exit with 1 if it holds, such as 'native.gradcam.ratio > 1.2'; repeatable.",
 )
 @click.option("--trust-pickle", is_flag=True, help="Let a model source load pickles. They run code.")
-def bench(out: Path, as_json: bool, fail_if: tuple[str, ...], **given: Any) -> None:
+def bench(out: Path, as_json: bool, fail_if: tuple[str, ...], **settings: Any) -> None:
     """Measure explainers: latency, memory, agreement, faithfulness, localisation, sanity.
 
     Without arguments it runs offline, on the bundled model and photograph; where the truth must be known,
@@ -147,31 +147,32 @@ def bench(out: Path, as_json: bool, fail_if: tuple[str, ...], **given: Any) -> N
     camkit bench compare before/ after/
     camkit bench report camkit-bench/
     """
+    extras.require("bench", "camkit bench")
     if click.get_current_context().invoked_subcommand is not None:
         return
-    given["options"] = options.parse_assignments(given["options"])
-    early_checks.explainers(given["backends"], given["methods"], given["options"])
-    early_checks.metrics(given["metrics"])
-    early_checks.model(given["model"])
-    early_checks.device(given["device"])
-    early_checks.there(given["truth"])
+    settings["options"] = options.parse_assignments(settings["options"])
+    early_checks.explainers(settings["backends"], settings["methods"], settings["options"])
+    early_checks.metrics(settings["metrics"])
+    early_checks.model(settings["model"])
+    early_checks.device(settings["device"])
+    early_checks.there(settings["truth"])
     early_checks.writable(out)
-    if given["images"]:
-        early_checks.photographs(given["images"])
+    if settings["images"]:
+        early_checks.photographs(settings["images"])
 
     from camkit.bench import conditions
 
-    wanted = [conditions.parse(text) for text in fail_if]
+    fail_conditions = [conditions.parse(text) for text in fail_if]
 
     from camkit.bench import bench_json, bench_report
     from camkit.bench.request import BenchRequest
     from camkit.bench.runner import figure_names, run
     from camkit.training.training_report import picture
 
-    request = BenchRequest(**given)
-    if wanted:
+    request = BenchRequest(**settings)
+    if fail_conditions:
         known = figure_names(request)
-        for condition in wanted:
+        for condition in fail_conditions:
             condition.check(known)
     with about(request.model, trust_pickle=request.trust_pickle):
         outcome = run(request, lambda text: say(text, err=True))
@@ -179,18 +180,18 @@ def bench(out: Path, as_json: bool, fail_if: tuple[str, ...], **given: Any) -> N
         picture(out / bench_json.EXAMPLES / name, image)
     bench_json.write(out, outcome.document)
     bench_report.write(outcome.document, out)
-    _tell(outcome, out, as_json=as_json)
+    _print_results(outcome, out, as_json=as_json)
     values = bench_json.all_figures(outcome.document)
-    held = [condition.told(values) for condition in wanted if condition.holds(values)]
+    held = [condition.with_figures(values) for condition in fail_conditions if condition.holds(values)]
     for text in held:
         say(f"Error: --fail-if holds: {text}", err=True)
     if held:
         raise SystemExit(1)
-    if outcome.failures or any(row["failed"] for row in outcome.document["rows"]):
+    if outcome.failures or any(row.failed for row in outcome.document.rows):
         raise SystemExit(3)
 
 
-def _tell(outcome: Outcome, out: Path, *, as_json: bool) -> None:
+def _print_results(outcome: Outcome, out: Path, *, as_json: bool) -> None:
     """The tables of a benchmark, what has to be said of it, and where it is."""
     from camkit.bench import bench_json
 
@@ -202,7 +203,8 @@ def _tell(outcome: Outcome, out: Path, *, as_json: bool) -> None:
         if rows:
             say("\nLargest difference of raw maps from the first backend's, relative to their peak:")
             say_table(cases, rows)
-    for line in (*bench_json.null_lines(outcome.document), bench_json.busy(outcome.document)):
+    busy = bench_json.busy(outcome.document.load, outcome.document.environment.cores)
+    for line in (*bench_json.null_lines(outcome.document), busy):
         if line:
             say(line, err=True)
     for failure in outcome.failures:
@@ -233,18 +235,16 @@ def compare(before: Path, after: Path, tolerance: float, force: bool) -> None:
     from camkit.bench import compare as comparing
 
     documents = bench_json.read(before), bench_json.read(after)
-    with bench_json.damage(before, after):
-        found = comparing.compare(*documents, tolerance=tolerance, force=force)
-        told = [*comparing.unmatched(*documents), comparing.unknown_spread(*documents)]
+    comparisons = comparing.compare(*documents, tolerance=tolerance, force=force)
     rows = []
-    for one in found:
+    for one in comparisons:
         ratio = one.ratio
         span = "one process" if ratio.low is None else f"{ratio.low:.3f} to {ratio.high:.3f}"
         rows.append((one.backend, one.method, str(one.batch), f"{ratio.middle:.3f}", span, one.verdict))
     say_table(("BACKEND", "METHOD", "BATCH", "NEW/OLD", "95 % (HOLM)", "VERDICT"), rows)
-    for line in filter(None, told):
+    for line in filter(None, [*comparing.unmatched(*documents), comparing.unknown_spread(*documents)]):
         say(line, err=True)
-    if any(one.verdict == "SLOWER" for one in found):
+    if any(one.verdict == "SLOWER" for one in comparisons):
         raise SystemExit(1)
 
 
@@ -256,12 +256,9 @@ def report(source: Path) -> None:
 
     from camkit.bench import bench_json
 
-    found = bench_json.read(source)
+    document = bench_json.read(source)
 
-    from camkit.bench import bench_report as reporting
+    from camkit.bench import bench_report
 
-    folder = source if source.is_dir() else source.parent
-    with bench_json.damage(source):
-        paths = reporting.write(found, folder)
-    for path in paths:
+    for path in bench_report.write(document, source if source.is_dir() else source.parent):
         say(path)

@@ -1,4 +1,4 @@
-"""What `camkit explain` tells while it works: results on stdout, everything else on stderr."""
+"""What `camkit explain` prints while it works: results on stdout, everything else on stderr."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class Report:
-    """Tells what was done, as a table or as manifest lines, and counts it.
+    """Prints what was done, as a table or as manifest lines, and counts it.
 
     quiet: errors alone. verbose: also what is run, how, and how fast.
     """
@@ -54,8 +54,8 @@ class Report:
             )
             for backend in work.backends:
                 options = vars(backend.explainer.options).items()
-                told = ", ".join(f"{name}={value}" for name, value in options) or "no options"
-                self._say(f"{backend.name}: {told}")
+                values = ", ".join(f"{name}={value}" for name, value in options) or "no options"
+                self._say(f"{backend.name}: {values}")
 
     def written(self, written: Written, folder: Path) -> None:
         """Everything of one photograph."""
@@ -75,11 +75,11 @@ class Report:
         if good and self._table:
             say(f"{good[0].photo.source}: {good[0].verdict()}")
         remarks = written.remarks or [()] * len(written.lines)
-        for result, line, said in zip(written.results, written.lines, remarks, strict=True):
+        for result, line, own in zip(written.results, written.lines, remarks, strict=True):
             if self._as_json:
                 say_json(as_json(line))
             for warning in line["warnings"]:
-                in_table = self._table and warning.endswith(said)
+                in_table = self._table and warning.endswith(own)
                 if warning not in warned and not self.quiet and not in_table:
                     say(f"Warning: {warning}", err=True)
                 warned.add(warning)
@@ -88,7 +88,7 @@ class Report:
             elif self._table:
                 file = str(folder / (line["overlay_file"] or line["map_file"]))
                 cells = (result.class_name, result.figure, result.backend, result.method, result.layer)
-                say("  ".join([self._line(*cells, file), *(f"({text})" for text in said)]))
+                say("  ".join([self._line(*cells, file), *(f"({text})" for text in own)]))
         if written.sheet and self._table:
             say(f"  side by side: {written.sheet}")
             for text in _agreement(good):
@@ -111,10 +111,10 @@ class Report:
     def interrupted(self, folder: Path, finished: int) -> None:
         """After Ctrl-C, when what was begun is finished."""
         verb = "is" if finished == 1 else "are"
-        told = f"{counted(finished, 'map')} {verb} finished, in {folder}; --resume does the rest"
+        result = f"{counted(finished, 'map')} {verb} finished, in {folder}; --resume does the rest"
         if not finished:
-            told = "nothing was finished"
-        say(f"\nInterrupted: {told}", err=True)
+            result = "nothing was finished"
+        say(f"\nInterrupted: {result}", err=True)
         self._say_kept()
 
     def nothing(self, why: str) -> None:
@@ -123,8 +123,8 @@ class Report:
 
     def _say_kept(self) -> None:
         """That files were in the way, and where the new ones are instead."""
-        if self.names and (told := self.names.told()):
-            self._say(told)
+        if self.names and (conflicts := self.names.conflicts()):
+            self._say(conflicts)
 
     def _say(self, text: str) -> None:
         if not self.quiet:
@@ -137,7 +137,7 @@ class Report:
 
 @contextmanager
 def progress(run: Run, report: Report, folder: Path) -> Iterator[Callable[[Written], None]]:
-    """What is to be called with what was written: it reports, below a bar on a terminal."""
+    """A function that reports what was written, with a progress bar on a terminal."""
     if not sys.stderr.isatty() or report.quiet:
         yield partial(report.written, folder=folder)
         return

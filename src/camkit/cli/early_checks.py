@@ -1,4 +1,4 @@
-"""Whether what a user names is there: told before torch is imported, as far as camkit itself can tell.
+"""Checks of what a user names, before torch is imported, as far as camkit itself can know.
 
 What that takes is imported where it is needed: `--help` needs none of it.
 
@@ -26,12 +26,12 @@ def model(spec: str) -> None:
     specs.check(spec)
 
 
-def classes(spec: str, given: Sequence[str]) -> None:
-    """Classes, as far as the model is a bundle, which names its own."""
+def classes(spec: str, given: Sequence[str], names: Sequence[str] | None = None) -> None:
+    """Classes, as far as the user names them, or the model is a bundle, which names its own."""
     from camkit.core.class_names import class_index, top_count
     from camkit.models import specs
 
-    names = specs.classes(spec)
+    names = specs.classes(spec) if names is None else names
     for text in given:
         if text.startswith("top:"):
             top_count(text)
@@ -122,27 +122,27 @@ def results(*folders: Path) -> None:
             raise UsageError(f"{folder} holds no results{''.join(f'; {found}' for found in findings[:1])}")
 
 
-def training(trainer: str, data: str, given: Mapping[str, Any]) -> None:
+def training(trainer: str, data: str, values: Mapping[str, Any]) -> None:
     """What a training is made of: trainer, recipe, photographs, weights, and where it goes."""
     from camkit.files import is_file
     from camkit.registry import discovery, loading
     from camkit.training import dataset, recipe, result
 
-    found, brought = discovery.get("trainer", trainer), given["recipe"]
+    found, recipe_name = discovery.get("trainer", trainer), values["recipe"]
     ours, fastai = found.dist == discovery.HOST, found.dist == "camkit-fastai"
-    if brought and not is_file(brought):
+    if recipe_name and not is_file(recipe_name):
         known = recipe.TORCH if ours else loading.load(found).recipes
-        if brought not in known:
-            raise recipe.unknown(brought, known)
-    if given["show_recipe"]:
+        if recipe_name not in known:
+            raise recipe.unknown(recipe_name, known)
+    if values["show_recipe"]:
         return
-    if brought and is_file(brought):
-        recipe.parsed(Path(brought))
+    if recipe_name and is_file(recipe_name):
+        recipe.parsed(Path(recipe_name))
     # Others may know data by other names.
     if ours or (fastai and data != "pets") or os.sep in data:
         dataset.check(data)
-    if given["weights"] not in ("default", "none") and not is_file(given["weights"]):
-        raise ModelNotFound(f"there is no weights file {given['weights']!r}")
-    writable(given["out"])
+    if values["weights"] not in ("default", "none") and not is_file(values["weights"]):
+        raise ModelNotFound(f"there is no weights file {values['weights']!r}")
+    writable(values["out"])
     if ours or fastai:
-        result.check_free(given["out"], resume=given["resume"])
+        result.check_free(values["out"], resume=values["resume"])

@@ -15,114 +15,63 @@ import click
 from camkit.cli import early_checks
 from camkit.cli.console import Report, progress
 from camkit.cli.hints import about
-from camkit.cli.parameters import FOLDER, PATTERN
+from camkit.cli.model_options import MODEL, facts, model_options
+from camkit.cli.parameters import (
+    DEVICE,
+    FOLDER,
+    PARTLY,
+    PATTERN,
+    CommandBeside,
+    choice,
+    look_options,
+    pop_style,
+    repeatable,
+)
 from camkit.cli.result_folder import merge
 from camkit.cli.terminal import say
-from camkit.contracts.scores import KINDS
-from camkit.drawing.style import Style
-from camkit.errors import UsageError
 from camkit.explaining.shard import Shard
-from camkit.registry import options
+from camkit.registry import extras, options
 
 if TYPE_CHECKING:
     from camkit.explaining.request import ExplainRequest
     from camkit.images.workers import Processes
 
 
-class Explain(click.Command):
-    """`camkit explain IMAGES`, but `camkit explain merge FOLDERS`; a file of that name is ./merge."""
-
-    def make_context(
-        self, info_name: str | None, args: list[str], *rest: Any, **more: Any
-    ) -> click.Context:
-        """The context of the one or the other."""
-        if args[:1] == ["merge"]:
-            return merge.make_context(f"{info_name} merge", args[1:], *rest, **more)
-        return super().make_context(info_name, args, *rest, **more)
-
-
-@click.command(cls=Explain)
+@click.command(cls=CommandBeside, beside=merge)
 @click.argument("images", nargs=-1, type=PATTERN)
-@click.option(
-    "--model",
-    default="pets",
-    show_default=True,
-    metavar="SPEC",
-    help="pets, imagenet, torchvision:NAME[@WEIGHTS], timm:NAME[@FILE] or a bundle folder.",
-)
-@click.option(
-    "--backend",
-    "backends",
-    multiple=True,
+@click.option("--model", default="pets", show_default=True, metavar="SPEC", help=MODEL)
+@repeatable(
+    *("--backend", "backends"),
     metavar="NAME",
-    default=("native",),
-    show_default="native",
+    default="native",
     help="Which explainer; repeat it for a comparison side by side.",
 )
-@click.option(
-    "--method",
-    "methods",
-    multiple=True,
-    metavar="NAME",
-    default=("gradcam",),
-    show_default="gradcam",
-    help="What to compute; repeatable.",
-)
-@click.option(
-    "--class",
-    "classes",
-    multiple=True,
+@repeatable("--method", "methods", metavar="NAME", default="gradcam", help="What to compute; repeatable.")
+@repeatable(
+    *("--class", "classes"),
     metavar="CLASS",
-    default=("pred",),
-    show_default="pred",
+    default="pred",
     help="pred, top:K, all, a class NAME or INDEX; repeatable.",
 )
-@click.option(
-    "--layer",
-    "layers",
-    multiple=True,
+@repeatable(
+    *("--layer", "layers"),
     metavar="NAME",
-    default=("auto",),
-    show_default="auto",
+    default="auto",
     help="auto, layer4, layer4.-1, layer4[-1] or a glob; repeatable.",
 )
 @click.option(
     "--layout",
     type=click.Choice(["channels-first", "channels-last", "tokens", "tokens-first"]),
-    help="How the output of the layer is to be read, where an error asks for it.",
+    help="How to read the output of the layer, where an error asks for it.",
 )
-@click.option(
-    "-o",
-    "--option",
-    "options",
-    multiple=True,
+@repeatable(
+    *("-o", "--option", "options"),
     metavar="KEY=VALUE",
     help="An option of the backend, such as fast=true (`camkit plugin show native`); repeatable.",
 )
-@click.option("--counterfactual", is_flag=True, help="Draw what speaks against the class.")
-@click.option("--relu", is_flag=True, help="Draw only what speaks for it, as the Grad-CAM paper does.")
-@click.option("--alpha", default=0.6, show_default=True, help="Opacity of the heat, 0 to 1.")
-@click.option("--cmap", default="magma", show_default=True, help="A matplotlib colour map.")
-@click.option(
-    "--view",
-    type=click.Choice(["model", "original"]),
-    default="model",
-    show_default=True,
-    help="Draw on what the model saw, or on the whole photograph.",
-)
-@click.option(
-    "--scores",
-    type=click.Choice(KINDS),
-    help="What the model's outputs are; left out, as the model says or as they look.",
-)
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
-@click.option(
-    "--dtype",
-    type=click.Choice(["float32", "bfloat16", "float16"]),
-    default="float32",
-    show_default=True,
-    help="Type of weights and activations.",
-)
+@look_options
+@DEVICE
+@choice("--dtype", ["float32", "bfloat16", "float16"], "Type of weights and activations.")
 @click.option(
     "--batch-size",
     type=click.IntRange(min=1),
@@ -144,12 +93,10 @@ class Explain(click.Command):
     show_default=True,
     help="Folder for pictures, raw maps and manifest.jsonl.",
 )
-@click.option(
+@choice(
     "--format",
-    type=click.Choice(["png", "npz", "parquet"]),
-    default="png",
-    show_default=True,
-    help="png: overlays and .npy; npz, parquet: raw maps alone (`camkit render` draws them).",
+    ["png", "npz", "parquet"],
+    "png: overlays and .npy; npz, parquet: raw maps alone (`camkit render` draws them).",
 )
 @click.option("--resume", is_flag=True, help="Do only what --out does not hold already.")
 @click.option(
@@ -159,18 +106,14 @@ class Explain(click.Command):
     show_default=True,
     help="The I-th of N parts of the photographs; `camkit explain merge` joins them.",
 )
-@click.option(
-    "--on-error",
-    type=click.Choice(["skip", "fail"]),
-    default="skip",
-    show_default=True,
-    help="Go on without a photograph that cannot be explained, or stop at it.",
+@choice(
+    "--on-error", ["skip", "fail"], "Go on without a photograph that cannot be explained, or stop at it."
 )
-@click.option("--json", "as_json", is_flag=True, help="Manifest lines on stdout, not the table.")
+@click.option("--json", "as_json", is_flag=True, help="Print manifest lines instead of the table.")
 @click.option("-q", "--quiet", is_flag=True, help="Only errors.")
 @click.option("-v", "--verbose", is_flag=True, help="Also what is run, how, and how fast.")
-@click.option("--trust-pickle", is_flag=True, help="Let a model source load pickles. They run code.")
-def explain(images: tuple[str, ...], **given: Any) -> None:
+@model_options
+def explain(images: tuple[str, ...], **values: Any) -> None:
     """Draw where a model looked in IMAGES: files, folders or globs.
 
     Without IMAGES it explains the bundled photograph of a cat. For every image, backend, method and
@@ -182,53 +125,53 @@ def explain(images: tuple[str, ...], **given: Any) -> None:
     \b
     camkit explain cat.jpg
     camkit explain photos/ --class top:3 --out maps
+    camkit explain cat.jpg --model weights.pth --classes cat,dog
     camkit explain cat.jpg --model imagenet --class tabby --view original
     camkit explain cat.jpg --method gradcam --method activations -o reduction=mean
     camkit explain photos/ --format parquet --resume
     camkit explain merge shard-1 shard-2 --out maps     joins the folders of several runs
     """
-    if given["counterfactual"] and given["relu"]:
-        raise UsageError("--counterfactual and --relu exclude each other: choose one")
+    style = pop_style(values)
     begun = time.monotonic()
-    given["shard"] = Shard.parse(given["shard"])
-    given["options"] = options.parse_assignments(given["options"])
-    early_checks.explainers(given["backends"], given["methods"], given["options"])
-    given["style"] = Style(*(given.pop(name) for name in ("relu", "counterfactual", "alpha", "cmap")))
-    early_checks.model(given["model"])
-    early_checks.classes(given["model"], given["classes"])
-    early_checks.device(given["device"])
-    early_checks.results_folder(given["out"])
+    values["shard"] = Shard.parse(values["shard"])
+    values["options"] = options.parse_assignments(values["options"])
+    early_checks.explainers(values["backends"], values["methods"], values["options"])
+    early_checks.model(values["model"])
+    values["facts"] = facts(values)
+    early_checks.classes(values["model"], values["classes"], values["facts"].classes)
+    early_checks.device(values["device"])
+    early_checks.results_folder(values["out"])
     early_checks.photographs(images)
 
-    from camkit.explaining import parquet
+    if values["format"] == "parquet":
+        extras.require("parquet", "--format parquet")
+
     from camkit.images import workers
 
-    if given["format"] == "parquet":
-        parquet.check()
-    told = {name: given.pop(name) for name in ("as_json", "quiet", "verbose")}
-    count = given.pop("workers")
+    output = {name: values.pop(name) for name in ("as_json", "quiet", "verbose")}
+    count = values.pop("workers")
     with (
-        about(given["model"], trust_pickle=given["trust_pickle"]),
+        about(values["model"], trust_pickle=values["trust_pickle"]),
         workers.processes(count) as pool,  # they start while torch is imported
     ):
         from camkit.explaining.request import ExplainRequest
 
-        report = _run(ExplainRequest(images, **given), pool, count, **told)
-    report.end(given["out"], time.monotonic() - begun)
+        report = _run(ExplainRequest(images, style=style, **values), pool, count, **output)
+    report.end(values["out"], time.monotonic() - begun)
     if report.failed:
         some = report.done or report.skipped
-        raise SystemExit(3 if some and given["on_error"] == "skip" else 1)
+        raise SystemExit(PARTLY if some and values["on_error"] == "skip" else 1)
 
 
-def _run(request: ExplainRequest, pool: Processes | None, workers: int, **told: bool) -> Report:
-    """Explain, and report; told: what of it."""
+def _run(request: ExplainRequest, pool: Processes | None, workers: int, **output: bool) -> Report:
+    """Explain, and report; output: what of it."""
     from camkit.explaining.runner import Run
 
-    run = Run(request, pool, lambda text: say(f"Note: {text}", err=True))
-    report = Report(run.work, **told)
+    run = Run(request, pool, lambda text: None if output["quiet"] else say(f"Note: {text}", err=True))
+    report = Report(run.work, **output)
     report.begin(run.work, run.id, request.batch_size, workers if pool else 0)
     if not run.is_any:
-        report.nothing("no photograph falls into this part")
+        report.nothing("no photograph belongs to this shard")
         return report
     report.names = run.output.names
     try:

@@ -3,25 +3,29 @@
 from __future__ import annotations
 
 import fnmatch
-from typing import TYPE_CHECKING
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from camkit.cli import early_checks
-from camkit.cli.terminal import say, say_table
+from camkit.cli.model_options import facts, model_options
+from camkit.cli.parameters import FOLDER
+from camkit.cli.terminal import say, say_json, say_table
 from camkit.errors import LayerError, UsageError, closest
 from camkit.registry import discovery, loading
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from camkit.contracts.model import LoadedModel
     from camkit.core.layers import LayerRecord
-
-TRUST = click.option("--trust-pickle", is_flag=True, help="Let a model source load pickles. They run code.")
 
 
 @click.group()
 def model() -> None:
-    """Models: which there are, their classes, their layers, their summary."""
+    """Models: which there are, what is known of one, and bundles of your own."""
 
 
 @model.command("list")
@@ -32,7 +36,7 @@ def list_(pattern: str | None) -> None:
         found = discovery.find("model")
         rows = [(f.name, f.dist, f.problem or discovery.summary(f)) for f in found]
         say_table(("SOURCE", "PACKAGE", "WHAT IT LOADS"), rows)
-        say("\nA model is SOURCE:NAME, or a bundle folder; the default is pets.")
+        say("\nA model is SOURCE:NAME, a file of weights or a bundle folder; the default is pets.")
         return
     sources = [name for f in discovery.find("model") for name in (f.full_name, f.name)]
     scheme = next((s for s in sources if f"{pattern}:".startswith(f"{s}:")), pattern.partition(":")[0])
@@ -50,16 +54,54 @@ def list_(pattern: str | None) -> None:
 
 @model.command()
 @click.argument("spec", default="pets")
-@TRUST
+@model_options
+@click.option("--json", "as_json", is_flag=True, help="The same as JSON.")
+def show(spec: str, as_json: bool, **given: Any) -> None:
+    """What is known of a model, and what is assumed: architecture, classes, what it is shown."""
+    loaded = _loaded(spec, given, quiet=True)
+    known = _known(loaded)
+    if as_json:
+        say_json(
+            json.dumps({**known, "classes": list(loaded.classes), "notes": dict(loaded.notes)}, indent=1)
+        )
+        return
+    for name, value in known.items():
+        say(f"{name + ':':14} {value}")
+    if loaded.note:
+        say(f"\n{loaded.note}")
+
+
+@model.command()
+@click.argument("spec")
+@model_options
+@click.option("--out", type=FOLDER, required=True, help="A new folder for the bundle.")
+@click.option("--half", is_flag=True, help="Weights in half precision: half the size.")
+def bundle(spec: str, out: Path, half: bool, **given: Any) -> None:
+    """Write a model with all that belongs to it into a folder that needs no options, and holds no code.
+
+    \b
+    camkit model bundle weights.pth --classes cat,dog --size 160 --out cats
+    camkit explain photos/ --model cats
+    """
+    early_checks.writable(out)
+    loaded = _loaded(spec, given)
+
+    from camkit.models.bundle import save_bundle
+
+    say(save_bundle(loaded, out, half=half, made_from=spec, notes=dict(loaded.notes)))
+
+
+@model.command()
+@click.argument("spec", default="pets")
+@model_options
 @click.option("--all", "everything", is_flag=True, help="Also layers that cannot carry a map.")
-def layers(spec: str, trust_pickle: bool, everything: bool) -> None:
+def layers(spec: str, everything: bool, **given: Any) -> None:
     """The layers of a model with their output shapes; '*' marks the one that 'auto' means."""
-    early_checks.model(spec)
-    loaded, records = _traced(spec, trust_pickle)
+    loaded, example, records = _traced(spec, given)
     from camkit.core.layer_lookup import resolve_layers
 
     try:
-        auto = resolve_layers(loaded.module, loaded.default_layer, _example(loaded))[0]
+        auto = resolve_layers(loaded.module, loaded.default_layer, example)[0]
     except LayerError as error:  # the list shows what else there is
         say(f"Warning: {error}", err=True)
         auto = ""
@@ -73,27 +115,22 @@ def layers(spec: str, trust_pickle: bool, everything: bool) -> None:
 
 @model.command()
 @click.argument("spec", default="pets")
-@TRUST
-def classes(spec: str, trust_pickle: bool) -> None:
+@model_options
+def classes(spec: str, **given: Any) -> None:
     """The classes of a model with their indices, in the order of its outputs."""
-    early_checks.model(spec)
-
-    from camkit.models.loading import load_model
-
-    for index, name in enumerate(load_model(spec, device="cpu", trust_pickle=trust_pickle).classes):
+    for index, name in enumerate(_loaded(spec, given).classes):
         say(f"{index:5}  {name}")
 
 
 @model.command()
 @click.argument("spec", default="pets")
-@TRUST
-def summary(spec: str, trust_pickle: bool) -> None:
+@model_options
+def summary(spec: str, **given: Any) -> None:
     """Layer types, output shapes and parameters of a model, with the totals."""
-    early_checks.model(spec)
+    loaded, _, records = _traced(spec, given)
 
     from camkit.core.layers import parameter_totals
 
-    loaded, records = _traced(spec, trust_pickle)
     rows = [
         (r.type, _shapes(r), f"{r.parameters:,}", "yes" if r.trainable else "no")
         for r in records
@@ -107,18 +144,46 @@ def summary(spec: str, trust_pickle: bool) -> None:
     say(f"Classes: {len(loaded.classes)}   scores: {loaded.scores}   preprocessing: {prepared}")
 
 
-def _traced(spec: str, trust_pickle: bool) -> tuple[LoadedModel, list[LayerRecord]]:
-    from camkit.core.layers import trace
+def _loaded(spec: str, given: dict[str, Any], *, quiet: bool = False) -> LoadedModel:
+    """The model, with what the user says of it."""
+    early_checks.model(spec)
+    said = facts(given)
+
     from camkit.models.loading import load_model
 
-    loaded = load_model(spec, device="cpu", trust_pickle=trust_pickle)
-    return loaded, trace(loaded.module, _example(loaded))
+    loaded = load_model(spec, device="cpu", **given, **said.said())
+    if loaded.note and not quiet:
+        say(f"Note: {loaded.note}", err=True)
+    return loaded
 
 
-def _example(loaded: LoadedModel):  # type: ignore[no-untyped-def]
-    from camkit.core.layers import example_inputs
+def _known(loaded: LoadedModel) -> dict[str, Any]:
+    """What `show` tells, by its name."""
+    architecture = dict(loaded.architecture or {})
+    names = [architecture.pop(key, None) for key in ("source", "name")]
+    built = ":".join(filter(None, names)) or type(loaded.module).__name__
+    changed = {key: value for key, value in architecture.items() if key != "num_classes"}
+    first = ", ".join(loaded.classes[:5]) + (", ..." if len(loaded.classes) > 5 else "")
+    return {
+        "model": loaded.name,
+        "architecture": built + (f" {changed}" if changed else ""),
+        "classes": f"{len(loaded.classes)}: {first}",
+        "scores": loaded.scores,
+        **{name: str(value) for name, value in loaded.preprocess.to_dict().items()},
+        "parameters": f"{sum(p.numel() for p in loaded.module.parameters()):,}",
+        "sha256": loaded.sha256,
+    }
 
-    return example_inputs(loaded.preprocess.size, next(loaded.module.parameters()))
+
+def _traced(spec: str, given: dict[str, Any]) -> tuple[LoadedModel, Tensor, list[LayerRecord]]:
+    """The model, noise that fits it, and what a forward of that shows of its layers."""
+    loaded = _loaded(spec, given)
+
+    from camkit.core.layers import example_inputs, trace
+
+    shown = loaded.preprocess
+    example = example_inputs(shown.size, next(loaded.module.parameters()), shown.channels)
+    return loaded, example, trace(loaded.module, example)
 
 
 def _shapes(record: LayerRecord) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from camkit.cli.parameters import choice, repeatable
 from camkit.cli.terminal import say, say_json, say_table
 from camkit.errors import BrokenPlugin, UsageError
 from camkit.registry import discovery, loading
@@ -34,16 +35,14 @@ def list_(as_json: bool) -> None:
     """
     found = discovery.find()
     if as_json:
-        for item in found:
-            record: dict[str, Any] = {
-                "name": item.name,
-                "kind": item.kind,
-                "distribution": item.dist,
-                "version": item.version,
-                "status": item.status,
-                "problem": item.problem,
-                "summary": discovery.summary(item),
+        for f in found:
+            record: dict[str, str | None] = {
+                "name": f.name,
+                "kind": f.kind,
+                "distribution": f.dist,
+                "version": f.version,
             }
+            record |= {"status": f.status, "problem": f.problem, "summary": discovery.summary(f)}
             say_json(json.dumps(record))
         return
     rows = [(f.name, f.kind, f"{f.dist} {f.version}", f.status, discovery.summary(f)) for f in found]
@@ -71,12 +70,9 @@ def _show(found: Found) -> None:
     say(f"{found.kind} from {found.dist} {found.version}, {found.value}")
     if found.kind == "explainer":
         say(f"Types: {', '.join(cls.dtypes)}\n")
-        agnostic = "the same map for every class"
-        rows = []
-        for method in cls.methods:
-            notes = [agnostic] if method in cls.class_agnostic else []
-            rows.append((method, "; ".join([*notes, *filter(None, [cls.notes.get(method)])])))
-        say_table(("METHOD", "NOTES"), rows)
+        agnostic = dict.fromkeys(cls.class_agnostic, "the same map for every class")
+        notes = {m: [text for text in (agnostic.get(m), cls.notes.get(m)) if text] for m in cls.methods}
+        say_table(("METHOD", "NOTES"), [(method, "; ".join(texts)) for method, texts in notes.items()])
     if found.kind == "metric":
         low, high = cls.range
         needs = f", needs {' and '.join(cls.needs)}" if cls.needs else ""
@@ -113,7 +109,8 @@ def doctor() -> None:
             try:
                 loading.load(item)
             except BrokenPlugin as error:
-                trouble = f"{error}\n  {_mend(item)}"
+                again = f"pip install --upgrade --force-reinstall {item.dist}"
+                trouble = f"{error}\n  fix: {again}, or pip uninstall {item.dist}"
         say(f"{'FAIL' if trouble else 'ok  '}  {item.kind} {item.name} ({item.dist} {item.version})")
         if trouble:
             wrong += 1
@@ -128,9 +125,7 @@ def doctor() -> None:
 @click.argument("name")
 @click.option("--kind", type=click.Choice(KINDS), help="If several kinds have a plugin of that name.")
 @click.option("--reference", default="", help="Of a model source: a model that loads offline.")
-@click.option(
-    "-o", "--option", "options", multiple=True, metavar="KEY=VALUE", help="An option of the plugin."
-)
+@repeatable("-o", "--option", "options", metavar="KEY=VALUE", help="An option of the plugin; repeatable.")
 def check(name: str, kind: Kind | None, reference: str, options: tuple[str, ...]) -> None:
     """Hold the plugin NAME against everything that camkit demands of its kind."""
     found = _named(name, kind)
@@ -154,9 +149,7 @@ def check(name: str, kind: Kind | None, reference: str, options: tuple[str, ...]
 
 @plugin.command()
 @click.argument("name")
-@click.option(
-    "--kind", type=click.Choice(MADE), default="explainer", show_default=True, help="What NAME will be."
-)
+@choice("--kind", MADE, "What NAME will be.")
 @click.option(
     "--into",
     type=click.Path(path_type=Path, file_okay=False, exists=True),
@@ -194,7 +187,3 @@ def _trouble(item: Found) -> str | None:
             f"the name is offered more than once: write {item.full_name}, or uninstall one of the packages"
         )
     return item.problem
-
-
-def _mend(item: Found) -> str:
-    return f"fix: pip install --upgrade --force-reinstall {item.dist}, or pip uninstall {item.dist}"

@@ -8,15 +8,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from camkit.cli import early_checks
-from camkit.cli.parameters import FOLDER, PATH
+from camkit.cli.parameters import FOLDER, PARTLY, PATH, look_options, pop_style
 from camkit.cli.terminal import say
-from camkit.drawing.style import Style
 from camkit.errors import UsageError, counted
 
 if TYPE_CHECKING:
     from camkit.explaining.manifest import Finding
-
-PARTLY = 3  # the exit code for what could be done only in part
 
 
 @click.command()
@@ -53,7 +50,7 @@ def merge(folders: tuple[Path, ...], out: Path) -> None:
 @click.option(
     "--sample", type=click.IntRange(min=0), default=8, show_default=True, help="Maps to compute again."
 )
-@click.option("--seed", type=int, default=0, show_default=True, help="Of the choice of these maps.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Random seed.")
 def verify(folder: Path, images: Path | None, spec: str | None, sample: int, seed: int) -> None:
     """Check whether what `camkit explain` wrote into FOLDER still holds.
 
@@ -77,11 +74,12 @@ def verify(folder: Path, images: Path | None, spec: str | None, sample: int, see
         say(finding)
     if not found.lines and not found.findings:
         raise UsageError(f"{folder} holds no results")
-    anew = f"{counted(found.anew, 'map')} made anew differ by at most {found.difference:.1e} of the peak"
+    count = counted(found.recomputed, "recomputed map")
+    again = f"{count} differ by at most {found.difference:.1e} of the peak"
     say(
         f"{counted(found.lines, 'result')}: {counted(found.maps, 'map')}, "
         f"{counted(found.pictures, 'picture')} and {counted(found.photographs, 'photograph')} hold; "
-        f"{anew if found.anew else 'no map was made anew'}"
+        f"{again if found.recomputed else 'no map was recomputed'}"
     )
     if found.findings:
         say(f"Does not hold: {counted(len(found.findings), 'finding')}", err=True)
@@ -92,26 +90,14 @@ def verify(folder: Path, images: Path | None, spec: str | None, sample: int, see
 @click.command()
 @click.argument("folder", type=FOLDER)
 @click.option("--images", type=PATH, help="Where the photographs lie now.")
-@click.option("--counterfactual", is_flag=True, help="Draw what speaks against the class.")
-@click.option("--relu", is_flag=True, help="Draw only what speaks for it, as the Grad-CAM paper does.")
-@click.option("--alpha", default=0.6, show_default=True, help="Opacity of the heat, 0 to 1.")
-@click.option("--cmap", default="magma", show_default=True, help="A matplotlib colour map.")
-@click.option(
-    "--view",
-    type=click.Choice(["model", "original"]),
-    default="model",
-    show_default=True,
-    help="Draw on what the model saw, or on the whole photograph.",
-)
+@look_options
 def render(folder: Path, images: Path | None, view: Any, **look: Any) -> None:
-    """Draw the maps in FOLDER anew, or those that --format npz or parquet left undrawn.
+    """Draw the maps in FOLDER again, or those that --format npz or parquet left undrawn.
 
     No model is needed. The pictures lie beside the maps, and the manifest tells of them. Those of another
     look are kept: what differs from the default is part of the name.
     """
-    if look["counterfactual"] and look["relu"]:
-        raise UsageError("--counterfactual and --relu exclude each other: choose one")
-    style = Style(**look)
+    style = pop_style(look)
     early_checks.results(folder)
     early_checks.there(images)
 
@@ -146,8 +132,8 @@ def render(folder: Path, images: Path | None, view: Any, **look: Any) -> None:
         say(f"Error: {folder}/{finding}", err=True)
     if not done + failed:
         raise UsageError(f"{folder} holds no results")
-    if told := names.told():
-        say(told, err=True)
+    if conflicts := names.conflicts():
+        say(conflicts, err=True)
     if failed:
         say(f"{counted(done, 'picture')} drawn, {failed} failed", err=True)
         raise SystemExit(PARTLY if done else 1)

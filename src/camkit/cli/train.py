@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from camkit.cli import early_checks
-from camkit.cli.parameters import FOLDER
+from camkit.cli.parameters import DEVICE, FOLDER, PARTLY, CommandBeside, choice, repeatable
 from camkit.cli.terminal import say
 from camkit.errors import CamkitError, UsageError, counted, printable
 from camkit.registry import discovery, loading
@@ -22,15 +22,16 @@ if TYPE_CHECKING:
     from camkit.contracts.trainer import TrainResult
     from camkit.training.result import Kept
 
-PARTLY = 3  # the exit code for what could be done only in part
+ASKED = ("out", "recipe", "arch", "weights", "seed", "labels", "label_column", "on_error")
+CHANGES = ("valid", "split", "class_weights")  # of a recipe
 
 
 @click.command()
 @click.argument("out", type=FOLDER, default="camkit-run")
 @click.option("--images", type=FOLDER, metavar="DATA", help="Where the photographs lie now.")
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+@DEVICE
 def report(out: Path, images: Path | None, device: str) -> None:
-    """Make the report of the finished training in OUT anew.
+    """Make the report of the finished training in OUT again.
 
     The tables and curves come from what the training has kept; the confusion matrix and the photographs
     judged worst need the photographs that were held out, as they were.
@@ -43,19 +44,7 @@ def report(out: Path, images: Path | None, device: str) -> None:
         raise SystemExit(PARTLY)
 
 
-class Train(click.Command):
-    """`camkit train DATA`, but `camkit train report OUT`; a folder of that name is ./report."""
-
-    def make_context(
-        self, info_name: str | None, args: list[str], *rest: Any, **more: Any
-    ) -> click.Context:
-        """The context of the one or the other."""
-        if args[:1] == ["report"]:
-            return report.make_context(f"{info_name} report", args[1:], *rest, **more)
-        return super().make_context(info_name, args, *rest, **more)
-
-
-@click.command(cls=Train)
+@click.command(cls=CommandBeside, beside=report)
 @click.argument("data", default="pets")
 @click.option(
     "--trainer", default="fastai", show_default=True, metavar="NAME", help="`camkit plugin list` shows all."
@@ -76,11 +65,8 @@ class Train(click.Command):
     metavar="default|none|FILE",
     help="What it starts from: trained on ImageNet, random, or a file.",
 )
-@click.option(
-    "-o",
-    "--option",
-    "options",
-    multiple=True,
+@repeatable(
+    *("-o", "--option", "options"),
     metavar="KEY=VALUE",
     help="An option of the trainer: `camkit plugin show fastai` lists them.",
 )
@@ -92,77 +78,119 @@ class Train(click.Command):
     help="Folder for the bundle and the report.",
 )
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Random seed.")
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
-@click.option(
+@DEVICE
+@choice(
     "--precision",
-    type=click.Choice(["float32", "bfloat16", "float16"]),
-    default="float32",
+    ["float32", "bfloat16", "float16"],
+    "Type of the arithmetic; weights stay float32. On a CPU only the trainer torch has the latter two.",
+)
+@click.option(
+    "--valid",
+    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    metavar="SHARE",
+    help="Held out of photographs that are not split yet; the recipe's: 0.2.",
+)
+@click.option(
+    "--split",
+    type=click.Choice(["stratified", "random"]),
+    help="The same share of each class, or of all; the recipe's: stratified, but lesson6 and pets-small "
+    "are random.",
+)
+@click.option(
+    "--class-weights",
+    type=click.Choice(["none", "balanced"]),
+    help="Whether classes with few photographs count as much as those with many; the recipe's: none.",
+)
+@click.option(
+    "--labels",
+    type=click.Choice(["auto", "one", "several"]),
+    default="auto",
     show_default=True,
-    help="Of the arithmetic; weights stay float32. On a CPU only the trainer torch has the latter two.",
+    help="On each photograph of a table; auto is what the table looks like.",
+)
+@click.option("--label-column", metavar="NAME", help="Of a table with more than one that may be meant.")
+@click.option(
+    "--on-error",
+    type=click.Choice(["skip", "fail"]),
+    default="skip",
+    show_default=True,
+    help="Go on without photographs that cannot be read, or stop at them.",
 )
 @click.option(
     "--resume", is_flag=True, help="Go on from the last finished epoch in --out, or make what is missing."
 )
-@click.option("--preview", is_flag=True, help="Only draw what augmentation makes of a photograph.")
-def train(data: str, **given: Any) -> None:
-    """Train a classifier on DATA, a folder of photographs, and report on it.
+@click.option("--preview", is_flag=True, help="Draw a photograph as augmentation changes it, and stop.")
+def train(data: str, **values: Any) -> None:
+    """Train a classifier on DATA, photographs with labels, and report on it.
 
-    DATA holds one sub-folder for each class, or files named after it (great_pyrenees_12.jpg), or is the
-    Oxford-IIIT Pet data (images/ and annotations/); `pets`, the default, fetches those. With nothing else
-    said, this is fast.ai's lesson 6. Into --out it writes the trained model as a folder
-    `bundle`, tables and curves of the training, the confusion matrix, and the photographs judged worst,
-    each with its Grad-CAM.
+    DATA is a folder: one sub-folder for each class (species/breed/1.jpg are two levels), or files named
+    after it (great_pyrenees_12.jpg); or that in train/ and valid/, a test/ is left alone; or with a table
+    labels.csv or train.csv of file names and labels, or columns of zeros and ones. Or DATA is such a table.
+    With several labels on a photograph each is learnt by itself. `pets`, the default, fetches the
+    Oxford-IIIT Pet data, and with nothing else said, this is fast.ai's lesson 6. Into --out it writes the
+    trained model as a folder `bundle`, tables and curves of the training, the confusion matrix, and the
+    photographs judged worst, each with its Grad-CAM.
 
     \b
     camkit train
     camkit train photos/ --arch resnet34 --out run
+    camkit train labels.csv --valid 0.3 --class-weights balanced
     camkit explain cat.jpg --model run/bundle
     camkit train photos/ --show-recipe > mine.toml
     camkit train photos/ --recipe mine.toml --out run2
-    camkit train report run      makes the report anew
+    camkit train report run      makes the report again
     """
-    name: str = given["trainer"]
-    options = registry_options.parse_assignments(given["options"])
+    name: str = values["trainer"]
+    options = registry_options.parse_assignments(values["options"])
     from camkit.training.result import BUNDLE
 
-    out: Path = given["out"]
-    finished = given["resume"] and (out / BUNDLE).is_dir()
+    out: Path = values["out"]
+    finished = values["resume"] and (out / BUNDLE).is_dir()
     if not finished:  # which needs no data any more
-        early_checks.training(name, data, given)
+        early_checks.training(name, data, values)
 
-    from camkit.training import recipe as recipes
     from camkit.training import train_model
 
-    if given["show_recipe"]:
-        kind = loading.load(discovery.get("trainer", name))
-        recipe = given["recipe"] or next(iter(kind.recipes), None)
-        if recipe is None:
-            raise UsageError(f"{name} brings no recipes")
-        say(recipes.text(kind, recipe), nl=False)
+    if values["show_recipe"]:
+        _show_recipe(name, values["recipe"])
         return
-    asked: dict[str, Any] = {key: given[key] for key in ("out", "recipe", "arch", "weights", "seed")}
+    asked: dict[str, Any] = {key: values[key] for key in ASKED}
+    asked["changes"] = {key: values[key] for key in CHANGES if values[key] is not None}
     asked |= options
-    if given["preview"]:
+    if values["preview"]:
         say(train_model.preview(data, trainer=name, **asked))
         return
 
     from camkit.training.run_folder import is_main
 
     if finished:
-        _complete(out, data, given["device"])
+        _complete(out, data, values["device"])
         return
     with _progress() as progress, _interrupts(out):
         result = train_model.train(
             data,
             trainer=name,
-            device=given["device"],
-            precision=given["precision"],
-            resume=given["resume"],
+            device=values["device"],
+            precision=values["precision"],
+            resume=values["resume"],
             progress=progress,
             **asked,
         )
     if is_main():  # of several processes that trained together one reports
-        _report(result, out, given["device"])
+        _report(result, out, values["device"])
+    if result.skipped:
+        raise SystemExit(PARTLY)
+
+
+def _show_recipe(trainer: str, name: str | None) -> None:
+    """Print a recipe, by default the trainer's first."""
+    from camkit.training import recipe as recipes
+
+    kind = loading.load(discovery.get("trainer", trainer))
+    name = name or next(iter(kind.recipes), None)
+    if name is None:
+        raise UsageError(f"{trainer} brings no recipes")
+    say(recipes.text(kind, name), nl=False)
 
 
 def _complete(out: Path, data: str, device: str) -> None:
@@ -179,7 +207,7 @@ def _complete(out: Path, data: str, device: str) -> None:
         say(f"nothing to do: {out} is finished", err=True)
         say(f"bundle: {out / results.BUNDLE}")
         return
-    if kept.gone() and Path(data).is_dir():
+    if kept.gone() and Path(data).exists():
         kept = results.read(out, dataset.photographs(data))
     if not _report(kept, out, device):
         raise SystemExit(PARTLY)
@@ -200,8 +228,10 @@ def _report(done: TrainResult | Kept, out: Path, device: str) -> bool:
     except CamkitError as error:
         again = f"the trained model is in {result.bundle}, `camkit train report {out}` tries it again"
         raise CamkitError(f"there is no report: {error} ({again})") from error
-    for line in training_report.lines(verdicts) if verdicts else ():
+    for line in verdicts.lines() if verdicts else ():
         say(line)
+    for line in result.told:
+        say(f"data: {line}")
     say(f"bundle: {result.bundle}")
     say(f"report: {', '.join(str(path) for path in written)}", err=True)
     if gone:
@@ -233,13 +263,13 @@ def _interrupts(out: Path) -> Iterator[None]:
 @contextmanager
 def _progress() -> Iterator[Callable[[float, str], None]]:
     """A bar with the time left on a terminal, else a line for each epoch; both on stderr."""
-    said: set[str] = set()
+    shown: set[str] = set()
     if not sys.stderr.isatty():
 
         def tell(_: float, text: str) -> None:
-            if text not in said:
+            if text not in shown:
                 say(text, err=True)
-            said.add(text)
+            shown.add(text)
 
         yield tell
         return
@@ -251,9 +281,9 @@ def _progress() -> Iterator[Callable[[float, str], None]]:
         task = bar.add_task("training", total=1.0)
 
         def show(fraction: float, text: str) -> None:
-            if text not in said:
+            if text not in shown:
                 bar.console.print(printable(text), highlight=False, markup=False, emoji=False)
-            said.add(text)
+            shown.add(text)
             bar.update(task, completed=fraction)
 
         yield show

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def _ignored(*_: Any) -> None:
-    """What is told to nobody."""
+    """Does nothing: nobody listens."""
 
 
 @dataclass(frozen=True)

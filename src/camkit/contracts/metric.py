@@ -24,7 +24,7 @@ class MapBatch:
     truth: bool `[B, H, W]`, where the evidence is; nowhere true if it is not known for an image.
     reference: maps `[B, h, w]` of another explainer, to compare with.
     explain: from other inputs and targets to the maps of the same explainer for the same module.
-    seed: of everything random.
+    seed: the random seed.
     scores: what the outputs of `module` are, as in `LoadedModel`.
     """
 
@@ -41,7 +41,7 @@ class MapBatch:
 
 @dataclass(frozen=True)
 class Scores:
-    """What a metric says of a batch.
+    """The scores of a batch.
 
     values: float `[B]`; NaN where the metric is not defined: never a zero, never a hit.
     curves: `[B, S]`, if the values sum up a curve, and `steps`, the names of its S points.

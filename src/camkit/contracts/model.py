@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -27,8 +27,10 @@ class LoadedModel:
     default_layer: the layer specification that `layer="auto"` means for this model.
     architecture: what its source needs to build the module anew, JSON values only; `None` if it cannot
         be stored in a bundle. `architecture["source"]` is the name of the model source.
-    scores: what the outputs are: `softmax`, `sigmoid`, `probabilities`, `none`, or `auto`, told from
-        themselves; see `camkit.contracts.scores`.
+    scores: what the outputs are: `softmax`, `sigmoid`, `probabilities`, `none`, or `auto`, seen from
+        their values; see `camkit.contracts.scores`.
+    output: where the module returns a tuple or a dict, the index, key or name of the scores.
+    notes: what was found out about it and what was assumed, for people: `architecture`, `classes`, `shown`.
     """
 
     module: nn.Module
@@ -38,9 +40,29 @@ class LoadedModel:
     default_layer: str = "auto"
     architecture: Mapping[str, Any] | None = None
     scores: ScoreKind = "auto"
+    output: str | int | Callable[[Any], Any] | None = None
+    notes: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         checked(self.scores)
+
+    def __repr__(self) -> str:
+        classes = ", ".join(self.classes[:3]) + (", ..." if len(self.classes) > 3 else "")
+        shown = self.preprocess
+        margin = f" out of {shown.resize}" if shown.resize else ""
+        return (
+            f"LoadedModel {self.name!r}: {type(self.module).__name__} on {self.device}, {self.dtype}\n"
+            f"  classes     {len(self.classes)}: {classes}\n"
+            f"  shown       {shown.size[0]} x {shown.size[1]}{margin}, {shown.fit}, {shown.interpolation}\n"
+            f"  normalised  mean {shown.mean}, std {shown.std}\n"
+            f"  scores      {self.scores}; layer {self.default_layer}"
+            + (f"\n  {self.note}" if self.note else "")
+        )
+
+    @property
+    def note(self) -> str:
+        """The notes in one line; empty if nothing was found out or assumed."""
+        return "; ".join(self.notes.values())
 
     @property
     def device(self) -> torch.device:
@@ -49,7 +71,7 @@ class LoadedModel:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the floating-point parameters."""
+        """The type of the floating-point parameters."""
         return self._sample.dtype
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> LoadedModel:
@@ -102,6 +124,10 @@ class ModelSource(ABC):
         Raises `ModelError` for an architecture that this source does not know.
         """
         raise ModelError(f"{type(self).__name__} does not build modules for bundles")
+
+    def preprocess(self, architecture: Mapping[str, Any]) -> Preprocess:
+        """What is usual for an architecture, for weights that do not say what they were trained with."""
+        return Preprocess()
 
     def names(self) -> Iterable[str]:
         """The references it knows, for `camkit model list`."""

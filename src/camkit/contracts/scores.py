@@ -2,7 +2,7 @@
 
 `softmax`: logits of classes that exclude each other. `sigmoid`: a logit for each class by itself, of models
 with one output or several labels. `probabilities`: what softmax or sigmoid has made already. `none`: no
-probabilities, as of a regression. `auto` stands for whichever of them the scores themselves tell. Scores
+probabilities, as of a regression. `auto`: whichever of them the scores look like. Scores
 are float `[B, n_classes]`. Nothing here imports torch before it is used.
 """
 
@@ -37,7 +37,7 @@ def checked(kind: object) -> ScoreKind:
     """`kind` if it is one; `ModelError` with those that are."""
     if kind == "auto" or kind in KINDS:
         return cast("ScoreKind", kind)
-    raise ModelError(f"there are no scores {kind!r}: use {', '.join(KINDS)}")
+    raise ModelError(f"unknown scores {kind!r}: use {', '.join(KINDS)}")
 
 
 def meaning(kind: ScoreKind, scores: Tensor, squashed: Callable[[], bool | None]) -> ScoreKind:
@@ -47,20 +47,29 @@ def meaning(kind: ScoreKind, scores: Tensor, squashed: Callable[[], bool | None]
     needs it, because all scores lie in [0, 1]. Raises `ModelError` for `probabilities` that are none.
     """
     one = scores.shape[1] == 1
-    known = scores[scores.isfinite().all(1)]
-    within = len(known) > 0 and bool(((known >= 0) & (known <= 1 + TOLERANCE)).all())
+    known = _finite(scores)
     if kind == "auto":
         kind = "sigmoid" if one else "softmax"
-        if within:
+        if within_unit(scores):
             answer = squashed()
             if answer or (answer is None and sums_to_one(known)):
                 return "probabilities"
-    if kind == "probabilities" and len(known) and not within:
+    if kind == "probabilities" and len(known) and not within_unit(scores):
         raise ModelError(
             f"the scores are said to be probabilities, but they reach from {float(known.min()):.3g} to "
             f"{float(known.max()):.3g}: softmax or sigmoid?"
         )
     return "sigmoid" if kind == "softmax" and one else kind
+
+
+def within_unit(scores: Tensor) -> bool:
+    """Whether all scores that are finite, if any, lie in [0, 1]."""
+    known = _finite(scores)
+    return len(known) > 0 and bool(((known >= 0) & (known <= 1 + TOLERANCE)).all())
+
+
+def _finite(scores: Tensor) -> Tensor:
+    return scores[scores.isfinite().all(1)]
 
 
 def sums_to_one(scores: Tensor) -> bool:
@@ -121,6 +130,6 @@ def predictions(likely: Tensor, *, exclusive: bool) -> list[int]:
     return [i for i in likely.argsort(descending=True, stable=True).tolist() if likely[i] > THRESHOLD]
 
 
-def told(probability: float | None, score: float) -> str:
-    """A probability for people, or the score where there is none."""
+def figure(probability: float | None, score: float) -> str:
+    """A probability as a percentage, or the score where there is none."""
     return f"{score:.4g}" if probability is None else f"{probability:.1%}"

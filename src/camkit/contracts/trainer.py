@@ -22,7 +22,7 @@ Precision = Literal["float32", "bfloat16", "float16"]
 class TrainRequest:
     """What `camkit.train` asks of a trainer.
 
-    data: a folder of photographs, or the name of a data set that the trainer fetches.
+    data: a folder of photographs, a table of labels, or the name of a data set that the trainer fetches.
     out: the folder that the bundle and everything else is written to, and nothing outside it.
     recipe: the parsed table (TOML), one of the trainer's `recipes` or the user's own.
     arch: what to train, such as `resnet34`; weights: what it starts from: `default` (pretrained), `none`
@@ -30,6 +30,8 @@ class TrainRequest:
     precision: of the arithmetic; weights stay float32.
     resume: go on from the last finished epoch in `out`.
     progress: called with a fraction in [0, 1] and a line of text.
+    on_error: whether to go on without photographs that cannot be read, or to stop at them.
+    labels, label_column: what a table of labels holds, where it does not look so.
     """
 
     data: str
@@ -42,6 +44,9 @@ class TrainRequest:
     precision: Precision = "float32"
     resume: bool = False
     progress: Callable[[float, str], None] | None = None
+    on_error: Literal["skip", "fail"] = "fail"
+    labels: Literal["auto", "one", "several"] = "auto"
+    label_column: str | None = None
 
 
 @dataclass(frozen=True)
@@ -51,14 +56,20 @@ class TrainResult:
     bundle: the folder of the trained model.
     metrics: final figures by name, as fractions, for example `{"error_rate": 0.058}`.
     history: one record for each epoch; steps: `loss` and `lr` of each step of the optimiser.
-    validation: the photographs that were held out, with their class; camkit reports on them.
+    validation: the photographs that were held out, with their class, or the tuple of their several labels;
+        camkit reports on them.
+    trained_on: how many photographs there were of each class. told: lines on the data.
+    skipped: how many photographs could not be used.
     """
 
     bundle: Path
     metrics: Mapping[str, float]
     history: tuple[Mapping[str, float], ...] = ()
     steps: tuple[Mapping[str, float], ...] = ()
-    validation: tuple[tuple[Path, str], ...] = ()
+    validation: tuple[tuple[Path, str | tuple[str, ...]], ...] = ()
+    trained_on: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    told: tuple[str, ...] = ()
+    skipped: int = 0
 
 
 class Trainer(ABC):

@@ -1,6 +1,6 @@
 """Attribution maps of any `nn.Module`: `maps`, `maps_by`, `class_maps`.
 
-What must be the same for every explainer around one call of it stands in `running`.
+What must be the same for every explainer around one call of it stands in `run_explainer`.
 """
 
 from __future__ import annotations
@@ -17,12 +17,13 @@ from camkit.contracts.explainer import Explainer
 from camkit.contracts.model import LoadedModel
 from camkit.core import devices, layers
 from camkit.core.call_types import Call, Inputs, Layer
-from camkit.core.layer_lookup import layer_specs, resolve_layers
+from camkit.core.layer_lookup import as_list, resolve_layers
 from camkit.core.layout import SPACE
 from camkit.core.model_cache import remembered
 from camkit.core.model_changes import copied
 from camkit.core.run_explainer import check_module, run
-from camkit.core.targets import Chooser, Output, Score, Targets, every, given
+from camkit.core.scored import Output, Score
+from camkit.core.targets import Selector, Targets, every, target_selector
 from camkit.errors import CamkitWarning, ModelError, UsageError
 from camkit.registry import loading
 
@@ -87,7 +88,7 @@ def maps_by(
     """
     several = _inputs(module, inputs)
     score = targets if callable(targets) else None
-    found = _sweep(module, several, given(targets, len(several[0])), layer, method, score, **call)
+    found = _sweep(module, several, target_selector(targets, len(several[0])), layer, method, score, **call)
     return {key: value[:, 0] for key, value in found.items()}
 
 
@@ -102,7 +103,7 @@ def class_maps(
 def _sweep(
     module: nn.Module,
     inputs: tuple[Tensor, ...],
-    choose: Chooser,
+    selector: Selector,
     layer: Layer | Sequence[Layer],
     method: str | Sequence[str],
     score: Score | None,
@@ -130,7 +131,7 @@ def _sweep(
     methods = [method] if isinstance(method, str) else list(method)
     if not (methods and names):
         raise UsageError(f"there is nothing to do: no {'layer' if methods else 'method'} is given")
-    answer = run(explainer, backend, module, first, names, methods, choose, extras=extras, call=call)
+    answer = run(explainer, backend, module, first, names, methods, selector, extras=extras, call=call)
     for remark in answer.remarks:
         rows = remark.concerned.any(1).nonzero().flatten().tolist()
         whose = "" if len(rows) == len(first) else f"image {', '.join(map(str, rows))}: "
@@ -210,7 +211,6 @@ def _converted(
     def make() -> nn.Module:
         return copied(module).to(where, kind)
 
-    specs = layer_specs(layer)
-    names = [layers.name_of(module, spec) if isinstance(spec, nn.Module) else spec for spec in specs]
+    names = [layers.name_of(module, one) if isinstance(one, nn.Module) else one for one in as_list(layer)]
     key = ("copy", where, kind)
     return remembered(module, key, make, frozen=frozen) if keep else make(), names, moved

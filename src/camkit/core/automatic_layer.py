@@ -12,6 +12,7 @@ from __future__ import annotations
 import re
 import weakref
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -21,10 +22,10 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from camkit.core import formulas
-from camkit.core.hooks import Hook, usable
+from camkit.core.hooks import Hook, as_leaf
 from camkit.core.layers import POOLING
 from camkit.core.layout import Layout, OpenLayout, layout, settle
-from camkit.core.targets import Output, Score, Scored
+from camkit.core.scored import Output, Score, Scored
 from camkit.errors import LayerError
 
 # Of what hirescam sums up, what has to be left: 0.04 and more are usual, 2e-6 before a LayerNorm over
@@ -67,9 +68,6 @@ def _identity(function: Any) -> Any:
     return getattr(function, "__code__", function)
 
 
-# --- what a forward shows -------------------------------------------------------------------------
-
-
 @dataclass
 class _Seen:
     """The layers by name in the order in which they finished, and what came out of those that ran once.
@@ -95,23 +93,18 @@ def _observed(module: nn.Module, inputs: Sequence[Tensor], output: Output, score
             seen.outputs[name] = returned
             return None
         torch.set_grad_enabled(True)  # also within a `no_grad` of the model
-        kept = returned if returned.requires_grad else usable(returned.detach()).requires_grad_()
+        kept = as_leaf(returned)
         seen.outputs.pop(name, None)
         seen.outputs[name] = kept
         return kept.clone()  # what is behind it may write in place
 
-    handles = [
-        part.register_forward_hook(_Noting(partial(note, name=name)), prepend=True)
-        for name, part in module.named_modules()
-        if name
-    ]
     first, *others = inputs
-    try:
-        with torch.enable_grad():
-            returned = Scored(module, output, score)(first.clone().requires_grad_(), *others)
-    finally:
-        for handle in handles:
-            handle.remove()
+    with ExitStack() as stack, torch.enable_grad():
+        for name, part in module.named_modules():
+            if name:
+                hook = _Noting(partial(note, name=name))
+                stack.enter_context(part.register_forward_hook(hook, prepend=True))
+        returned = Scored(module, output, score)(first.clone().requires_grad_(), *others)
     leaves = [leaf for leaf in tree_leaves(returned) if isinstance(leaf, Tensor) and leaf.requires_grad]
     seen.scores = leaves[0].reshape(len(first), -1) if leaves else None
     return seen
@@ -120,11 +113,11 @@ def _observed(module: nn.Module, inputs: Sequence[Tensor], output: Output, score
 class _Noting(Hook):
     """A hook that sees the arguments, too."""
 
-    def __call__(self, part: nn.Module, args: Any, output: Any) -> Any:
-        return super().__call__(part, args, (part, args, output))
-
     def __init__(self, note: Callable[[nn.Module, Any, Any], Any]) -> None:
         super().__init__(lambda seen: note(*seen))
+
+    def __call__(self, part: nn.Module, args: Any, output: Any) -> Any:
+        return super().__call__(part, args, (part, args, output))
 
 
 def _gradients(seen: _Seen, outputs: Sequence[Tensor]) -> tuple[list[Tensor | None], bool]:
@@ -146,9 +139,6 @@ def _gradients(seen: _Seen, outputs: Sequence[Tensor]) -> tuple[list[Tensor | No
 def _noise(like: Tensor) -> Tensor:
     noise = torch.randn(like.shape[-1], generator=torch.Generator().manual_seed(0))
     return noise.to(like.device, like.dtype)
-
-
-# --- the choice -----------------------------------------------------------------------------------
 
 
 def _chosen(module: nn.Module, inputs: Sequence[Tensor], output: Output, score: Score | None) -> Choice:

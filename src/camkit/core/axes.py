@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -79,15 +80,12 @@ def follow(module: nn.Module, layer: str, *inputs: Tensor) -> Found:
         if isinstance(output, Tensor) and not found.dimensions:
             mode.begin(output)
 
-    handle = module.get_submodule(layer).register_forward_hook(begin, prepend=True)
     try:
-        with torch.no_grad(), mode:
+        with module.get_submodule(layer).register_forward_hook(begin, prepend=True), torch.no_grad(), mode:
             module(*inputs)
     except Exception:
         if not found.dimensions:  # behind the layer a user's function may want all rows
             raise
-    finally:
-        handle.remove()
     return found
 
 
@@ -95,22 +93,16 @@ def made_of(module: nn.Module, layers: Iterable[str], *inputs: Tensor) -> dict[s
     """What one forward shows of many layers, by what their outputs were made of alone."""
     mode, found = _Follow(Found()), dict[str, Found]()
 
-    def note(output: Any, name: str) -> None:
+    def note(_: nn.Module, __: Any, output: Any, name: str) -> None:
         if isinstance(output, Tensor) and name not in found:
             found[name] = mode.known(output)
 
-    handles = [
-        module.get_submodule(name).register_forward_hook(
-            lambda _, __, output, name=name: note(output, name), prepend=True
-        )
-        for name in layers
-    ]
-    try:
-        with torch.no_grad(), mode:
+    with ExitStack() as stack, torch.no_grad():
+        for name in layers:
+            hook = partial(note, name=name)
+            stack.enter_context(module.get_submodule(name).register_forward_hook(hook, prepend=True))
+        with mode:
             module(*inputs)
-    finally:
-        for handle in handles:
-            handle.remove()
     return found
 
 
@@ -230,8 +222,6 @@ def _is_one_dimensional(args: Any, kwargs: Any) -> bool:
     shape = kwargs.get("normalized_shape", args[1] if len(args) > 1 else ())
     return len(shape) == 1
 
-
-# --- how dimensions move --------------------------------------------------------------------------
 
 # From source, result and arguments to the dimension of the source that each of the result was.
 _Move = Callable[[Tensor, Tensor, Any, Any], "list[int | None] | None"]

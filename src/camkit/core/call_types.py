@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from camkit.core.targets import Output, Score
+from camkit.core.scored import Output, Score
 
 Layer = str | nn.Module
 Inputs = Tensor | Sequence[Tensor]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -20,6 +20,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import CheckpointFunction
 
 from camkit.core.layout import Layout, layout
+from camkit.core.scored import own_name
 from camkit.errors import LayerError
 
 
@@ -35,7 +36,7 @@ class Hook:
 
 
 def has_hooks(part: nn.Module) -> bool:
-    """Whether someone else than camkit, perhaps in another thread, listens to `part`."""
+    """Whether `part` has hooks other than those of camkit, which another thread may have set."""
     hooks = [*part._forward_hooks.values(), *part._forward_pre_hooks.values()]
     return not all(isinstance(hook, Hook) for hook in hooks)
 
@@ -86,32 +87,29 @@ def captured(
 
     def keep(output: Any, name: str) -> Tensor:
         if name in found:
-            raise ran(name, 2)
+            raise ran(module, name, 2)
         shape = layout(output, size, name, module=module, kind=kind)
         torch.set_grad_enabled(True)  # from here upwards; `no_grad` of the caller restores it at the end
         # A model that runs its body in inference mode gets a copy that takes part in a graph all the same.
         with torch.inference_mode(False) if torch.is_inference_mode_enabled() else nullcontext():
-            kept = output if output.requires_grad else _leaf(output)
+            kept = as_leaf(output)
             found[name] = Captured(kept, shape)
             return kept.clone()
 
-    handles = []
-    try:
+    with ExitStack() as stack:
         for name in names:
             layer = module.get_submodule(name)
             # Before the hooks of others: what they store of the output is then part of the graph, too.
-            handles.append(layer.register_forward_hook(Hook(partial(keep, name=name)), prepend=True))
+            stack.enter_context(layer.register_forward_hook(Hook(partial(keep, name=name)), prepend=True))
         yield found
-    finally:
-        for handle in handles:
-            handle.remove()
     for name in names:
         if name not in found:
-            raise ran(name, 0)
+            raise ran(module, name, 0)
 
 
-def ran(name: str, times: int) -> LayerError:
+def ran(module: nn.Module, layer: str, times: int) -> LayerError:
     """The error for a layer that did not run exactly once in a forward."""
+    name = own_name(module, layer)
     if times:
         return LayerError(
             f"layer {name!r} ran more than once in one forward, so it has no single map; "
@@ -125,12 +123,9 @@ def ran(name: str, times: int) -> LayerError:
 
 def with_output(module: nn.Module, inputs: Sequence[Tensor], name: str, output: Tensor) -> Any:
     """What `module` returns for `inputs` if the layer `name` returns `output`, without a graph."""
-    handle = module.get_submodule(name).register_forward_hook(Hook(lambda _: output))
-    try:
-        with torch.no_grad():
-            return module(*inputs)
-    finally:
-        handle.remove()
+    hook = Hook(lambda _: output)
+    with module.get_submodule(name).register_forward_hook(hook), torch.no_grad():
+        return module(*inputs)
 
 
 @contextmanager
@@ -207,17 +202,14 @@ class _NeverOff(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-@contextmanager
-def differentiable_rnns(module: nn.Module, device: torch.device) -> Iterator[None]:
+def differentiable_rnns(module: nn.Module, device: torch.device) -> AbstractContextManager[None]:
     """cuDNN differentiates recurrent layers in training mode only; torch's own ones are always."""
     if device.type == "cuda" and any(isinstance(part, nn.RNNBase) for part in module.modules()):
-        with torch.backends.cudnn.flags(enabled=False):
-            yield
-    else:
-        yield
+        return torch.backends.cudnn.flags(enabled=False)
+    return nullcontext()
 
 
-def usable(tensor: Tensor) -> Tensor:
+def normal_tensor(tensor: Tensor) -> Tensor:
     """`tensor`, or a copy if it was made in inference mode and could not take part in a graph."""
     if not tensor.is_inference():
         return tensor
@@ -225,5 +217,6 @@ def usable(tensor: Tensor) -> Tensor:
         return tensor.clone()
 
 
-def _leaf(output: Tensor) -> Tensor:
-    return usable(output.detach()).requires_grad_()
+def as_leaf(output: Tensor) -> Tensor:
+    """`output`, or where it has no graph yet, the start of one."""
+    return output if output.requires_grad else normal_tensor(output.detach()).requires_grad_()

@@ -14,18 +14,14 @@ from camkit.errors import CamkitError, LayerError
 
 
 def resolve_layers(
-    module: nn.Module,
-    layer: Layer | Sequence[Layer],
-    inputs: Tensor,
-    *extras: Tensor,
-    call: Call = PLAIN,
+    module: nn.Module, layer: Layer | Sequence[Layer], inputs: Tensor, *extras: Tensor, call: Call = PLAIN
 ) -> list[str]:
     """Dotted names of what `layer` means; `auto` takes a forward of the first row at its first call."""
-    specs = layer_specs(layer)
-    return layers.resolve(module, specs, lambda: automatic_layer(module, inputs, *extras, call=call).name)
+    wanted = as_list(layer)
+    return layers.resolve(module, wanted, lambda: automatic_layer(module, inputs, *extras, call=call).name)
 
 
-def layer_specs(layer: Layer | Sequence[Layer]) -> list[Layer]:
+def as_list(layer: Layer | Sequence[Layer]) -> list[Layer]:
     """A layer, or several, as a list; `LayerError` for what is neither."""
     if not isinstance(layer, str | nn.Module | Sequence):
         raise LayerError(f"a layer is a name or a module of the model, not {layer!r}")
@@ -36,17 +32,13 @@ def automatic_layer(module: nn.Module, inputs: Tensor, *extras: Tensor, call: Ca
     """The layer that `auto` means, kept for the model; see `automatic_layer.choose`."""
     # A function of the user's may know how many images there are, as a loss with its labels does.
     rows = len(inputs) if callable(call.output) or call.score else 1
-    tensors = [hooks.usable(tensor.detach())[:rows] for tensor in (inputs, *extras)]
+    tensors = [hooks.normal_tensor(tensor.detach())[:rows] for tensor in (inputs, *extras)]
     with hooks.as_it_was(module, inputs.device), in_our_words(module, tensors):
         return choose(module, tensors, call.output, call.score)
 
 
 def better_layer(
-    module: nn.Module,
-    layer: str,
-    inputs: Tensor,
-    extras: Sequence[Tensor] = (),
-    call: Call = PLAIN,
+    module: nn.Module, layer: str, inputs: Tensor, extras: Sequence[Tensor] = (), call: Call = PLAIN
 ) -> str:
     """A half-sentence with the automatic layer, for a layer whose maps say nothing; "" if that is none."""
     try:

@@ -15,16 +15,14 @@ from torch import Tensor, nn
 from camkit.core.layout import layout, settle_many
 from camkit.errors import LayerError, ModelError, closest
 
-# --- names ----------------------------------------------------------------------------------------
 
-
-def find(module: nn.Module, spec: str) -> list[str]:
-    """Dotted names of the layers that `spec` means, in the order of the model.
+def find(module: nn.Module, pattern: str) -> list[str]:
+    """Dotted names of the layers that `pattern` means, in the order of the model.
 
     `layer4`, `layer4.-1`, `layer4[-1]`, and globs in which `*` and `?` stay within one part
     (`layer*.0`). Raises `LayerError` with the closest names if there is none.
     """
-    text = re.sub(r"\[(-?\d+)\]", r".\1", spec.strip()).strip(".")
+    text = re.sub(r"\[(-?\d+)\]", r".\1", pattern.strip()).strip(".")
     matches: list[tuple[str, nn.Module]] = [("", module)]
     for part in text.split(".") if text else []:
         matches = [
@@ -37,7 +35,7 @@ def find(module: nn.Module, spec: str) -> list[str]:
         known = [name for name, _ in module.named_modules() if name]
         hint = closest(text, known)
         raise LayerError(
-            f"{type(module).__name__} has no layer {spec!r}{hint} (`camkit model layers` lists them)"
+            f"{type(module).__name__} has no layer {pattern!r}{hint} (`camkit model layers` lists them)"
         )
     return names
 
@@ -57,9 +55,6 @@ def _children(parent: nn.Module, part: str) -> Iterator[tuple[str, nn.Module]]:
     if "*" in part or "?" in part:
         return (item for item in children if fnmatch.fnmatchcase(item[0], part))
     return (item for item in children if item[0] == part)
-
-
-# --- listing --------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -101,7 +96,7 @@ def trace(module: nn.Module, inputs: Tensor, *extras: Tensor) -> list[LayerRecor
                 runs = outputs.pop(name, [])  # re-inserted, so that the order is that of finishing
                 outputs[name] = [*runs, output.to("meta") if isinstance(output, Tensor) else output]
 
-            stack.callback(layer.register_forward_hook(record).remove)
+            stack.enter_context(layer.register_forward_hook(record))
         module(inputs, *extras)
     once = {name: runs[0] for name, runs in outputs.items() if len(runs) == 1 and name}
     open_ones = [name for name, output in once.items() if _grid(output, inputs, name, module) is None]
@@ -146,22 +141,22 @@ def _grid(output: Any, inputs: Tensor, name: str, module: nn.Module) -> tuple[in
         return None
 
 
-def resolve(module: nn.Module, specs: Sequence[str | nn.Module], automatic: Callable[[], str]) -> list[str]:
-    """Dotted names for specifications, modules and `auto`, in order and without repetition."""
+def resolve(module: nn.Module, wanted: Sequence[str | nn.Module], auto: Callable[[], str]) -> list[str]:
+    """Dotted names for patterns, modules and `auto`, in order and without repetition."""
     names: list[str] = []
-    for spec in specs:
-        if isinstance(spec, nn.Module):
-            names.append(name_of(module, spec))
-        elif isinstance(spec, str):
-            names += [automatic()] if spec == "auto" else find(module, spec)
+    for layer in wanted:
+        if isinstance(layer, nn.Module):
+            names.append(name_of(module, layer))
+        elif isinstance(layer, str):
+            names += [auto()] if layer == "auto" else find(module, layer)
         else:
-            raise LayerError(f"a layer is a name or a module of the model, not {spec!r}")
+            raise LayerError(f"a layer is a name or a module of the model, not {layer!r}")
     return list(dict.fromkeys(names))
 
 
-def example_inputs(size: tuple[int, int], like: Tensor) -> Tensor:
-    """Noise `[1, 3, *size]`, always the same, of the device and type of `like`, to see a model at work."""
+def example_inputs(size: tuple[int, int], like: Tensor, channels: int = 3) -> Tensor:
+    """Noise `[1, channels, *size]`, always the same, of the device and type of `like`."""
     if min(size) < 1:
         raise ModelError(f"input size {size} must be positive")
-    noise = torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(0))
+    noise = torch.randn(1, channels, *size, generator=torch.Generator().manual_seed(0))
     return noise.to(like.device, like.dtype)

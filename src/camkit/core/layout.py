@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn.modules import batchnorm, conv, instancenorm, pooling
 
 from camkit.core import axes
+from camkit.core.scored import own_name
 from camkit.errors import LayerError, UsageError, closest
 
 Kind = Literal["channels-first", "channels-last", "tokens", "tokens-first"]
@@ -73,9 +74,10 @@ class OpenLayout(LayerError):
         self, layer: str, module: nn.Module | None, shape: Sequence[int], readings: Iterable[Layout]
     ) -> None:
         self.layer, self.module = layer, module
-        told = " or ".join(f"{layout.kind} with the grid {list(layout.grid)}" for layout in readings)
+        name = own_name(module, layer) if module is not None else layer
+        possible = " or ".join(f"{layout.kind} with the grid {list(layout.grid)}" for layout in readings)
         super().__init__(
-            f"the output {list(shape)} of layer {layer!r} may be {told}: say which with "
+            f"the output {list(shape)} of layer {name!r} may be {possible}: say which with "
             f"layout= or --layout ({', '.join(KINDS)})"
         )
 
@@ -83,17 +85,18 @@ class OpenLayout(LayerError):
 def layout(
     output: Any,
     inputs: Sequence[int],
-    name: str,
+    layer: str,
     *,
     module: nn.Module | None = None,
     kind: str | None = None,
 ) -> Layout:
-    """The layout of the `output` of layer `name`, for inputs of the shape `[B, C, H, W]`.
+    """The layout of the `output` of `layer`, for inputs of the shape `[B, C, H, W]`.
 
     module: the model; what its layer is decides where a shape may be read in two ways. kind: what the user
     says it is. Raises `LayerError` if the output is no map or has other rows than the inputs, and
     `OpenLayout` if it may be read in two ways.
     """
+    name = own_name(module, layer) if module is not None else layer
     if not isinstance(output, Tensor):
         found = type(output).__name__
         raise LayerError(f"layer {name!r} returns a {found}, not a feature map; choose one inside it")
@@ -106,24 +109,22 @@ def layout(
         raise UsageError(f"a layout is {', '.join(KINDS)}, not {kind!r}{closest(str(kind), KINDS)}")
     if output.is_floating_point() and len(shape) > 2:
         _check_rows(shape, inputs[0], name, kind)
-    layer = module.get_submodule(name) if module is not None else None
+    part = module.get_submodule(layer) if module is not None else None
     readings = list(_readings(shape, inputs, module, kind)) if output.is_floating_point() else []
     if kind is not None:
         readings = [reading for reading in readings if reading.kind == kind]
     elif len(readings) > 1:
-        readings = _likely(readings, shape, inputs, layer)
+        readings = _likely(readings, shape, inputs, part)
     if not readings:
-        wanted = f"[B, C, {SPACE[len(inputs) - 2].lower()}]" if kind is None else f"of the layout {kind}"
+        start = f"the output {list(shape)} of layer {name!r} is not a feature map"
+        if kind is not None:
+            raise LayerError(f"{start} of the layout {kind}; leave the layout out, or say another")
         raise LayerError(
-            f"the output {list(shape)} of layer {name!r} is not a feature map {wanted}; "
-            + (
-                "choose an earlier layer (`camkit model layers` shows the shapes)"
-                if kind is None
-                else _OTHERWISE
-            )
+            f"{start} [B, C, {SPACE[len(inputs) - 2].lower()}]; choose an earlier layer "
+            "(`camkit model layers` shows the shapes)"
         )
     if len(readings) > 1:
-        raise OpenLayout(name, module, shape, readings)
+        raise OpenLayout(layer, module, shape, readings)
     if math.prod(readings[0].grid) == 1:
         raise LayerError(
             f"the output {list(shape)} of layer {name!r} has a single position, so there is no map; "
@@ -136,8 +137,6 @@ def layout(
         )
     return readings[0]
 
-
-_OTHERWISE = "leave the layout out, or say another"
 
 layout_of = layout  # its public name: in the package `layout` is this module
 

@@ -72,7 +72,7 @@ class Contents:
         self, module: nn.Module, ignored: frozenset[str] = frozenset(), copied: bool = True
     ) -> None:
         walk = _Walk(module)
-        self._ignored, self._told = ignored, walk.told
+        self._ignored, self._fingerprints = ignored, walk.fingerprints
         self._copies = {
             name: [_bits(tensor).clone() for tensor in tensors] if copied else None
             for name, tensors in walk.tensors.items()
@@ -83,12 +83,12 @@ class Contents:
         walk = _Walk(module)
         return [
             name
-            for name in dict.fromkeys([*self._told, *walk.told])
+            for name in dict.fromkeys([*self._fingerprints, *walk.fingerprints])
             if name not in self._ignored
             and not (
-                name in self._told
-                and name in walk.told
-                and self._told[name] == walk.told[name]
+                name in self._fingerprints
+                and name in walk.fingerprints
+                and self._fingerprints[name] == walk.fingerprints[name]
                 and _equal(walk.tensors[name], self._copies[name])
             )
         ]
@@ -138,12 +138,12 @@ class _Same:
 
 
 class _Walk:
-    """told: what each attribute is, as values that compare; tensors: those that it holds."""
+    """fingerprints: what each attribute is, as values that compare; tensors: those that it holds."""
 
     _met: int  # objects in the attribute that is being read
 
     def __init__(self, module: nn.Module) -> None:
-        self.told: dict[str, Any] = {}
+        self.fingerprints: dict[str, Any] = {}
         self.tensors: dict[str, list[Tensor]] = {}
         self._modules, self._names = [module], {id(module): ""}
         self._seen: dict[int, tuple[str, int]] = {}  # where everything was met first, by identity
@@ -152,16 +152,16 @@ class _Walk:
         for part in self._modules:  # which grows
             prefix = self._names[id(part)]
             for attribute, value in _attributes(part):
-                self._tell(f"{prefix}.{attribute}" if prefix else attribute, value)
+                self._read(f"{prefix}.{attribute}" if prefix else attribute, value)
         own = (nn.Module, object)
         for kind in dict.fromkeys(k for part in self._modules for k in type(part).__mro__ if k not in own):
             for attribute, value in list(vars(kind).items()):
                 if not attribute.startswith("__"):
-                    self._tell(f"{kind.__module__}.{kind.__qualname__}.{attribute}", value)
+                    self._read(f"{kind.__module__}.{kind.__qualname__}.{attribute}", value)
 
-    def _tell(self, name: str, value: Any) -> None:
+    def _read(self, name: str, value: Any) -> None:
         self.tensors[name], self._met = [], 0
-        self.told[name] = self._fingerprint(value, name)
+        self.fingerprints[name] = self._fingerprint(value, name)
 
     def _fingerprint(self, value: Any, name: str) -> Any:
         kind = type(value)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -15,10 +16,11 @@ from camkit.core import hooks, torch_errors
 from camkit.core.call_types import PLAIN, Answer, Call, Remark
 from camkit.core.layer_lookup import better_layer
 from camkit.core.layout import SPACE, OpenLayout, settle
-from camkit.core.targets import Checked, Chooser, Scored
+from camkit.core.scored import Scored, inner_name
+from camkit.core.targets import Selector, checked_targets, known_targets
 from camkit.core.torch_errors import in_our_words
 from camkit.core.zero_map_remarks import zero_maps
-from camkit.errors import CamkitError, LayerError, ModelError, UsageError
+from camkit.errors import CamkitError, ModelError, UsageError
 
 
 def run(
@@ -28,7 +30,7 @@ def run(
     inputs: Tensor,
     names: Sequence[str],
     methods: Sequence[str],
-    choose: Chooser,
+    selector: Selector,
     *,
     extras: Sequence[Tensor] = (),
     call: Call = PLAIN,
@@ -50,91 +52,94 @@ def run(
         raise UsageError(f"{backend} explains models of one input, not of {1 + len(extras)}")
     check_module(module)
     # What the caller recorded stays recorded: nothing here is part of a graph of theirs.
-    inputs, *others = (hooks.usable(tensor.detach()) for tensor in (inputs, *extras))
+    inputs, *others = (hooks.normal_tensor(tensor.detach()) for tensor in (inputs, *extras))
     model = Scored(module, call.output, call.score) if call.adapts else module
-    named = {f"module.{name}".rstrip(".") if call.adapts else name: name for name in names}
-    chosen, remarks = Checked(choose, len(inputs)), list[Remark]()
-
-    def remark(method: str, layer: str, images: Tensor, text: str) -> None:
-        concerned = images[:, None].expand(-1, _columns(chosen))
-        said = f"{method} at layer {named[layer]!r} {text}"
-        remarks.append(Remark(method, named[layer], concerned.cpu(), said))
-
+    named = {inner_name(name) if call.adapts else name: name for name in names}
     sweep = Sweep(
-        *(model, inputs, tuple(named), tuple(methods), chosen, tuple(others)),
-        targets=chosen.given,
+        *(model, inputs, tuple(named), tuple(methods)),
+        choose=partial(checked_targets, selector, len(inputs)),
+        extras=tuple(others),
+        targets=known_targets(selector, len(inputs)),
         layout=call.layout,
-        remark=remark,
         frozen=call.frozen,
     )
     with hooks.as_it_was(model, inputs.device), hooks.differentiable_rnns(model, inputs.device):
-        try:
-            found = _asked(explainer, sweep, chosen, module)
-        except LayerError as error:
-            error.args = (_renamed(str(error), named),)
-            raise
-    maps = {(method, named[layer]): value.detach() for (method, layer), value in found.items()}
-    assert chosen.scores is not None and chosen.chosen is not None, "_asked sees to it"
-    agnostic = explainer.class_agnostic
+        found = _explained(explainer, sweep, module)
+    maps = {(method, named[layer]): value.detach() for (method, layer), value in found.maps.items()}
+    count = found.targets.shape[1]
+    remarks = [
+        Remark(m, named[at], images[:, None].expand(-1, count).cpu(), f"{m} at layer {named[at]!r} {text}")
+        for m, at, images, text in found.remarks
+    ]
     hint = partial(better_layer, module, inputs=inputs, extras=others, call=call)
-    remarks += zero_maps(maps, agnostic, chosen.scores, chosen.chosen, hint)
-    return Answer(maps, chosen.scores, chosen.chosen, tuple(remarks))
+    remarks += zero_maps(maps, explainer.class_agnostic, found.scores, found.targets, hint)
+    return Answer(maps, found.scores, found.targets, tuple(remarks))
 
 
-def _columns(chosen: Checked) -> int:
-    targets = chosen.chosen if chosen.chosen is not None else chosen.given
-    return 1 if targets is None else targets.shape[1]
-
-
-def _asked(
-    explainer: Explainer, sweep: Sweep, chosen: Checked, module: nn.Module
-) -> dict[tuple[str, str], Tensor]:
-    """What the explainer answers, in a second try where the first shows what has to be found out before.
-
-    Afterwards scores and targets are checked, by the explainer or by a forward of the host's own.
-    """
+def _explained(explainer: Explainer, sweep: Sweep, module: nn.Module) -> _Explained:
+    """One call of the explainer; a second one where the first shows what has to be found out before."""
     inputs, settled = (sweep.inputs, *sweep.extras), set[str]()
     first: Exception | None = None  # what made it careful
     while True:
         careful = module in _CAREFUL
         try:
             with hooks.gradients_everywhere() if careful else nullcontext():
-                found = explainer.many(sweep)
-            break
+                return _called(explainer, sweep)
         except OpenLayout as error:
             if error.layer in settled:
                 raise
             settled.add(error.layer)
             settle(error, *inputs)
         except Exception as error:
-            if not isinstance(error, CamkitError) and chosen.scores is None:
+            if not isinstance(error, CamkitError):
                 with in_our_words(module, inputs), torch.no_grad():
-                    chosen(sweep.module(*inputs))  # a class that is not there may be the cause
-            told = torch_errors.explained(error, module, inputs) or error
-            if isinstance(told, torch_errors.NoGradient | torch_errors.Checkpointed) and not careful:
-                first = told
+                    sweep.choose(sweep.module(*inputs))  # a class that is not there may be the cause
+            cause = torch_errors.explained(error, module, inputs) or error
+            if isinstance(cause, torch_errors.NoGradient | torch_errors.Checkpointed) and not careful:
+                first = cause
                 _CAREFUL.add(module)  # its forward switches gradients off somewhere
                 continue
             _CAREFUL.discard(module)
-            told = first or told
-            if told is error:
+            cause = first or cause
+            if cause is error:
                 raise
-            raise told from error
-    if chosen.scores is None:
+            raise cause from error
+
+
+@dataclass(frozen=True)
+class _Explained:
+    """Maps with the scores `[B, n]` of the forward that they explain, and the targets `[B, T]`.
+
+    remarks: method, layer, the images concerned, and what is to be said of their maps.
+    """
+
+    maps: dict[tuple[str, str], Tensor]
+    scores: Tensor
+    targets: Tensor
+    remarks: list[tuple[str, str, Tensor, str]]
+
+
+def _called(explainer: Explainer, sweep: Sweep) -> _Explained:
+    """`explainer.many`, with what it tells the host on the way; its own forward where it told no scores."""
+    latest: tuple[Tensor, Tensor] | None = None
+    remarks: list[tuple[str, str, Tensor, str]] = []
+
+    def choose(scores: Tensor) -> Tensor:
+        nonlocal latest
+        targets = sweep.choose(scores)
+        latest = scores.detach(), targets
+        return targets
+
+    maps = explainer.many(replace(sweep, choose=choose, remark=lambda *remark: remarks.append(remark)))
+    if latest is None:
         with torch.no_grad():
-            chosen(sweep.module(*inputs))
-    return found
+            choose(sweep.module(sweep.inputs, *sweep.extras))
+    assert latest is not None, "by `choose`"
+    return _Explained(maps, *latest, remarks)
 
 
 # Models whose forward has to run with gradients switched on, whatever it says itself.
 _CAREFUL: weakref.WeakSet[nn.Module] = weakref.WeakSet()
-
-
-def _renamed(text: str, names: Mapping[str, str]) -> str:
-    """`text` with the layers as the user calls them."""
-    for name, own in names.items():
-        text = text.replace(repr(name), repr(own))
-    return text
 
 
 def check_module(module: nn.Module) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from camkit.contracts.explainer import Query
 from camkit.core import formulas
-from camkit.core.hooks import Hook, ran, usable
+from camkit.core.hooks import Hook, normal_tensor, ran
 from camkit.core.layout import layout
 
 # By what float16 gradients are multiplied on their way from the scores to the layer, or they vanish in it.
@@ -52,11 +52,11 @@ class StandIn(nn.Module):
         def replace(output: Any) -> Tensor:
             nonlocal runs
             if (runs := runs + 1) > 1:
-                raise ran(query.layer, runs)
+                raise ran(query.module, query.layer, runs)
             shape = layout(output, x.shape, query.layer, module=query.module, kind=query.layout)
             torch.set_grad_enabled(graph)  # from here upwards; that of the caller is restored at the end
             with torch.inference_mode(False):
-                whole = usable(output.detach()) if self._cut else output
+                whole = normal_tensor(output.detach()) if self._cut else output
                 features = wide(shape.to_map(whole))
                 features = features.clone().requires_grad_(graph) if self._cut else features
                 self.features = self.layer(features)
@@ -64,19 +64,15 @@ class StandIn(nn.Module):
                 shape.to_map(handed_on).copy_(_times(self.features, 1 / self._scale(output)))  # a view
                 return handed_on
 
-        handle = model.get_submodule(query.layer).register_forward_hook(Hook(replace), prepend=True)
-        try:
-            with torch.set_grad_enabled(graph and not self._cut):
-                scores = model(x.to(query.inputs.dtype, copy=True))
-        finally:
-            handle.remove()
-        if not runs:
-            raise ran(query.layer, 0)
-        if (
-            isinstance(scores, Tensor)
-            and x.shape == query.inputs.shape
-            and torch.equal(wide(x), wide(query.inputs))
+        with (
+            model.get_submodule(query.layer).register_forward_hook(Hook(replace), prepend=True),
+            torch.set_grad_enabled(graph and not self._cut),
         ):
+            scores = model(x.to(query.inputs.dtype, copy=True))
+        if not runs:
+            raise ran(query.module, query.layer, 0)
+        same = x.shape == query.inputs.shape and torch.equal(wide(x), wide(query.inputs))
+        if same and isinstance(scores, Tensor):
             query.seen(scores)
         return _times(wide(scores), self._scale(self.features))
 

@@ -28,16 +28,15 @@ class Checkpointed(ModelError):
     """Reentrant checkpoints, in which a forward runs without gradients and again in the backward."""
 
 
-_NO_GRADIENT = (
-    NoGradient,
-    "the scores do not depend on the target layer, or the inputs of a method that looks at them, through "
-    "differentiable steps: the model, or the target function, detaches, rounds or decides by the largest; "
-    "choose a layer above that",
-)
-
 # Words of torch, as a regular expression, what kind of error they are, and what they mean.
 _MEANINGS: tuple[tuple[str, type[CamkitError], str], ...] = (
-    ("not have been used in the graph|does(?: not|n't) require grad|not connected to every", *_NO_GRADIENT),
+    (
+        "not have been used in the graph|does(?: not|n't) require grad|not connected to every",
+        NoGradient,
+        "the scores do not depend on the target layer, or the inputs of a method that looks at them, "
+        "through differentiable steps: the model, or the target function, detaches, rounds or decides by "
+        "the largest; choose a layer above that",
+    ),
     (
         r"derivative for (?:aten::)?(\w+?)(?:_backward)? is not implemented|(\w+).*not differentiable",
         ModelError,
@@ -165,7 +164,7 @@ def in_our_words(module: nn.Module, inputs: Sequence[Tensor]) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        told = explained(error, module, inputs)
-        if told is None:
+        cause = explained(error, module, inputs)
+        if cause is None:
             raise
-        raise told from error
+        raise cause from error

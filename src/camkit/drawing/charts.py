@@ -17,10 +17,11 @@ MAX_SIDE = 60  # inches of a confusion matrix: a picture of 150 MB in memory
 def curves(
     history: Sequence[Mapping[str, float]], steps: Sequence[Mapping[str, float]] = ()
 ) -> Image.Image:
-    """Loss and error over the epochs, and loss and learning rate over the steps where they are known."""
+    """Loss and figures over the epochs, and loss and learning rate over the steps where they are known."""
     figure = new_figure(9, 3 if not steps else 6)
     axes = figure.subplots(2 if steps else 1, 2, squeeze=False)
-    for ax, keys in zip(axes[0], (("train_loss", "valid_loss"), ("error_rate",)), strict=True):
+    losses, figures = ("train_loss", "valid_loss"), ("error_rate", "mean_average_precision", "f1")
+    for ax, keys in zip(axes[0], (losses, figures), strict=True):
         for key in keys:
             values = [(n + 1, epoch[key]) for n, epoch in enumerate(history) if key in epoch]
             if values:
@@ -31,8 +32,7 @@ def curves(
         ax.set_ylim(bottom=0)
     for ax, key in zip(axes[1] if steps else (), ("loss", "lr"), strict=False):
         ax.plot([step.get(key, np.nan) for step in steps])
-        ax.set_xlabel("step")
-        ax.set_ylabel("training loss" if key == "loss" else "learning rate")
+        ax.set(xlabel="step", ylabel="training loss" if key == "loss" else "learning rate")
         ax.set_ylim(bottom=0)
     return drawn(figure)
 
@@ -47,9 +47,7 @@ def confusion(counts: np.ndarray[Any, Any], names: Sequence[str], title: str = "
     shown = [printable(name) for name in names]
     ax.set_xticks(range(len(names)), shown, rotation=90, fontsize=size, parse_math=False)
     ax.set_yticks(range(len(names)), shown, fontsize=size, parse_math=False)
-    ax.set_title(title)
-    ax.set_xlabel("predicted")
-    ax.set_ylabel("actual")
+    ax.set(title=title, xlabel="predicted", ylabel="actual")
     for row, column in zip(*counts.nonzero(), strict=True):
         colour = "white" if counts[row, column] > counts.max() / 2 else "black"
         ax.text(
@@ -89,8 +87,7 @@ def tradeoff(
         ax.annotate(name, (x, y), at, textcoords="offset points", fontsize=7, ha=side, parse_math=False)
     _logarithmic(ax, cheapest, dearest)
     ax.margins(0.1, 0.2)
-    ax.set_xlabel(labels[0])
-    ax.set_ylabel(labels[1])
+    ax.set(xlabel=labels[0], ylabel=labels[1])
     return drawn(figure)
 
 
@@ -122,8 +119,7 @@ def bands(lines: Mapping[str, np.ndarray[Any, Any]], labels: tuple[str, str]) ->
         ax.fill_between(x, low, high, alpha=0.12, color=line.get_color())
     for text in ax.legend(fontsize=7).get_texts():
         text.set_parse_math(False)
-    ax.set_xlabel(labels[0])
-    ax.set_ylabel(labels[1])
+    ax.set(xlabel=labels[0], ylabel=labels[1])
     return drawn(figure)
 
 

@@ -52,9 +52,9 @@ class Reader:
             self.read(path, stored_maps.load_map, folder, line, memory=MAP_MEMORY).copy()
         )
 
-    def check_map(self, folder: Path, line: Line) -> None:
-        """As `map`, for one who only wants to know that it holds."""
-        self.read(folder / line["map_file"], stored_maps.check_map, folder, line, memory=MAP_MEMORY)
+    def check_map(self, folder: Path, line: Line) -> bool:
+        """True, or raises as `map`."""
+        return self.read(folder / line["map_file"], stored_maps.check_map, folder, line, memory=MAP_MEMORY)
 
 
 class Findings(list[Finding]):
@@ -64,21 +64,24 @@ class Findings(list[Finding]):
         super().__init__()
         self._known = set[Finding]()
 
-    def held(self, file: str, check: Callable[..., object], *arguments: Any) -> bool:
-        """Whether a check passes. Whatever it raises is a finding, because the line may be a stranger's."""
+    def add(self, file: str, reason: str) -> None:
+        """One more, unless it is known."""
+        finding = Finding(file, reason)
+        if finding not in self._known:
+            self._known.add(finding)
+            self.append(finding)
+
+    def attempt(self, file: str, function: Callable[..., T], *arguments: Any) -> T | None:
+        """What a function returns. Any error is a finding, because the line may be a stranger's."""
         try:
-            check(*arguments)
+            return function(*arguments)
         except Exception as error:
-            finding = Finding(file, told(error))
-            if finding not in self._known:
-                self._known.add(finding)
-                self.append(finding)
-            return False
-        return True
+            self.add(file, message(error))
+            return None
 
 
-def check_picture(folder: Path, line: Line) -> None:
-    """Raise `CamkitError` if the picture of a line is not the one that was drawn."""
+def check_picture(folder: Path, line: Line) -> bool:
+    """True; `CamkitError` if the picture of a line is not the one that was drawn."""
     path = regular(folder, line["overlay_file"])
     try:
         digest = sha256(path, MAX_FILE)
@@ -86,6 +89,7 @@ def check_picture(folder: Path, line: Line) -> None:
         raise CamkitError(f"{path} cannot be read: {reason(error)}") from None
     if digest != line["overlay_sha256"]:
         raise CamkitError(f"{path} is not the picture that was drawn")
+    return True
 
 
 def photo_id(line: Line) -> tuple[str, str]:
@@ -112,7 +116,7 @@ def table(value: object) -> dict[str, Any]:
     return value
 
 
-def told(error: Exception) -> str:
+def message(error: Exception) -> str:
     """What an error of any kind says of a file."""
     if isinstance(error, CamkitError):
         return str(error)

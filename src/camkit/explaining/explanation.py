@@ -15,18 +15,11 @@ from PIL import Image
 from torch import Tensor
 
 from camkit.contracts.model import LoadedModel
-from camkit.contracts.scores import (
-    THRESHOLD,
-    ScoreKind,
-    told,
-)
+from camkit.contracts.scores import THRESHOLD, ScoreKind, figure
 from camkit.drawing import overlay
 from camkit.drawing.overlay import View
 from camkit.drawing.style import Style
-from camkit.errors import (
-    PluginError,
-    UsageError,
-)
+from camkit.errors import PluginError, UsageError
 from camkit.files import write_whole
 from camkit.images.decoding import Photo
 from camkit.registry import discovery, loading
@@ -89,19 +82,19 @@ class Explanation:
     @property
     def figure(self) -> str:
         """The probability for people, or the score of a model that has none."""
-        return told(self.probability, self.logit)
+        return figure(self.probability, self.logit)
 
     def verdict(self) -> str:
         """One line: what the model says to the photograph."""
-        best = [(name, told(None if self.scores == "none" else p, p)) for name, p in self.top]
+        best = [(name, figure(None if self.scores == "none" else p, p)) for name, p in self.top]
         if self.exclusive:
-            return ", ".join(f"{name} {figure}" for name, figure in best[:3])
+            return ", ".join(f"{name} {text}" for name, text in best[:3])
         if len(self.model.classes) == 1:
             return f"{' '.join(best[0])}: {'' if self.predicted else 'not '}above {THRESHOLD:.0%}"
-        said = [f"{name} {figure}" for (name, figure), _ in zip(best, self.predicted, strict=False)]
-        more = len(self.predicted) - len(said)
-        if said:
-            return f"above {THRESHOLD:.0%}: {', '.join(said)}{f' and {more} more' if more else ''}"
+        shown = [f"{name} {text}" for (name, text), _ in zip(best, self.predicted, strict=False)]
+        more = len(self.predicted) - len(shown)
+        if shown:
+            return f"above {THRESHOLD:.0%}: {', '.join(shown)}{f' and {more} more' if more else ''}"
         return f"no class above {THRESHOLD:.0%}; highest: {' '.join(best[0])}"
 
     def overlay(
@@ -149,8 +142,8 @@ class Explanation:
 
     def caption(self) -> str:
         """One line: what is shown, and what the picture cannot show by itself."""
-        said = f"{self.class_name} {self.figure} · {self.backend} {self.method} at {self.layer}"
-        return " · ".join([said, *self.remarks()])
+        shown = f"{self.class_name} {self.figure} · {self.backend} {self.method} at {self.layer}"
+        return " · ".join([shown, *self.remarks()])
 
     def remarks(self, style: Style | None = None) -> tuple[str, ...]:
         """What the picture cannot show by itself: that nothing speaks for the class, or against it."""

@@ -14,7 +14,7 @@ import sys
 from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
@@ -28,6 +28,7 @@ from camkit.files import inside, is_file, opened, regular, sync_folder
 
 SCHEMA = 2
 NAME = "manifest.jsonl"
+LOCK = ".manifest.lock"  # stays there: whoever removed it might take it from a process that waits
 FIELDS = (
     "schema request name results image image_path image_name image_sha256 status error backend "
     "backend_dist backend_version method options layer layout class_index class_name scores probability "
@@ -60,7 +61,7 @@ def append(folder: Path, lines: Sequence[Mapping[str, Any]]) -> None:
     path = inside(folder, NAME)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with path.open("ab+", buffering=0) as file, _locked(file) as alone:
+        with _locked(folder) as alone, path.open("ab+", buffering=0) as file:
             end = file.seek(0, os.SEEK_END)
             _add(file, _close(file, end, alone=alone) + text)
         if not end:
@@ -129,7 +130,7 @@ def read(folder: Path, findings: list[Finding] | None = None) -> Iterator[Line]:
                         findings.append(Finding(f"{NAME}, line {number}", line))
         if findings is not None and damaged > MAX_FINDINGS:
             more = damaged - MAX_FINDINGS
-            findings.append(Finding(NAME, f"{more} more of its lines are none that camkit writes"))
+            findings.append(Finding(NAME, f"{more} more of its lines are invalid"))
     except (OSError, ValueError) as error:
         raise UsageError(
             f"{path} cannot be read: {reason(error)}; give a folder of `camkit explain`"
@@ -227,12 +228,12 @@ class Done:
         self._lines: set[bytes] = set()
         count: Counter[tuple[str, str]] = Counter()
         total: dict[tuple[str, str], int] = {}
-        is_there = lru_cache(maxsize=1024)(partial(_is_there, folder))  # a table is named by many lines
+        has = lru_cache(maxsize=1024)(partial(is_there, folder))  # a table is named by many lines
         for line in held(folder) if lines is None else lines:
             if line["request"] != request or digest(line) in self._lines:
                 continue
             files = [name for name in (line["map_file"], line["overlay_file"]) if name is not None]
-            if all(is_there(name) for name in files):
+            if all(has(name) for name in files):
                 self._lines.add(digest(line))
                 if line["status"] == "ok":
                     key = line["name"], line["image_sha256"]
@@ -261,7 +262,8 @@ def as_json(line: Mapping[str, Any]) -> str:
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
-def _is_there(folder: Path, name: str) -> bool:
+def is_there(folder: Path, name: str) -> bool:
+    """Whether a folder holds a regular file of that name."""
     try:
         return bool(regular(folder, name))
     except CamkitError:
@@ -276,14 +278,14 @@ def _parsed(raw: bytes) -> Line | str:
     except (ValueError, RecursionError):
         return TORN
     if raw.count(b"[") + raw.count(b"{") > MAX_DEPTH and _depth(found) > MAX_DEPTH:
-        return "its lists and tables lie too deep in each other"
+        return "its lists and tables are nested too deeply"
     if not isinstance(found, dict):
-        return "it is no table"
+        return "it is not a table"
     if found.get("schema") != SCHEMA:
-        return f"it has another schema than {SCHEMA}, which this camkit reads"
+        return f"its schema is not {SCHEMA}, the one that this camkit reads"
     line: Line = {**dict.fromkeys(FIELDS), **found}
     wrong = _wrong(line)
-    return line if wrong is None else f"its {wrong} is missing or none that camkit writes"
+    return line if wrong is None else f"its {wrong} is missing or invalid"
 
 
 def _depth(value: object) -> int:
@@ -301,20 +303,16 @@ def _wrong(line: Line) -> str | None:
     return next((name for name, is_right in fields.items() if not is_right(line[name])), None)
 
 
+def _is(kind: Any) -> Callable[[object], bool]:
+    return lambda value: isinstance(value, kind)
+
+
 def _is_text(value: object) -> bool:
     return isinstance(value, str) and not UNPRINTABLE.search(value)
 
 
 def _is_shape(value: object) -> bool:
     return isinstance(value, list) and len(value) == 2 and all(type(n) is int and n > 0 for n in value)
-
-
-def _is_index(value: object) -> bool:
-    return isinstance(value, int)
-
-
-def _may_be_text(value: object) -> bool:
-    return isinstance(value, str | None)
 
 
 def _may_end(*endings: str) -> Callable[[object], bool]:
@@ -338,15 +336,19 @@ def _identity(line: Mapping[str, Any]) -> tuple[Any, ...]:
 
 
 @contextmanager
-def _locked(file: io.FileIO) -> Iterator[bool]:
-    """Alone with the file, where the system has such locks; whether it has."""
-    alone = False
-    with suppress(ImportError, OSError):  # without them, what is appended in one piece seldom mixes
-        import fcntl
+def _locked(folder: Path) -> Iterator[bool]:
+    """Alone with the manifest of a folder, where the system has such locks; whether it has.
 
-        fcntl.flock(file, fcntl.LOCK_EX)
-        alone = True
-    yield alone
+    A link in place of the lock file is not followed.
+    """
+    from filelock import FileLock
+
+    with ExitStack() as held:
+        alone = False
+        with suppress(OSError, NotImplementedError):  # then what is appended in one piece seldom mixes
+            held.enter_context(FileLock(folder / LOCK, poll_interval=0.005))
+            alone = True
+        yield alone
 
 
 # What the files are that a line may name; a manifest is none of them.
@@ -366,7 +368,7 @@ _QUESTIONS = {"map": _MAP, "picture": [*_MAP, "picture"], "run": ["request", "im
 _COMMON: dict[str, Callable[[object], bool]] = {
     "status": lambda value: value in ("ok", "error"),
     **dict.fromkeys(("request", "name", "image"), _is_text),
-    **dict.fromkeys(("image_path", "image_name"), _may_be_text),
+    **dict.fromkeys(("image_path", "image_name"), _is(str | None)),
     **{field: _may_end(*endings) for field, endings in FILES.items()},
 }
 _FIELDS: dict[str, dict[str, Callable[[object], bool]]] = {
@@ -374,10 +376,10 @@ _FIELDS: dict[str, dict[str, Callable[[object], bool]]] = {
     "ok": {
         **_COMMON,
         **dict.fromkeys("image_sha256 backend method layer map_key map_sha256 dtype".split(), _is_text),
-        "model": lambda value: isinstance(value, str),  # as the user calls it
+        "model": _is(str),  # as the user calls it
         "map_file": lambda value: value is not None and _COMMON["map_file"](value),
         "map_shape": _is_shape,
-        "model_spec": _may_be_text,
-        **dict.fromkeys(("results", "class_index"), _is_index),
+        "model_spec": _is(str | None),
+        **dict.fromkeys(("results", "class_index"), _is(int)),
     },
 }

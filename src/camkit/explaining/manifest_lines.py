@@ -24,6 +24,11 @@ from camkit.registry import discovery
 Result = Explanation | Failure
 Format = Literal["png", "npz", "parquet"]
 
+# Fields of a line that are called as those of an `Explanation`.
+COPIED = (
+    "method layer layout class_index class_name probability logit predicted_index predicted_name scores"
+).split()
+
 
 def facts(result: Explanation | Failure) -> dict[str, Any]:
     """The fields that a result brings, whatever is written of it."""
@@ -32,46 +37,34 @@ def facts(result: Explanation | Failure) -> dict[str, Any]:
         "camkit_version": camkit.__version__,
         "torch_version": str(torch.__version__),
     }
-    if isinstance(result, Failure):
-        return shared | {
-            "image": result.source,
-            "image_path": result.path,
-            "image_name": result.path and result.name,
-            "image_sha256": result.sha256,
-            "status": "error",
-            "error": str(result.error),
-            "warnings": [],
-        }
-    found = discovery.get("explainer", result.backend)
-    model = result.model
-    return shared | {
-        "image": result.photo.source,
-        "image_path": result.photo.path,
-        "image_name": result.photo.path and result.photo.name,
-        "image_sha256": result.photo.sha256,
-        "status": "ok",
-        "backend": found.name,
-        "backend_dist": found.dist,
-        "backend_version": found.version,
-        "method": result.method,
-        "options": dict(result.options),
-        "layer": result.layer,
-        "layout": result.layout,
-        "class_index": result.class_index,
-        "class_name": result.class_name,
-        "probability": result.probability,
-        "logit": result.logit,
-        "predicted_index": result.predicted_index,
-        "predicted_name": result.predicted_name,
-        "predicted": list(result.predicted),
-        "scores": result.scores,
-        "model": model.name,
-        "model_sha256": model.sha256,
-        "preprocessing": model.preprocess.to_dict(),
-        "device": str(model.device),
-        "dtype": str(model.dtype).removeprefix("torch."),
-        "warnings": list(result.warnings),
+    photo = result if isinstance(result, Failure) else result.photo
+    shared |= {
+        "image": photo.source,
+        "image_path": photo.path,
+        "image_name": photo.path and photo.name,
+        "image_sha256": photo.sha256,
     }
+    if isinstance(result, Failure):
+        return shared | {"status": "error", "error": str(result.error), "warnings": []}
+    found, model = discovery.get("explainer", result.backend), result.model
+    return (
+        shared
+        | {name: getattr(result, name) for name in COPIED}
+        | {
+            "status": "ok",
+            "backend": found.name,
+            "backend_dist": found.dist,
+            "backend_version": found.version,
+            "options": dict(result.options),
+            "predicted": list(result.predicted),
+            "model": model.name,
+            "model_sha256": model.sha256,
+            "preprocessing": model.preprocess.to_dict(),
+            "device": str(model.device),
+            "dtype": str(model.dtype).removeprefix("torch."),
+            "warnings": list(result.warnings),
+        }
+    )
 
 
 def measured(map: torch.Tensor) -> dict[str, Any]:

@@ -49,7 +49,7 @@ def merge(folders: Sequence[Path], out: Path, *, processes: Processes | None = N
             files = {line[key] for line in fresh for key in ("map_file", "overlay_file") if line[key]}
             # Lines of older runs do not name it.
             sheets = {line["sheet_file"] or file_name(name, ".sheet.png") for line in fresh}
-            _add(folder, out, sorted(files | {s for s in sheets if _is_file(folder, s)}), fresh)
+            _add(folder, out, sorted(files | {s for s in sheets if manifest.is_there(folder, s)}), fresh)
             seen.update(map(_copy_id, fresh))
             added += len(fresh)
         findings += (Finding(f"{folder}/{found.file}", found.reason) for found in own)
@@ -60,9 +60,9 @@ def _sound(folder: Path, lines: Sequence[Line], reader: Reader, findings: Findin
     """Those of the lines whose files are what they were, and so is all else that the files hold."""
     damaged = set()
     for line in lines:
-        if line["map_file"] and not findings.held(line["map_file"], reader.check_map, folder, line):
+        if line["map_file"] and not findings.attempt(line["map_file"], reader.check_map, folder, line):
             damaged.add(line["map_file"])
-        if line["overlay_file"] and not findings.held(line["overlay_file"], check_picture, folder, line):
+        if line["overlay_file"] and not findings.attempt(line["overlay_file"], check_picture, folder, line):
             damaged.add(line["overlay_file"])
     return [line for line in lines if not damaged & {line["map_file"], line["overlay_file"]}]
 
@@ -100,10 +100,3 @@ def _copy(source: Path, target: Path, file: str) -> None:
 def _copy_id(line: Line) -> tuple[bytes, str | None]:
     """What tells a result and its picture from all others."""
     return manifest.digest(line), line["overlay_file"]
-
-
-def _is_file(folder: Path, file: str) -> bool:
-    try:
-        return bool(regular(folder, file))
-    except CamkitError:
-        return False

@@ -19,6 +19,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+from camkit.drawing.overlay import View
 from camkit.drawing.style import Style
 from camkit.explaining.manifest import FILES, Line, Owners, held
 from camkit.files import holds, write_whole
@@ -54,7 +55,14 @@ MAP = {
     "options": Part({}, _options),
     "dtype": Part("float32", str),
 }
-_LOOK = {"view": "model", **asdict(Style())}
+
+
+def look_of(view: View, style: Style) -> dict[str, Any]:
+    """What the manifest tells of how a picture was drawn."""
+    return {"view": view, **asdict(style)}
+
+
+_LOOK = look_of("model", Style())
 PICTURE = {
     "view": Part(_LOOK["view"], str),
     "relu": Part(_LOOK["relu"], lambda _: "relu"),
@@ -67,8 +75,8 @@ PICTURE = {
 def parts(table: Mapping[str, Part], facts: Mapping[str, Any]) -> list[str]:
     """What `facts` add to a name, in the order of the table; what is as by default adds nothing."""
     known = {key: facts.get(key, part.default) for key, part in table.items()}
-    told = [part.text(known[key]) for key, part in table.items() if known[key] != part.default]
-    return [text for text in map(slug, told) if text]
+    texts = [part.text(known[key]) for key, part in table.items() if known[key] != part.default]
+    return [text for text in map(slug, texts) if text]
 
 
 def output_name(name: str) -> str:
@@ -133,7 +141,7 @@ class Names:
         self._owners = Owners()
         self.numbered = 0  # files that got a number, so that what was there is kept
         self.example = ""
-        self._untold = set[str]()
+        self._unlisted = set[str]()
         self._counting = threading.Lock()
 
     def noting(self) -> Iterator[Line]:
@@ -163,28 +171,28 @@ class Names:
             return
         if not os.path.lexists(path):
             with self._counting:
-                self._untold.add(name)
+                self._unlisted.add(name)
         write_whole(path, data)
 
     def note(self, lines: Iterable[Line]) -> None:
         """That the manifest tells of these files now."""
         with self._counting:
-            self._untold -= {line[key] for line in lines for key in FILES}
+            self._unlisted -= {line[key] for line in lines for key in FILES}
 
     def drop(self) -> None:
         """Remove the files that were new and that no line tells of, because it could not be written."""
-        for name in self._untold:
+        for name in self._unlisted:
             with suppress(OSError):  # it could not be written either, or the folder has gone
                 (self._folder / name).unlink()
-        self._untold.clear()
+        self._unlisted.clear()
 
-    def told(self) -> str:
+    def conflicts(self) -> str:
         """What was in the way, and where the new files are; nothing if all names were free."""
         if not self.numbered:
             return ""
         more = f" and {self.numbered - 1} more" if self.numbered > 1 else ""
         new = f"{self._folder / self.example}{more}"
-        return f"Files of the same names that tell something else are kept; the new ones are {new}"
+        return f"Files of the same names with other contents are kept; the new ones are {new}"
 
     def _is_ours(self, name: str, answer: int, data: bytes) -> bool:
         known, path = self._owners.get(name), self._folder / name

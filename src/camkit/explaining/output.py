@@ -31,7 +31,7 @@ class Output:
 
     format: see `writers`.
     name_layers: whether the layer is part of the names, as it is where one was asked for.
-    spec: the model as it was asked for, so that the maps can be made anew.
+    spec: the model as it was asked for, so that the maps can be computed again.
     request: what makes two runs the same; `resume`: leave out what the folder holds of it already.
     """
 
@@ -121,8 +121,8 @@ class Output:
         lines = [self._line(result, name, len(results)) for result in results]
         everything = [result for result in results if isinstance(result, Explanation)]
         # What is there already is left out, but for failures, which are told again.
-        told = [i for i, line in enumerate(lines) if line["status"] == "error" or self._is_new(line)]
-        results, lines = [results[i] for i in told], [lines[i] for i in told]
+        new = [i for i, line in enumerate(lines) if line["status"] == "error" or self._is_new(line)]
+        results, lines = [results[i] for i in new], [lines[i] for i in new]
         written = Written(tuple(results), tuple(lines), maps=tuple(map(_values, results)))
         if all(values is None for values in written.maps):
             return written

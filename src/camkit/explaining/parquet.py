@@ -9,8 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from camkit.errors import UsageError
-
 Map = np.ndarray[Any, np.dtype[np.float32]]
 
 PHOTOS = 256  # in a file
@@ -26,14 +24,6 @@ KINDS = {
 JSON = ("options", "predicted", "map_shape", "picture", "preprocessing", "warnings")
 # Of a file that this table is, of pictures that it has not, and what its maps say themselves.
 LEFT_OUT = ("map_file", "overlay_file", "overlay_sha256", "sheet_file", "map_range", "layout")
-
-
-def check() -> None:
-    """Raise `UsageError` if pyarrow is not installed."""
-    try:
-        import pyarrow.parquet  # noqa: F401
-    except ImportError:
-        raise UsageError("--format parquet needs pyarrow: pip install 'camkit[parquet]'") from None
 
 
 def to_bytes(lines: Sequence[Mapping[str, Any]], maps: Sequence[Map | None]) -> bytes:

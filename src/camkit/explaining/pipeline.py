@@ -3,97 +3,89 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
-from itertools import islice
+from itertools import islice, zip_longest
 from typing import Any
 from weakref import WeakKeyDictionary
 
+import torch
 from torch import Tensor, nn
 
+from camkit.contracts import scores as meanings
 from camkit.contracts.model import LoadedModel
-from camkit.contracts.scores import (
-    ScoreKind,
-    excludes,
-    meaning,
-    predictions,
-    probabilities,
-    squashed,
-)
+from camkit.contracts.scores import ScoreKind
 from camkit.core.call_types import Answer, Call, Layer
+from camkit.core.class_names import class_index
 from camkit.core.hooks import as_it_was
 from camkit.core.layer_lookup import better_layer
 from camkit.core.run_explainer import run
+from camkit.core.targets import Fixed
 from camkit.drawing import overlay
-from camkit.errors import (
-    MapError,
-    ModelError,
-    UsageError,
-    counted,
-)
+from camkit.errors import CamkitWarning, MapError, ModelError, UsageError, counted
 from camkit.explaining.explanation import Explanation
 from camkit.explaining.plan import Backend, Plan, plan
+from camkit.images import inputs
 from camkit.images.decoding import Photo
 from camkit.images.workers import Failure, ImageSource, processes, read
+from camkit.models.loading import load_model
+
+OF_MODEL = ("classes", "preprocess", "output", "scores")  # of a model that does not say it itself
 
 
-def explain(
-    model: LoadedModel,
-    image: ImageSource,
-    *,
-    target: str | int | None = None,
-    backend: str = "native",
-    method: str = "gradcam",
-    layer: Layer = "auto",
-    layout: str | None = None,
-    **options: Any,
-) -> Explanation:
+def explain(model: Any, image: ImageSource, *, target: str | int | None = None, **call: Any) -> Explanation:
     """Explain one photograph for one class.
 
-    image: a file or a Pillow image. target: a class name or index; `None` is the predicted class.
-    For several methods, layers or classes at once, and for functions as targets, there is `maps`.
-    layout: see `maps`. Raises `ImageError`, `MapError` and what `maps` raises.
+    call: everything else that `explain_many` takes. For several methods, layers or classes at once, and for
+    functions as targets, there is `maps`. Raises `ImageError`, `MapError` and what `maps` raises.
     """
-    results = explain_many(
-        model,
-        [image],
-        target=target,
-        backend=backend,
-        method=method,
-        layer=layer,
-        layout=layout,
-        **options,
-    )
-    return next(results)
+    for name, value in {"image": image, "target": target}.items():
+        if isinstance(value, list | tuple):
+            raise UsageError(f"{name} is a single one here, not {len(value)}: `explain_many` takes more")
+    return next(explain_many(model, [image], target=target, **call))
 
 
 def explain_many(
-    model: LoadedModel,
-    images: Iterable[ImageSource],
+    model: Any,
+    images: Any,
     *,
-    target: str | int | None = None,
+    target: str | int | Sequence[str | int] | None = None,
+    targets: Iterable[str | int] | None = None,
     backend: str = "native",
     method: str = "gradcam",
     layer: Layer = "auto",
     layout: str | None = None,
     batch_size: int = 16,
     workers: int = 0,
-    **options: Any,
+    **more: Any,
 ) -> Iterator[Explanation]:
     """A stream of explanations, in the order of `images`; no more than a few batches are in memory.
 
+    model: what `load_model` gives or takes: any `nn.Module`, a `Learner`, a file of weights, ...
+    images: a folder, a glob, or any iterable of files, addresses, Pillow images, bytes, arrays, tensors, or
+        rows of a data set that hold one; see `camkit.images.inputs`.
+    target: a class name or index, or several for every photograph; `None` is the predicted class.
+    targets: one for each photograph, in their order. layout: see `maps`.
     workers: processes that read photographs ahead of the model, with limits on time and memory; a script
         that asks for them is imported by each, so it begins with `if __name__ == "__main__":`.
+    more: of a model that does not say it itself, `classes`, `preprocess`, `output` and `scores`, see
+        `load_model`; everything else are options of the backend.
     The first photograph that cannot be explained ends the stream with its error.
     """
-    for name, value in {"target": target, "backend": backend, "method": method, "layer": layer}.items():
+    for name, value in {"backend": backend, "method": method, "layer": layer}.items():
         if isinstance(value, list | tuple) or (callable(value) and not isinstance(value, nn.Module)):
             raise UsageError(f"{name} is a single one here, not {value!r}: `camkit.maps` takes more")
-    spec = "pred" if target is None else target
+    model, options = _loaded(model, more)
+    if callable(target):
+        raise UsageError("a target is a class here: a function of the scores goes to `camkit.maps`")
+    if targets is not None and target is not None:
+        raise UsageError("target is for all photographs, targets has one for each: give one of them")
+    classes = [target] if isinstance(target, str | int) else list(target or ["pred"])
     work = plan(
         model,
-        classes=[spec],
+        classes=classes,
         backends=[backend],
         methods=[method],
         layer=layer,
@@ -102,12 +94,39 @@ def explain_many(
     )
     if len(work.layers) > 1:
         raise UsageError(f"layer {layer!r} means several layers ({', '.join(work.layers)}): name one")
+    sources = inputs.several(images)
+    if targets is not None:
+        chosen: dict[int, int] = {}
+        work = replace(work, targets=chosen)
+        sources = _with_targets(sources, targets, model.classes, chosen)
     with processes(workers) as pool:
         ahead = partial(pool.read, ahead=2 * batch_size) if pool else read
-        for result in stream(work, images, batch_size=batch_size, read=ahead):
+        for result in stream(work, sources, batch_size=batch_size, read=ahead):
             if isinstance(result, Failure):
                 raise result.error
             yield result
+
+
+def _loaded(model: Any, more: dict[str, Any]) -> tuple[LoadedModel, dict[str, Any]]:
+    """A model with what belongs to it, and the options that are left of `more`."""
+    said = {name: more[name] for name in OF_MODEL if name in more}
+    if not isinstance(model, LoadedModel) or said:
+        model = load_model(model, **said)
+        if model.note:
+            warnings.warn(CamkitWarning(model.note), stacklevel=3)
+    return model, {name: value for name, value in more.items() if name not in said}
+
+
+def _with_targets(
+    sources: Iterable[Any], targets: Iterable[str | int], classes: Sequence[str], chosen: dict[int, int]
+) -> Iterator[Any]:
+    """The sources; the class of each is in `chosen`, by its position, before it is explained."""
+    ends = object()
+    for position, (source, target) in enumerate(zip_longest(sources, targets, fillvalue=ends)):
+        if source is ends or target is ends:
+            raise UsageError(f"there are {'fewer' if target is ends else 'more'} targets than photographs")
+        chosen[position] = class_index(str(target), classes)
+        yield source
 
 
 def stream(
@@ -148,23 +167,20 @@ def _explain_photos(
     """For each photograph the list of its results, from one batch."""
     model = work.model
     views = [overlay.seen(photo, model.preprocess) for _, photo in photos]
-    inputs = model.preprocess.batch(views, model.device).to(model.dtype)
+    batch = model.preprocess.batch(views, model.device).to(model.dtype)
+    selector = work.selector
+    if work.targets is not None:
+        selector = Fixed(torch.tensor([[work.targets[position]] for position, _ in photos]))
     answers = {
         backend.name: run(
-            *(
-                backend.explainer,
-                backend.name,
-                model.module,
-                inputs,
-                work.layers,
-                backend.methods,
-                work.choose,
-            ),
-            call=Call(layout=work.layout, frozen=True),  # nobody changes the model while it is camkit's
+            *(backend.explainer, backend.name, model.module, batch),
+            *(work.layers, backend.methods, selector),
+            # Nobody changes the model while it is camkit's.
+            call=Call(output=model.output, layout=work.layout, frozen=True),
         )
         for backend in work.backends
     }
-    hint = cache(lambda layer: better_layer(model.module, layer, inputs))
+    hint = cache(lambda layer: better_layer(model.module, layer, batch))
     for row, (position, photo) in enumerate(photos):
         yield [
             result
@@ -184,7 +200,8 @@ def _results(
 ) -> Iterator[Explanation | Failure]:
     """The results of one backend for one photograph, each with the scores of the forward it explains."""
     model = work.model
-    said = _said(model, answer.scores.float().cpu(), row, photo)
+    predicted = _prediction(model, answer.scores.float().cpu(), row, photo)
+    kind = predicted.fields["scores"]
     columns = {index: column for column, index in reversed(list(enumerate(answer.targets[row].tolist())))}
     for (method, layer), maps in answer.maps.items():
         for index, column in sorted(columns.items(), key=lambda item: item[1]):
@@ -192,7 +209,7 @@ def _results(
             try:
                 overlay.check_finite(map)
                 # One NaN among the scores leaves no class a probability.
-                if not math.isfinite(float(said.logits[index] + said.likely[index])):
+                if not math.isfinite(float(predicted.logits[index] + predicted.likely[index])):
                     raise MapError("the model's score is NaN or infinite (try --dtype float32)")
             except MapError as error:
                 text = f"{photo.source}: {backend.name} {method}, class {model.classes[index]}: {error}"
@@ -213,47 +230,46 @@ def _results(
                 layout=work.layout,
                 class_index=index,
                 class_name=model.classes[index],
-                probability=None if said.every is None else float(said.every[index]),
-                logit=float(said.logits[index]),
+                probability=None if kind == "none" else float(predicted.likely[index]),
+                logit=float(predicted.logits[index]),
                 photo=photo,
                 model=model,
                 options=vars(backend.explainer.options),
                 position=position,
-                warnings=(*photo.warnings, *said.doubt, *doubts),
-                **said.verdict,
+                warnings=(*photo.warnings, *predicted.warnings, *doubts),
+                **predicted.fields,
             )
 
 
 @dataclass(frozen=True)
-class _Said:
-    """What a model says of a photograph.
+class _Prediction:
+    """What a model predicts for a photograph.
 
-    logits, likely: of each class, the latter what predictions are made by. every: the probabilities, if
-    there are any. verdict: the fields of an `Explanation` that all of them share. doubt: a warning
-    where it is a guess what the scores are.
+    logits: the score of each class; likely: what predictions are made by: probabilities, if there are any.
+    fields: those of an `Explanation` that all of its results share. warnings: that it is a guess what the
+    scores are.
     """
 
     logits: Tensor
     likely: Tensor
-    every: Tensor | None
-    verdict: dict[str, Any]
-    doubt: tuple[str, ...]
+    fields: dict[str, Any]
+    warnings: tuple[str, ...]
 
 
-def _said(model: LoadedModel, scores: Tensor, row: int, photo: Photo) -> _Said:
+def _prediction(model: LoadedModel, scores: Tensor, row: int, photo: Photo) -> _Prediction:
     logits, names = scores[row], model.classes
     if len(names) != len(logits):
         raise ModelError(
             f"model {model.name!r} names {counted(len(names), 'class', 'classes')} but returns "
             f"{counted(len(logits), 'score')}"
         )
-    kind, doubt = _meaning(model, scores, photo)
-    every = probabilities(scores, kind)
-    likely = logits if every is None else every[row]
-    exclusive = excludes(scores, kind)
-    predicted = predictions(likely, exclusive=exclusive)
+    kind, warnings = _meaning(model, scores, photo)
+    probabilities = meanings.probabilities(scores, kind)
+    likely = logits if probabilities is None else probabilities[row]
+    exclusive = meanings.excludes(scores, kind)
+    predicted = meanings.predictions(likely, exclusive=exclusive)
     top = likely.topk(min(5, len(logits)))
-    verdict = {
+    fields = {
         "top": tuple((names[i], p) for i, p in zip(top.indices.tolist(), top.values.tolist(), strict=True)),
         "predicted": tuple(names[i] for i in predicted),
         "predicted_index": predicted[0] if predicted else None,
@@ -261,30 +277,28 @@ def _said(model: LoadedModel, scores: Tensor, row: int, photo: Photo) -> _Said:
         "scores": kind,
         "exclusive": exclusive,
     }
-    return _Said(logits, likely, None if every is None else every[row], verdict, doubt)
+    return _Prediction(logits, likely, fields, warnings)
 
 
 # Of modules whose scores alone do not tell what they are, found out once.
 _SQUASHED: WeakKeyDictionary[nn.Module, bool | None] = WeakKeyDictionary()
 
 
+def _squashed(model: LoadedModel, photo: Photo) -> bool | None:
+    if model.module not in _SQUASHED:
+        inputs = model.preprocess.batch([overlay.seen(photo, model.preprocess)], model.device)
+        with as_it_was(model.module, model.device):
+            _SQUASHED[model.module] = meanings.squashed(model.module, inputs.to(model.dtype))
+    return _SQUASHED[model.module]
+
+
 def _meaning(model: LoadedModel, scores: Tensor, photo: Photo) -> tuple[ScoreKind, tuple[str, ...]]:
     """What the scores of a batch are, and a warning where that is a guess."""
-    module, asked = model.module, False
-
-    def ask() -> bool | None:
-        nonlocal asked
-        asked = True
-        if module not in _SQUASHED:
-            inputs = model.preprocess.batch([overlay.seen(photo, model.preprocess)], model.device)
-            with as_it_was(module, model.device):
-                _SQUASHED[module] = squashed(module, inputs.to(model.dtype))
-        return _SQUASHED[module]
-
-    kind = meaning(model.scores, scores, ask)
+    kind = meanings.meaning(model.scores, scores, partial(_squashed, model, photo))
     if (model.scores, kind) == ("softmax", "sigmoid"):
         return kind, ("a softmax over one score is always 1, so the score was taken for that of a sigmoid",)
-    if not asked or kind == "probabilities" or _SQUASHED[module] is not None:
+    ambiguous = model.scores == "auto" and kind != "probabilities" and meanings.within_unit(scores)
+    if not ambiguous or _SQUASHED[model.module] is not None:
         return kind, ()
     return kind, (
         f"all scores lie between 0 and 1, and were taken for logits ({kind}); of a model that returns "

@@ -9,13 +9,10 @@ from typing import Any
 from camkit.contracts.explainer import Explainer, unknown_method
 from camkit.contracts.model import LoadedModel
 from camkit.core import layers
-from camkit.core.call_types import Layer
-from camkit.core.layer_lookup import layer_specs, resolve_layers
-from camkit.core.targets import Chooser, class_chooser
-from camkit.errors import (
-    UNPRINTABLE,
-    LayerError,
-)
+from camkit.core.call_types import Call, Layer
+from camkit.core.layer_lookup import as_list, resolve_layers
+from camkit.core.targets import Selector, class_selector
+from camkit.errors import UNPRINTABLE, LayerError
 from camkit.registry import discovery, loading
 from camkit.registry import options as registry_options
 
@@ -31,13 +28,17 @@ class Backend:
 
 @dataclass(frozen=True)
 class Plan:
-    """What to compute for every photograph: checked against model and plugins before any work."""
+    """What to compute for every photograph: checked against model and plugins before any work.
+
+    targets: the class of each photograph by its position, in place of what `selector` says.
+    """
 
     model: LoadedModel
     backends: tuple[Backend, ...]
     layers: tuple[str, ...]
-    choose: Chooser
+    selector: Selector
     layout: str | None = None
+    targets: Mapping[int, int] | None = None
 
 
 def plan(
@@ -54,14 +55,14 @@ def plan(
 
     Every method and every option goes to those of the backends that have it; one must.
     """
-    specs = layer_specs(layer)
-    specs = [model.default_layer if spec == "auto" else spec for spec in specs]
+    wanted = [model.default_layer if one == "auto" else one for one in as_list(layer)]
     like = next(p for p in model.module.parameters() if p.is_floating_point())
-    names = resolve_layers(model.module, specs, layers.example_inputs(model.preprocess.size, like))
+    inputs = layers.example_inputs(model.preprocess.size, like, model.preprocess.channels)
+    names = resolve_layers(model.module, wanted, inputs, call=Call(output=model.output))
     for name in filter(UNPRINTABLE.search, names):
         raise LayerError(f"layer {name!r} has a name that no manifest can hold: rename the module")
-    chooser = class_chooser(classes, model.classes)
-    return Plan(model, make_backends(backends, methods, options or {}), tuple(names), chooser, layout)
+    selector = class_selector(classes, model.classes)
+    return Plan(model, make_backends(backends, methods, options or {}), tuple(names), selector, layout)
 
 
 def make_backends(

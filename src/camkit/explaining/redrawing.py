@@ -1,10 +1,10 @@
-"""Pictures of maps drawn anew, in another look."""
+"""Pictures of maps, drawn again in another look."""
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
 from pathlib import Path
@@ -14,10 +14,10 @@ from camkit.drawing.overlay import View, draw
 from camkit.drawing.style import Style
 from camkit.errors import CamkitError, ImageError
 from camkit.explaining import explanation, manifest
-from camkit.explaining.checked_reading import Reader, photo_id, photograph, table, told
+from camkit.explaining.checked_reading import Reader, message, photo_id, photograph, table
 from camkit.explaining.manifest import Finding, Line
 from camkit.explaining.manifest_lines import warnings
-from camkit.explaining.naming import Names, file_name
+from camkit.explaining.naming import Names, file_name, look_of
 from camkit.explaining.writers import drawn, encoded, picture_stem
 from camkit.files import Place, inside, sweep
 from camkit.images import decoding, workers
@@ -28,16 +28,12 @@ from camkit.images.workers import Processes
 
 @dataclass(frozen=True)
 class Look:
-    """How maps are drawn, and under which names."""
+    """How maps are drawn, what the manifest tells of that, and under which names they are."""
 
     style: Style
     view: View
+    picture: dict[str, Any]
     names: Names
-
-    @property
-    def picture(self) -> dict[str, Any]:
-        """What the manifest tells of it."""
-        return {"view": self.view, **asdict(self.style)}
 
 
 def redraw(
@@ -56,7 +52,7 @@ def redraw(
     names: of the folder; afterwards they tell what was in the way. processes: as in `verify`.
     findings: gets the lines of the manifest that are damaged.
     """
-    look, reader = Look(style, view, names or Names(folder)), Reader(processes)
+    look, reader = Look(style, view, look_of(view, style), names or Names(folder)), Reader(processes)
     deque(look.names.noting(), 0)
     lines: dict[tuple[str, str, str], Line] = {}
     for line in manifest.latest(folder, findings):
@@ -77,7 +73,7 @@ def redraw(
                     yield line, error
                     continue
                 except Exception as error:  # the line may be a stranger's
-                    yield line, CamkitError(f"{line['map_file']}: {told(error)}")
+                    yield line, CamkitError(f"{line['map_file']}: {message(error)}")
                     continue
                 if new != line:  # else it was drawn before, and is told
                     manifest.append(folder, [new])
@@ -95,7 +91,7 @@ def _redrawn(
     reader: Reader,
     photos: dict[Preprocess, Photo],
 ) -> Line:
-    """The line of a map that is drawn anew. photos: of its photograph, as they were prepared already."""
+    """The line of a map that is drawn again. photos: of its photograph, as they were prepared already."""
     try:
         preprocess = Preprocess.from_dict(table(line["preprocessing"]))
     except CamkitError as error:
@@ -107,10 +103,10 @@ def _redrawn(
         photos[preprocess] = reader.read(path, prepare, path, preprocess)
     photo = photos[preprocess]
     if photo.sha256 != line["image_sha256"]:
-        raise ImageError(f"{photo.source} is another photograph now")
+        raise ImageError(f"{photo.source} has changed")
     values = reader.map(folder, line)
     picture = draw(photo, values, preprocess, look.view, look.style)
-    said = explanation.remarks(values, look.style, line["backend"], line["method"])
-    new = line | {"picture": look.picture, "warnings": warnings(line, said, photo)}
+    remarks = explanation.remarks(values, look.style, line["backend"], line["method"])
+    new = line | {"picture": look.picture, "warnings": warnings(line, remarks, photo)}
     inside(folder, file_name(picture_stem(new), ".png"))
     return new | drawn(look.names, new, encoded(picture))

@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from camkit.contracts.scores import ScoreKind
 from camkit.drawing.overlay import View
 from camkit.drawing.style import Style
 from camkit.explaining.manifest_lines import Format
 from camkit.explaining.shard import Shard
+from camkit.models.facts import ModelFacts
 
 
 @dataclass(frozen=True)
@@ -21,6 +21,7 @@ class ExplainRequest:
     images: files, folders or globs; none is the bundled photograph. options: of the explainers, as texts or
     values. batch_size: photographs in one forward. on_error: go on without a photograph that cannot be
     explained, or stop at it. trust_pickle: let a model source load pickles, which run code.
+    facts: what belongs to the model, where it does not say it itself.
     The other fields are called as the options of the command.
     """
 
@@ -38,7 +39,7 @@ class ExplainRequest:
     out: Path = Path("camkit-out")
     device: str = "auto"
     dtype: str = "float32"
-    scores: ScoreKind | None = None
+    facts: ModelFacts = field(default_factory=ModelFacts)
     batch_size: int = 16
     resume: bool = False
     shard: Shard = field(default_factory=Shard)

@@ -49,9 +49,11 @@ class Run:
             request.model,
             device=request.device,
             dtype=request.dtype,
-            scores=request.scores,
             trust_pickle=request.trust_pickle,
+            **request.facts.said(),
         )
+        if model.note:
+            note(model.note)
         self.work = plan(
             model,
             classes=request.classes,

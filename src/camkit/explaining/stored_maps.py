@@ -40,13 +40,13 @@ def load_map(folder: Path, line: Mapping[str, Any]) -> Map:
         damaged = "" if isinstance(error, OSError | CamkitError) else "it is damaged or cut off: "
         raise CamkitError(f"{path} cannot be read: {damaged}{reason(error)}") from None
     if list(values.shape) != line["map_shape"] or map_digest(values) != line["map_sha256"]:
-        raise CamkitError(f"{path} is not the map that the manifest tells of")
+        raise CamkitError(f"{path} is not the map in the manifest")
     return values
 
 
-def check_map(folder: Path, line: Mapping[str, Any]) -> None:
-    """As `load_map`, for one who only wants to know that it holds."""
-    load_map(folder, line)
+def check_map(folder: Path, line: Mapping[str, Any]) -> bool:
+    """True, or raises as `load_map`; for another process, which need not send the map."""
+    return load_map(folder, line) is not None
 
 
 def stored(path: Path, values: Map, dtype: str) -> Map | None:
@@ -104,8 +104,5 @@ def _array(data: bytes, shape: Sequence[int]) -> Any:
     return values.reshape(found, order="F" if by_column else "C")
 
 
-_HEADERS = {
-    (1, 0): np.lib.format.read_array_header_1_0,
-    (2, 0): np.lib.format.read_array_header_2_0,
-}
+_HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 READERS = {".npy": _npy, ".npz": _npz, ".parquet": _parquet}

@@ -28,14 +28,14 @@ class Verdict:
     """What a verification came to.
 
     lines: results that were looked at. maps, pictures, photographs: those whose hash holds; a map may have
-    several pictures. anew: maps computed again; difference: the largest one of them, relative to the peak.
+    several pictures. recomputed: maps computed again; difference: the largest, relative to the peak.
     """
 
     lines: int
     maps: int
     pictures: int
     photographs: int
-    anew: int
+    recomputed: int
     difference: float
     findings: tuple[Finding, ...]
 
@@ -60,35 +60,36 @@ def verify(
     lines = [line for line in manifest.latest(folder, findings) if line["status"] == "ok"]
     by_map = {manifest.map_id(line): line for line in lines}
     by_photo = {photo_id(line): line for line in lines}
-    with_picture = [line for line in lines if line["overlay_file"]]
-    held = [
-        line for line in by_map.values() if findings.held(line["map_file"], reader.check_map, folder, line)
+    check = findings.attempt
+    sound = [line for line in by_map.values() if check(line["map_file"], reader.check_map, folder, line)]
+    pictures = [
+        line
+        for line in lines
+        if line["overlay_file"] and check(line["overlay_file"], check_picture, folder, line)
     ]
-    pictures = sum(
-        findings.held(line["overlay_file"], check_picture, folder, line) for line in with_picture
-    )
-    sound = {
+    photos = {
         photo
         for photo, line in by_photo.items()
-        if findings.held(_shown(line, photographs), _check_photograph, line, photographs)
+        if check(_shown(line, photographs), _check_photograph, line, photographs)
     }
-    able = [line for line in held if photo_id(line) in sound]
-    chosen = random.Random(seed).sample(able, min(sample, len(able)))
+    candidates = [line for line in sound if photo_id(line) in photos]
+    sampled = random.Random(seed).sample(candidates, min(sample, len(candidates)))
     load = cache(load_model)
-    differences = [0.0]
 
-    def check_anew(line: Line) -> None:
+    def recomputed(line: Line) -> float:
         model: LoadedModel = load(spec or line["model_spec"] or line["model"], dtype=line["dtype"])
         again = _computed(line, model, photograph(line, photographs), reader)
-        difference = _difference(reader.map(folder, line), again)
-        differences.append(difference)
-        if not difference <= stored_maps.TOLERANCES.get(line["dtype"], 0.0):
-            raise CamkitError(f"made anew it differs by {difference:.1e} of its peak")
+        return _difference(reader.map(folder, line), again)
 
-    for line in chosen:
-        findings.held(line["map_file"], check_anew, line)
-    worst = max(differences)
-    return Verdict(len(lines), len(held), pictures, len(sound), len(chosen), worst, tuple(findings))
+    largest = 0.0
+    for line in sampled:
+        difference = findings.attempt(line["map_file"], recomputed, line)
+        if difference is not None:
+            largest = max(largest, difference)
+            if not difference <= stored_maps.TOLERANCES.get(line["dtype"], 0.0):
+                findings.add(line["map_file"], f"recomputed, it differs by {difference:.1e} of its peak")
+    counts = len(lines), len(sound), len(pictures), len(photos), len(sampled)
+    return Verdict(*counts, largest, tuple(findings))
 
 
 def _shown(line: Line, photographs: Path | None) -> str:
@@ -99,13 +100,14 @@ def _shown(line: Line, photographs: Path | None) -> str:
         return str(line["image"])
 
 
-def _check_photograph(line: Line, photographs: Path | None) -> None:
+def _check_photograph(line: Line, photographs: Path | None) -> bool:
     if decoding.digest(photograph(line, photographs)) != line["image_sha256"]:
-        raise ImageError("it is another photograph now")
+        raise ImageError("it has changed")
+    return True
 
 
 def _computed(line: Line, model: LoadedModel, photograph: Path, reader: Reader) -> Tensor:
-    """The map of a line, made anew."""
+    """The map of a line, computed again."""
     if model.sha256 != line["model_sha256"]:
         raise ModelError(f"{model.name} is not the model that made it")
     work = plan.plan(
@@ -136,7 +138,7 @@ def _check_effort(backend: Backend) -> None:
     if math.prod(max(1, factor) for factor in times.values()) > EFFORT:
         name = max(times, key=lambda key: times[key])
         raise CamkitError(
-            f"it is not made anew: option {name} = {asked[name]} of {backend.name} asks for more than "
+            f"it is not recomputed: option {name} = {asked[name]} of {backend.name} asks for more than "
             f"{EFFORT} times the usual work"
         )
 
@@ -144,6 +146,6 @@ def _check_effort(backend: Backend) -> None:
 def _difference(stored: Tensor, again: Tensor) -> float:
     """The largest difference of two maps, as a share of the peak."""
     if again.shape != stored.shape:
-        raise CamkitError(f"made anew it is {list(again.shape)}")
+        raise CamkitError(f"recomputed, it is {list(again.shape)}")
     peak = float(stored.abs().max())
     return float((again - stored).abs().max()) / peak if peak else float(again.abs().max())

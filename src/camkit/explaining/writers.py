@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import io
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
@@ -25,7 +25,7 @@ from camkit.explaining.explanation import Explanation
 from camkit.explaining.manifest import Line, question
 from camkit.explaining.manifest_lines import Format, Result, measured, warnings
 from camkit.explaining.map_keys import Keys
-from camkit.explaining.naming import MAP, PICTURE, Names, parts
+from camkit.explaining.naming import MAP, PICTURE, Names, look_of, parts
 from camkit.explaining.parquet import Map
 from camkit.explaining.sheets import sheet_of
 
@@ -79,17 +79,17 @@ class PngWriter(Writer):
     def _with_pictures(self, name: str, written: Written) -> Written:
         lines, remarks = [], []
         for result, line in zip(written.results, written.lines, strict=True):
-            said: tuple[str, ...] = ()
+            own: tuple[str, ...] = ()
             if isinstance(result, Explanation):
-                line["picture"] = self.picture
+                line["picture"] = look_of(self.view, self.style)
                 result, line["map_file"] = self._map(f"{name}.{line['map_key']}", result, line)
                 line |= measured(result.map)
                 picture = encoded(result.overlay(view=self.view, style=self.style))
                 line |= drawn(self.names, line, picture)
-                said = result.remarks(self.style)
-                line["warnings"] = warnings(line, said, result.photo)
+                own = result.remarks(self.style)
+                line["warnings"] = warnings(line, own, result.photo)
             lines.append(line)
-            remarks.append(said)
+            remarks.append(own)
         return replace(written, lines=tuple(lines), remarks=tuple(remarks))
 
     def _map(self, stem: str, result: Explanation, line: Line) -> tuple[Explanation, str]:
@@ -110,16 +110,12 @@ class PngWriter(Writer):
         if picture is None:
             return written
         data = encoded(picture)
-        said = [*parts(MAP, self.keys.common(everything)), *parts(PICTURE, self.picture), "sheet"]
-        file = self.names.choose(".".join([name, *said]), ".png", self.keys.answer(everything), data)
+        look = parts(PICTURE, look_of(self.view, self.style))
+        stem = [name, *parts(MAP, self.keys.common(everything)), *look, "sheet"]
+        file = self.names.choose(".".join(stem), ".png", self.keys.answer(everything), data)
         self.names.put(file, data)
         lines = [line | {"sheet_file": file if line["status"] == "ok" else None} for line in written.lines]
         return replace(written, lines=tuple(lines), sheet=self.folder / file)
-
-    @property
-    def picture(self) -> dict[str, Any]:
-        """What the manifest tells of how an overlay was drawn."""
-        return {"view": self.view, **asdict(self.style)}
 
 
 class NpzWriter(Writer):

@@ -15,8 +15,8 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import (
@@ -30,6 +30,7 @@ from PIL import (
 
 from camkit.errors import ImageError, reason
 from camkit.files import read_regular, sha256
+from camkit.images import inputs
 from camkit.images.finding import display
 
 # Pillow registers some forty parsers; these are what photographs come in. The JPEG parser also reads
@@ -69,7 +70,7 @@ class Photo:
     warnings: what was not as one would expect.
     name: how its results are called.
     cut: whether `image` is only what the model sees of it.
-    path: where it lies, as it was given, with whatever its name holds.
+    path: the path of its file as the user wrote it, any characters included.
     view: what the model sees of it, if `image` was reduced for drawing; `whole`: width and height before.
     """
 
@@ -85,26 +86,29 @@ class Photo:
 
 
 def sample() -> Path:
-    """The bundled photograph: `chelsea`, a cat, CC0, as the package scikit-image carries it."""
-    spec = find_spec("skimage")  # located without importing it
-    path = Path(spec.origin or "").parent / "data" / "chelsea.png" if spec else Path()
-    if not path.is_file():
-        raise ImageError("the sample photograph is missing: pip install scikit-image")
-    return path
+    """The bundled photograph: Chelsea, a cat; `chelsea.md` names its author and licence."""
+    return Path(__file__).with_name("chelsea.png")
 
 
-def load(source: str | os.PathLike[str] | Image.Image) -> Photo:
+def load(source: Any) -> Photo:
     """Decode a file, or take an image that is already decoded.
+
+    source: a path, an address, bytes, an open file, a Pillow image, an array or a tensor (see `inputs`).
 
     EXIF orientation is applied, transparency is laid on white, 16-bit grey is scaled, palettes and CMYK
     are converted, and of an animation the first frame is taken, with a warning.
     Raises `ImageError` for whatever cannot be decoded completely or is refused.
     """
-    if isinstance(source, Image.Image):
-        with _naming("the image"):
-            rgb, notes = _develop(source, "the image")
+    if not isinstance(source, str | os.PathLike | bytes) and not hasattr(source, "read"):
+        image = source if isinstance(source, Image.Image) else inputs.picture(source)
+        with _decoding_errors("the image"):
+            rgb, notes = _upright_rgb(image, "the image")
         return Photo(rgb, "image", hashlib.sha256(rgb.tobytes()).hexdigest(), tuple(notes))
-    path = Path(source)
+    if isinstance(source, str) and source.startswith(("http://", "https://")):
+        return _of_bytes(inputs.fetch(source), source)
+    if isinstance(source, bytes) or hasattr(source, "read"):
+        return _of_bytes(source if isinstance(source, bytes) else source.read(MAX_BYTES), "image")
+    path = Path(source).expanduser()
     name = display(path)
     data = _read(path, name)
     image, notes = _decode(data, name)
@@ -112,9 +116,14 @@ def load(source: str | os.PathLike[str] | Image.Image) -> Photo:
     return Photo(image, name, digest, tuple(notes), path=os.fspath(path))
 
 
+def _of_bytes(data: bytes, name: str) -> Photo:
+    image, notes = _decode(data, name)
+    return Photo(image, name, hashlib.sha256(data).hexdigest(), tuple(notes))
+
+
 def digest(path: str | os.PathLike[str]) -> str:
     """The `sha256` that the photograph in a file would have, without decoding it."""
-    with _reading(Path(path), display(path)):
+    with _reading_errors(Path(path), display(path)):
         return sha256(path, MAX_BYTES)
 
 
@@ -126,8 +135,8 @@ def reduced(photo: Photo, view: Image.Image, pixels: int) -> Photo:
     scale = math.sqrt(pixels / (width * height))
     size = max(1, int(width * scale)), max(1, int(height * scale))
     image = photo.image.resize(size, Image.Resampling.LANCZOS, reducing_gap=2)
-    told = f"{photo.source} is drawn at {size[0]} x {size[1]} of {width} x {height}"
-    return replace(photo, image=image, view=view, whole=(width, height), warnings=(*photo.warnings, told))
+    remark = f"{photo.source} is drawn at {size[0]} x {size[1]} of {width} x {height}"
+    return replace(photo, image=image, view=view, whole=(width, height), warnings=(*photo.warnings, remark))
 
 
 def load_mask(path: str | os.PathLike[str]) -> np.ndarray[tuple[int, int], np.dtype[np.int64]]:
@@ -138,7 +147,7 @@ def load_mask(path: str | os.PathLike[str]) -> np.ndarray[tuple[int, int], np.dt
     """
     name = display(path)
     data = _read(Path(path), name)
-    with _naming(name, MASK_FORMATS), Image.open(io.BytesIO(data), formats=MASK_FORMATS) as image:
+    with _decoding_errors(name, MASK_FORMATS), Image.open(io.BytesIO(data), formats=MASK_FORMATS) as image:
         if image.mode not in ("1", "L", "P") and not image.mode.startswith("I"):
             raise ImageError(f"{name} has mode {image.mode}: a mask has one channel, not colours")
         _check_size(image.size, name)
@@ -153,22 +162,22 @@ def load_png(path: str | os.PathLike[str]) -> Image.Image:
     """
     name = display(path)
     data = _read(Path(path), name, MAX_DRAWN_BYTES)
-    with _naming(name, ("PNG",)), Image.open(io.BytesIO(data), formats=("PNG",)) as image:
+    with _decoding_errors(name, ("PNG",)), Image.open(io.BytesIO(data), formats=("PNG",)) as image:
         if image.width * image.height > MAX_DRAWN_PIXELS:
             raise ImageError(f"{name} is too large: it has more than {MAX_DRAWN_PIXELS:,} pixels")
         return image.convert("RGB")
 
 
 def _read(path: Path, name: str, limit: int = MAX_BYTES) -> bytes:
-    with _reading(path, name):
+    with _reading_errors(path, name):
         return read_regular(path, limit)
 
 
 @contextmanager
-def _reading(path: Path, name: str) -> Iterator[None]:
+def _reading_errors(path: Path, name: str) -> Iterator[None]:
     try:
         if path.is_dir():
-            os.scandir(path).close()  # which tells why, if its files could not be listed
+            os.scandir(path).close()  # raises the reason if its files cannot be listed
         yield
     except (OSError, ValueError) as error:  # the latter also for a NUL character
         raise ImageError(f"{name} cannot be read: {reason(error)}") from None
@@ -177,15 +186,15 @@ def _reading(path: Path, name: str) -> Iterator[None]:
 def _decode(data: bytes, name: str) -> tuple[Image.Image, list[str]]:
     if not data:
         raise ImageError(f"{name} is empty (0 bytes)")
-    with _naming(name), Image.open(io.BytesIO(data), formats=FORMATS) as image:
+    with _decoding_errors(name), Image.open(io.BytesIO(data), formats=FORMATS) as image:
         _scale_key(image)
         several = image.format != "MPO" and getattr(image, "is_animated", False)
-        rgb, notes = _develop(image, name)
+        rgb, notes = _upright_rgb(image, name)
         return rgb, [*notes, *([f"{name} has several frames: the first is explained"] * several)]
 
 
-def _develop(image: Image.Image, name: str) -> tuple[Image.Image, list[str]]:
-    """Upright and RGB, with notes of what was odd."""
+def _upright_rgb(image: Image.Image, name: str) -> tuple[Image.Image, list[str]]:
+    """The image upright and as RGB, with notes of what was odd."""
     _check_size(image.size, name)
     image.load()  # completely, so that a truncated file is found
     notes: list[str] = []
@@ -193,8 +202,8 @@ def _develop(image: Image.Image, name: str) -> tuple[Image.Image, list[str]]:
 
 
 @contextmanager
-def _naming(name: str, formats: Sequence[str] = FORMATS) -> Iterator[None]:
-    """Turns whatever goes wrong with an image into one `ImageError` line that names it."""
+def _decoding_errors(name: str, formats: Sequence[str] = FORMATS) -> Iterator[None]:
+    """Turn whatever goes wrong with an image into one `ImageError` line that names it."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's; what matters is checked here
@@ -244,12 +253,12 @@ def _sixteen_bit(image: Image.Image, name: str) -> Image.Image:
     if "transparency" in image.info:  # the grey value that stands for nothing
         values[values == image.info["transparency"]] = 65535
     if values.min() < 0 or values.max() > 65535:
-        raise ImageError(f"{name} has grey values outside 0 to 65535, of which nobody knows the white")
+        raise ImageError(f"{name} has grey values outside 0 to 65535, and it is not known which is white")
     return Image.fromarray((values / 257).round().astype(np.uint8))
 
 
 def _scale_key(image: ImageFile.ImageFile) -> None:
-    """Brings the transparent colour of a PNG that is not decoded yet to the scale of its pixels."""
+    """Scale the transparent colour of a PNG that is not decoded yet as its pixels will be."""
     key = image.info.get("transparency")
     scale = KEY_SCALES.get(str(image.tile[0].args)) if image.format == "PNG" and image.tile else None
     if scale and key is not None:

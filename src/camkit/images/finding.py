@@ -11,11 +11,6 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from pathlib import Path
 
-from PIL import (
-    TiffImagePlugin,  # noqa: F401  these two register themselves here; otherwise Pillow, asked for
-    WebPImagePlugin,  # noqa: F401  their formats, imports all its forty parsers
-)
-
 from camkit.errors import ESCAPES, UsageError
 from camkit.files import walk
 
@@ -29,7 +24,7 @@ IN_NAMES = {code: text for code, text in ESCAPES.items() if not 0xDC80 <= code <
 
 @dataclass(frozen=True)
 class Source:
-    """A file that is to be read, and how its results are called: a relative path with slashes."""
+    """A file to read, and the name of its results: a relative path with slashes."""
 
     path: Path
     name: str
@@ -45,14 +40,14 @@ def find(
 ) -> Iterator[Source]:
     """The files that names, folders and globs mean, each once, in a stable order.
 
-    Of a folder, and of a glob, the files with an image's suffix are taken, folders recursively, as they are
-    found: nothing is listed beforehand. A name that is not there, and a glob or a folder without images,
-    raise `UsageError`, with the first file that is asked for.
+    Folders (searched recursively) and globs give the files with an image's suffix, one by one: nothing is
+    listed beforehand. A name that does not exist, and a glob or a folder without images, raise `UsageError`
+    when the first file is asked for.
 
-    Results are called as the file is, below a single folder with the path from there; of several
-    patterns those from a folder bear its name, too. A name that is taken gets a number.
+    Results are named after the file, in a single folder after the path from there; with several patterns
+    the folder's name comes first. A name that is taken gets a number.
 
-    without: a folder whose images are left out, such as that of the results; not if it is asked for itself.
+    without: a folder whose images are left out, such as that of the results, unless it is asked for itself.
     """
     left_out = "" if without is None else _real(without)
     texts = [os.fspath(pattern) for pattern in patterns]

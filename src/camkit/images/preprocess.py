@@ -2,8 +2,9 @@
 
 A `Preprocess` is plain data, so it can be stored in a bundle and in every manifest line. It resizes and
 crops Pillow images as torchvision does, hence equals `weights.transforms()` and timm's evaluation
-transform; or as fastai does, which crops or pads first and resizes then. What the model sees is made
-without torch, so that processes which only read photographs need none.
+transform; or as fastai does, which crops or pads first and resizes then; or as transformers does, which
+resizes and rounds in its own way. What the model sees is made without torch, so that processes which only
+read photographs need none.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import math
 import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
 from camkit.errors import ImageError, ModelError
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
 Fit = Literal["crop", "squash", "crop-first", "pad", "none"]
 Padding = Literal["zeros", "border", "reflection"]
+Rounding = Literal["pillow", "transformers"]
 FILTERS = {"nearest": 0, "lanczos": 1, "bilinear": 2, "bicubic": 3}  # Pillow's numbers for them
 
 PADDINGS = {"border": "edge", "reflection": "reflect"}  # numpy's names for them; zeros need none
@@ -46,9 +48,11 @@ class Preprocess:
         proportions of `size`. `crop-first` cuts the photograph to these proportions in whole pixels and
         resizes then, `pad` adds to it instead; `none` takes the middle and resizes nothing.
     padding: what `pad`, and `none` of a small photograph, add.
-    mean, std: per channel, of values in [0, 1].
+    mean, std: per channel, of values in [0, 1]; one value each means grey photographs.
     presize: height and width of the view, if the model gets it resampled to `size`, as fastai does with
         batches.
+    rounding: `pillow`, as it resizes and torchvision crops; `transformers`, as its image processors do:
+        with torch's resize of bytes, and crops that begin between two pixels rounded down.
     """
 
     size: tuple[int, int] = (224, 224)
@@ -59,6 +63,9 @@ class Preprocess:
     std: tuple[float, ...] = IMAGENET_STD
     padding: Padding = "zeros"
     presize: tuple[int, int] | None = None
+    rounding: Rounding = "pillow"
+
+    CHANNELS: ClassVar[tuple[int, ...] | None] = (1, 3)  # that a photograph can have
 
     def __post_init__(self) -> None:
         for size in (self.size, self.seen):
@@ -68,10 +75,13 @@ class Preprocess:
             raise ModelError(f"unknown fit {self.fit!r} or interpolation {self.interpolation!r}")
         if self.padding not in get_args(Padding):
             raise ModelError(f"unknown padding {self.padding!r}")
+        if self.rounding not in get_args(Rounding):
+            raise ModelError(f"unknown rounding {self.rounding!r}")
         if self.resize is not None:
             self._check_resize()
-        if len(self.mean) != 3 or len(self.std) != 3 or not all(s > 0 for s in self.std):
-            raise ModelError(f"mean {self.mean} and std {self.std} need three values, std positive")
+        known = self.CHANNELS is None or self.channels in self.CHANNELS
+        if not known or len(self.mean) != len(self.std) or not all(s > 0 for s in self.std):
+            raise ModelError(f"mean {self.mean} and std {self.std} need three values, or one, std positive")
         if not all(map(math.isfinite, (*self.mean, *self.std))):
             raise ModelError(f"mean {self.mean} and std {self.std} must be finite")
 
@@ -88,39 +98,48 @@ class Preprocess:
             raise ModelError(f"resize={self.resize} is smaller than the crop {self.seen}, or absurd")
 
     @property
+    def channels(self) -> int:
+        """Of what the model sees: 3, or 1 of grey photographs."""
+        return len(self.mean)
+
+    @property
     def seen(self) -> tuple[int, int]:
         """Height and width of the view."""
         return self.presize or self.size
 
     def __call__(self, image: Image) -> Tensor:
-        """`image` (RGB, upright) as a normalised float32 tensor `[3, height, width]`."""
+        """`image` (RGB, upright) as a normalised float32 tensor `[channels, height, width]`."""
         return self.tensor(self.view(image))
 
     def view(self, image: Image) -> Image:
         """What the model sees of `image`, of `seen`; `ImageError` if that takes too much memory."""
+        image = image.convert("L") if self.channels == 1 else image
         source, (width, height) = self._source(*image.size), self._resized(*image.size)
         for what, (w, h) in (("padded", source[2:]), ("resized", (width, height))):
             if w * h > MAX_PIXELS:
                 raise ImageError(
                     f"{image.width} x {image.height} pixels would be {what} to {w} x {h}: too many"
                 )
-        resized = self._part(image, *source).resize((width, height), FILTERS[self.interpolation])
+        resized = self._resize(self._part(image, *source), width, height)
         crop_h, crop_w = self.seen
         left, top = self._offset(width, crop_w), self._offset(height, crop_h)
         return resized.crop((left, top, left + crop_w, top + crop_h))  # beyond the edges it is black
 
     def tensor(self, view: Image) -> Tensor:
-        """A view as a normalised float32 tensor `[3, height, width]`."""
+        """A view as a normalised float32 tensor `[channels, height, width]`."""
         return self.batch([view])[0]
 
     def batch(self, views: Sequence[Image], device: str | device = "cpu") -> Tensor:
-        """Views as normalised float32 `[B, 3, *size]` on `device`; bytes go there, not floats."""
+        """Views as normalised float32 `[B, channels, *size]` on `device`; bytes go there, not floats."""
         import numpy as np
         import torch
 
-        pixels = torch.from_numpy(np.stack([np.asarray(view) for view in views])).to(device)
+        mode = "L" if self.channels == 1 else "RGB"
+        arrays = [np.asarray(view.convert(mode)) for view in views]
+        pixels = torch.from_numpy(np.stack(arrays)).to(device)
         mean, std = (torch.tensor(v, device=device)[:, None, None] for v in (self.mean, self.std))
-        scaled = pixels.permute(0, 3, 1, 2).contiguous().float().div_(255)
+        pixels = pixels[:, None] if self.channels == 1 else pixels.permute(0, 3, 1, 2)
+        scaled = pixels.contiguous().float().div_(255)
         if self.presize is not None:
             scaled = _resampled(scaled, self.size)
         return scaled.sub_(mean).div_(std)
@@ -145,11 +164,19 @@ class Preprocess:
             return 0, 0, width, height
         wide, high = self._resized(width, height)
         if self.fit == "none":
-            return (width - wide) // 2, (height - high) // 2, wide, high
+            return self._offset(width, wide), self._offset(height, high), wide, high
         x, y = width / wide, height / high
         scale = max(x, y) if self.fit == "pad" else min(x, y)
         part_w, part_h = max(1, int(scale * wide)), max(1, int(scale * high))  # truncated, as fastai does
         return int(0.5 * (width - part_w)), int(0.5 * (height - part_h)), part_w, part_h
+
+    def _resize(self, part: Image, width: int, height: int) -> Image:
+        same = self.rounding == "pillow" or self.interpolation == "nearest"
+        if same or part.mode != "RGB":  # a mask is no photograph
+            return part.resize((width, height), FILTERS[self.interpolation])
+        from camkit.images.byte_resize import resized
+
+        return resized(part, width, height, self.interpolation)
 
     def _part(self, image: Image, left: int, top: int, width: int, height: int) -> Image:
         """A part of `image`, or more than that."""
@@ -168,10 +195,11 @@ class Preprocess:
         return part
 
     def _offset(self, length: int, crop: int) -> int:
-        """Where a centre crop begins, in whole pixels, as torchvision's `center_crop` or fastai rounds."""
-        if self.fit in FIRST:
-            return (length - crop) // 2
-        return round((length - crop) / 2) if length >= crop else -((crop - length) // 2)
+        """Where a centre crop begins, in whole pixels, as torchvision, fastai or transformers rounds."""
+        down = self.rounding == "transformers"
+        if length < crop and (down or self.fit not in FIRST):
+            return -((crop - length) // 2)
+        return (length - crop) // 2 if down or self.fit in FIRST else round((length - crop) / 2)
 
     def _resized(self, width: int, height: int) -> tuple[int, int]:
         """Width and height after the resize, before the crop."""
@@ -192,7 +220,7 @@ class Preprocess:
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON holds it; without what older versions do not know, where nothing is said by it."""
-        unsaid = {"padding": "zeros", "presize": None}
+        unsaid = {"padding": "zeros", "presize": None, "rounding": "pillow"}
         return {name: value for name, value in asdict(self).items() if unsaid.get(name, ...) != value}
 
     @classmethod

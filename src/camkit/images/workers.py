@@ -21,8 +21,6 @@ from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from PIL import Image
-
 from camkit.errors import CamkitError, CamkitWarning, ImageError, reason
 from camkit.images import decoding, finding
 from camkit.images.decoding import Photo
@@ -33,7 +31,8 @@ if TYPE_CHECKING:
 
     from camkit.images.preprocess import Preprocess
 
-ImageSource = str | os.PathLike[str] | Source | Image.Image
+# A path, an address, a Pillow image, bytes, an open file, an array or a tensor.
+ImageSource = Any
 
 T = TypeVar("T")
 
@@ -44,7 +43,7 @@ MEMORY = 4 * 2**30  # of one process; the largest photograph with transparency n
 
 @dataclass(frozen=True)
 class Failure:
-    """A photograph, or one map of it, that could not be explained; the others are not affected."""
+    """A photograph, or one map of it, that could not be explained; the others are unaffected."""
 
     source: str
     error: CamkitError
@@ -75,10 +74,10 @@ def prepare(
 
 
 def name_of(source: ImageSource) -> str:
-    """How the results of a source are called."""
-    if isinstance(source, Image.Image):
-        return "image"
-    return source.name if isinstance(source, Source) else os.path.basename(source)  # noqa: PTH119
+    """The name of a source's results."""
+    if isinstance(source, Source):
+        return source.name
+    return os.path.basename(source) if isinstance(source, str | os.PathLike) else "image"  # noqa: PTH119
 
 
 def read(
@@ -95,7 +94,8 @@ def read(
         except ImageError as error:
             yield _failure(position, source, error)
         except MemoryError:
-            yield _failure(position, source, ImageError(f"{_told(source)} needs more memory than there is"))
+            text = f"{_shown(source)} needs more memory than there is"
+            yield _failure(position, source, ImageError(text))
 
 
 def call(function: Callable[..., T], *arguments: Any, name: str, memory: int = MEMORY) -> T:
@@ -119,7 +119,7 @@ class Processes:
             _start_server()
         self._count, self._seconds = count, seconds
         self._pool: ProcessPool = ProcessPool(
-            max_workers=count, context=context, initializer=_begin, initargs=(memory,)
+            max_workers=count, context=context, initializer=_limit_process, initargs=(memory,)
         )
         for _ in range(count):
             self._pool.schedule(int)
@@ -151,12 +151,12 @@ class Processes:
             yield self._result(*waiting.popleft())
 
     def call(self, function: Callable[..., T], *arguments: Any, name: str, memory: int = MEMORY) -> T:
-        """What a function of a module that needs no torch says, or raises, in such a process.
+        """Run a function, from a module that needs no torch, in such a process: its result, or its error.
 
         name: of the file that it reads. memory: bytes that it may take beyond what the process has.
         Raises `LimitError` if it takes more, or too long, or takes the process down.
         """
-        future = self._pool.schedule(_within, args=(memory, function, *arguments), timeout=self._seconds)
+        future = self._pool.schedule(_limited, args=(memory, function, *arguments), timeout=self._seconds)
         result: T = self._answer(future, name)
         return result
 
@@ -171,7 +171,7 @@ class Processes:
 
     def _result(self, position: int, source: ImageSource, future: Any) -> tuple[int, Photo] | Failure:
         try:
-            return position, self._answer(future, _told(source))
+            return position, self._answer(future, _shown(source))
         except (ImageError, LimitError) as error:
             return _failure(position, source, ImageError(str(error)))
 
@@ -201,8 +201,8 @@ def processes(count: int) -> Iterator[Processes | None]:
         pool = Processes(count) if count else None
     except (OSError, ImportError) as error:
         text = f"no processes can be started to read photographs ({reason(error)})"
-        told = f"{text}: this one reads them, without limits on time and memory, as --workers 0 does"
-        warnings.warn(CamkitWarning(told), stacklevel=3)
+        text += ": this one reads them, without limits on time and memory, as --workers 0 does"
+        warnings.warn(CamkitWarning(text), stacklevel=3)
     try:
         yield pool
     finally:
@@ -212,14 +212,14 @@ def processes(count: int) -> Iterator[Processes | None]:
 
 def _failure(position: int, source: ImageSource, error: ImageError) -> Failure:
     path = source.path if isinstance(source, Source) else source
-    real = None if isinstance(path, Image.Image) else os.fspath(path)
-    return Failure(_told(source), error, position, name=name_of(source), path=real)
+    real = os.fspath(path) if isinstance(path, str | os.PathLike) else None
+    return Failure(_shown(source), error, position, name=name_of(source), path=real)
 
 
-def _told(source: ImageSource) -> str:
+def _shown(source: ImageSource) -> str:
     """A source for people."""
     path = source.path if isinstance(source, Source) else source
-    return "image" if isinstance(path, Image.Image) else finding.display(str(path))
+    return finding.display(str(path)) if isinstance(path, str | os.PathLike) else "image"
 
 
 def _start_server() -> None:
@@ -230,7 +230,7 @@ def _start_server() -> None:
     from multiprocessing import forkserver
 
     in_main = threading.current_thread() is threading.main_thread()
-    heard = signal.signal(signal.SIGINT, signal.SIG_IGN) if in_main else None
+    handler = signal.signal(signal.SIGINT, signal.SIG_IGN) if in_main else None
     stderr, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 2)
     try:
@@ -240,12 +240,12 @@ def _start_server() -> None:
         os.close(stderr)
         os.close(nowhere)
         if in_main:
-            signal.signal(signal.SIGINT, heard)
+            signal.signal(signal.SIGINT, handler)
 
 
-def _begin(memory: int) -> None:
-    """In a new process: not more than `memory` bytes, and gone when the parent is."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # where libraries of formats say what the error says, too
+def _limit_process(memory: int) -> None:
+    """In a new process: no more than `memory` bytes, and an end when the parent ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # decoders print there what the error says anyway
     with suppress(ImportError, ValueError, OSError):  # not everywhere, and not above a stricter limit
         import resource
 
@@ -254,7 +254,7 @@ def _begin(memory: int) -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
-def _within(memory: int, function: Callable[..., T], *arguments: Any) -> T:
+def _limited(memory: int, function: Callable[..., T], *arguments: Any) -> T:
     """Call a function that gets at most `memory` bytes beyond what this process has already."""
     try:
         import resource

@@ -14,9 +14,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from camkit.contracts.metric import MapBatch, Metric, Scores
+from camkit.contracts.metric import MapBatch
 from camkit.contracts.options import option
-from camkit.metrics.map_tools import given, only, positions, scaled, telling, uniform, usable
+from camkit.metrics.function_metric import FunctionMetric
+from camkit.metrics.map_tools import all_finite, not_constant, positions, scaled, uniform, where_defined
+from camkit.registry import extras
 
 
 def pearson(first: Tensor, second: Tensor) -> Tensor:
@@ -25,7 +27,7 @@ def pearson(first: Tensor, second: Tensor) -> Tensor:
     NaN if either map is constant or not finite. Pearson 1895, doi:10.1098/rspl.1895.0041.
     """
     values = _correlation(first.flatten(1).double(), second.flatten(1).double())
-    return only(telling(first) & telling(second), values.to(first.dtype))
+    return where_defined(not_constant(first) & not_constant(second), values.to(first.dtype))
 
 
 def spearman(first: Tensor, second: Tensor) -> Tensor:
@@ -34,7 +36,7 @@ def spearman(first: Tensor, second: Tensor) -> Tensor:
     NaN if either map is constant or not finite. Spearman 1904, doi:10.2307/1412159.
     """
     values = _correlation(_shared_ranks(first), _shared_ranks(second))
-    return only(telling(first) & telling(second), values.to(first.dtype))
+    return where_defined(not_constant(first) & not_constant(second), values.to(first.dtype))
 
 
 def ssim(first: Tensor, second: Tensor) -> Tensor:
@@ -43,6 +45,7 @@ def ssim(first: Tensor, second: Tensor) -> Tensor:
     By scikit-image with `data_range` 1 and a window of 7, or the largest odd one that fits. NaN if either
     map is constant, not finite or smaller than 3 x 3. Wang et al. 2004, doi:10.1109/TIP.2003.819861.
     """
+    extras.require("bench", "ssim")
     # Takes longer to import than all the rest to run.
     from skimage.metrics import structural_similarity
 
@@ -50,7 +53,7 @@ def ssim(first: Tensor, second: Tensor) -> Tensor:
 
     window = min(7, *first.shape[-2:])
     window -= 1 - window % 2
-    defined = telling(first) & telling(second) & torch.tensor(window >= 3, device=first.device)
+    defined = not_constant(first) & not_constant(second) & torch.tensor(window >= 3, device=first.device)
     pairs = zip(scaled(first).cpu().numpy(), scaled(second).cpu().numpy(), defined.tolist(), strict=True)
     values = [
         float(similarity(a, b, data_range=1.0, win_size=window)) if good else math.nan
@@ -67,7 +70,7 @@ def overlap(first: Tensor, second: Tensor, fraction: float = 0.2) -> Tensor:
     """
     count = max(1, round(fraction * first[0].numel()))
     both = (positions(first) < count) & (positions(second) < count)
-    return only(telling(first) & telling(second), (both.sum(1) / count).to(first.dtype))
+    return where_defined(not_constant(first) & not_constant(second), (both.sum(1) / count).to(first.dtype))
 
 
 def jaccard(first: Tensor, second: Tensor, fraction: float = 0.2) -> Tensor:
@@ -87,7 +90,7 @@ def difference(first: Tensor, second: Tensor) -> Tensor:
     a, b = first.double().flatten(1), second.double().flatten(1)
     peak = a.abs().amax(1)
     values = (a - b).abs().amax(1) / torch.where(peak > 0, peak, 1.0)
-    return only(usable(first) & usable(second), values.to(first.dtype))
+    return where_defined(all_finite(first) & all_finite(second), values.to(first.dtype))
 
 
 MEASURES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
@@ -127,39 +130,38 @@ def _shared_ranks(maps: Tensor) -> Tensor:
 # --- as plugins --------------------------------------------------------------------
 
 
-class _Reference(Metric):
+class _Agreement(FunctionMetric):
     category = "agreement"
-    direction = "higher"
     range = (-1.0, 1.0)
     needs = ("reference",)
-    measure: ClassVar[Callable[..., Tensor]]
 
-    def score(self, batch: MapBatch) -> Scores:
-        return Scores(type(self).measure(given(batch.reference), batch.maps, **vars(self.options)))
+    def result(self, batch: MapBatch) -> Tensor:
+        agreement: Tensor = self.function(batch.reference, batch.maps, **vars(self.options))
+        return agreement
 
 
-class Pearson(_Reference):
+class Pearson(_Agreement):
     """`pearson`."""
 
     summary = "Linear correlation with the reference's map"
     paper = "Pearson 1895, doi:10.1098/rspl.1895.0041"
-    measure = staticmethod(pearson)
+    function = staticmethod(pearson)
 
 
-class Spearman(_Reference):
+class Spearman(_Agreement):
     """`spearman`."""
 
     summary = "Rank correlation with the reference's map"
     paper = "Spearman 1904, doi:10.2307/1412159"
-    measure = staticmethod(spearman)
+    function = staticmethod(spearman)
 
 
-class Ssim(_Reference):
+class Ssim(_Agreement):
     """`ssim`."""
 
     summary = "Structural similarity to the reference's map, both scaled to 0 to 1"
     paper = "Wang et al. 2004, doi:10.1109/TIP.2003.819861"
-    measure = staticmethod(ssim)
+    function = staticmethod(ssim)
 
 
 @dataclass(frozen=True)
@@ -169,21 +171,21 @@ class TopOptions:
     fraction: float = option(0.2, help="of the positions that are highest", min=0.0, max=1.0)
 
 
-class Overlap(_Reference):
+class Overlap(_Agreement):
     """`overlap`."""
 
     summary = "Share of the highest positions that are so in the reference's map, too"
     range = (0.0, 1.0)
     paper = "Krishna et al. 2022, arXiv:2202.01602"
     Options: ClassVar[type] = TopOptions
-    measure = staticmethod(overlap)
+    function = staticmethod(overlap)
 
 
-class Jaccard(_Reference):
+class Jaccard(_Agreement):
     """`jaccard`."""
 
     summary = "Intersection over union of the highest positions of both maps"
     range = (0.0, 1.0)
     paper = "Jaccard 1912, doi:10.1111/j.1469-8137.1912.tb05611.x"
     Options: ClassVar[type] = TopOptions
-    measure = staticmethod(jaccard)
+    function = staticmethod(jaccard)

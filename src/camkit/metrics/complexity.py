@@ -7,8 +7,8 @@ import math
 import torch
 from torch import Tensor
 
-from camkit.contracts.metric import MapBatch, Metric, Scores
-from camkit.metrics.map_tools import only, usable
+from camkit.metrics.function_metric import FunctionMetric
+from camkit.metrics.map_tools import all_finite, where_defined
 
 
 def gini(maps: Tensor) -> Tensor:
@@ -22,7 +22,7 @@ def gini(maps: Tensor) -> Tensor:
     count, total = values.shape[1], values.sum(1)
     weights = torch.arange(count - 0.5, 0, -1, device=maps.device, dtype=values.dtype)
     index = 1 - 2 * (values @ weights) / (count * total)
-    return only(usable(maps) & (total > 0), index.to(maps.dtype))
+    return where_defined(all_finite(maps) & (total > 0), index.to(maps.dtype))
 
 
 def entropy(maps: Tensor) -> Tensor:
@@ -34,33 +34,28 @@ def entropy(maps: Tensor) -> Tensor:
     values = maps.abs().flatten(1).double()
     total = values.sum(1, keepdim=True)
     shares = torch.special.entr(values / total).sum(1) / max(math.log(values.shape[1]), 1e-12)
-    return only(usable(maps) & (total[:, 0] > 0), shares.to(maps.dtype))
+    return where_defined(all_finite(maps) & (total[:, 0] > 0), shares.to(maps.dtype))
 
 
 # --- as plugins --------------------------------------------------------------------
 
 
-class Gini(Metric):
+class _Complexity(FunctionMetric):
+    category = "complexity"
+
+
+class Gini(_Complexity):
     """`gini`."""
 
     summary = "How sparse the map is: 0 even, towards 1 all in one place"
-    category = "complexity"
-    direction = "higher"
-    range = (0.0, 1.0)
     paper = "Chalasani et al. 2020, arXiv:1810.06583"
-
-    def score(self, batch: MapBatch) -> Scores:
-        return Scores(gini(batch.maps))
+    function = staticmethod(gini)
 
 
-class Entropy(Metric):
+class Entropy(_Complexity):
     """`entropy`."""
 
     summary = "How spread the map is: 0 all in one place, 1 even"
-    category = "complexity"
     direction = "lower"
-    range = (0.0, 1.0)
     paper = "Bhatt et al. 2020, arXiv:2005.00631"
-
-    def score(self, batch: MapBatch) -> Scores:
-        return Scores(entropy(batch.maps))
+    function = staticmethod(entropy)

@@ -12,14 +12,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from camkit.contracts.metric import MapBatch
 from camkit.contracts.options import option
 from camkit.contracts.scores import ScoreKind, meaning, probabilities, squashed
+from camkit.metrics.function_metric import FunctionMetric
 
 Model = Callable[[Tensor], Tensor]
 CHUNK = 64
@@ -58,11 +58,15 @@ class ModelOptions:
     chunk: int = option(CHUNK, help="changed inputs in one forward", min=1)
 
 
-def model_and_maps(batch: MapBatch) -> tuple[Callable[[Tensor], Tensor], Tensor, Tensor, Tensor]:
-    """What every function here begins with: model, inputs, maps and targets."""
-    return batch.module, batch.inputs, batch.maps, batch.targets
+@dataclass(frozen=True)
+class ScoreOptions(ModelOptions):
+    """Options of those that can look at either kind of scores."""
+
+    logits: bool = option(False, help="the model's own scores instead of probabilities")
 
 
-def circumstances(batch: MapBatch) -> dict[str, Any]:
-    """Seed and kind of scores, for those that take them by name."""
-    return {"seed": batch.seed, "scores": batch.scores}
+class FaithfulnessMetric(FunctionMetric):
+    """A metric of faithfulness."""
+
+    category = "faithfulness"
+    Options: ClassVar[type] = ModelOptions

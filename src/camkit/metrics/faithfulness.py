@@ -5,7 +5,7 @@ Deletion, insertion, symmetric relevance gain and ROAD; what they have in common
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -13,12 +13,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from camkit.contracts.metric import MapBatch, Metric, Scores
+from camkit.contracts.metric import MapBatch, Scores
 from camkit.contracts.options import option
 from camkit.contracts.scores import ScoreKind
-from camkit.metrics.evaluation import CHUNK, Model, ModelOptions, circumstances, evaluate, model_and_maps
+from camkit.metrics.evaluation import CHUNK, FaithfulnessMetric, Model, ScoreOptions, evaluate
 from camkit.metrics.imputation import NOISE, impute
-from camkit.metrics.map_tools import normal, only, positions, resized, telling
+from camkit.metrics.map_tools import normal, not_constant, positions, resized, where_defined
 
 First = Literal["most", "least"]
 
@@ -78,7 +78,7 @@ def _deleted(
         return torch.where(removed[:, None], gone[image], inputs[image])
 
     curves = evaluate(f, targets, change, len(parts), chunk, logits, scores)
-    return only(telling(maps)[:, None], curves)
+    return where_defined(not_constant(maps)[:, None], curves)
 
 
 def insertion_curve(
@@ -211,29 +211,24 @@ def road(
 
     found = evaluate(f, targets, change, 2 * len(fractions), chunk, logits, scores)
     most, least = found[:, 0::2], found[:, 1::2]
-    return only(telling(maps), (least - most).mean(1) / 2)
+    return where_defined(not_constant(maps), (least - most).mean(1) / 2)
 
 
 @dataclass(frozen=True)
-class StepOptions(ModelOptions):
+class StepOptions(ScoreOptions):
     """Options of the metrics that remove pixels step by step."""
 
     steps: int = option(STEPS, help="equal parts in which pixels are removed", min=1)
-    logits: bool = option(False, help="the model's own scores instead of probabilities")
 
 
-class _Curve(Metric):
+class _Curve(FaithfulnessMetric):
     """Sums up one curve of scores over the fraction of pixels that changed."""
 
-    category = "faithfulness"
-    direction: ClassVar[Literal["higher", "lower"]] = "higher"
-    range = (0.0, 1.0)
     paper = "Petsiuk et al. 2018, arXiv:1806.07421"
     Options: ClassVar[type] = StepOptions
-    curve: ClassVar[Callable[..., Tensor]]
 
     def score(self, batch: MapBatch) -> Scores:
-        curves = type(self).curve(*model_and_maps(batch), scores=batch.scores, **vars(self.options))
+        curves = self.result(batch)
         count = curves.shape[1] - 1
         return Scores(area(curves), curves, tuple(f"{i / count:.4g}" for i in range(count + 1)))
 
@@ -243,14 +238,14 @@ class Deletion(_Curve):
 
     summary = "Area under the probability while the most relevant pixels are set to zero"
     direction = "lower"
-    curve = staticmethod(deletion_curve)
+    function = staticmethod(deletion_curve)
 
 
 class Insertion(_Curve):
     """`insertion`."""
 
     summary = "Area under the probability while the most relevant pixels are put into a blurred image"
-    curve = staticmethod(insertion_curve)
+    function = staticmethod(insertion_curve)
 
 
 class SymmetricRelevanceGain(_Curve):
@@ -259,27 +254,21 @@ class SymmetricRelevanceGain(_Curve):
     summary = "Probability with the least relevant pixels removed first, less that with the most relevant"
     range = (-1.0, 1.0)
     paper = "Bluecher et al. 2024, arXiv:2401.06654"
-    curve = staticmethod(gain_curve)
+    function = staticmethod(gain_curve)
 
 
 @dataclass(frozen=True)
-class RoadOptions(ModelOptions):
+class RoadOptions(ScoreOptions):
     """Options of ROAD."""
 
     noise: float = option(NOISE, help="standard deviation of what is added to filled pixels", min=0)
-    logits: bool = option(False, help="the model's own scores instead of probabilities")
 
 
-class Road(Metric):
+class Road(FaithfulnessMetric):
     """`road`."""
 
     summary = "As the gain, with the removed pixels filled in from their surroundings"
-    category = "faithfulness"
-    direction = "higher"
     range = (-0.5, 0.5)
     paper = "Rong et al. 2022, arXiv:2202.00449"
     Options: ClassVar[type] = RoadOptions
-
-    def score(self, batch: MapBatch) -> Scores:
-        settings = vars(self.options) | circumstances(batch)
-        return Scores(road(*model_and_maps(batch), **settings))
+    function = staticmethod(road)

@@ -5,15 +5,12 @@ Average drop and increase; what they have in common is said in `evaluation`.
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 import torch
 from torch import Tensor
 
-from camkit.contracts.metric import MapBatch, Metric, Scores
 from camkit.contracts.scores import ScoreKind
-from camkit.metrics.evaluation import CHUNK, Model, ModelOptions, evaluate, model_and_maps
-from camkit.metrics.map_tools import only, resized, scaled, telling, usable
+from camkit.metrics.evaluation import CHUNK, FaithfulnessMetric, Model, evaluate
+from camkit.metrics.map_tools import all_finite, not_constant, resized, scaled, where_defined
 
 
 def average_drop(
@@ -46,7 +43,7 @@ def increase(
 ) -> Tensor:
     """Whether O is greater than Y of `average_drop`: `[B]`, 0 or 1, higher is better; same paper."""
     whole, masked = _masked(f, inputs, maps, targets, chunk, scores).unbind(1)
-    return only(~masked.isnan(), (masked > whole).to(whole.dtype))
+    return where_defined(~masked.isnan(), (masked > whole).to(whole.dtype))
 
 
 def _masked(
@@ -60,34 +57,21 @@ def _masked(
         return torch.where((step == 0)[:, None, None, None], inputs[image], inputs[image] * mask[image])
 
     both = evaluate(f, targets, change, 2, chunk, False, scores)
-    return only((usable(maps) & telling(positive))[:, None], both)
+    return where_defined((all_finite(maps) & not_constant(positive))[:, None], both)
 
 
-class AverageDrop(Metric):
+class AverageDrop(FaithfulnessMetric):
     """`average_drop`."""
 
     summary = "Share of the probability that is lost under the map as a mask"
-    category = "faithfulness"
     direction = "lower"
-    range = (0.0, 1.0)
     paper = "Chattopadhyay et al. 2018, arXiv:1710.11063"
-    Options: ClassVar[type] = ModelOptions
-
-    def score(self, batch: MapBatch) -> Scores:
-        settings = vars(self.options)
-        return Scores(average_drop(*model_and_maps(batch), scores=batch.scores, **settings))
+    function = staticmethod(average_drop)
 
 
-class Increase(Metric):
+class Increase(FaithfulnessMetric):
     """`increase`."""
 
     summary = "Share of images whose probability rises under the map as a mask"
-    category = "faithfulness"
-    direction = "higher"
-    range = (0.0, 1.0)
     paper = "Chattopadhyay et al. 2018, arXiv:1710.11063"
-    Options: ClassVar[type] = ModelOptions
-
-    def score(self, batch: MapBatch) -> Scores:
-        settings = vars(self.options)
-        return Scores(increase(*model_and_maps(batch), scores=batch.scores, **settings))
+    function = staticmethod(increase)

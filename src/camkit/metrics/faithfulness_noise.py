@@ -5,6 +5,7 @@ Infidelity and max-sensitivity; what they have in common is said in `evaluation`
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
@@ -12,11 +13,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from camkit.contracts.metric import MapBatch, Metric, Scores
 from camkit.contracts.options import option
 from camkit.contracts.scores import ScoreKind
-from camkit.metrics.evaluation import CHUNK, Model, ModelOptions, circumstances, evaluate, model_and_maps
-from camkit.metrics.map_tools import given, only, resized, uniform, usable
+from camkit.metrics.evaluation import CHUNK, FaithfulnessMetric, Model, ScoreOptions, evaluate
+from camkit.metrics.map_tools import all_finite, resized, uniform, where_defined
 
 
 def infidelity(
@@ -34,7 +34,7 @@ def infidelity(
 ) -> Tensor:
     """`E (b I.M - (f(x) - f(x without I)))^2`, I a random square set to zero: `[B]`, 0 is best.
 
-    0 or more, lower is better.     I.M is the sum of the map over the square, and b >= 0 the factor that
+    0 or more, lower is better. I.M is the sum of the map over the square, and b >= 0 the factor that
     suits each image best, because maps have no unit. side: of the square, as a share of the shorter side;
     the squares are the same for every image. NaN if the map is zero everywhere or not finite. Yeh et al.
     2019, arXiv:1901.09392, with its scaling and square removal.
@@ -55,11 +55,11 @@ def infidelity(
     found = evaluate(f, targets, change, samples + 1, chunk, logits, scores).double()
     drops = found[:, :1] - found[:, 1:]
     full = resized(maps, (height, width)).double()
-    told = full.flatten(1) @ squares.flatten(1).double().T
-    energy = (told**2).mean(1)
-    factor = ((told * drops).mean(1) / energy).clamp(min=0)
-    error = ((factor[:, None] * told - drops) ** 2).mean(1)
-    return only(usable(maps) & (energy > 0), error.to(maps.dtype))
+    foretold = full.flatten(1) @ squares.flatten(1).double().T
+    energy = (foretold**2).mean(1)
+    factor = ((foretold * drops).mean(1) / energy).clamp(min=0)
+    error = ((factor[:, None] * foretold - drops) ** 2).mean(1)
+    return where_defined(all_finite(maps) & (energy > 0), error.to(maps.dtype))
 
 
 def max_sensitivity(
@@ -84,31 +84,26 @@ def max_sensitivity(
     original = maps.flatten(1) / peak
     changes = [(explain(inputs + d, targets).flatten(1) / peak - original).norm(dim=1) for d in noise]
     largest = torch.stack(changes).amax(0) / original.norm(dim=1)
-    return only(usable(maps) & (peak[:, 0] > 0), largest)
+    return where_defined(all_finite(maps) & (peak[:, 0] > 0), largest)
 
 
 @dataclass(frozen=True)
-class InfidelityOptions(ModelOptions):
+class InfidelityOptions(ScoreOptions):
     """Options of the infidelity."""
 
     samples: int = option(64, help="random squares", min=1)
     side: float = option(0.25, help="of a square, as a share of the shorter side", min=0.0, max=1.0)
-    logits: bool = option(False, help="the model's own scores instead of probabilities")
 
 
-class Infidelity(Metric):
+class Infidelity(FaithfulnessMetric):
     """`infidelity`."""
 
     summary = "Squared error of the drops that the map foretells, for random squares set to zero"
-    category = "faithfulness"
     direction = "lower"
-    range = (0.0, float("inf"))
+    range = (0.0, math.inf)
     paper = "Yeh et al. 2019, arXiv:1901.09392"
     Options: ClassVar[type] = InfidelityOptions
-
-    def score(self, batch: MapBatch) -> Scores:
-        settings = vars(self.options) | circumstances(batch)
-        return Scores(infidelity(*model_and_maps(batch), **settings))
+    function = staticmethod(infidelity)
 
 
 @dataclass(frozen=True)
@@ -119,17 +114,13 @@ class SensitivityOptions:
     radius: float = option(0.02, help="largest noise, in units of the normalised input", min=0.0)
 
 
-class MaxSensitivity(Metric):
+class MaxSensitivity(FaithfulnessMetric):
     """`max_sensitivity`."""
 
     summary = "Largest relative change of the map under noise that nobody sees"
-    category = "faithfulness"
     direction = "lower"
-    range = (0.0, float("inf"))
+    range = (0.0, math.inf)
     needs = ("explain",)
     paper = "Yeh et al. 2019, arXiv:1901.09392"
     Options: ClassVar[type] = SensitivityOptions
-
-    def score(self, batch: MapBatch) -> Scores:
-        arguments = (given(batch.explain), batch.inputs, batch.maps, batch.targets)
-        return Scores(max_sensitivity(*arguments, seed=batch.seed, **vars(self.options)))
+    function = staticmethod(max_sensitivity)

@@ -14,11 +14,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from camkit.contracts.metric import MapBatch, Metric, Scores
 from camkit.contracts.options import option
 from camkit.contracts.scores import ScoreKind, meaning, probabilities, squashed
 from camkit.errors import UsageError
-from camkit.metrics.map_tools import given, only, resized, telling, usable
+from camkit.metrics.function_metric import FunctionMetric
+from camkit.metrics.map_tools import all_finite, not_constant, resized, where_defined
 
 
 def pointing_game(maps: Tensor, truth: Tensor, tolerance: int = 15) -> Tensor:
@@ -29,7 +29,7 @@ def pointing_game(maps: Tensor, truth: Tensor, tolerance: int = 15) -> Tensor:
     full = resized(maps, truth.shape[-2:])
     top = full == full.amax((-2, -1), keepdim=True)
     hits = (top & _grown(truth, tolerance)).sum((-2, -1)) / top.sum((-2, -1))
-    return only(telling(maps) & _any(truth), hits.to(maps.dtype))
+    return where_defined(not_constant(maps) & _any(truth), hits.to(maps.dtype))
 
 
 def energy_pointing_game(maps: Tensor, truth: Tensor) -> Tensor:
@@ -40,7 +40,7 @@ def energy_pointing_game(maps: Tensor, truth: Tensor) -> Tensor:
     mass = resized(maps, truth.shape[-2:]).clamp(min=0).double()
     total = mass.sum((-2, -1))
     inside = (mass * truth).sum((-2, -1)) / total
-    return only(usable(maps) & (total > 0) & _any(truth), inside.to(maps.dtype))
+    return where_defined(all_finite(maps) & (total > 0) & _any(truth), inside.to(maps.dtype))
 
 
 def relevance_rank(maps: Tensor, truth: Tensor) -> Tensor:
@@ -56,7 +56,7 @@ def relevance_rank(maps: Tensor, truth: Tensor) -> Tensor:
     above, tied = full > cut, full == cut
     left = (count - above.sum(1)) / tied.sum(1).clamp(min=1)
     share = ((above & inside).sum(1) + left * (tied & inside).sum(1)) / count
-    return only(telling(maps) & _any(truth), share.to(maps.dtype))
+    return where_defined(not_constant(maps) & _any(truth), share.to(maps.dtype))
 
 
 def iou(maps: Tensor, truth: Tensor, threshold: float = 0.2) -> Tensor:
@@ -69,7 +69,7 @@ def iou(maps: Tensor, truth: Tensor, threshold: float = 0.2) -> Tensor:
     peak = full.amax((-2, -1), keepdim=True)
     found = full >= threshold * peak
     share = (found & truth).sum((-2, -1)) / (found | truth).sum((-2, -1))
-    return only(telling(maps) & _any(truth) & (peak[:, 0, 0] > 0), share.to(maps.dtype))
+    return where_defined(not_constant(maps) & _any(truth) & (peak[:, 0, 0] > 0), share.to(maps.dtype))
 
 
 def _any(truth: Tensor) -> Tensor:
@@ -172,15 +172,9 @@ def place(scores: Tensor, targets: Tensor) -> Tensor:
 # --- as plugins --------------------------------------------------------------------
 
 
-class _Truth(Metric):
+class _Localisation(FunctionMetric):
     category = "localisation"
-    direction = "higher"
-    range = (0.0, 1.0)
     needs = ("truth",)
-    against: ClassVar[Callable[..., Tensor]]
-
-    def score(self, batch: MapBatch) -> Scores:
-        return Scores(type(self).against(batch.maps, given(batch.truth), **vars(self.options)))
 
 
 @dataclass(frozen=True)
@@ -190,29 +184,29 @@ class PointingOptions:
     tolerance: int = option(15, help="pixels by which the maximum may miss", min=0)
 
 
-class PointingGame(_Truth):
+class PointingGame(_Localisation):
     """`pointing_game`."""
 
     summary = "Share of images whose map is highest on the object"
     paper = "Zhang et al. 2016, arXiv:1608.00507"
     Options: ClassVar[type] = PointingOptions
-    against = staticmethod(pointing_game)
+    function = staticmethod(pointing_game)
 
 
-class EnergyPointingGame(_Truth):
+class EnergyPointingGame(_Localisation):
     """`energy_pointing_game`."""
 
     summary = "Share of the map's positive mass on the object"
     paper = "Wang et al. 2020, arXiv:1910.01279"
-    against = staticmethod(energy_pointing_game)
+    function = staticmethod(energy_pointing_game)
 
 
-class RelevanceRank(_Truth):
+class RelevanceRank(_Localisation):
     """`relevance_rank`."""
 
     summary = "Share on the object of as many of the highest pixels as it has"
     paper = "Arras et al. 2022, arXiv:2003.07258"
-    against = staticmethod(relevance_rank)
+    function = staticmethod(relevance_rank)
 
 
 @dataclass(frozen=True)
@@ -222,10 +216,10 @@ class IouOptions:
     threshold: float = option(0.2, help="of the map's maximum, from which a pixel counts", min=0.0, max=1.0)
 
 
-class Iou(_Truth):
+class Iou(_Localisation):
     """`iou`."""
 
     summary = "Intersection over union of the object and the high part of the map"
     paper = "Zhou et al. 2016, arXiv:1512.04150"
     Options: ClassVar[type] = IouOptions
-    against = staticmethod(iou)
+    function = staticmethod(iou)

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TypeVar
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-
-Given = TypeVar("Given")
 
 
 def resized(maps: Tensor, size: tuple[int, int] | torch.Size) -> Tensor:
@@ -18,20 +14,20 @@ def resized(maps: Tensor, size: tuple[int, int] | torch.Size) -> Tensor:
     return F.interpolate(maps[:, None], size=tuple(size), mode="bilinear", align_corners=False)[:, 0]
 
 
-def usable(maps: Tensor) -> Tensor:
+def all_finite(maps: Tensor) -> Tensor:
     """bool `[B]`: all values are finite."""
     return torch.isfinite(maps).flatten(1).all(1)
 
 
-def telling(maps: Tensor) -> Tensor:
+def not_constant(maps: Tensor) -> Tensor:
     """bool `[B]`: finite and not constant, so that there is a more and a less relevant."""
     flat = maps.flatten(1)
-    return usable(maps) & (flat.amax(1) > flat.amin(1))
+    return all_finite(maps) & (flat.amax(1) > flat.amin(1))
 
 
-def only(where: Tensor, values: Tensor) -> Tensor:
-    """`values` where `where` holds, otherwise NaN."""
-    return torch.where(where, values, torch.nan)
+def where_defined(defined: Tensor, values: Tensor) -> Tensor:
+    """`values` where they are defined, otherwise NaN."""
+    return torch.where(defined, values, torch.nan)
 
 
 def positions(maps: Tensor) -> Tensor:
@@ -55,9 +51,3 @@ def uniform(shape: tuple[int, ...], seed: int, like: Tensor) -> Tensor:
 def normal(shape: tuple[int, ...], seed: int, like: Tensor) -> Tensor:
     """Standard normal values, the same on every device."""
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(like)
-
-
-def given(value: Given | None) -> Given:
-    """What `needs` promises to be there."""
-    assert value is not None, "measure() checks what a metric needs"
-    return value

@@ -24,7 +24,7 @@ def measure(metric: Metric, name: str, batch: MapBatch) -> Scores:
     if missing := [need for need in metric.needs if getattr(batch, need) is None]:
         raise UsageError(f"{name} needs {' and '.join(missing)}, which is not given")
     maps, reference = _plain(batch.maps), batch.reference
-    inputs = hooks.usable(batch.inputs.detach())
+    inputs = hooks.normal_tensor(batch.inputs.detach())
     reference = None if reference is None else _plain(reference)
     batch = dataclasses.replace(batch, maps=maps, reference=reference, inputs=inputs)
     with hooks.as_it_was(batch.module, batch.inputs.device):
@@ -62,5 +62,5 @@ def _check(batch: MapBatch) -> None:
 
 def _plain(maps: Tensor) -> Tensor:
     """Without a graph, usable in one, and float32 at least."""
-    maps = hooks.usable(maps.detach())
+    maps = hooks.normal_tensor(maps.detach())
     return maps if maps.dtype == torch.float64 else maps.float()

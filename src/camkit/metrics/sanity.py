@@ -13,11 +13,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from camkit.contracts.metric import MapBatch, Metric, Scores
+from camkit.contracts.metric import MapBatch, Scores
 from camkit.contracts.options import option
 from camkit.errors import UsageError
 from camkit.metrics.agreement import spearman
-from camkit.metrics.map_tools import given, normal
+from camkit.metrics.function_metric import FunctionMetric
+from camkit.metrics.map_tools import normal
 
 Explain = Callable[[Tensor, Tensor], Tensor]
 
@@ -76,13 +77,15 @@ def independent(
 
 
 def random_logit(
-    explain: Explain, inputs: Tensor, maps: Tensor, targets: Tensor, *, classes: int, seed: int = 0
+    module: nn.Module, explain: Explain, inputs: Tensor, maps: Tensor, targets: Tensor, *, seed: int = 0
 ) -> Tensor:
     """Similarity to the map of another class, drawn at random: `[B]`, 0 to 1, lower is better.
 
     Absolute Spearman correlation; 1 if the map does not look at the class. NaN where a map is constant or
     not finite, and for a model of one class. Sixt et al. 2020, arXiv:1912.09818.
     """
+    with torch.no_grad():
+        classes = module(inputs[:1]).shape[1]
     if classes < 2:
         return maps.new_full((len(maps),), torch.nan)
     # One draw for all: an image's other class must not depend on its place in the batch.
@@ -147,65 +150,51 @@ class SanityOptions:
     stages: int = option(STAGES, help="layers that are looked at, evenly spread", min=1)
 
 
-class SanityCascading(Metric):
+class _Sanity(FunctionMetric):
+    category = "sanity"
+    direction = "lower"
+    needs = ("explain",)
+    paper = "Adebayo et al. 2018, arXiv:1810.03292"
+
+
+class _RandomWeights(_Sanity):
+    Options: ClassVar[type] = SanityOptions
+
+    def result(self, batch: MapBatch) -> tuple[tuple[str, ...], Tensor]:
+        names, curves = super().result(batch)
+        if not names:
+            raise UsageError("the model has no weights that could be made random: it cannot be tested so")
+        return names, curves
+
+
+class SanityCascading(_RandomWeights):
     """`cascading`; the value is the similarity when all weights are random."""
 
     summary = "Similarity of the map to that of the model with random weights, from the top down"
-    category = "sanity"
-    direction = "lower"
-    range = (0.0, 1.0)
-    needs = ("explain",)
     limit = LIMIT
-    paper = "Adebayo et al. 2018, arXiv:1810.03292"
-    Options: ClassVar[type] = SanityOptions
+    function = staticmethod(cascading)
 
     def score(self, batch: MapBatch) -> Scores:
-        names, curves = _randomised(cascading, batch, self.options)
+        names, curves = self.result(batch)
         return Scores(curves[:, -1], curves, names)
 
 
-class SanityIndependent(Metric):
+class SanityIndependent(_RandomWeights):
     """`independent`; the value is the mean over the layers, those without a map left out."""
 
     summary = "Similarity of the map to that of the model with one layer of random weights"
-    category = "sanity"
-    direction = "lower"
-    range = (0.0, 1.0)
-    needs = ("explain",)
     limit = 0.9  # a single layer need not overturn the map
-    paper = "Adebayo et al. 2018, arXiv:1810.03292"
-    Options: ClassVar[type] = SanityOptions
+    function = staticmethod(independent)
 
     def score(self, batch: MapBatch) -> Scores:
-        names, curves = _randomised(independent, batch, self.options)
+        names, curves = self.result(batch)
         return Scores(curves.nanmean(1), curves, names)
 
 
-class RandomLogit(Metric):
+class RandomLogit(_Sanity):
     """`random_logit`."""
 
     summary = "Similarity of the map to that of another class"
-    category = "sanity"
-    direction = "lower"
-    range = (0.0, 1.0)
-    needs = ("explain",)
     limit = 0.9  # classes that share evidence may look alike; the same map for all may not pass
     paper = "Sixt et al. 2020, arXiv:1912.09818"
-
-    def score(self, batch: MapBatch) -> Scores:
-        with torch.no_grad():
-            classes = batch.module(batch.inputs[:1]).shape[1]
-        arguments = (given(batch.explain), batch.inputs, batch.maps, batch.targets)
-        return Scores(random_logit(*arguments, classes=classes, seed=batch.seed))
-
-
-def _randomised(
-    test: Callable[..., tuple[tuple[str, ...], Tensor]], batch: MapBatch, options: SanityOptions
-) -> tuple[tuple[str, ...], Tensor]:
-    explain, seed = given(batch.explain), batch.seed
-    names, curves = test(
-        *(batch.module, explain, batch.inputs, batch.maps, batch.targets), stages=options.stages, seed=seed
-    )
-    if not names:
-        raise UsageError("the model has no weights that could be made random: it cannot be tested so")
-    return names, curves
+    function = staticmethod(random_logit)

@@ -1,35 +1,66 @@
-"""What the sources of models share: modules with the right number of classes, and their names."""
+"""What the sources of models share."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from abc import abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, ClassVar
 
-from torch import Tensor, nn
+import torch
+from torch import nn
 
-from camkit.contracts.model import ModelSource
-from camkit.errors import ModelError
-from camkit.models.weights import (
-    built_for,
-    head_size,
-    put_weights,
-)
+from camkit.contracts.model import LoadedModel, ModelSource
+from camkit.errors import ModelError, ModelNotFound, closest
+from camkit.files import is_file
+from camkit.models.recognition import changed
+from camkit.models.weights import seeded
+from camkit.models.weights_file import load_weights
 
 
-def built(
-    source: ModelSource, architecture: dict[str, Any], state: Mapping[str, Tensor] | None, where: str
-) -> tuple[nn.Module, dict[str, Any]]:
-    """A module, with weights if there are any; they decide the number of classes."""
-    module = source.build(architecture)
-    if state is None:
-        return module, architecture
-    count = head_size(state, module)
-    if count != architecture["num_classes"]:  # as a stranger's tensor says
-        architecture = {**architecture, "num_classes": count}
-        with built_for(sum(tensor.nbytes for tensor in state.values())):
-            module = source.build(architecture)
-    put_weights(module, state, where)
-    return module, architecture
+class LibrarySource(ModelSource):
+    """The classifiers of a library, `SCHEME:NAME[@WEIGHTS]`: its own weights, a file, or random ones."""
+
+    scheme: ClassVar[str]
+
+    def load(self, reference: str, *, device: torch.device, trust: bool) -> LoadedModel:
+        """WEIGHTS is a file of them or `none`; left out, the library's own are fetched."""
+        name, _, weights = reference.partition("@")
+        self._check_name(name)
+        own = self._weights(name)
+        if weights not in ("", "none", *own):
+            if own and not is_file(weights):
+                raise ModelNotFound(
+                    f"{weights!r} is neither a file nor weights of {name}: {', '.join(own)} or none"
+                )
+            return load_weights(Path(weights), device=device, name=f"{self.scheme}:{name}")
+        return replace(self._load(name, weights, device), name=f"{self.scheme}:{reference}")
+
+    def build(self, architecture: Mapping[str, Any]) -> nn.Module:
+        """`{"name": ..., "num_classes": ...}`, and what else the network needs; weights are random."""
+        name, count = read_architecture(architecture)
+        self._check_name(name)
+        return seeded(lambda: changed(self._build(name, count, architecture), architecture))
+
+    @abstractmethod
+    def _load(self, name: str, weights: str, device: torch.device) -> LoadedModel:
+        """The model with weights of the library, its usual ones if none are named, or with random ones."""
+
+    def _weights(self, name: str) -> Sequence[str]:
+        """What weights of its own the library has for a model, by their names."""
+        return ()
+
+    @abstractmethod
+    def _build(self, name: str, count: int, architecture: Mapping[str, Any]) -> nn.Module: ...
+
+    def _names_like(self, name: str) -> Iterable[str]:
+        return self.names()
+
+    def _check_name(self, name: str) -> None:
+        if name not in (names := list(self._names_like(name))):
+            hint = closest(name, names) or f"; `camkit model list '{self.scheme}:*'` shows all"
+            raise ModelNotFound(f"{self.scheme} has no classifier {name!r}{hint}")
 
 
 def read_architecture(data: Mapping[str, Any]) -> tuple[str, int]:
@@ -45,8 +76,3 @@ def imagenet_classes() -> tuple[str, ...]:
     from torchvision.models import ResNet18_Weights
 
     return tuple(ResNet18_Weights.DEFAULT.meta["categories"])
-
-
-def class_names(count: int) -> tuple[str, ...]:
-    """Those of ImageNet for 1000 classes, else numbered ones."""
-    return imagenet_classes() if count == 1000 else tuple(f"class_{i}" for i in range(count))

@@ -41,8 +41,8 @@ class BundleSource(ModelSource):
         folder = Path(reference)
         path, weights_path = _inside(folder, CONFIG), _inside(folder, WEIGHTS)
         size = weights_path.stat().st_size
-        with _naming(path):
-            architecture, classes, preprocess, layer, scores = _contents(_read_config(path))
+        with _errors_of(path):
+            architecture, classes, preprocess, layer, scores = _checked_config(_read_config(path))
             try:
                 source: ModelSource = loading.make("model", architecture["source"])
             except PluginError as error:
@@ -93,7 +93,7 @@ def save_bundle(
     from safetensors.torch import save
 
     target = Path(folder)
-    text = described(model, facts)
+    text = config_text(model, facts)
     # Unlike `Path.exists` it takes any length of name, and sees a link that leads nowhere.
     if os.path.lexists(target) and (not target.is_dir() or any(target.iterdir())):
         raise ModelError(f"{target} exists and is not an empty folder")
@@ -111,7 +111,7 @@ def save_bundle(
     return target
 
 
-def described(model: LoadedModel, facts: Mapping[str, Any], *, room: int = 0) -> str:
+def config_text(model: LoadedModel, facts: Mapping[str, Any], *, room: int = 0) -> str:
     """`camkit.json` of a bundle; `ModelError` if no bundle can hold it, or be loaded with it.
 
     room: bytes that are left for what is not known yet.
@@ -133,7 +133,7 @@ def described(model: LoadedModel, facts: Mapping[str, Any], *, room: int = 0) ->
         written = json.loads(text)
     except (TypeError, ValueError, RecursionError) as error:
         raise ModelError(f"architecture and facts of a bundle are JSON values: {error}") from None
-    _contents(written)  # what could not be loaded is not written
+    _checked_config(written)  # what could not be loaded is not written
     if len(text) + room > MAX_CONFIG:
         raise ModelError(
             "the facts of a bundle, such as the names of photographs, are larger than "
@@ -143,7 +143,7 @@ def described(model: LoadedModel, facts: Mapping[str, Any], *, room: int = 0) ->
 
 
 @contextmanager
-def _naming(path: Path) -> Iterator[None]:
+def _errors_of(path: Path) -> Iterator[None]:
     """Whatever is wrong with the contents of `path` becomes one line that names it."""
     try:
         yield
@@ -164,7 +164,7 @@ def _read_config(path: Path) -> dict[str, Any]:
     return dict(config)
 
 
-def _contents(
+def _checked_config(
     config: Mapping[str, Any],
 ) -> tuple[dict[str, Any], tuple[str, ...], Preprocess, str, ScoreKind]:
     """Architecture, class names, preprocessing, default layer and what the scores are, each checked."""

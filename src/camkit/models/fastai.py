@@ -6,7 +6,8 @@ so files of `learn.save()` fit, also those that fastai v1 wrote.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,10 +18,25 @@ from camkit.contracts.model import LoadedModel, ModelSource
 from camkit.errors import ModelError
 from camkit.files import is_file
 from camkit.images.preprocess import Preprocess
-from camkit.models.fastai_architecture import LESSON_CLASSES, SWITCHES, cut, default_layer, features, head
+from camkit.models.checkpoint import read_checkpoint
+from camkit.models.facts import GREY_MEAN, GREY_STD, assumed
+from camkit.models.fastai_architecture import (
+    HIDDEN,
+    LESSON_CLASSES,
+    SWITCHES,
+    cut,
+    default_layer,
+    features,
+    head,
+    own_head,
+)
 from camkit.models.fastai_export import read_export
-from camkit.models.loading import qualified
-from camkit.models.weights import built_for, put_weights, read_weights, seeded
+from camkit.models.heads import outputs, read_head
+from camkit.models.labels import numbered
+from camkit.models.loading import library_spec
+from camkit.models.recognition import unfilled
+from camkit.models.weights import built_for, put_weights, seeded
+from camkit.models.weights_file import class_names
 from camkit.registry import loading
 
 
@@ -32,7 +48,7 @@ class FastaiSource(ModelSource):
     def load(self, reference: str, *, device: torch.device, trust: bool) -> LoadedModel:
         """ARCH is a name of torchvision or timm, FILE a state dict, or `none`: random, 37 classes.
 
-        Such a file knows no class names and no size; it is shown 224 x 224 pixels. A `.pkl` knows both,
+        Such a file may know class names, but no size; it is shown 224 x 224 pixels. A `.pkl` knows all,
         but is a pickle: it needs `trust`, and fastai.
         """
         if reference.endswith(".pkl"):
@@ -42,59 +58,85 @@ class FastaiSource(ModelSource):
             raise ModelError(
                 f"fastai:{reference} needs weights: fastai:{reference}@FILE, a learn.save() file"
             )
-        backbone = dict(zip(("source", "name"), qualified(name).split(":", 1), strict=True))
-        architecture: dict[str, Any] = {
-            "source": "fastai",
-            "backbone": backbone,
-            "num_classes": LESSON_CLASSES,
-        }
+        backbone = dict(zip(("source", "name"), library_spec(name).split(":", 1), strict=True))
+        architecture: dict[str, Any] = {"source": "fastai", "backbone": backbone}
+        if file == "none":
+            architecture["num_classes"] = LESSON_CLASSES
+            return self._loaded(reference, self.build(architecture), architecture, device)
         if not is_file(file) and is_file(f"{file}.pth"):  # as fastai names them
             file = f"{file}.pth"
-        state = None if file == "none" else read_weights(Path(file))
-        if state is not None:
-            architecture |= _facts(state)
-        if state is None:
+        checkpoint = read_checkpoint(Path(file))
+        architecture |= _facts(checkpoint.state, backbone, self._body)
+        with built_for(sum(tensor.nbytes for tensor in checkpoint.state.values())):
             module = self.build(architecture)
-        else:
-            with built_for(sum(tensor.nbytes for tensor in state.values())):
-                module = self.build(architecture)
-            put_weights(module, state, file)
-        count = architecture["num_classes"]
-        return LoadedModel(
-            module.to(device).eval(),
-            tuple(f"class_{i}" for i in range(count)),
-            Preprocess(),
-            name=f"fastai:{reference}",
-            default_layer=default_layer(module),
-            architecture=architecture,
-        )
+        put_weights(module, checkpoint.state, file)
+        classes, of_classes = class_names(checkpoint, architecture["num_classes"])
+        loaded = self._loaded(reference, module, architecture, device)
+        notes = {"classes": of_classes, "shown": assumed(loaded.preprocess)}
+        return replace(loaded, classes=classes, notes=notes)
 
     def build(self, architecture: Mapping[str, Any]) -> nn.Sequential:
-        """`{"backbone": {"source", "name"}, "num_classes", "bn_final", "bias"}`."""
+        """`{"backbone": {"source", "name", "channels"}, "num_classes", "bn_final", "bias", "head"}`.
+
+        head: the layers of one that is not fastai's usual one; see `camkit.models.heads`.
+        """
         backbone, count = architecture.get("backbone"), architecture.get("num_classes")
         if not isinstance(backbone, Mapping) or backbone.get("source") not in ("torchvision", "timm"):
             raise ModelError(f"a fastai model needs a backbone of torchvision or timm, not {backbone!r}")
         if not isinstance(count, int) or not 1 <= count <= 100_000:
             raise ModelError(f"architecture needs 1 to 100000 num_classes, not {count!r}")
-        source: ModelSource = loading.make("model", backbone["source"])
-        body = cut(backbone["source"], source.build({**backbone, "num_classes": 1}))
+        body = self._body(backbone)
         pool = not getattr(body, "pooled", False)
+        channels = features(body, inputs=backbone.get("channels", 3))
         switches = {name: bool(architecture.get(name, default)) for name, default in SWITCHES.items()}
+
+        def made() -> nn.Module:
+            if "head" in architecture:
+                return own_head(architecture["head"], channels, pool=pool)
+            return head(channels, count, pool=pool, **switches)
+
         # `Any`: the seed fixes the head, too.
-        built: Any = seeded(lambda: nn.Sequential(body, head(features(body), count, pool=pool, **switches)))
+        built: Any = seeded(lambda: nn.Sequential(body, made()))
         return cast("nn.Sequential", built)
 
+    def _body(self, backbone: Mapping[str, Any]) -> nn.Module:
+        source: ModelSource = loading.make("model", backbone["source"])
+        return cut(backbone["source"], source.build({**backbone, "num_classes": 1}))
 
-def _facts(state: Mapping[str, Tensor]) -> dict[str, Any]:
-    """What a state dict tells of its head."""
-    own = {name: tensor for name, tensor in state.items() if name.startswith("1.")}
-    matrices = [name for name, tensor in own.items() if tensor.ndim == 2]
-    if not matrices:
+    def _loaded(
+        self, reference: str, module: nn.Module, architecture: dict[str, Any], device: torch.device
+    ) -> LoadedModel:
+        grey = architecture["backbone"].get("channels") == 1
+        return LoadedModel(
+            module.to(device).eval(),
+            numbered(architecture["num_classes"]),
+            Preprocess(mean=GREY_MEAN, std=GREY_STD) if grey else Preprocess(),
+            name=f"fastai:{reference}",
+            default_layer=default_layer(module),
+            architecture=architecture,
+        )
+
+
+def _facts(
+    state: Mapping[str, Tensor], backbone: Mapping[str, Any], body: Callable[[Mapping[str, Any]], nn.Module]
+) -> dict[str, Any]:
+    """What a state dict tells of its head, and of the channels of the photographs."""
+    own = {name.removeprefix("1."): tensor for name, tensor in state.items() if name.startswith("1.")}
+    layers = read_head(own)
+    if layers is None or not outputs(layers):
         raise ModelError("the file holds no head of fastai (`1.*`): is it of learn.save()?")
-    last = max(matrices, key=lambda name: int(name.split(".")[1]))
-    position = int(last.split(".")[1])
-    return {
-        "num_classes": len(own[last]),
-        "bn_final": f"1.{position + 1}.weight" in own,
-        "bias": last.replace("weight", "bias") in own,
-    }
+    facts: dict[str, Any] = {"num_classes": outputs(layers)}
+    stem = next((t for t in state.values() if t.ndim == 4), None)
+    if stem is not None and stem.shape[1] == 1:
+        backbone = facts["backbone"] = {**backbone, "channels": 1}
+    kinds = [layer[0] for layer in layers if layer[0] not in ("Flatten", "Identity")]
+    widths = [layer[2] for layer in layers if layer[0] == "Linear"]
+    usual = ["BatchNorm1d", "Linear", "ReLU", "BatchNorm1d", "Linear"]
+    if kinds[:5] != usual or widths[0] != HIDDEN or kinds[5:] not in ([], ["BatchNorm1d"]):
+        return {**facts, "head": layers}
+    inside = unfilled(lambda: body(backbone))
+    channels = features(inside, inputs=backbone.get("channels", 3))
+    if layers[0] == ["Flatten"] and layers[2][1] != 2 * channels:  # it pools without the maximum
+        return {**facts, "head": layers}
+    bias = next(layer[3] for layer in layers if layer[0] == "Linear")
+    return {**facts, "bn_final": len(kinds) == 6, "bias": bias}

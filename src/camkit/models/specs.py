@@ -6,21 +6,26 @@ import json
 import os
 import re
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 
-from camkit.errors import ModelError, ModelNotFound, closest
+from camkit.errors import ModelNotFound, closest
 from camkit.files import is_file, read_regular
-from camkit.registry import discovery
+from camkit.registry import discovery, extras
 
+# A function of the user's own: FILE.py:FUNCTION, or PACKAGE.MODULE:FUNCTION.
+FUNCTION = re.compile(r"(?P<where>.+\.py|[A-Za-z_]\w*(\.[A-Za-z_]\w*)*):(?P<name>[A-Za-z_]\w*)")
 PETS = Path(__file__).parent / "pets"  # the bundle that comes with camkit
 MAX_CONFIG = 16 * 2**20  # bytes
+PACKAGES = {"hf": "camkit-huggingface"}  # sources of camkit's that are packages of their own
 CONFIG, WEIGHTS = "camkit.json", "model.safetensors"  # the files of a bundle
 
 
 def split(spec: str) -> tuple[str, str]:
     """Model source and reference. Names come first: a folder called `pets` is `./pets`.
 
-    Raises `ModelNotFound` if nothing has that name, and `ModelError` for a file.
+    A folder of transformers is for the source `hf`. Raises `ModelNotFound` if nothing has that name, or its
+    source is not installed, and `ModelError` for a file.
     """
     found = discovery.find("model")
     for name in (name for item in found for name in (item.full_name, item.name)):
@@ -29,18 +34,21 @@ def split(spec: str) -> tuple[str, str]:
         if spec.startswith(f"{name}:"):
             return name, spec[len(name) + 1 :]
     if os.path.isdir(spec):  # noqa: PTH112  Path.is_dir raises if the name is too long
+        if _is_transformers(Path(spec)):
+            return _transformers(spec, {item.name for item in found})
         inner = str(Path(spec, "bundle"))  # of the folder that a training wrote
         return "bundle", inner if is_file(Path(inner, CONFIG)) else spec
     if is_file(spec):
-        if spec.endswith(".pkl"):
-            raise ModelError(
-                f"{spec} is a file, not a bundle folder; of fastai's learn.export(): fastai:{spec}"
-            )
-        raise ModelError(
-            f"{spec} is a file, not a bundle folder; weights belong to an architecture: timm:NAME@{spec} "
-            f"or torchvision:NAME@{spec}"
-        )
+        return "file", spec
+    if (function := FUNCTION.fullmatch(spec)) and _is_code(function["where"]):
+        return "python", spec
     raise _not_found(spec, sorted({item.name for item in found}))
+
+
+def _is_code(where: str) -> bool:
+    """Whether a file is meant, or a module that is there; nothing is imported."""
+    top = where.partition(".")[0]
+    return where.endswith(".py") or is_file(f"{top}.py") or find_spec(top) is not None or os.path.isdir(top)  # noqa: PTH112
 
 
 def check(spec: str) -> None:
@@ -66,10 +74,32 @@ def classes(spec: str) -> list[str] | None:
     return found if isinstance(found, list) and all(isinstance(one, str) for one in found) else None
 
 
+def _is_transformers(folder: Path) -> bool:
+    """Whether transformers wrote a folder: a `config.json` with a `model_type`, and no bundle's file."""
+    if is_file(folder / CONFIG) or not is_file(folder / "config.json"):
+        return False
+    try:
+        return "model_type" in json.loads(read_regular(folder / "config.json", MAX_CONFIG))
+    except (OSError, ValueError, TypeError, RecursionError):
+        return False
+
+
+def _transformers(folder: str, names: set[str]) -> tuple[str, str]:
+    if "hf" not in names:
+        raise ModelNotFound(
+            f"{folder} is a model of Hugging Face's transformers: pip install {PACKAGES['hf']}"
+        )
+    return "hf", folder
+
+
 def _not_found(spec: str, names: list[str]) -> ModelNotFound:
-    if os.sep in spec or "/" in spec or (Path(spec).suffix in (".bundle", ".pth", ".safetensors")):
-        return ModelNotFound(f"there is no bundle folder {spec!r}")
     scheme, colon, _ = spec.partition(":")
+    if colon and scheme in PACKAGES:
+        return ModelNotFound(f"{spec} needs the source {scheme!r}: pip install {PACKAGES[scheme]}")
+    if Path(spec).suffix in (".pth", ".pt", ".ckpt", ".safetensors", ".tar", ".bin", ".pkl"):
+        return ModelNotFound(f"there is no file {spec!r}")
+    if os.sep in spec or "/" in spec or Path(spec).suffix == ".bundle":
+        return ModelNotFound(f"there is no bundle folder {spec!r}")
     hint = closest(scheme, names)
     if not hint and not colon and re.fullmatch(r"[a-zA-Z]\w{2,63}(\.\w+)?(@.+)?", spec):
         hint = f"; a network of a library is torchvision:{spec} or timm:{spec}"
@@ -97,10 +127,17 @@ def _no_file(reference: str) -> str | None:
     return _no_weights(reference) if at and not is_file(f"{file}.pth") else None
 
 
-# By the source: what is missing of a reference, as far as that can be told without the library.
+def _no_code(reference: str) -> str | None:
+    where = reference.rpartition(":")[0]
+    return f"there is no file {where!r}" if where.endswith(".py") and not is_file(where) else None
+
+
+# By the source: what is missing for a reference, as far as that can be told without the library.
 _MISSING: dict[str, Callable[[str], str | None]] = {
     "bundle": _no_bundle,
     "fastai": _no_file,
+    "imagenet": lambda _: extras.missing("imagenet", "the model imagenet"),
+    "python": _no_code,
     "timm": _no_weights,
     "torchvision": _no_weights,
 }

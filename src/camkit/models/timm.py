@@ -3,77 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from camkit.contracts.model import LoadedModel, ModelSource
-from camkit.errors import ModelError, ModelNotFound, closest, typed_reason
+from camkit.contracts.model import LoadedModel
+from camkit.errors import ModelError, typed_reason
 from camkit.images.preprocess import Preprocess
-from camkit.models.building import built, class_names, read_architecture
-from camkit.models.weights import read_weights, seeded
+from camkit.models.building import LibrarySource, imagenet_classes
+from camkit.models.labels import numbered
+from camkit.models.transforms import of_timm
+from camkit.models.weights import seeded
 
 
-class TimmSource(ModelSource):
+class TimmSource(LibrarySource):
     """`timm:NAME[@FILE]`."""
 
+    scheme = "timm"
     summary = "timm's models: NAME (weights from the hub), NAME@FILE, NAME@none (random weights)"
-
-    def load(self, reference: str, *, device: torch.device, trust: bool) -> LoadedModel:
-        """FILE holds a state dict; left out, timm fetches the weights or takes them from its cache."""
-        import timm
-        from timm.data.config import resolve_model_data_config
-
-        name, _, wanted = reference.partition("@")
-        self._known(name)
-        architecture: dict[str, Any] = {"source": "timm", "name": name, "num_classes": 1000}
-        module: Any
-        if wanted == "":
-            try:
-                module = seeded(lambda: timm.create_model(name, pretrained=True))
-            # Whatever the hub client raises without a network or without such weights.
-            except Exception as error:
-                raise ModelError(
-                    f"the weights of timm:{name} could not be fetched ({typed_reason(error)}); "
-                    f"use timm:{name}@FILE, or timm:{name}@none for random weights"
-                ) from None
-            architecture["num_classes"] = int(module.num_classes)
-            if not module.num_classes:
-                raise ModelError(f"timm:{name} has no classes: its weights are for features only")
-        else:
-            state = None if wanted == "none" else read_weights(Path(wanted))
-            module, architecture = built(self, architecture, state, wanted)
-        config: dict[str, Any] = resolve_model_data_config(module)  # type: ignore[no-untyped-call]
-        if config["crop_mode"] not in ("center", "squash"):
-            raise ModelError(
-                f"timm:{name} wants crop mode {config['crop_mode']!r}, which camkit does not have"
-            )
-        size = tuple(config["input_size"][1:])
-        preprocess = Preprocess(
-            size=size,
-            resize=int(min(size) / config["crop_pct"]),
-            fit="squash" if config["crop_mode"] == "squash" else "crop",
-            interpolation=config["interpolation"],
-            mean=tuple(config["mean"]),
-            std=tuple(config["std"]),
-        )
-        return LoadedModel(
-            module.to(device).eval(),
-            class_names(architecture["num_classes"]),
-            preprocess,
-            name=f"timm:{reference}",
-            architecture=architecture,
-        )
-
-    def build(self, architecture: Mapping[str, Any]) -> nn.Module:
-        """`{"name": ..., "num_classes": ...}`."""
-        import timm
-
-        name, count = read_architecture(architecture)
-        self._known(name)
-        return seeded(lambda: timm.create_model(name, pretrained=False, num_classes=count))
 
     def names(self) -> Iterable[str]:
         """Every architecture of timm."""
@@ -81,11 +29,52 @@ class TimmSource(ModelSource):
 
         return timm.list_models()
 
-    def _known(self, name: str) -> None:
+    def _names_like(self, name: str) -> Iterable[str]:
         import timm
 
         # Strict: `timm.create_model` would take hub and file prefixes, too.
-        names = timm.list_pretrained() if "." in name else self.names()
-        if name not in names:
-            hint = closest(name, names) or "; `camkit model list 'timm:*'` shows all"
-            raise ModelNotFound(f"timm has no model {name!r}{hint}")
+        return timm.list_pretrained() if "." in name else self.names()
+
+    def preprocess(self, architecture: Mapping[str, Any]) -> Preprocess:
+        """That of the architecture's usual weights. `ModelError` if camkit cannot do it."""
+        import timm
+        from timm.data.config import resolve_data_config
+
+        usual = timm.get_pretrained_cfg(architecture["name"])
+        return of_timm(resolve_data_config({}, usual.to_dict() if usual else {}))  # type: ignore[no-untyped-call]
+
+    def _build(self, name: str, count: int, architecture: Mapping[str, Any]) -> nn.Module:
+        """For some networks the architecture has `image_size`."""
+        import timm
+
+        size = {"img_size": architecture["image_size"]} if "image_size" in architecture else {}
+        return timm.create_model(name, pretrained=False, num_classes=count, **size)
+
+    def _load(self, name: str, weights: str, device: torch.device) -> LoadedModel:
+        architecture = {"source": "timm", "name": name, "num_classes": 1000}
+        module: Any = self.build(architecture) if weights else _pretrained(name)
+        count = architecture["num_classes"] = int(module.num_classes)
+        return LoadedModel(
+            module.to(device).eval(),
+            imagenet_classes() if count == 1000 else numbered(count),
+            self.preprocess(architecture),
+            name=name,
+            architecture=architecture,
+        )
+
+
+def _pretrained(name: str) -> Any:
+    """The model with weights from the hub, or from timm's cache."""
+    import timm
+
+    try:
+        module: Any = seeded(lambda: timm.create_model(name, pretrained=True))
+    # Whatever the hub client raises without a network or without such weights.
+    except Exception as error:
+        raise ModelError(
+            f"the weights of timm:{name} could not be fetched ({typed_reason(error)}); "
+            f"use timm:{name}@FILE, or timm:{name}@none for random weights"
+        ) from None
+    if not module.num_classes:
+        raise ModelError(f"timm:{name} has no classes: its weights are for features only")
+    return module

@@ -2,92 +2,28 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from camkit.contracts.model import LoadedModel, ModelSource
-from camkit.errors import ModelError, ModelNotFound, closest
-from camkit.files import is_file
+from camkit.contracts.model import LoadedModel
+from camkit.errors import ModelError
 from camkit.images.preprocess import Preprocess
-from camkit.models.building import built, class_names, read_architecture
-from camkit.models.weights import (
-    download,
-    read_weights,
-    seeded,
-)
+from camkit.models.building import LibrarySource
+from camkit.models.recognition import modern
+from camkit.models.weights import download, put_weights, read_weights
 
 # torchvision's own weights for these two expect inputs normalised once more inside the module.
 INCEPTIONS = ("googlenet", "inception_v3")
 
 
-class TorchvisionSource(ModelSource):
-    """`torchvision:NAME[@WEIGHTS]`."""
+class TorchvisionSource(LibrarySource):
+    """`torchvision:NAME[@WEIGHTS]`; WEIGHTS may also be a name of the model's weights enum."""
 
+    scheme = "torchvision"
     summary = "torchvision's models: NAME, NAME@WEIGHTS, NAME@FILE, NAME@none (random weights)"
-
-    def load(self, reference: str, *, device: torch.device, trust: bool) -> LoadedModel:
-        """WEIGHTS is a name of the model's weights enum, a file, or `none`; left out, the default."""
-        from torchvision.models import get_model_weights
-
-        name, _, wanted = reference.partition("@")
-        self._known(name)
-        enum = get_model_weights(name)
-        by_name = {weights.name: weights for weights in enum}
-        chosen = by_name.get(wanted) or enum.DEFAULT
-        if wanted in by_name or wanted in ("", "DEFAULT"):
-            state = read_weights(download(chosen.url))
-        elif wanted == "none":
-            state = None
-        elif is_file(wanted):
-            state = read_weights(Path(wanted))
-        else:
-            raise ModelNotFound(
-                f"{wanted!r} is neither a file nor weights of {name}: {', '.join(by_name)} or none"
-            )
-        count = len(chosen.meta["categories"])
-        architecture: dict[str, Any] = {"source": "torchvision", "name": name, "num_classes": count}
-        if name in INCEPTIONS:
-            architecture["transform_input"] = wanted in ("", "DEFAULT", *by_name)
-        transform = chosen.transforms()
-        if name.startswith("vit_"):  # their position embeddings are for one size
-            architecture["image_size"] = transform.crop_size[0]
-        module, architecture = built(self, architecture, _current(state), wanted or chosen.name)
-        preprocess = Preprocess(
-            size=(transform.crop_size[0], transform.crop_size[0]),
-            resize=transform.resize_size[0],
-            interpolation=transform.interpolation.value,
-            mean=tuple(transform.mean),
-            std=tuple(transform.std),
-        )
-        return LoadedModel(
-            module.to(device).eval(),
-            class_names(architecture["num_classes"]),
-            preprocess,
-            name=f"torchvision:{reference}",
-            architecture=architecture,
-        )
-
-    def build(self, architecture: Mapping[str, Any]) -> nn.Module:
-        """`{"name": ..., "num_classes": ...}`, for some with `transform_input` or `image_size`."""
-        from torchvision.models import get_model
-
-        name, count = read_architecture(architecture)
-        self._known(name)
-        extra: dict[str, Any] = {}
-        if name in INCEPTIONS:
-            scaled = bool(architecture.get("transform_input", False))
-            extra = {"init_weights": False, "transform_input": scaled}
-        if name.startswith("vit_"):
-            size = architecture.get("image_size", 224)
-            if not isinstance(size, int) or not 1 <= size <= 2048:
-                raise ModelError(f"image_size {size!r} of {name} must be 1 to 2048 pixels")
-            extra = {"image_size": size}
-        return seeded(lambda: get_model(name, weights=None, num_classes=count, **extra))
 
     def names(self) -> list[str]:
         """The classification models of torchvision."""
@@ -95,15 +31,60 @@ class TorchvisionSource(ModelSource):
 
         return list(models.list_models(module=models))
 
-    def _known(self, name: str) -> None:
-        if name not in (names := self.names()):
-            hint = closest(name, names) or "; `camkit model list 'torchvision:*'` shows all"
-            raise ModelNotFound(f"torchvision has no classifier {name!r}{hint}")
+    def preprocess(self, architecture: Mapping[str, Any]) -> Preprocess:
+        """That of the architecture's usual weights."""
+        return _preprocess(_enum(architecture["name"]).DEFAULT)
+
+    def _build(self, name: str, count: int, architecture: Mapping[str, Any]) -> nn.Module:
+        """For some networks the architecture has `transform_input`, `aux_logits` or `image_size`."""
+        from torchvision.models import get_model
+
+        extra: dict[str, Any] = {}
+        if name in INCEPTIONS:
+            defaults = {"transform_input": False, "aux_logits": True}
+            extra = {key: bool(architecture.get(key, default)) for key, default in defaults.items()}
+            extra["init_weights"] = False
+        if name.startswith("vit_"):
+            size = architecture.get("image_size", 224)
+            if not isinstance(size, int) or not 1 <= size <= 2048:
+                raise ModelError(f"image_size {size!r} of {name} must be 1 to 2048 pixels")
+            extra = {"image_size": size}
+        module: nn.Module = get_model(name, weights=None, num_classes=count, **extra)
+        return module
+
+    def _weights(self, name: str) -> list[str]:
+        return ["DEFAULT", *(one.name for one in _enum(name))]
+
+    def _load(self, name: str, weights: str, device: torch.device) -> LoadedModel:
+        own = weights != "none"
+        chosen = _enum(name)[weights] if own and weights not in ("", "DEFAULT") else _enum(name).DEFAULT
+        categories = tuple(chosen.meta["categories"])
+        architecture: dict[str, Any] = {"source": "torchvision", "name": name}
+        architecture["num_classes"] = len(categories)
+        if name in INCEPTIONS:
+            architecture["transform_input"] = own
+        if name.startswith("vit_"):  # their position embeddings are for one size
+            architecture["image_size"] = chosen.transforms().crop_size[0]
+        module = self.build(architecture)
+        if own:
+            put_weights(module, modern(read_weights(download(chosen.url))), chosen.name)
+        shown = _preprocess(chosen)
+        return LoadedModel(module.to(device).eval(), categories, shown, name, architecture=architecture)
 
 
-def _current(state: Mapping[str, Tensor] | None) -> Mapping[str, Tensor] | None:
-    """Torchvision's DenseNet weights have names that torch no longer allows: `norm.1` is `norm1`."""
-    names = {name: re.sub(r"(denselayer\d+\.(?:norm|conv))\.", r"\1", name) for name in state or ()}
-    if state is None or all(old == new for old, new in names.items()):
-        return state
-    return {new: state[old] for old, new in names.items()}
+def _enum(name: str) -> Any:
+    """The enum of the weights that torchvision has for a model."""
+    from torchvision.models import get_model_weights
+
+    return get_model_weights(name)
+
+
+def _preprocess(weights: Any) -> Preprocess:
+    transform = weights.transforms()
+    return Preprocess(
+        size=(transform.crop_size[0], transform.crop_size[0]),
+        resize=transform.resize_size[0],
+        interpolation=transform.interpolation.value,
+        mean=tuple(transform.mean),
+        std=tuple(transform.std),
+    )

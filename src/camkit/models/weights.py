@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
-import re
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
@@ -17,65 +15,18 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 from torch.nn.modules.utils import consume_prefix_in_state_dict_if_present
 
-from camkit.errors import ModelError, ModelNotFound, typed_reason
-from camkit.files import is_file
-from camkit.models import torch_file_check
+from camkit.errors import ModelError, typed_reason
+from camkit.models.checkpoint import read_checkpoint
 
 SPARE = 2**27  # values, of which a network may have more when it is built: fastai cuts off most of a VGG
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """A state dict from `.safetensors`, or from `.pth`/`.pt`/`.bin` without unpickling objects.
-
-    Checkpoints that wrap it (`{"state_dict": ...}`, `{"model": ...}`) are unwrapped. Raises `ModelNotFound`
-    if there is no such file, and `ModelError` if it holds something else, or less than it claims to.
-    """
-    if not is_file(path):
-        raise ModelNotFound(f"there is no weights file {str(path)!r}")
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            state: Any = load_file(path)
-        else:
-            is_zip = torch_file_check.check(path)
-            # Mapped, a tensor is a part of the file, whatever it claims to be.
-            state = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
-    except pickle.UnpicklingError as error:
-        thing = re.search(r"GLOBAL ([\w.]+)", str(error))
-        what = (
-            f"holds {thing[1]}, which could run code" if thing else "is damaged, or holds no plain tensors"
-        )
-        how = "learn.save(..., with_opt=False)" if "fastcore" in what else "`model.state_dict()`"
-        raise ModelError(f"{path} {what}: refused; save {how} instead") from None
-    # Torch and safetensors raise almost anything on a damaged file.
-    except Exception as error:
-        raise ModelError(f"{path} cannot be read as weights: {typed_reason(error)}") from None
-    for key in ("state_dict", "model", "model_state_dict"):
-        if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
-            state = state[key]
-    if not isinstance(state, dict) or not all(
-        isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in state.items()
-    ):
-        raise ModelError(f"{path} does not hold a state dict (names and tensors)")
-    _check_claims(path, state)
+    """The state dict of a file, without running any code of it; see `checkpoint.read_checkpoint`."""
+    state = dict(read_checkpoint(path).state)
     for prefix in ("module.", "_orig_mod.", "module."):  # of DataParallel and torch.compile, either way
         consume_prefix_in_state_dict_if_present(state, prefix)
     return state
-
-
-def _check_claims(path: Path, state: Mapping[str, Tensor]) -> None:
-    """`ModelError` if a tensor has more values than are there, or all have more bytes than the file."""
-    storages: dict[int, int] = {}
-    for name, tensor in state.items():
-        if tensor.layout is not torch.strided or tensor.device.type != "cpu":
-            raise ModelError(f"{path}: {name} is no plain tensor: refused")
-        storage = tensor.untyped_storage()
-        storages[storage.data_ptr()] = storage.nbytes()
-        if tensor.numel() * tensor.element_size() > storage.nbytes():
-            raise ModelError(f"{path}: {name} claims {list(tensor.shape)} values and holds fewer: refused")
-    if sum(storages.values()) > path.stat().st_size:
-        raise ModelError(f"{path}: its tensors claim to be larger than the file: refused")
 
 
 @contextmanager
@@ -135,18 +86,6 @@ def put_weights(module: nn.Module, state: Mapping[str, Tensor], where: str) -> N
     if problems:
         kind = type(module).__name__
         raise ModelError(f"the weights of {where} do not fit {kind}: {'; '.join(problems)}")
-
-
-def head_size(state: Mapping[str, Tensor], module: nn.Module) -> int:
-    """How many classes the weights `state` are for: the rows of the matrix that is last in `module`.
-
-    module: the same architecture with any number of classes. Files do not keep the order of a module.
-    If the weights are for something else, it is the number that `module` has.
-    """
-    own = module.state_dict()
-    last = [name for name, t in own.items() if t.ndim >= 2 and "aux" not in name.lower()][-1]
-    head = state.get(last, own[last])
-    return int((head if head.ndim else own[last]).shape[0])
 
 
 def seeded(build: Callable[[], nn.Module]) -> nn.Module:

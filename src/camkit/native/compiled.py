@@ -28,7 +28,7 @@ from camkit.core import hooks, model_cache
 from camkit.core.hooks import Captured
 from camkit.core.layout import layout
 from camkit.core.model_changes import Contents, copied
-from camkit.core.targets import Scored
+from camkit.core.scored import Scored, own_name
 from camkit.errors import CamkitError, CamkitWarning, reason
 from camkit.native import cache, winograd
 from camkit.native.split import Split, split_or_reason
@@ -98,7 +98,7 @@ def _fast(
     others = [module.get_submodule(name) for name in above]
     owner = module
     if isinstance(module, Scored):  # made anew for each call: what is remembered belongs to the model
-        owner, layer = module.module, layer.removeprefix("module").lstrip(".")
+        owner, layer = module.module, own_name(module, layer)
     key = (layer, inputs.shape, inputs.dtype, inputs.device, _settings())
     with model_cache.LOCK:
         refusal = _REFUSALS.get(owner)
@@ -108,7 +108,8 @@ def _fast(
             kept = model_cache.of(owner, frozen=frozen)
         except Exception as error:  # of tensors that are none of the usual ones
             return f"whether the model changes cannot be told ({_cause(error)}); promise it with frozen="
-        if _global_hooks() or kept.hooked(owner):
+        anywhere = torch.nn.modules.module._has_any_global_hook()  # type: ignore[no-untyped-call]
+        if anywhere or kept.hooked(owner):
             return "the model has hooks, which compiled code does not call"
         parts = kept.part(("split", layer), lambda: split_or_reason(owner, layer))
         if isinstance(parts, str):
@@ -308,8 +309,3 @@ class _Refusal:
 
 
 _REFUSALS: weakref.WeakKeyDictionary[nn.Module, _Refusal] = weakref.WeakKeyDictionary()
-
-
-def _global_hooks() -> bool:
-    """Whether somebody listens to all modules of the process."""
-    return bool(torch.nn.modules.module._has_any_global_hook())  # type: ignore[no-untyped-call]

@@ -87,23 +87,23 @@ class Native(Explainer):
             scores, captured = forward(
                 *(sweep.module, sweep.inputs, sweep.layers, sweep.extras), kind=sweep.layout
             )
-        work = _Work(sweep, self.options, scores, sweep.choose(scores), captured)
-        found = work.from_curvatures() | work.from_gradients()  # which gives the graph up
-        found |= work.from_features() | work.from_perturbations()
-        keys = [(method, layer) for method in sweep.methods for layer in sweep.layers]
-        return {key: self._reduced(found[key], key[0], captured[key[1]].features) for key in keys}
-
-    def _reduced(self, maps: Tensor, method: str, features: Tensor) -> Tensor:
-        """The mean over channels is the sum, divided at the end."""
-        mean = self.options.reduction == "mean" and method not in SUMLESS
-        return maps / features.shape[1] if mean else maps
+        run = _Run(sweep, self.options, scores, sweep.choose(scores), captured)
+        maps = run.curvature_maps()  # first, while there is a graph
+        maps |= run.gradient_maps()  # whose last pass gives the graph up
+        maps |= run.feature_maps()
+        maps |= run.perturbation_maps()
+        if self.options.reduction == "mean":  # over channels: the sum, divided at the end
+            for method, layer in maps:
+                if method not in SUMLESS:
+                    maps[method, layer] = maps[method, layer] / captured[layer].features.shape[1]
+        return {(method, layer): maps[method, layer] for method in sweep.methods for layer in sweep.layers}
 
 
 Maps = dict[tuple[str, str], Tensor]  # [B, T, h, w] by method and layer
 
 
 @dataclass(frozen=True)
-class _Work:
+class _Run:
     """What one forward gave, and the maps that each kind of method makes of it."""
 
     sweep: Sweep
@@ -115,19 +115,17 @@ class _Work:
     @cached_property
     def heads(self) -> dict[str, Head]:
         """What is above each layer, for those who ablate."""
-        layers = self.captured if "ablationcam" in self.sweep.methods else ()
+        captured = self.captured if "ablationcam" in self.sweep.methods else {}
         return {
-            layer: perturbation.head(
-                self.sweep.module, self.inputs, layer, self.captured[layer].layout.batch
-            )
-            for layer in layers
+            layer: perturbation.head(self.sweep.module, self.inputs, layer, kept.layout.batch)
+            for layer, kept in captured.items()
         }
 
     @property
     def inputs(self) -> tuple[Tensor, ...]:
         return (self.sweep.inputs, *self.sweep.extras)
 
-    def from_curvatures(self) -> Maps:
+    def curvature_maps(self) -> Maps:
         """Class by class: a second derivative cannot be shared."""
         maps: Maps = {}
         for layer, kept in self.captured.items() if "shapleycam" in self.sweep.methods else ():
@@ -138,7 +136,7 @@ class _Work:
             maps["shapleycam", layer] = torch.cat(parts, dim=1)
         return maps
 
-    def from_gradients(self) -> Maps:
+    def gradient_maps(self) -> Maps:
         """Methods of the same scores share the gradients, chunk by chunk of the classes."""
         passes = [p for p in self._passes() if p[0]]
         pieces: dict[tuple[str, str], list[Tensor]] = {key: [] for p in passes for key in p[0]}
@@ -150,13 +148,11 @@ class _Work:
                     kept, gradient = self.captured[layer], gradients[layers.index(layer)]
                     slopes = kept.layout.to_map(gradient)
                     if not pieces[method, layer] and method not in UNDOUBTED:
-                        self._doubt(method, layer, cams.is_noise(formula, kept.features, slopes))
+                        noise = cams.is_noise(formula, kept.features, slopes)
+                        if bool(noise.any()):
+                            self.sweep.remark(method, layer, noise, cams.NOISY)
                     pieces[method, layer].append(formula(kept.features, slopes))
         return {key: torch.cat(parts, dim=1) for key, parts in pieces.items()}
-
-    def _doubt(self, method: str, layer: str, images: Tensor) -> None:
-        if bool(images.any()):
-            self.sweep.remark(method, layer, images, cams.NOISY)
 
     def _gradients(
         self, scores: Tensor, targets: Tensor, layers: Sequence[str], keep: bool
@@ -181,11 +177,15 @@ class _Work:
         plain |= {("ablationcam", layer): cams.ablationcam_affine for layer in affine}
         yield plain, self.scores, self.targets
         if "finercam" in methods:
-            contrast = finer(self.scores, self.targets, self.options.alpha, self.options.comparisons)
+            if self.scores.shape[1] < 2:
+                raise UsageError("finercam holds a class against others, but there is one score only")
+            contrast = cams.contrast(
+                self.scores, self.targets, self.options.alpha, self.options.comparisons
+            )
             every = torch.arange(contrast.shape[1], device=contrast.device).expand(len(contrast), -1)
             yield {("finercam", layer): cams.gradcam for layer in layers}, contrast, every
 
-    def from_features(self) -> Maps:
+    def feature_maps(self) -> Maps:
         """The same map for every class."""
         shared = {
             (m, layer): FEATURE_METHODS[m](kept.features)
@@ -196,7 +196,7 @@ class _Work:
         classes = self.targets.shape[1]
         return {key: map.expand(-1, classes, *map.shape[2:]) for key, map in shared.items()}
 
-    def from_perturbations(self) -> Maps:
+    def perturbation_maps(self) -> Maps:
         """By further runs of the head, or of everything, for each channel."""
         maps, rows = {}, self.options.batch_size
         for layer, head in self.heads.items():
@@ -205,14 +205,11 @@ class _Work:
                 ablated = perturbation.without_channel(head, self.captured[layer], self.targets, rows)
                 maps["ablationcam", layer] = cams.ablationcam(self.captured[layer].features, own, ablated)
         for layer, kept in self.captured.items() if "scorecam" in self.sweep.methods else ():
-            seen = perturbation.through_channel(
+            masked = perturbation.through_channel(
                 self.sweep.module, self.inputs, kept.features, self.targets, rows
             )
-            maps["scorecam", layer] = cams.scorecam(kept.features, seen)
+            maps["scorecam", layer] = cams.scorecam(kept.features, masked)
         return maps
-
-
-# --- gradients ------------------------------------------------------------------------------------
 
 
 def class_gradients(
@@ -268,10 +265,13 @@ def second_order(scores: Tensor, targets: Tensor, captured: Captured) -> Iterato
     direction = torch.zeros_like(captured.output)
     captured.layout.to_map(direction).copy_(captured.features)  # a view: class tokens stay out
     for column in torch.split(targets, 1, dim=1):
-        with _explained_errors():
-            yield _scaled(
-                [scores, captured.output], partial(_second_order, scores, column, captured, direction)
-            )
+        compute = partial(_second_order, scores, column, captured, direction)
+        try:
+            yield _scaled([scores, captured.output], compute)
+        except RuntimeError as error:  # what cannot be differentiated even once, the host explains
+            if "is not implemented" not in str(error) and "differentiate twice" not in str(error):
+                raise
+            raise UsageError("shapleycam needs second derivatives, which this model lacks") from error
 
 
 def _second_order(
@@ -286,13 +286,6 @@ def _second_order(
             gradient, captured.output, direction, retain_graph=True, materialize_grads=True
         )
     return gradient.detach(), curvature
-
-
-def finer(scores: Tensor, targets: Tensor, alpha: float, comparisons: int) -> Tensor:
-    """`cams.contrast`, or a `UsageError` where there is nothing to compare with."""
-    if scores.shape[1] < 2:
-        raise UsageError("finercam holds a class against others, but there is one score only")
-    return cams.contrast(scores, targets, alpha, comparisons)
 
 
 def _gradients(
@@ -349,17 +342,6 @@ def _scaled(
 
 def _is_half(tensors: Sequence[Tensor]) -> bool:
     return any(tensor.dtype == torch.float16 for tensor in tensors)
-
-
-@contextmanager
-def _explained_errors() -> Iterator[None]:
-    """What cannot be differentiated twice; what not even once, the host explains."""
-    try:
-        yield
-    except RuntimeError as error:
-        if "is not implemented" not in str(error) and "differentiate twice" not in str(error):
-            raise
-        raise UsageError("shapleycam needs second derivatives, which this model lacks") from error
 
 
 _SWITCHES = threading.Lock()  # the choice of attention kernels is one for the whole process

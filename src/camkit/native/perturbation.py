@@ -105,8 +105,6 @@ def _rows(batch_size: int, like: Tensor, images: int) -> int:
     return max(1, min(batch_size, ROW_BYTES // (like.numel() // images * like.element_size())))
 
 
-# --- heads that are affine ------------------------------------------------------------------------
-
 # Modules, in eval mode, and functions whose result is affine in their one tensor, or is a shape.
 _MODULES = {
     *(nn.Linear, nn.Identity, nn.Flatten, nn.Unflatten, nn.Dropout),

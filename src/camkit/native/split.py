@@ -158,8 +158,5 @@ def _cut(root: nn.Module, graph: fx.Graph, target: nn.Module) -> Split | str:
     for node in nodes[: calls[0] + 1]:
         here[node] = body.node_copy(node, here.__getitem__)
     body.output(tuple(here[node] for node in (nodes[calls[0]], *around)))
-    return Split(_module(root, body), _module(root, head), len(around))
-
-
-def _module(root: nn.Module, graph: fx.Graph) -> fx.GraphModule:
-    return fx.GraphModule(root, graph)  # its modules are the model's own: their modes stay as they are
+    # Their modules are the model's own: their modes stay as they are.
+    return Split(fx.GraphModule(root, body), fx.GraphModule(root, head), len(around))

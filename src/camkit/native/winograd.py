@@ -130,9 +130,6 @@ _LIBRARY.impl("winograd", convolve, "CPU")
 _LIBRARY.impl("winograd", _empty, "Meta")
 
 
-# --- graphs ---------------------------------------------------------------------------------------
-
-
 def _convolutions(graph: fx.Graph) -> list[fx.Node]:
     return list(graph.find_nodes(op="call_function", target=_ATEN.conv2d.default))
 

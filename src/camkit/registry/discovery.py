@@ -52,14 +52,9 @@ GROUPS: dict[Kind, str] = {
 # Commands of camkit's own, which nobody else may be called.
 COMMANDS = ("bench", "explain", "model", "plugin", "render", "train", "verify")
 HOST = "camkit"
-_BODY_END = re.compile(
-    r"^(?:[^\s)#]|    (?:def|async|@))", re.MULTILINE
-)  # of a class, or of what precedes methods
+# Where the body of a class ends, or its first method begins.
+_BODY_END = re.compile(r"^(?:[^\s)#]|    (?:def|async|@))", re.MULTILINE)
 NAME = re.compile(r"[a-z0-9-]+")
-# A line of Requires-Dist as far as it matters here: `camkit[extra] (>=1,<2); marker`, `camkit @ URL`.
-REQUIREMENT = re.compile(
-    r"(?P<name>[\w.-]+)\s*(\[.*?\])?\s*\(?(?P<versions>[^;)@]*?)\)?\s*(@[^;]*)?(;(?P<marker>.*))?"
-)
 
 
 @dataclass(frozen=True)
@@ -100,27 +95,27 @@ def get(kind: Kind, name: str) -> Found:
     Raises `PluginNotFound`, `AmbiguousPlugin` or `BrokenPlugin`.
     """
     matches = _named(kind, name)
-    if all(f.problem for f in matches):  # perhaps it was installed or mended a moment ago, from a notebook
+    if all(f.problem for f in matches):  # perhaps it was just installed or repaired, from a notebook
         _scan.cache_clear()
         importlib.invalidate_caches()
         matches = _named(kind, name)
-    usable = [f for f in matches if not f.problem]
-    if len(usable) == 1:
-        return usable[0]
-    if usable:
-        offers = " or ".join(f.full_name for f in usable)
+    working = [f for f in matches if not f.problem]
+    if len(working) == 1:
+        return working[0]
+    if working:
+        offers = " or ".join(f.full_name for f in working)
         raise AmbiguousPlugin(f"{kind} {name!r} is offered by several packages: use {offers}")
     if matches:
         broken = matches[0]
         raise BrokenPlugin(f"{kind} {name!r} from {broken.dist} cannot be used: {broken.problem}")
     known = [f.name for f in find(kind) if not f.problem]
     hint = closest(name, known) or f"; installed: {', '.join(known) or 'none'}"
-    shown = "`camkit plugin list` shows all"
-    if "CAMKIT_PLUGINS" in os.environ:
-        shown = "the variable CAMKIT_PLUGINS restricts what may be used"
-    package = f"pip install camkit-{name}" if (kind, name) in OURS else ""
-    shown = package or shown
-    raise PluginNotFound(f"there is no {kind} {name!r}{hint} ({shown})")
+    way_out = "`camkit plugin list` shows all"
+    if (kind, name) in OURS:
+        way_out = f"pip install camkit-{name}"
+    elif "CAMKIT_PLUGINS" in os.environ:
+        way_out = "the variable CAMKIT_PLUGINS restricts what may be used"
+    raise PluginNotFound(f"there is no {kind} {name!r}{hint} ({way_out})")
 
 
 def _named(kind: Kind, name: str) -> list[Found]:
@@ -236,42 +231,33 @@ def _problem(found: Found, requires: Sequence[str]) -> str | None:
         return f"the entry point {found.value!r} is not of the form module:Class"
     if found.dist == HOST:
         return None
-    requirements = filter(None, map(REQUIREMENT.fullmatch, requires))
-    ours = [r for r in requirements if _normalised(r["name"]) == HOST and _applies(r["marker"])]
-    return next(filter(None, (_misfit(r["versions"], found.dist) for r in ours)), None)
+    return next(filter(None, (_misfit(text, found.dist) for text in requires)), None)
 
 
-def _applies(marker: str | None) -> bool:
-    """Whether a requirement with this marker counts here; that of an extra does not."""
-    if not marker:
-        return True
-    from packaging.markers import Marker
-
-    return Marker(marker).evaluate({"extra": ""})
-
-
-def _misfit(versions: str, dist: str) -> str | None:
-    """Whether this camkit is among the `versions` that a plugin asks for; if not, whom to upgrade."""
+def _misfit(requirement: str, dist: str) -> str | None:
+    """Why this camkit is not the one that a line of Requires-Dist asks for, and which side to upgrade."""
+    if not re.match(rf"{HOST}(?![\w.-])", requirement, re.IGNORECASE):
+        return None
     from importlib.metadata import version
 
     from packaging.version import Version
 
-    here = version(HOST)
-    lower = re.fullmatch(r">=\s*([\d.]*\d)", versions)
-    if lower and Version(here) >= Version(lower[1]):
+    here = Version(version(HOST))
+    lower = re.fullmatch(rf"{HOST}\s*>=\s*([\d.]*\d)", requirement)
+    if lower and here >= Version(lower[1]):
         return None  # what nearly everyone writes; the next import takes longer than all the rest of a list
 
-    from packaging.specifiers import SpecifierSet
+    from packaging.requirements import InvalidRequirement, Requirement
 
     try:
-        unmet = [one for one in SpecifierSet(versions) if not one.contains(here, prereleases=True)]
-        newer = [Version(one.version.removesuffix(".*")) > Version(here) for one in unmet]
-    except ValueError:
-        return f"its requirement camkit{versions} cannot be read"
-    if not unmet:
+        wanted = Requirement(requirement)
+    except InvalidRequirement:
+        return f"its requirement {requirement} cannot be read"
+    unmet = [one for one in wanted.specifier if not one.contains(here, prereleases=True)]
+    if not unmet or (wanted.marker and not wanted.marker.evaluate({"extra": ""})):
         return None
-    side = HOST if any(newer) or any(one.operator == ">" for one in unmet) else dist
-    return f"it needs camkit{versions}, this is {here}: upgrade {side}"
+    newer = any(one.operator == ">" or Version(one.version.removesuffix(".*")) > here for one in unmet)
+    return f"it needs {HOST}{wanted.specifier}, this is {here}: upgrade {HOST if newer else dist}"
 
 
 def _unshadowed(item: Found, found: list[Found]) -> Found:

@@ -8,15 +8,9 @@ import typing
 from collections.abc import Mapping
 from contextlib import suppress
 from functools import cache
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
-from camkit.errors import (
-    OptionError,
-    closest,
-)
-
-if TYPE_CHECKING:
-    pass  # it takes a third of the time of `--help`
+from camkit.errors import OptionError, closest
 
 
 def read_options(cls: type, values: Mapping[str, Any], *, owner: str) -> Any:

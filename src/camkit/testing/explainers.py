@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from camkit.contracts.explainer import Explainer, Query, Sweep
 from camkit.core.call_types import Answer, Call
 from camkit.core.run_explainer import run
-from camkit.core.targets import given
+from camkit.core.targets import target_selector
 from camkit.errors import OptionError, TargetError
 from camkit.registry import discovery, loading, options
 from camkit.testing.kit import (
@@ -24,7 +24,7 @@ from camkit.testing.kit import (
     Subject,
     equal,
     hand_model,
-    lived_in,
+    model_in_training,
     raises,
     reference_inputs,
     reference_model,
@@ -46,7 +46,7 @@ def answer_of(
     """Through the host, as a user's call goes; by a new instance if `explainer` is none."""
     return run(
         *(explainer or subject.make(), subject.name, model, inputs, [layer], [method]),
-        given(targets, len(inputs)),
+        target_selector(targets, len(inputs)),
         call=Call(layout=layout),
     )
 
@@ -219,7 +219,7 @@ def check_no_trace(subject: Subject) -> None:
     """
     inputs = reference_inputs(2)
     for method in subject.plugin.methods:
-        model = lived_in()
+        model = model_in_training()
         with untouched(model, inputs, f"by {method}"):
             subject.make().maps(Query(model, inputs, torch.tensor([0, 3]), LAYER, method))
 
@@ -229,7 +229,7 @@ def check_no_trace_after_error(subject: Subject) -> None:
     inputs = reference_inputs(2)
     for method in subject.plugin.methods:
         for where in (0, 4, 8):
-            model = lived_in()
+            model = model_in_training()
             model[where].register_forward_pre_hook(_explode)
             with (
                 untouched(model, inputs, f"by {method} when the forward raises"),
@@ -242,7 +242,7 @@ def check_no_trace_after_wrong_target(subject: Subject) -> None:
     """The same when the target turns out wrong in the middle of the work."""
     inputs = reference_inputs(2)
     for method in subject.plugin.methods:
-        model = lived_in()
+        model = model_in_training()
         with (
             untouched(model, inputs, f"by {method} when the target is wrong"),
             raises(TargetError, "a target out of range"),

@@ -151,7 +151,7 @@ def untouched(model: nn.Module, inputs: Tensor, when: str) -> Iterator[None]:
         assert same(value, after[what]), f"{what} is changed {when}"
 
 
-def lived_in() -> nn.Sequential:
+def model_in_training() -> nn.Sequential:
     """A model in the middle of a training: mixed modes, a gradient, a frozen layer, a hook of its own."""
     model = reference_model()
     model[4].training = True

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from camkit.contracts.metric import MapBatch, Scores
 from camkit.core.run_explainer import run
-from camkit.core.targets import given
+from camkit.core.targets import target_selector
 from camkit.metrics.measure import measure
 from camkit.registry import discovery, loading
 from camkit.testing.kit import Subject, untouched
@@ -50,7 +50,7 @@ def evidence(batch: int = 4) -> MapBatch:
 
     def explain(x: Tensor, classes: Tensor) -> Tensor:
         native = loading.make("explainer", "native")
-        found = run(native, "native", model, x, ["1"], ["gradcam"], given(classes, len(x)))
+        found = run(native, "native", model, x, ["1"], ["gradcam"], target_selector(classes, len(x)))
         return found.maps["gradcam", "1"][:, 0]
 
     oracle = truth * (1 + 0.1 * noise[:, 0])  # no two pixels of a square are equal

@@ -12,7 +12,7 @@ from torch import Tensor
 from camkit.contracts.model import LoadedModel, ModelSource
 from camkit.core.layer_lookup import resolve_layers
 from camkit.core.run_explainer import run
-from camkit.core.targets import given
+from camkit.core.targets import target_selector
 from camkit.errors import ModelError
 from camkit.models.bundle import save_bundle
 from camkit.models.loading import load_model
@@ -45,7 +45,9 @@ def check_layer(subject: Subject) -> None:
     loaded = _loaded(subject)
     names = resolve_layers(loaded.module, loaded.default_layer, _example(loaded))
     native = loading.make("explainer", "native")
-    answer = run(native, "native", loaded.module, _example(loaded), names[:1], ["gradcam"], given(0, 1))
+    answer = run(
+        native, "native", loaded.module, _example(loaded), names[:1], ["gradcam"], target_selector(0, 1)
+    )
     assert next(iter(answer.maps.values())).ndim == 4
 
 
@@ -75,4 +77,4 @@ def _loaded(subject: Subject) -> LoadedModel:
 
 def _example(loaded: LoadedModel) -> Tensor:
     generator = torch.Generator().manual_seed(3)
-    return torch.randn(1, 3, *loaded.preprocess.size, generator=generator)
+    return torch.randn(1, loaded.preprocess.channels, *loaded.preprocess.size, generator=generator)

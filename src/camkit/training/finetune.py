@@ -10,7 +10,7 @@ from torch import nn
 
 from camkit.contracts.model import LoadedModel, ModelSource
 from camkit.errors import ModelError
-from camkit.models.loading import load_model, qualified
+from camkit.models.loading import library_spec, load_model
 from camkit.registry import discovery, loading
 
 
@@ -20,7 +20,7 @@ def pretrained(arch: str, weights: str, device: torch.device) -> LoadedModel:
     weights: `default` (those that belong to it), `none` (random) or a file.
     """
     known = {found.name for found in discovery.find("model")}
-    spec = arch if arch in known or ":" in arch else qualified(arch)
+    spec = arch if arch in known or ":" in arch else library_spec(arch)
     if weights != "default":
         if arch in known:
             raise ModelError(f"{arch} brings its own weights; --weights goes with a name such as resnet34")

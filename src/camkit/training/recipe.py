@@ -7,7 +7,7 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from camkit.contracts.options import option
 from camkit.contracts.trainer import Trainer
@@ -26,6 +26,12 @@ class Recipe:
     valid: float = option(0.2, min=0.0, max=1.0, help="share kept for validation")
     split_seed: int = option(2, min=0, help="of the split")
     fold: int = option(0, min=0, help="which slice of the split validates")
+    split: Literal["stratified", "random"] = option(
+        "stratified", help="the same share of each class, or of all, as in fast.ai's lesson 6"
+    )
+    class_weights: Literal["none", "balanced"] = option(
+        "none", help="balanced: a class with few photographs counts as much as one with many"
+    )
 
 
 _FOLDER = Path(__file__).parent / "recipes"
@@ -53,12 +59,16 @@ def complete(recipe: Recipe, stages: Sequence[Any]) -> dict[str, Any]:
 def text(trainer: Trainer | type[Trainer], name: str | os.PathLike[str]) -> str:
     """A recipe as TOML: one of the trainer's by its name, or a file."""
     path = trainer.recipes.get(os.fspath(name), Path(name))
+    if not os.path.lexists(path):
+        raise unknown(os.fspath(name), trainer.recipes)
+    return _read(path, name)
+
+
+def _read(path: Path, name: str | os.PathLike[str]) -> str:
     try:
         return read_regular(path, MAX_BYTES).decode("utf-8").replace("\r\n", "\n")
     except (OSError, ValueError) as error:
-        if os.path.lexists(path):
-            raise UsageError(f"the recipe {os.fspath(name)!r} cannot be read: {reason(error)}") from None
-        raise unknown(os.fspath(name), trainer.recipes) from None
+        raise UsageError(f"the recipe {os.fspath(name)!r} cannot be read: {reason(error)}") from None
 
 
 def unknown(name: str, known: Mapping[str, Path]) -> UsageError:
@@ -79,10 +89,7 @@ def table(trainer: Trainer, recipe: str | os.PathLike[str] | Mapping[str, Any] |
 
 def parsed(path: Path) -> dict[str, Any]:
     """The table of a recipe's file."""
-    try:
-        return _parsed(read_regular(path, MAX_BYTES).decode("utf-8"), path)
-    except (OSError, ValueError) as error:
-        raise UsageError(f"the recipe {os.fspath(path)!r} cannot be read: {reason(error)}") from None
+    return _parsed(_read(path, path), path)
 
 
 def _parsed(text: str, name: str | os.PathLike[str]) -> dict[str, Any]:

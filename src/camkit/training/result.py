@@ -56,6 +56,9 @@ def write(result: TrainResult, root: Path) -> Path:
         "photos": [
             [path.relative_to(root).as_posix(), name, _digest(path)] for path, name in result.validation
         ],
+        "trained_on": dict(result.trained_on),
+        "told": list(result.told),
+        "skipped": result.skipped,
     }
     return write_whole(result.bundle.parent / NAME, json.dumps(facts) + "\n")
 
@@ -78,13 +81,16 @@ def read(out: Path, root: Path | None = None) -> Kept:
         raise UsageError(f"{path} has another format than {FORMAT}, which this camkit reads")
     try:
         root = Path(_text(facts["root"])) if root is None else root
-        photos = [(_inside(root, name), _text(label), digest) for name, label, digest in facts["photos"]]
+        photos = [(_inside(root, name), _label(label), digest) for name, label, digest in facts["photos"]]
         result = TrainResult(
             out / BUNDLE,
             figures(facts["metrics"]),
             tuple(map(figures, facts["history"])),
             tuple(map(figures, facts["steps"])),
             tuple((path, label) for path, label, _ in photos),
+            figures(facts.get("trained_on", {})),
+            tuple(map(_text, facts.get("told", ()))),
+            int(_number(facts.get("skipped", 0))),
         )
         return Kept(result, tuple(None if digest is None else _text(digest) for *_, digest in photos))
     except (KeyError, TypeError, ValueError) as error:
@@ -106,6 +112,10 @@ def _text(value: Any) -> str:
     if not isinstance(value, str):
         raise TypeError(f"{value!a:.50} is no text")
     return value
+
+
+def _label(value: Any) -> str | tuple[str, ...]:
+    return tuple(map(_text, value)) if isinstance(value, list) else _text(value)
 
 
 def _inside(root: Path, name: Any) -> Path:

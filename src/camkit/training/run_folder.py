@@ -24,11 +24,13 @@ from camkit.contracts.trainer import TrainRequest, TrainResult
 from camkit.errors import CamkitError, UsageError, reason
 from camkit.files import cause, check_writable, is_file, sweep, writing
 from camkit.models import torch_file_check
-from camkit.models.bundle import described, save_bundle
+from camkit.models.bundle import config_text, save_bundle
 from camkit.training import result
-from camkit.training.dataset import Dataset
+from camkit.training.dataset import Dataset, facts
 from camkit.training.result import BUNDLE, CHECKPOINT
 
+# The figures of an epoch that a user reads.
+SHOWN = {"error_rate": "error", "mean_average_precision": "mean average precision", "f1": "F1"}
 ROOM = 2**20  # bytes of a bundle's facts that are left for the history of the training
 
 
@@ -39,10 +41,9 @@ def is_main() -> bool:
 
 def report_line(epoch: int, total: int, figures: Mapping[str, float]) -> str:
     """What a user reads after an epoch, counted from 1."""
-    return (
-        f"epoch {epoch}/{total}, train loss {figures['train_loss']:.3f}, valid loss "
-        f"{figures['valid_loss']:.3f}, error {figures['error_rate']:.1%}"
-    )
+    shown = [f"{name} {figures[key]:.1%}" for key, name in SHOWN.items() if key in figures]
+    losses = f"train loss {figures['train_loss']:.3f}, valid loss {figures['valid_loss']:.3f}"
+    return f"epoch {epoch}/{total}, {', '.join([losses, *shown])}"
 
 
 def clear(out: Path) -> None:
@@ -99,8 +100,10 @@ class Run:
         recipe: Mapping[str, Any],
         half: bool = False,
         packages: Sequence[str] = (),
-    ) -> None:
-        """What is about to be trained; `ModelError` if no bundle could hold it, before any training.
+    ) -> list[str]:
+        """What is about to be trained, and on what, in lines that a user reads.
+
+        `ModelError` if no bundle could hold it, before any training.
 
         recipe: every value that is used, also those that the user left to the trainer.
         half: weights as float16. packages: those whose versions matter besides camkit and torch.
@@ -109,7 +112,10 @@ class Run:
         chosen = set(valid)
         names = [data.name(i) for i in range(len(data.paths))]
         self._model, self._valid, self._half = model, valid, half
-        self._facts = {
+        known = facts(data, valid, recipe)
+        told: list[str] = known.pop("told")
+        self._told = told
+        self._facts: dict[str, Any] = {
             "trainer": self._trainer,
             "recipe": dict(recipe),
             "arch": request.arch,
@@ -120,6 +126,7 @@ class Run:
                 "train": [name for i, name in enumerate(names) if i not in chosen],
                 "valid": [name for i, name in enumerate(names) if i in chosen],
             },
+            "data": known,
             "versions": {
                 "camkit": camkit.__version__,
                 "torch": str(torch.__version__),
@@ -128,7 +135,8 @@ class Run:
                 **{package: metadata.version(package) for package in packages},
             },
         }
-        described(model, self._facts, room=ROOM)
+        config_text(model, self._facts, room=ROOM)
+        return told
 
     @contextmanager
     def restoring(self) -> Iterator[None]:
@@ -177,12 +185,20 @@ class Run:
         It goes last, so that whatever happens before, `resume` comes here again.
         """
         data = self._data
-        photos = tuple((data.paths[i], data.classes[data.labels[i]]) for i in self._valid)
-        made = TrainResult(self.out / BUNDLE, metrics, tuple(history), tuple(steps), photos)
+        made = TrainResult(
+            self.out / BUNDLE,
+            metrics,
+            tuple(history),
+            tuple(steps),
+            tuple((data.paths[i], data.label(i)) for i in self._valid),
+            {name: count for name, (count, _) in self._facts["data"]["classes"].items()},
+            tuple(self._told),
+            len(data.skipped),
+        )
         if is_main():
             result.write(made, data.root)
-            told = {"metrics": dict(metrics), **self._facts, "history": [dict(epoch) for epoch in history]}
-            save_bundle(self._model, made.bundle, half=self._half, **told)
+            facts = {"metrics": dict(metrics), **self._facts, "history": [dict(epoch) for epoch in history]}
+            save_bundle(self._model, made.bundle, half=self._half, **facts)
             clear(self.out)
         return made
 
@@ -221,8 +237,10 @@ def _damaged(path: Path, what: str) -> CamkitError:
 
 def _identity(trainer: str, request: TrainRequest, data: Dataset) -> dict[str, str]:
     """Two trainings with the same identity go the same way."""
-    names = [[data.name(i), label] for i, label in enumerate(data.labels)]
-    facts = {
+    names: list[Any] = [[data.name(i), label] for i, label in enumerate(data.labels)]
+    if data.held_out is not None:
+        names.append(sorted(data.held_out))
+    asked = {
         "trainer": trainer,
         "recipe": request.recipe,
         "architecture": request.arch,
@@ -231,5 +249,5 @@ def _identity(trainer: str, request: TrainRequest, data: Dataset) -> dict[str, s
         "precision": request.precision,
         "data": names,
     }
-    texts = {name: json.dumps(fact, sort_keys=True) for name, fact in facts.items()}
+    texts = {name: json.dumps(fact, sort_keys=True) for name, fact in asked.items()}
     return {name: hashlib.sha256(text.encode()).hexdigest() for name, text in texts.items()}

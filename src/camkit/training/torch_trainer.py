@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.optim.lr_scheduler import OneCycleLR
 from torch.utils.data import DataLoader
 from torchvision import transforms
@@ -19,6 +18,7 @@ from camkit.contracts.trainer import Trainer, TrainRequest, TrainResult
 from camkit.core.devices import pick_device, pick_dtype
 from camkit.images.preprocess import Preprocess
 from camkit.training import dataset, finetune, recipe
+from camkit.training.objective import Objective, final, objective
 from camkit.training.run_folder import Run, report_line
 
 if TYPE_CHECKING:
@@ -63,15 +63,16 @@ class TorchTrainer(Trainer):
         """Train, validate after every epoch, and write a bundle into `request.out`."""
         plan, stages = recipe.read(request.recipe, Recipe, Stage)
         run = Run("torch", request)
-        data = dataset.read(request.data)
-        train, valid = data.split(plan.valid, plan.split_seed, plan.fold)
+        data = dataset.asked(request)
+        train, valid = data.split(plan.valid, plan.split_seed, plan.fold, plan.split)
         dataset.check_classes(data, train)
         state = run.load(data)
 
         base = finetune.pretrained(request.arch, request.weights, pick_device(request.device))
         model, head = finetune.with_new_head(base, data.classes, seed=request.seed)
-        model = replace(model, scores="softmax")  # what cross-entropy trains
-        run.begin(model, valid, recipe=recipe.complete(plan, stages), half=self.options.half)
+        aim = objective(data, train, plan.class_weights, plan.label_smoothing)
+        model = replace(model, scores=aim.scores)
+        told = run.begin(model, valid, recipe=recipe.complete(plan, stages), half=self.options.half)
         prepare = transforms.Compose([augmentation(model.preprocess, plan), model.preprocess.tensor])
         loader: Any = partial(DataLoader, batch_size=plan.batch_size, num_workers=self.options.workers)
         alone = len(train) % plan.batch_size == 1  # BatchNorm cannot learn from one
@@ -80,12 +81,14 @@ class TorchTrainer(Trainer):
         history, steps, end = state["history"], state["steps"], 0
         total = sum(stage.epochs for stage in stages)
         say = request.progress or (lambda _, __: None)
-        say(0.0, dataset.summary(data, train, valid))
+        for line in told:
+            say(0.0, line)
         with torch.random.fork_rng([model.device] if model.device.type == "cuda" else []):
             for stage in stages:
                 begin, end = end, end + stage.epochs
                 groups = finetune.groups(model.module, head, stage.lr, stage.body_lr)
-                loop = Loop(model.module, groups, plan, stage.epochs * len(batches), request.precision)
+                steps_ahead = stage.epochs * len(batches)
+                loop = Loop(model.module, groups, aim, plan.weight_decay, steps_ahead, request.precision)
                 if begin < state["epoch"] <= end:  # the stage that was interrupted
                     with run.restoring():
                         for part, kept in zip(loop.parts, state["loop"], strict=True):
@@ -99,9 +102,8 @@ class TorchTrainer(Trainer):
                     parts = [part.state_dict() for part in loop.parts]
                     run.save(epoch=epoch + 1, history=history, steps=steps, loop=parts)
                     say((epoch + 1) / total, report_line(epoch + 1, total, history[-1]))
-        metrics = {key: history[-1][key] for key in ("error_rate", "valid_loss")}
         model.module.eval()
-        return run.finish(metrics, history, steps)
+        return run.finish(final(history[-1]), history, steps)
 
     def preview(self, request: TrainRequest, photo: Image) -> dict[str, list[Image]]:
         """What random crops, mirroring and colours make of a photograph."""
@@ -124,11 +126,13 @@ def augmentation(preprocess: Preprocess, plan: Recipe) -> transforms.Compose:
 class Loop:
     """One stage: optimiser, schedule and the passes over the photographs."""
 
-    def __init__(self, module: nn.Module, groups: list[Any], plan: Recipe, steps: int, dtype: str) -> None:
-        self.module, self.smoothing, self.dtype = module, plan.label_smoothing, pick_dtype(dtype)
+    def __init__(
+        self, module: nn.Module, groups: list[Any], aim: Objective, decay: float, steps: int, dtype: str
+    ) -> None:
+        self.module, self.aim, self.dtype = module, aim, pick_dtype(dtype)
         self.device = next(module.parameters()).device
         self.whole = all(parameter.requires_grad for parameter in module.parameters())
-        self.optimiser = torch.optim.AdamW(groups, weight_decay=plan.weight_decay)
+        self.optimiser = torch.optim.AdamW(groups, weight_decay=decay)
         self.schedule = OneCycleLR(self.optimiser, [group["lr"] for group in groups], steps)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
         # Everything that a later epoch depends on.
@@ -138,8 +142,7 @@ class Loop:
         """One pass; loss and learning rate of each step."""
         self.module.train(self.whole)  # a body at rest keeps its BatchNorm statistics, too
         for inputs, labels in batches:
-            scores = self._scores(inputs)
-            loss = F.cross_entropy(scores, labels.to(self.device), label_smoothing=self.smoothing)
+            loss = self.aim.loss(self._scores(inputs), labels.to(self.device))
             self.optimiser.zero_grad()
             self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
             self.scaler.step(self.optimiser)
@@ -149,12 +152,11 @@ class Loop:
 
     @torch.inference_mode()
     def validate(self, batches: DataLoader[Any]) -> dict[str, float]:
-        """Loss and error on photographs that are held out."""
+        """The figures on photographs that are held out."""
         self.module.eval()
         pairs = [(self._scores(inputs).cpu(), labels) for inputs, labels in batches]
         scores, labels = (torch.cat(part) for part in zip(*pairs, strict=True))
-        error = (scores.argmax(1) != labels).float().mean()
-        return {"valid_loss": float(F.cross_entropy(scores, labels)), "error_rate": float(error)}
+        return self.aim.figures(scores, labels)
 
     def _scores(self, inputs: Tensor) -> Tensor:
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):

@@ -6,7 +6,8 @@ import os
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, Literal
 
 from camkit.contracts.trainer import Precision, Trainer, TrainRequest, TrainResult
 from camkit.drawing.sheet import Panel, sheet
@@ -16,6 +17,7 @@ from camkit.registry import loading
 from camkit.training import dataset, training_report
 from camkit.training import recipe as recipes
 
+NO_CHANGES: Mapping[str, Any] = MappingProxyType({})  # of a recipe
 # What torch puts around an error of a process that reads photographs, and fastai around one of a callback.
 WRAPPED = re.compile(
     r"(?:Caught \w+ in|Exception occured in) .*\n\s*(?:camkit\.errors\.\w+: )?(?P<text>.+)", re.DOTALL
@@ -35,12 +37,17 @@ def train(
     precision: Precision = "float32",
     resume: bool = False,
     progress: Callable[[float, str], None] | None = None,
+    changes: Mapping[str, Any] = NO_CHANGES,
+    on_error: Literal["skip", "fail"] = "fail",
+    labels: Literal["auto", "one", "several"] = "auto",
+    label_column: str | None = None,
     **options: Any,
 ) -> TrainResult:
-    """Train a classifier on a folder of photographs and write a bundle into `out`.
+    """Train a classifier on photographs, a folder or a table of labels, and write a bundle into `out`.
 
     trainer: the name of a trainer plugin; options: its own (`camkit plugin show TRAINER`).
     recipe: the name of one that the trainer brings, a TOML file, or a table; `None`: its default.
+    changes: values that replace those of the recipe, such as `valid`, `split` or `class_weights`.
     The other arguments are those of `TrainRequest`. Raises a `CamkitError` on bad data, before any
     training.
     """
@@ -57,6 +64,10 @@ def train(
         precision=precision,
         resume=resume,
         progress=progress,
+        changes=changes,
+        on_error=on_error,
+        labels=labels,
+        label_column=label_column,
     )
     try:
         return plugin.train(request)
@@ -75,6 +86,10 @@ def preview(
     arch: str = "resnet34",
     weights: str = "default",
     seed: int = 0,
+    changes: Mapping[str, Any] = NO_CHANGES,
+    on_error: Literal["skip", "fail"] = "fail",
+    labels: Literal["auto", "one", "several"] = "auto",
+    label_column: str | None = None,
     **options: Any,
 ) -> Path:
     """Draw what the trainer's augmentation makes of the first photograph of `data`: `out/preview.png`.
@@ -82,9 +97,20 @@ def preview(
     Arguments are as for `train`.
     """
     plugin, request = _prepared(
-        data, trainer, options, out=Path(out), recipe=recipe, arch=arch, weights=weights, seed=seed
+        data,
+        trainer,
+        options,
+        out=Path(out),
+        recipe=recipe,
+        arch=arch,
+        weights=weights,
+        seed=seed,
+        changes=changes,
+        on_error=on_error,
+        labels=labels,
+        label_column=label_column,
     )
-    photo = decoding.load(dataset.read(request.data).paths[0])
+    photo = decoding.load(dataset.asked(request).paths[0])
     ways = plugin.preview(request, photo.image)
     rows = [[Panel(name, picture) for picture in pictures] for name, pictures in ways.items()]
     lines = [row[start : start + 3] for row in rows for start in range(0, len(row), 3)]
@@ -92,7 +118,14 @@ def preview(
 
 
 def _prepared(
-    data: str | os.PathLike[str], trainer: str, options: Mapping[str, Any], *, recipe: Any, **fields: Any
+    data: str | os.PathLike[str],
+    trainer: str,
+    options: Mapping[str, Any],
+    *,
+    recipe: Any,
+    changes: Mapping[str, Any],
+    **fields: Any,
 ) -> tuple[Trainer, TrainRequest]:
     plugin: Trainer = loading.make("trainer", trainer, options)
-    return plugin, TrainRequest(data=os.fspath(data), recipe=recipes.table(plugin, recipe), **fields)
+    table = {**recipes.table(plugin, recipe), **changes}
+    return plugin, TrainRequest(data=os.fspath(data), recipe=table, **fields)

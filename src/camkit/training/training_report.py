@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor
@@ -23,6 +23,7 @@ from camkit.explaining.pipeline import explain
 from camkit.files import write_whole
 from camkit.images import decoding, finding
 from camkit.models.loading import load_model
+from camkit.training.label_verdicts import LabelVerdicts
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -37,8 +38,10 @@ FILES = {
     "curves.png": "history",
     "confusion.png": "validation",
     "confused.csv": "validation",
+    "classes.csv": "validation",
     "worst.png": "validation",
 }
+EXCLUSIVE = {"confusion.png", "confused.csv"}  # several labels are not taken for each other
 # What a spreadsheet would compute, unless it is a number.
 FORMULA = re.compile(r"(?![+-]?[0-9]+([.,][0-9]+)?\Z)[=+\-@＝＋－＠]")
 
@@ -49,6 +52,8 @@ class Verdicts:
 
     probabilities: `[N, n_classes]`, on the CPU; labels: int64 `[N]`.
     """
+
+    CAPTION: ClassVar = "highest losses: predicted and actual class, Grad-CAM of the predicted"
 
     model: LoadedModel
     paths: tuple[Path, ...]
@@ -93,33 +98,76 @@ class Verdicts:
         count = Counter((names[a], names[p]) for a, p in pairs if a != p)
         return [(*pair, number) for pair, number in count.most_common()]
 
+    def classes(self) -> list[dict[str, object]]:
+        """For each class the held-out photographs, and which share of them and of what is said is right."""
+        count = self.probabilities.shape[1]
+        actual, said = (part.bincount(minlength=count) for part in (self.labels, self.predicted))
+        right = self.labels[self.predicted == self.labels].bincount(minlength=count)
+        return [
+            {"held_out": held_out, "recall": _share(hits, held_out), "precision": _share(hits, called)}
+            | {"f1": _share(2 * hits, held_out + called)}
+            for held_out, called, hits in zip(actual.tolist(), said.tolist(), right.tolist(), strict=True)
+        ]
+
+    def worst(self, index: int) -> tuple[int, str]:
+        """The class to look at in a photograph, and what is wrong with it."""
+        actual, predicted = int(self.labels[index]), int(self.predicted[index])
+        names, likely = self.model.classes, self.probabilities[index]
+        return predicted, (
+            f"said {printable(names[predicted])} {likely[predicted]:.0%}\n"
+            f"is {printable(names[actual])}, given {likely[actual]:.0%}, "
+        )
+
+    def lines(self, count: int = 5) -> Iterable[str]:
+        """The report in words."""
+        wrong, total = int((self.predicted != self.labels).sum()), len(self.paths)
+        yield f"error {self.error_rate:.1%}: {wrong} of {total} held-out photographs"
+        for actual, predicted, number in self.confused()[:count]:
+            yield f"  {actual} taken for {predicted}: {number}"
+
+
+def _share(part: int, whole: int) -> float | str:
+    """A share, or nothing where there is nothing to share."""
+    return part / whole if whole else ""
+
 
 @torch.inference_mode()
-def judge(model: LoadedModel, photos: Sequence[tuple[Path, str]]) -> Verdicts:
-    """What `model` says to photographs with the class that is on them."""
+def judge(
+    model: LoadedModel, photos: Sequence[tuple[Path, str | tuple[str, ...]]]
+) -> Verdicts | LabelVerdicts:
+    """What `model` says to photographs with the class that is on them, or with their several labels."""
     index = {name: number for number, name in enumerate(model.classes)}
-    if unknown := {name for _, name in photos} - index.keys():
+    several = any(isinstance(label, tuple) for _, label in photos)
+    named = [(label,) if isinstance(label, str) else label for _, label in photos]
+    if unknown := {name for names in named for name in names} - index.keys():
         raise ModelError(f"model {model.name!r} has no class {min(unknown)!r}, which photographs are of")
     parts: list[Tensor] = []
     for start in range(0, len(photos), BATCH):
         batch = [model.preprocess(decoding.load(path).image) for path, _ in photos[start : start + BATCH]]
         scores = model.module(torch.stack(batch).to(model.device, model.dtype))
         parts.append(scores.float().cpu())
-    labels = torch.tensor([index[name] for _, name in photos])
     found = torch.cat(parts)
     kind = meaning(model.scores, found, lambda: None)  # a trained classifier says what its scores are
     likely = probabilities(found, kind)
     if likely is None:
         raise ModelError(f"model {model.name!r} has no probabilities, so there is no report on its classes")
-    return Verdicts(model, tuple(path for path, _ in photos), labels, likely)
+    paths = tuple(path for path, _ in photos)
+    if not several:
+        return Verdicts(model, paths, torch.tensor([index[name] for (name,) in named]), likely)
+    truth = torch.zeros(likely.shape)
+    for row, names in enumerate(named):
+        truth[row, [index[name] for name in names]] = 1
+    return LabelVerdicts(model, paths, truth, likely)
 
 
-def write(result: TrainResult, out: Path, *, device: str = "auto") -> tuple[Verdicts | None, list[Path]]:
+def write(
+    result: TrainResult, out: Path, *, device: str = "auto"
+) -> tuple[Verdicts | LabelVerdicts | None, list[Path]]:
     """Write the report of a training into `out`; what the bundle says to the held-out photographs.
 
     `history.csv` and `steps.csv` (loss and learning rate of every step), `curves.png`, `confusion.png`,
-    `confused.csv` and `worst.png`: the photographs of highest loss, each with the Grad-CAM of the class
-    that was predicted.
+    `confused.csv`, `classes.csv` (photographs and figures of each class) and `worst.png`: the photographs
+    of highest loss, each with the Grad-CAM of the class that was predicted, or of several labels the worst.
     """
     if result.history:
         write_whole(out / "history.csv", table(result.history))
@@ -130,40 +178,49 @@ def write(result: TrainResult, out: Path, *, device: str = "auto") -> tuple[Verd
     verdicts = None
     if result.validation:
         verdicts = judge(load_model(result.bundle, device=device), result.validation)
-        columns = ("actual", "predicted", "count")
-        pairs = [dict(zip(columns, row, strict=True)) for row in verdicts.confused()]
-        counts, names = verdicts.confusion()
-        many = len(verdicts.model.classes)
-        title = f"the {len(names)} of {many} classes that are mistaken most often" * (len(names) < many)
-        picture(out / "confusion.png", charts.confusion(counts.numpy(), names, title))
-        write_whole(out / "confused.csv", table(pairs, columns))
+        if isinstance(verdicts, Verdicts):
+            _write_confusion(verdicts, out)
+        write_whole(out / "classes.csv", table(_classes(verdicts, result)))
         picture(out / "worst.png", worst(verdicts))
     return verdicts, due(result, out)
 
 
 def due(result: TrainResult, out: Path) -> list[Path]:
     """The files that the report of a result consists of."""
-    return [out / name for name, part in FILES.items() if getattr(result, part)]
+    several = any(isinstance(label, tuple) for _, label in result.validation)
+    left_out = EXCLUSIVE if several else set()
+    return [out / name for name, part in FILES.items() if getattr(result, part) and name not in left_out]
 
 
-def worst(verdicts: Verdicts) -> Image:
-    """The photographs of highest loss with the Grad-CAM of the predicted class, as one picture."""
+def _write_confusion(verdicts: Verdicts, out: Path) -> None:
+    columns = ("actual", "predicted", "count")
+    pairs = [dict(zip(columns, row, strict=True)) for row in verdicts.confused()]
+    counts, names = verdicts.confusion()
+    many = len(verdicts.model.classes)
+    title = f"the {len(names)} of {many} classes that are mistaken most often" * (len(names) < many)
+    picture(out / "confusion.png", charts.confusion(counts.numpy(), names, title))
+    write_whole(out / "confused.csv", table(pairs, columns))
+
+
+def _classes(verdicts: Verdicts | LabelVerdicts, result: TrainResult) -> list[dict[str, object]]:
+    """A row for each class: how many photographs there were, and how well it is told."""
+    return [
+        {"class": name, "trained_on": int(result.trained_on.get(name, 0)), **figures}
+        for name, figures in zip(verdicts.model.classes, verdicts.classes(), strict=True)
+    ]
+
+
+def worst(verdicts: Verdicts | LabelVerdicts) -> Image:
+    """The photographs of highest loss with the Grad-CAM of the class that is wrong, as one picture."""
     panels = []
-    names = verdicts.model.classes
     order = verdicts.losses.argsort(descending=True)[:WORST].tolist()
     for i in order:
-        actual, predicted = int(verdicts.labels[i]), int(verdicts.predicted[i])
-        shown = explain(verdicts.model, verdicts.paths[i], target=predicted).overlay()
-        said = verdicts.probabilities[i]
-        title = (
-            f"{finding.display(verdicts.paths[i].name)}\n"
-            f"said {printable(names[predicted])} {said[predicted]:.0%}\n"
-            f"is {printable(names[actual])}, given {said[actual]:.0%}, "
-            f"loss {abs(float(verdicts.losses[i])):.2f}"
-        )
-        panels.append(sheet.Panel(title, shown))
+        target, said = verdicts.worst(i)
+        shown = explain(verdicts.model, verdicts.paths[i], target=target).overlay()
+        loss = f"loss {abs(float(verdicts.losses[i])):.2f}"
+        panels.append(sheet.Panel(f"{finding.display(verdicts.paths[i].name)}\n{said}{loss}", shown))
     rows = [panels[start : start + 3] for start in range(0, len(panels), 3)]
-    return sheet.sheet(rows, "highest losses: predicted and actual class, Grad-CAM of the predicted")
+    return sheet.sheet(rows, verdicts.CAPTION)
 
 
 def table(rows: Sequence[Mapping[str, object]], columns: Sequence[str] = ()) -> str:
@@ -189,11 +246,3 @@ def picture(path: Path, image: Image) -> Path:
     buffer = io.BytesIO()
     image.save(buffer, "PNG")
     return write_whole(path, buffer.getvalue())
-
-
-def lines(verdicts: Verdicts, count: int = 5) -> Iterable[str]:
-    """The report in words."""
-    wrong, total = int((verdicts.predicted != verdicts.labels).sum()), len(verdicts.paths)
-    yield f"error {verdicts.error_rate:.1%}: {wrong} of {total} held-out photographs"
-    for actual, predicted, number in verdicts.confused()[:count]:
-        yield f"  {actual} taken for {predicted}: {number}"

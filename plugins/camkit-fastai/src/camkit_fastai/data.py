@@ -46,11 +46,11 @@ class Augmentation(recipe.Recipe):
 def read(request: TrainRequest) -> dataset.Dataset:
     """The photographs of a request; `pets` are the lesson's, fetched if fastai does not have them."""
     try:
-        return dataset.read(request.data)
+        return dataset.asked(request)
     except CamkitError:
         if request.data != PETS:
             raise
-    return dataset.read(_fetch())
+    return dataset.asked(replace(request, data=_fetch()))
 
 
 def _fetch() -> str:

@@ -20,8 +20,8 @@ from fastai.callback.schedule import Learner  # the one with `fit_one_cycle`
 from fastai.data.core import DataLoaders
 from fastai.distributed import DistributedDL  # gives Learner `distrib_ctx`
 from fastai.learner import Recorder
-from fastai.losses import CrossEntropyLossFlat
-from fastai.metrics import error_rate
+from fastai.losses import BCEWithLogitsLossFlat, CrossEntropyLossFlat
+from fastai.metrics import AccumMetric, error_rate
 from fastai.optimizer import Adam
 from fastai.torch_core import apply_init, get_model, num_distrib, rank_distrib, set_seed
 from fastai.vision.learner import default_split, model_meta
@@ -41,6 +41,7 @@ from camkit.plugin import (
     fastai_architecture,
     finetune,
     is_main,
+    objective,
     option,
     pick_device,
     recipe,
@@ -85,12 +86,13 @@ def train(request: TrainRequest, settings: Settings) -> TrainResult:
     run = Run("fastai", request)
     device = _device(request)
     photos = data.read(request)
-    train, valid = photos.split(plan.valid, plan.split_seed, plan.fold)
+    train, valid = photos.split(plan.valid, plan.split_seed, plan.fold, plan.split)
     dataset.check_classes(photos, train)
     state = run.load(photos)
+    aim = objective.objective(photos, train, plan.class_weights)
     with _random_states():
-        model = start(request, plan, stages, photos.classes, device)
-        run.begin(
+        model = replace(start(request, plan, stages, photos.classes, device), scores=aim.scores)
+        told = run.begin(
             model,
             valid,
             recipe=recipe.complete(plan, stages),
@@ -98,13 +100,14 @@ def train(request: TrainRequest, settings: Settings) -> TrainResult:
             packages=["fastai"],
         )
         journal = Journal(run, request, sum(stage.epochs for stage in stages), state)
-        journal.say(0, dataset.summary(photos, train, valid))
+        for line in told:
+            journal.say(0, line)
 
         def batches(stage: Stage) -> DataLoaders:
             seen = replace(model.preprocess, size=(stage.size, stage.size))
             return data.loaders(photos, train, valid, plan, seen, device, settings.workers)
 
-        learner = _learner(batches(stages[0]), model, plan, request)
+        learner = _learner(batches(stages[0]), model, aim, plan, request)
         if state["epoch"]:
             with run.restoring():
                 model.module.load_state_dict(state["module"])
@@ -112,8 +115,7 @@ def train(request: TrainRequest, settings: Settings) -> TrainResult:
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
     model.module.eval()
-    metrics = {key: journal.history[-1][key] for key in ("error_rate", "valid_loss")}
-    return run.finish(metrics, journal.history, journal.steps)
+    return run.finish(objective.final(journal.history[-1]), journal.history, journal.steps)
 
 
 def start(
@@ -201,8 +203,9 @@ class Journal(Callback):  # type: ignore[misc]  # fastai has no types
             return
         done = [{"loss": float(loss), "lr": lr} for loss, lr in self.losses]
         train_loss = sum(step["loss"] for step in done) / len(done)
-        _, valid_loss, error = (float(value) for value in self.learn.final_record)
-        figures = {"train_loss": train_loss, "valid_loss": valid_loss, "error_rate": error}
+        names = ("valid_loss", *(metric.name for metric in self.learn.metrics))
+        found = [float(value) for value in self.learn.final_record][1:]
+        figures = {"train_loss": train_loss, **dict(zip(names, found, strict=True))}
         self.history.append({"epoch": self.number, **figures})
         self.steps += done
         self.out.save(
@@ -215,15 +218,27 @@ class Journal(Callback):  # type: ignore[misc]  # fastai has no types
         self.say(self.number + 1, report_line(self.number + 1, self.total, figures))
 
 
-def _learner(batches: DataLoaders, model: LoadedModel, plan: Recipe, request: TrainRequest) -> Learner:
+def _learner(
+    batches: DataLoaders,
+    model: LoadedModel,
+    aim: objective.Objective,
+    plan: Recipe,
+    request: TrainRequest,
+) -> Learner:
     """As `vision_learner` makes it, of a model that is made already; silent."""
+    weights = None if aim.weights is None else aim.weights.to(model.device)
+    cross_entropy = CrossEntropyLossFlat(weight=weights)
+    binary = BCEWithLogitsLossFlat(pos_weight=weights)
+    of_labels = [
+        AccumMetric(figure, flatten=False, name=name) for name, figure in objective.FIGURES.items()
+    ]
     learner = Learner(
         batches,
         model.module,
-        loss_func=CrossEntropyLossFlat(),
+        loss_func=binary if aim.several else cross_entropy,
         opt_func=partial(Adam, eps=plan.eps),
         splitter=_splitter(model),
-        metrics=error_rate,
+        metrics=of_labels if aim.several else error_rate,
         wd=plan.wd,
         wd_bn_bias=plan.wd_bn_bias,
     )

@@ -1,0 +1,209 @@
+"""A folder of transformers, or a model of the hub, as a `LoadedModel`."""
+
+from __future__ import annotations
+
+import pickle
+import random
+import re
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import transformers
+from torch import nn
+
+from camkit.errors import ModelError, ModelNotFound, typed_reason
+from camkit.plugin import LoadedModel
+from camkit_huggingface.class_names import names_beside, numbered
+from camkit_huggingface.modules import Classifier, PromptClassifier, embedded
+from camkit_huggingface.processor import shown
+
+# Models that are told the classes as texts, and what their scores are.
+PROMPTED: Mapping[str, Any] = {"clip": "softmax", "siglip": "sigmoid"}
+# What is made of the logits, by `problem_type`; of all others it is a softmax.
+PROBLEMS: Mapping[str | None, Any] = {"multi_label_classification": "sigmoid", "regression": "none"}
+UNKNOWN_CODE = "whose code comes with it, which camkit never runs"
+
+
+class Place(NamedTuple):
+    """Where a model is: a folder, or a name of the hub with its revision; said: as the user wrote it."""
+
+    name: str
+    revision: str | None
+    said: str
+
+    @property
+    def folder(self) -> Path | None:
+        """The folder, if it is one."""
+        return Path(self.name) if self.revision is None and Path(self.name).is_dir() else None
+
+    def fetched(self, load: Callable[..., Any], what: str, **options: Any) -> Any:
+        """What a `from_pretrained` returns for this place; one line for whatever it raises."""
+        revision = {} if self.revision is None else {"revision": self.revision}
+        try:
+            return load(self.name, trust_remote_code=False, **revision, **options)
+        except pickle.UnpicklingError:
+            raise ModelError(
+                f"hf:{self.said}: {what} hold more than tensors, or are damaged: refused; "
+                "save them as safetensors"
+            ) from None
+        # Whatever transformers, its hub client and damaged files raise.
+        except Exception as error:
+            why = f"hf:{self.said}: {what} cannot be loaded: {typed_reason(error)}"
+            raise ModelError(why) from None
+
+
+def load(reference: str, device: torch.device) -> LoadedModel:
+    """The model that `reference` names, as `HuggingFaceSource.load` says."""
+    path, asked, listed = reference.partition("?classes=")
+    place = _place(path)
+    with _quiet():
+        config = _config(place)
+        made = _prompted if _is_prompted(config) else _classifier
+        wanted = tuple(name.strip() for name in listed.split(",") if name.strip())
+        if asked and (made is _classifier or not wanted):
+            why = "its weights have classes" if wanted else "there are no names behind ?classes="
+            raise ModelError(f"hf:{path}: {why}; ?classes=cat,dog is for CLIP and SigLIP")
+        _check_processor(place, config)
+        processor = place.fetched(transformers.AutoImageProcessor.from_pretrained, "its image processor")
+        try:
+            preprocess, flip = shown(processor)
+        except ModelError as error:
+            raise ModelError(f"hf:{path}: {error}") from None
+        module, classes, scores = made(place, config, wanted, flip)
+    return LoadedModel(module.to(device).eval(), classes, preprocess, name=f"hf:{reference}", scores=scores)
+
+
+def _place(path: str) -> Place:
+    folder = Path(path).expanduser()
+    if path and folder.is_dir():
+        return Place(str(folder), None, path)
+    name, at, revision = path.partition("@")
+    if not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", name, re.ASCII) or (at and not revision):
+        raise ModelNotFound(f"hf:{path}: there is no folder {path!r}, and a name of the hub is OWNER/NAME")
+    return Place(name, revision or "main", path)
+
+
+def _config(place: Place) -> Any:
+    """The configuration; `ModelError` if there is none, or if it names code to run."""
+    from transformers.utils import cached_file
+
+    folder = place.folder
+    if folder is not None and not (folder / "config.json").is_file():
+        raise ModelError(f"{folder} is no folder of transformers: config.json is missing")
+    if folder is None:
+        _reached(place, cached_file)
+    raw, _ = place.fetched(transformers.PreTrainedConfig.get_config_dict, "its config.json")
+    if raw.get("auto_map"):
+        raise ModelError(f"hf:{place.said} is a model {UNKNOWN_CODE} (auto_map in config.json)")
+    if "model_type" not in raw and "architecture" in raw:
+        raise ModelError(f"hf:{place.said} is a model of timm's, not of transformers': see the source timm")
+    return place.fetched(transformers.AutoConfig.from_pretrained, "its config.json")
+
+
+def _reached(place: Place, fetch: Callable[..., Any]) -> None:
+    """`ModelError` if the hub does not have `place`, or cannot be asked and it is not in the cache."""
+    try:
+        fetch(place.name, "config.json", revision=place.revision)
+    # Whatever the hub client raises.
+    except Exception as error:
+        raise ModelError(
+            f"hf:{place.said} is no folder, is not in the cache of the hub, and could not be fetched "
+            f"({typed_reason(error)})"
+        ) from None
+
+
+def _check_processor(place: Place, config: Any) -> None:
+    """`ModelError` if a folder does not say how photographs are shown; timm's models say it elsewhere."""
+    folder = place.folder
+    files = ("preprocessor_config.json", "processor_config.json")
+    if folder is None or config.model_type == "timm_wrapper" or any((folder / f).is_file() for f in files):
+        return
+    raise ModelError(
+        f"{folder} does not say how photographs are shown: preprocessor_config.json is missing "
+        "(image_processor.save_pretrained writes it)"
+    )
+
+
+def _is_prompted(config: Any) -> bool:
+    """Whether the classes are given as texts, by the class that the weights were saved from."""
+    heads = [name for name in config.architectures or () if "ForImageClassification" in name]
+    return not heads and config.model_type in PROMPTED
+
+
+def _classifier(
+    place: Place, config: Any, _: tuple[str, ...], flip: bool
+) -> tuple[nn.Module, tuple[str, ...], Any]:
+    if type(config) not in transformers.AutoModelForImageClassification._model_mapping:
+        kind = ", ".join(config.architectures or [config.model_type])
+        raise ModelError(
+            f"hf:{place.said} is a {kind}, and transformers has no image classifier of that kind"
+        )
+    if getattr(config, "num_channels", 3) != 3:
+        raise ModelError(f"hf:{place.said} wants {config.num_channels} channels; camkit shows it three")
+    model = _weights(place, transformers.AutoModelForImageClassification, config)
+    names = {int(index): str(name) for index, name in (config.id2label or {}).items()}
+    classes = tuple(names.get(i, f"LABEL_{i}") for i in range(config.num_labels))
+    if numbered(classes) and place.folder is not None:
+        beside = names_beside(place.folder)
+        classes = beside if beside and len(beside) == len(classes) else classes
+    return Classifier(model, flip), classes, PROBLEMS.get(config.problem_type, "softmax")
+
+
+def _prompted(
+    place: Place, config: Any, wanted: tuple[str, ...], flip: bool
+) -> tuple[nn.Module, tuple[str, ...], Any]:
+    beside = names_beside(place.folder) if place.folder is not None else ()
+    classes = wanted or beside
+    if not classes or flip:
+        raise ModelError(
+            f"hf:{place.said} needs the classes to tell apart: a line each in classes.txt in its folder, "
+            f"or hf:{place.said}?classes=cat,dog"
+        )
+    model = _weights(place, transformers.AutoModelForZeroShotImageClassification, config)
+    tokenizer = place.fetched(transformers.AutoTokenizer.from_pretrained, "its tokenizer")
+    module = PromptClassifier(model, embedded(model, tokenizer, classes))
+    return module, classes, PROMPTED[config.model_type]
+
+
+def _weights(place: Place, auto: Any, config: Any) -> Any:
+    """The model in float32, from safetensors or from `.bin` without unpickling objects."""
+    model, told = place.fetched(
+        auto.from_pretrained,
+        "its weights",
+        config=config,
+        dtype=torch.float32,
+        attn_implementation="eager",  # no kernels of other packages
+        weights_only=True,
+        ignore_mismatched_sizes=True,  # they are told below, in one line
+        output_loading_info=True,
+    )
+    problems = [f"{name} is missing" for name in sorted(told["missing_keys"])]
+    problems += [
+        f"{name} is {list(shape)}, expected {list(own)}" for name, shape, own in told["mismatched_keys"]
+    ]
+    if problems:
+        kind = type(model).__name__
+        raise ModelError(f"hf:{place.said}: its weights are not of a {kind}: {problems[0]}")
+    return model.eval()
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without transformers' log and progress on stderr, and with the random generators left as they are."""
+    log = transformers.utils.logging
+    level, bars, state = log.get_verbosity(), log.is_progress_bar_enabled(), random.getstate()
+    log.set_verbosity(log.CRITICAL)
+    log.disable_progress_bar()
+    try:
+        with warnings.catch_warnings(), torch.random.fork_rng([]):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        random.setstate(state)
+        log.set_verbosity(level)
+        if bars:
+            log.enable_progress_bar()

@@ -1,0 +1,69 @@
+"""Modules that return nothing but scores `[B, n_classes]`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+# What zero-shot pipelines of transformers make of the name of a class.
+PROMPT = "This is a photo of {}."
+
+
+class Classifier(nn.Module):
+    """A `...ForImageClassification` whose forward takes pixels `[B, 3, H, W]` and returns its logits.
+
+    flip: the channels are turned round first, for networks that want blue, green and red.
+    """
+
+    def __init__(self, model: Any, flip: bool) -> None:
+        super().__init__()
+        self.model = model
+        self.flip = flip
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Logits `[B, n_classes]`."""
+        pixels = pixels.flip(1) if self.flip else pixels
+        return cast("Tensor", self.model(pixel_values=pixels, return_dict=True).logits)
+
+
+class PromptClassifier(nn.Module):
+    """The image side of CLIP or SigLIP with one prompt for each class, embedded once.
+
+    camkit_prompts: the normalised embeddings `[n_classes, d]`.
+    """
+
+    camkit_prompts: Tensor
+
+    def __init__(self, model: Any, embeddings: Tensor) -> None:
+        super().__init__()
+        for name, _ in list(model.named_children()):
+            if name.startswith("text_"):
+                setattr(model, name, None)  # it has done its work
+        self.model = model
+        self.register_buffer("camkit_prompts", embeddings)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Scaled similarities `[B, n_classes]`, as `logits_per_image`."""
+        images = normalised(self.model.get_image_features(pixel_values=pixels, return_dict=True))
+        scores: Tensor = images @ self.camkit_prompts.t() * self.model.logit_scale.exp()
+        bias = getattr(self.model, "logit_bias", None)
+        return scores if bias is None else scores + bias
+
+
+def embedded(model: Any, tokenizer: Any, classes: Sequence[str]) -> Tensor:
+    """The normalised embeddings of the classes' prompts, `[n_classes, d]`."""
+    texts = [PROMPT.format(name) for name in classes]
+    siglip = "siglip" in model.config.model_type
+    how: dict[str, Any] = {"padding": "max_length", "max_length": 64} if siglip else {"padding": True}
+    with torch.no_grad():
+        tokens = tokenizer(texts, return_tensors="pt", truncation=True, **how)
+        return normalised(model.get_text_features(**tokens, return_dict=True))
+
+
+def normalised(features: Any) -> Tensor:
+    """Rows of length 1; of what the model returns the pooled output."""
+    rows: Tensor = getattr(features, "pooler_output", features)
+    return torch.nn.functional.normalize(rows, dim=-1)

@@ -1,0 +1,81 @@
+"""What is no classifier, as one: a target function is the score of its only class."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from camkit.errors import ModelError, TargetError
+
+Score = Callable[[Any], Tensor]
+Output = str | int | Callable[[Any], Any] | None
+
+
+class Scored(nn.Module):
+    """`module` followed by what makes scores `[B, n]` of its output; `module` is its submodule."""
+
+    def __init__(self, module: nn.Module, output: Output, score: Score | None) -> None:
+        super().__init__()
+        self.module = module
+        self.scores = _Scores(output, score)
+
+    def forward(self, *inputs: Tensor) -> Any:
+        """Whatever `output` and `score` make of the module's output."""
+        return self.scores(self.module(*inputs))
+
+
+class _Scores(nn.Module):
+    """A module of its own, so that a model is traced around it and not through a user's function."""
+
+    def __init__(self, output: Output, score: Score | None) -> None:
+        super().__init__()
+        self._output, self._score = output, score
+
+    def forward(self, returned: Any) -> Any:
+        selected = returned if self._output is None else _selected(returned, self._output)
+        if self._score is None:
+            return selected
+        scores = self._score(selected)
+        counts = isinstance(selected, Tensor) and selected.ndim > 0
+        if not isinstance(scores, Tensor) or scores.ndim != 1 or (counts and len(scores) != len(selected)):
+            raise TargetError(
+                f"the target function returns {described(scores)} for {described(selected)}; "
+                "it must return one score for each row, [B]"
+            )
+        return scores[:, None]
+
+
+def _selected(returned: Any, output: str | int | Callable[[Any], Any]) -> Any:
+    if callable(output):
+        return output(returned)
+    if isinstance(output, str) and not isinstance(returned, Mapping) and hasattr(returned, output):
+        return getattr(returned, output)  # of a named tuple or a dataclass
+    try:
+        if not isinstance(returned, Tensor):
+            return returned[output]
+    except (LookupError, TypeError):
+        pass
+    raise ModelError(f"output={output!r} is not in what the model returns: {described(returned)}")
+
+
+def described(value: Any) -> str:
+    """What a model returned, in a few words."""
+    if isinstance(value, Tensor):
+        return f"a tensor {list(value.shape)}" if value.ndim else "a single number"
+    if isinstance(value, Mapping):
+        return f"a {type(value).__name__} with {', '.join(map(repr, value))}"
+    if isinstance(value, list | tuple):
+        return f"a {type(value).__name__} of {len(value)}"
+    return type(value).__name__
+
+
+def inner_name(layer: str) -> str:
+    """What `Scored` calls a layer of its model."""
+    return f"module.{layer}".rstrip(".")
+
+
+def own_name(module: nn.Module, layer: str) -> str:
+    """What the user calls a layer of `module`, which may be `Scored`."""
+    return layer.removeprefix("module").lstrip(".") if isinstance(module, Scored) else layer

@@ -1,0 +1,62 @@
+"""`camkit explain --model weights.pth`: files, told by what they hold."""
+
+from __future__ import annotations
+
+import pickle
+import warnings
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from camkit.contracts.model import LoadedModel, ModelSource
+from camkit.errors import ModelError, typed_reason
+from camkit.models import labels
+from camkit.models.checkpoint import WEIGHTS, WholeModel
+from camkit.models.fastai_export import read_export
+from camkit.models.objects import from_object
+from camkit.models.weights_file import load_weights
+
+
+class FileSource(ModelSource):
+    """A file of weights, whose architecture is found by its tensors."""
+
+    summary = "a file of weights (.pth, .ckpt, .safetensors); its architecture is found by its tensors"
+
+    def load(self, reference: str, *, device: torch.device, trust: bool) -> LoadedModel:
+        """The model in the file `reference`; whole models and `.pkl` need `trust`."""
+        path = Path(reference)
+        if path.suffix == ".pkl":
+            return read_export(path, device, trust)
+        try:
+            return load_weights(path, device=device)
+        except WholeModel:
+            if not trust:
+                raise
+        return _whole(path, device)
+
+
+def _whole(path: Path, device: torch.device) -> LoadedModel:
+    """A module that `torch.save(model)` wrote; its pickle runs code, and the user allowed it."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that the source of a class has changed
+            content: Any = torch.load(path, map_location="cpu", weights_only=False)
+    except (AttributeError, ImportError, pickle.UnpicklingError) as error:
+        raise ModelError(
+            f"{path} needs the code that made it ({typed_reason(error)}): "
+            "run camkit where that can be imported"
+        ) from None
+    # Unpickling runs whatever the file says.
+    except Exception as error:
+        raise ModelError(f"{path} cannot be loaded: {typed_reason(error)}") from None
+    modules = [content.get(key) for key in WEIGHTS] if isinstance(content, Mapping) else [content]
+    module = next((part for part in modules if isinstance(part, nn.Module)), None)
+    if module is None:
+        raise ModelError(f"{path} holds no module, but {type(content).__name__}")
+    model = from_object(module.float().to(device).eval(), name=str(path))
+    named = (names for _, names in labels.beside(path) if len(names) == len(model.classes))
+    return model if labels.named(model.classes) else replace(model, classes=next(named, model.classes))

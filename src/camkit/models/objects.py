@@ -1,0 +1,155 @@
+"""Models that exist already: a module, a fastai `Learner`, a Hugging Face model, a `YOLO`.
+
+Which library an object is of is told by the names of its classes, so that none is imported for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from camkit.contracts.model import LoadedModel, ModelSource
+from camkit.core.layers import example_inputs
+from camkit.errors import CamkitError, ModelError, typed_reason
+from camkit.images.preprocess import Preprocess
+from camkit.models import labels, recognition
+from camkit.models.checkpoint import Checkpoint
+from camkit.models.facts import assumed, prepared
+from camkit.models.fastai_export import from_learner
+from camkit.models.transforms import as_preprocess
+from camkit.registry import loading
+
+
+def from_object(
+    made: Any, *, name: str = "", preprocess: Any = None, output: Any = None, count: int = 0
+) -> LoadedModel:
+    """A classifier from what a library or the user has made, on the device where it is.
+
+    preprocess: what it is shown, see `as_preprocess`; needed where the object does not say it.
+    output: where it returns a tuple or a dict, the index, key or name of the scores. count: of the classes,
+    if they are known; else the model is asked.
+    Raises `ModelError` for what is no model, and `UsageError` if something is missing.
+    """
+    kind: Callable[[Any, str], LoadedModel] = next(
+        (make for library, make in KINDS.items() if _is_of(made, library)), _module
+    )
+    model: LoadedModel = kind(made, name or type(made).__name__)
+    if preprocess is not None:
+        model = replace(model, preprocess=as_preprocess(preprocess), notes={})
+    if output is not None:
+        model = replace(model, output=output)
+    if not model.classes:
+        model = replace(model, classes=labels.numbered(count or _count(model)))
+    return model
+
+
+def _module(made: Any, name: str) -> LoadedModel:
+    """Any `nn.Module`: what it is shown is that of timm, if it is of timm, or else what is usual."""
+    if not isinstance(made, nn.Module):
+        raise ModelError(f"a model is a torch.nn.Module or a camkit model, not {type(made).__name__}")
+    module = getattr(made, "_orig_mod", made)  # behind torch.compile, where hooks fire
+    config = getattr(module, "pretrained_cfg", None)
+    known = as_preprocess(config) if isinstance(config, dict) and "input_size" in config else None
+    shown = known or _usual(module)
+    notes = {} if known else {"shown": f"{name}: {assumed(shown)}"}
+    return LoadedModel(module, _own_classes(module), shown, name, notes=notes)
+
+
+def _usual(module: nn.Module) -> Preprocess:
+    """What is usual for the architecture, if its tensors tell it, or else for any."""
+    state = {name: t for name, t in module.state_dict().items() if isinstance(t, torch.Tensor)}
+    checkpoint = Checkpoint(Path(type(module).__name__), state)
+    first = next((part for part in module.modules() if isinstance(part, nn.Conv2d)), None)
+    facts = {"channels": 1} if first is not None and first.in_channels == 1 else {}
+    try:
+        scheme, _, name = (
+            recognition.architecture_of(checkpoint).name.removeprefix("fastai:").rpartition(":")
+        )
+        source: ModelSource = loading.make("model", scheme)
+        return prepared(source.preprocess({"name": name}), facts)
+    except CamkitError:  # it is of none, or of several
+        return prepared(Preprocess(), facts)
+
+
+def _transformers(made: Any, name: str) -> LoadedModel:
+    """A Hugging Face model: its configuration names the classes; its processor is another object."""
+    names = labels.of_value(getattr(made.config, "id2label", None))
+    problem = str(getattr(made.config, "problem_type", ""))
+    scores: Any = {"multi_label_classification": "sigmoid", "regression": "none"}.get(problem, "softmax")
+    notes = {"shown": f"{name}: {assumed(Preprocess())}; or preprocess=processor"}
+    return LoadedModel(made, names or (), Preprocess(), name, scores=scores, output="logits", notes=notes)
+
+
+def _yolo(made: Any, name: str) -> LoadedModel:
+    """Ultralytics' `YOLO` of the task `classify`."""
+    if made.task != "classify" or not isinstance(made.model, nn.Module):
+        raise ModelError(f"a YOLO for {made.task!r} is no classifier: use one of -cls")
+    return _yolo_network(made.model, name)
+
+
+def _yolo_network(module: Any, name: str) -> LoadedModel:
+    """The network of a `YOLO`; it is shown pixels in [0, 1]."""
+    names = labels.of_value(getattr(module, "names", None))
+    settings = getattr(module, "args", None) or {}
+    known = settings if isinstance(settings, dict) else vars(settings)
+    side = known.get("imgsz", 224) if isinstance(known.get("imgsz", 224), int) else 224
+    shown = Preprocess(size=(side, side), resize=side, mean=(0.0,) * 3, std=(1.0,) * 3)
+    # In evaluation it returns probabilities and logits.
+    return LoadedModel(module, names or (), shown, name, scores="softmax", output=1)
+
+
+KINDS: dict[str, Callable[[Any, str], LoadedModel]] = {
+    "camkit.contracts.model.LoadedModel": lambda made, name: made,
+    "fastai.learner.Learner": from_learner,
+    "transformers.modeling_utils.PreTrainedModel": _transformers,
+    "ultralytics.engine.model.Model": _yolo,
+    "ultralytics.nn.tasks.ClassificationModel": _yolo_network,
+}
+
+
+def _is_of(made: Any, kind: str) -> bool:
+    return any(f"{cls.__module__}.{cls.__qualname__}" == kind for cls in type(made).__mro__)
+
+
+def _own_classes(module: nn.Module) -> tuple[str, ...]:
+    """The names that a module of the user's keeps itself, as Lightning's do in their settings."""
+    for holder in (module, getattr(module, "hparams", None)):
+        for key in labels.KEYS:
+            found = holder.get(key) if isinstance(holder, dict) else getattr(holder, key, None)
+            if names := labels.of_value(found):
+                return names
+    return ()
+
+
+def _count(model: LoadedModel) -> int:
+    """How many scores the model returns."""
+    from camkit.core.scored import Scored
+
+    module = model.module if model.output is None else Scored(model.module, model.output, None)
+    like = next((p for p in model.module.parameters() if p.is_floating_point()), None)
+    if like is None:
+        raise ModelError(f"model {model.name!r} has no floating-point parameters")
+    inputs = example_inputs(model.preprocess.size, like, model.preprocess.channels)
+    training = {part: part.training for part in model.module.modules()}
+    try:
+        model.module.eval()
+        with torch.no_grad():
+            scores = module(inputs)
+    # Whatever a model says to a photograph of a size that it does not take.
+    except Exception as error:
+        shown = f"{model.preprocess.size[0]} x {model.preprocess.size[1]}"
+        raise ModelError(
+            f"{model.name} cannot take photographs of {shown}: {typed_reason(error)}"
+        ) from None
+    finally:
+        for part, mode in training.items():
+            part.training = mode
+    if not isinstance(scores, torch.Tensor) or scores.ndim != 2:
+        kind = list(scores.shape) if isinstance(scores, torch.Tensor) else type(scores).__name__
+        raise ModelError(f"{model.name} returns {kind}, not scores [B, n]: say output=")
+    return int(scores.shape[1])

@@ -1,0 +1,88 @@
+"""`--model FILE.py:FUNCTION`, `--model PACKAGE.MODULE:FUNCTION`: a model that the user's own code builds.
+
+Code runs here because the user names it; nothing else, such as the manifest of a folder, leads here.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from camkit.contracts.model import LoadedModel, ModelSource
+from camkit.errors import CamkitError, ModelError, ModelNotFound, closest, typed_reason
+from camkit.files import is_file
+from camkit.models.objects import from_object
+from camkit.models.specs import FUNCTION
+
+
+class PythonSource(ModelSource):
+    """`FILE.py:FUNCTION`."""
+
+    summary = "a function of your own that builds the model: FILE.py:FUNCTION or PACKAGE.MODULE:FUNCTION"
+
+    def load(self, reference: str, *, device: torch.device, trust: bool) -> LoadedModel:
+        """What the function returns: a module, or a `LoadedModel`. Its errors are told with the line."""
+        found = FUNCTION.fullmatch(reference)
+        if found is None:
+            raise ModelNotFound(f"{reference!r} is not FILE.py:FUNCTION or PACKAGE.MODULE:FUNCTION")
+        where, name = found["where"], found["name"]
+        module = _imported(where)
+        build = getattr(module, name, None)
+        if build is None:
+            raise ModelNotFound(f"{where} has no {name!r}{closest(name, list(vars(module)))}")
+        try:
+            made = build() if callable(build) and not isinstance(build, nn.Module) else build
+        except CamkitError:
+            raise
+        # Whatever the user's code raises.
+        except Exception as error:
+            raise ModelError(f"{reference} failed{_line(error, module)}: {typed_reason(error)}") from error
+        model = from_object(made, name=reference)
+        model.module.to(device).eval()
+        return model
+
+
+def _imported(where: str) -> Any:
+    """The module of a file or of a dotted name, looked for in the working folder, too."""
+    here = str(Path.cwd())
+    try:
+        if not where.endswith(".py"):
+            sys.path.insert(0, here)
+            try:
+                return importlib.import_module(where)
+            finally:
+                sys.path.remove(here)
+        if not is_file(where):
+            raise ModelNotFound(f"there is no file {where!r}")
+        path = Path(where).resolve()
+        spec = importlib.util.spec_from_file_location(path.stem, path)
+        assert spec is not None and spec.loader is not None, "a .py file has a loader"
+        module = importlib.util.module_from_spec(spec)
+        sys.modules.setdefault(path.stem, module)  # where dataclasses and pickles look for it
+        sys.path.insert(0, str(path.parent))  # as `python FILE.py` does, for what it imports
+        try:
+            spec.loader.exec_module(module)
+        finally:
+            sys.path.remove(str(path.parent))
+        return module
+    except CamkitError:
+        raise
+    # Whatever the user's code raises while it is imported.
+    except Exception as error:
+        raise ModelError(f"{where} cannot be imported: {typed_reason(error)}") from error
+
+
+def _line(error: Exception, module: Any) -> str:
+    """Where in the user's file an error came up."""
+    file, line, step = getattr(module, "__file__", None), None, error.__traceback__
+    while step is not None:
+        if step.tb_frame.f_code.co_filename == file:
+            line = step.tb_lineno
+        step = step.tb_next
+    return f" in line {line}" if line else ""
