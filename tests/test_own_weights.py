@@ -1,0 +1,462 @@
+"""Files of weights as people have them: what they are is found, what is assumed is said."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import timm
+import torch
+import torchvision
+from PIL import Image
+from safetensors.torch import save_file
+from tests.conftest import runner
+from torch import Tensor, nn
+
+import camkit
+from camkit.cli import cli
+from camkit.errors import CamkitError, ModelError, UsageError
+from camkit.models import heads, labels, signatures
+from camkit.models.checkpoint import read_checkpoint
+
+PETS = ("cat", "dog", "newt")
+
+
+def tv(name: str = "resnet18", classes: int = 3, **options: Any) -> Any:
+    torch.manual_seed(0)
+    return torchvision.models.get_model(name, weights=None, num_classes=classes, **options)
+
+
+@pytest.fixture(scope="module")
+def resnet() -> Any:
+    return tv().eval()
+
+
+def saved(content: Any, path: Path) -> Path:
+    torch.save(content, path)
+    return path
+
+
+def scores(model: camkit.LoadedModel, size: int = 64) -> Tensor:
+    channels = model.preprocess.channels
+    with torch.no_grad():
+        result: Tensor = model.module(torch.ones(1, channels, size, size))
+    return result
+
+
+def expected(module: nn.Module, size: int = 64, channels: int = 3) -> Tensor:
+    with torch.no_grad():
+        result: Tensor = module.eval()(torch.ones(1, channels, size, size))
+    return result
+
+
+class Settings(dict[str, Any]):
+    """Stands for a class of a library that is not installed, and holds items."""
+
+
+CONTAINERS: dict[str, Callable[[dict[str, Tensor]], Any]] = {
+    "bare": lambda state: state,
+    "state_dict": lambda state: {"state_dict": state, "epoch": 3},
+    "model, optimizer": lambda state: {"model": state, "optimizer": {"state": {}, "lr": 0.1}},
+    "model_state_dict": lambda state: {"model_state_dict": state},
+    "model_state": lambda state: {"model_state": state},
+    "net": lambda state: {"net": state, "acc": 0.9},
+    "weights": lambda state: {"weights": state},
+    "ema": lambda state: {"ema": state, "model": None},
+    "DataParallel": lambda state: {f"module.{k}": v for k, v in state.items()},
+    "Lightning": lambda state: {"state_dict": {f"model.{k}": v for k, v in state.items()}},
+    "backbone": lambda state: {f"backbone.{k}": v for k, v in state.items()},
+    "two prefixes": lambda state: {f"net.module.{k}": v for k, v in state.items()},
+    "a loss beside": lambda state: {
+        **{f"model.{k}": v for k, v in state.items()},
+        "criterion.weight": torch.ones(3),
+    },
+    "timm": lambda state: {
+        "arch": "resnet18",
+        "state_dict": state,
+        "args": argparse.Namespace(lr=0.1),
+        "metric": np.float64(0.5),
+    },
+    "settings of another class": lambda state: {"state_dict": state, "hyper_parameters": Settings(lr=1)},
+}
+
+
+@pytest.mark.parametrize("kind", CONTAINERS)
+def test_a_container_is_unwrapped(kind: str, resnet: Any, tmp_path: Path) -> None:
+    path = saved(CONTAINERS[kind](resnet.state_dict()), tmp_path / "best.pth")
+    model = camkit.load_model(path, device="cpu")
+    assert model.architecture is not None
+    assert model.architecture["name"] == "resnet18"
+    assert model.architecture["num_classes"] == 3
+    torch.testing.assert_close(scores(model), expected(resnet))
+
+
+def mlp(inputs: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Linear(inputs, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Dropout(), nn.Linear(16, 3)
+    )
+
+
+HEADS: dict[str, Callable[[], nn.Module]] = {
+    "Linear": lambda: nn.Linear(512, 3),
+    "no bias": lambda: nn.Linear(512, 3, bias=False),
+    "one in a Sequential": lambda: nn.Sequential(nn.Linear(512, 3)),
+    "Dropout, Linear": lambda: nn.Sequential(nn.Dropout(), nn.Linear(512, 3)),
+    "two": lambda: nn.Sequential(nn.Linear(512, 16), nn.ReLU(), nn.Linear(16, 3)),
+    "two without anything between": lambda: nn.Sequential(nn.Linear(512, 16), nn.Linear(16, 3)),
+    "BatchNorm first": lambda: nn.Sequential(nn.BatchNorm1d(512), nn.Dropout(), nn.Linear(512, 3)),
+    "LayerNorm": lambda: nn.Sequential(nn.LayerNorm(512), nn.Linear(512, 3)),
+    "MLP": lambda: mlp(512),
+}
+
+
+@pytest.mark.parametrize("kind", HEADS)
+def test_a_head_is_built_again(kind: str, tmp_path: Path) -> None:
+    module = tv()
+    torch.manual_seed(1)
+    module.fc = HEADS[kind]()
+    for part in module.fc.modules():
+        if isinstance(part, nn.BatchNorm1d):
+            nn.init.normal_(part.running_mean)
+    path = saved(module.state_dict(), tmp_path / "my.pth")
+    model = camkit.load_model(path, device="cpu")
+    torch.testing.assert_close(scores(model), expected(module))
+    if kind not in ("Linear",):
+        assert "head fc" in model.notes["architecture"]
+    assert ("ReLU in it is assumed" in model.note) == (kind in ("two", "MLP"))
+    # and out of a bundle
+    bundle = camkit.save_bundle(model, tmp_path / "bundle")
+    torch.testing.assert_close(scores(camkit.load_model(bundle, device="cpu")), expected(module))
+
+
+class Wrapped(nn.Module):
+    """A network that is used as a body, with its head beside it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.backbone = tv()
+        self.backbone.fc = nn.Identity()
+        self.head = nn.Sequential(nn.Dropout(), nn.Linear(512, 3))
+
+    def forward(self, images: Tensor) -> Tensor:
+        made: Tensor = self.head(self.backbone(images))
+        return made
+
+
+def test_a_head_beside_the_body(tmp_path: Path) -> None:
+    module = Wrapped()
+    model = camkit.load_model(saved(module.state_dict(), tmp_path / "m.pth"), device="cpu")
+    torch.testing.assert_close(scores(model), expected(module))
+
+
+STRANGE: dict[str, Callable[[], dict[str, Tensor]]] = {
+    "another network beside": lambda: {
+        **{f"backbone.{k}": v for k, v in tv().state_dict().items()},
+        "out.weight": torch.ones(2, 3),
+    },
+    "named parts": lambda: {
+        **{k: v for k, v in tv().state_dict().items() if not k.startswith("fc")},
+        "fc.first.weight": torch.ones(4, 512),
+        "fc.second.weight": torch.ones(3, 4),
+    },
+    "an attention between": lambda: {
+        **{f"b.{k}": v for k, v in tv().state_dict().items() if not k.startswith("fc")},
+        "attention.qkv.weight": torch.ones(3, 512),
+        "head.weight": torch.ones(3, 512),
+    },
+}
+
+
+@pytest.mark.parametrize("kind", STRANGE)
+def test_what_tensors_do_not_tell_is_refused_with_the_way_out(kind: str, tmp_path: Path) -> None:
+    path = saved(STRANGE[kind](), tmp_path / "my.pth")
+    with pytest.raises(ModelError, match=r"my\.pth.*FILE\.py:FUNCTION"):
+        camkit.load_model(path, device="cpu")
+
+
+def test_one_channel(tmp_path: Path) -> None:
+    module = tv()
+    module.conv1 = nn.Conv2d(1, 64, 7, 2, 3, bias=False)
+    model = camkit.load_model(saved(module.state_dict(), tmp_path / "grey.pth"), device="cpu")
+    assert model.preprocess.channels == 1
+    torch.testing.assert_close(scores(model), expected(module, channels=1))
+    photo = Image.fromarray(np.random.default_rng(0).integers(0, 256, (80, 90, 3), dtype=np.uint8))
+    view = model.preprocess.view(photo.convert("L"))
+    assert torch.equal(model.preprocess(photo.convert("L")), model.preprocess.tensor(view))
+    result = camkit.explain(model, photo)
+    assert result.map.shape == (7, 7)
+    assert result.overlay().mode == "RGB"
+    bundle = camkit.save_bundle(model, tmp_path / "bundle")
+    again = camkit.load_model(bundle, device="cpu")
+    assert again.preprocess == model.preprocess
+    torch.testing.assert_close(scores(again), expected(module, channels=1))
+
+
+def test_helper_heads_may_be_there_or_not(tmp_path: Path) -> None:
+    for helpers in (False, True):
+        module = tv("googlenet", aux_logits=helpers, init_weights=False)
+        model = camkit.load_model(saved(module.state_dict(), tmp_path / "g.pth"), device="cpu")
+        torch.testing.assert_close(scores(model), expected(module))
+        assert "transform_input" in model.note
+
+
+def test_a_vision_transformer_for_other_photographs(tmp_path: Path) -> None:
+    module = timm.create_model("vit_tiny_patch16_224", img_size=96, num_classes=3)
+    model = camkit.load_model(saved(module.state_dict(), tmp_path / "v.pth"), device="cpu")
+    assert model.preprocess.size == (96, 96)
+    torch.testing.assert_close(scores(model, 96), expected(module, 96))
+
+
+def test_architectures_that_compute_different_things_are_named(tmp_path: Path) -> None:
+    state = timm.create_model("tf_efficientnet_b0", num_classes=3).state_dict()
+    with pytest.raises(ModelError, match=r"timm:efficientnet_b0.*timm:tf_efficientnet_b0.*--arch"):
+        camkit.load_model(saved(state, tmp_path / "best.pth"), device="cpu")
+    by_name = camkit.load_model(saved(state, tmp_path / "tf_efficientnet_b0-best.pth"), device="cpu")
+    said = camkit.load_model(tmp_path / "best.pth", arch="timm:tf_efficientnet_b0", device="cpu")
+    by_file = saved({"arch": "tf_efficientnet_b0", "state_dict": state}, tmp_path / "c.pth")
+    for model in (by_name, said, camkit.load_model(by_file, device="cpu")):
+        assert model.architecture is not None
+        assert model.architecture["name"] == "tf_efficientnet_b0"
+
+
+def test_a_variant_with_the_same_tensors_is_told(resnet: Any, tmp_path: Path) -> None:
+    model = camkit.load_model(saved(resnet.state_dict(), tmp_path / "m.pth"), device="cpu")
+    assert "timm:resnetblur18" in model.notes["architecture"]
+
+
+def test_a_bare_architecture_of_both_libraries_is_refused(resnet: Any, tmp_path: Path) -> None:
+    path = saved(resnet.state_dict(), tmp_path / "m.pth")
+    with pytest.raises(UsageError, match=r"torchvision:resnet18 or timm:resnet18"):
+        camkit.load_model(path, arch="resnet18", device="cpu")
+    with pytest.raises(CamkitError, match="resnet99"):
+        camkit.load_model(path, arch="resnet99", device="cpu")
+    with pytest.raises(ModelError, match=r"m\.pth.*vgg11"):
+        camkit.load_model(path, arch="torchvision:vgg11", device="cpu")
+    with pytest.raises(UsageError, match="pets"):
+        camkit.load_model("pets", arch="timm:resnet18", device="cpu")
+
+
+NAMED: dict[str, Any] = {
+    "class_names": list(PETS),
+    "classes": list(PETS),
+    "class_to_idx": {"newt": 2, "cat": 0, "dog": 1},
+    "idx_to_class": {0: "cat", 1: "dog", 2: "newt"},
+    "id2label": {"0": "cat", "1": "dog", "2": "newt"},
+    "hyper_parameters": {"lr": 0.1, "class_names": list(PETS)},
+    "args": argparse.Namespace(classes=list(PETS)),
+}
+
+
+@pytest.mark.parametrize("key", NAMED)
+def test_the_file_names_its_classes(key: str, resnet: Any, tmp_path: Path) -> None:
+    path = saved({"state_dict": resnet.state_dict(), key: NAMED[key]}, tmp_path / "m.pth")
+    model = camkit.load_model(path, device="cpu")
+    assert model.classes == PETS
+    assert "named in its" in model.notes["classes"]
+
+
+def test_the_head_of_a_safetensors_file_names_its_classes(resnet: Any, tmp_path: Path) -> None:
+    path = tmp_path / "m.safetensors"
+    save_file(resnet.state_dict(), path, metadata={"class_names": json.dumps(PETS)})
+    assert camkit.load_model(path, device="cpu").classes == PETS
+
+
+BESIDE = {
+    "classes.txt": "cat\ndog\nnewt\n",
+    "labels.json": '{"cat": 0, "newt": 2, "dog": 1}',
+    "config.json": '{"model_type": "x", "id2label": {"0": "cat", "1": "dog", "2": "newt"}}',
+    "classes.csv": "index,name\n1,dog\n0,cat\n2,newt\n",
+}
+
+
+@pytest.mark.parametrize("name", BESIDE)
+def test_a_file_beside_it_names_its_classes(name: str, resnet: Any, tmp_path: Path) -> None:
+    path = saved(resnet.state_dict(), tmp_path / "m.pth")
+    (tmp_path / name).write_text(BESIDE[name])
+    model = camkit.load_model(path, device="cpu")
+    assert model.classes == PETS
+    assert name in model.notes["classes"]
+    (tmp_path / name).write_text("cat\ndog\n" if name.endswith("txt") else '["cat", "dog"]')
+    model = camkit.load_model(path, device="cpu")
+    assert model.classes == labels.numbered(3)
+
+
+def test_names_in_every_form(tmp_path: Path) -> None:
+    for name, text in BESIDE.items():
+        (tmp_path / name).write_text(text)
+        assert labels.parse(str(tmp_path / name)) == PETS
+    assert labels.parse("cat, dog,newt") == PETS
+    for folder in (*PETS, ".git"):
+        (tmp_path / "data" / folder).mkdir(parents=True)
+    assert labels.parse(str(tmp_path / "data")) == PETS
+    for wrong in ("cat,cat", "nowhere.txt", "a,\x1b[31m", ""):
+        with pytest.raises(ModelError):
+            labels.parse(wrong)
+
+
+OTHERS = {
+    "graph.onnx": "ONNX",
+    "program.pt2": "exported program",
+    "net.h5": "Keras",
+    "engine.engine": "TensorRT",
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_files_of_other_kinds_are_named(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(b"\0" * 64)
+    with pytest.raises(ModelError, match=OTHERS[name]):
+        camkit.load_model(tmp_path / name, device="cpu")
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+def test_torchscript_is_named(tmp_path: Path) -> None:
+    torch.jit.trace(nn.Linear(2, 2), torch.ones(1, 2)).save(tmp_path / "m.pt")
+    with pytest.raises(ModelError, match="TorchScript"):
+        camkit.load_model(tmp_path / "m.pt", device="cpu")
+
+
+def test_a_whole_model_needs_trust(resnet: Any, tmp_path: Path) -> None:
+    path = saved({"model": resnet, "epoch": 1}, tmp_path / "whole.pth")
+    with pytest.raises(ModelError, match=r"ResNet.*state_dict\(\).*--trust-pickle"):
+        camkit.load_model(path, device="cpu")
+    model = camkit.load_model(path, device="cpu", trust_pickle=True, classes=PETS)
+    assert model.classes == PETS
+    torch.testing.assert_close(scores(model), expected(resnet))
+
+
+class Bomb:
+    """Runs code when it is unpickled, were that allowed."""
+
+    def __reduce__(self) -> Any:
+        return exec, ("import pathlib; pathlib.Path('hit').touch()",)
+
+
+def test_an_object_beside_the_weights_runs_no_code(
+    resnet: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = saved({"state_dict": resnet.state_dict(), "args": Bomb()}, tmp_path / "m.pth")
+    with pytest.raises(ModelError, match=r"exec.*refused"):
+        read_checkpoint(path)
+    assert not (tmp_path / "hit").exists()
+
+
+def test_facts_change_what_the_model_is_shown(resnet: Any, tmp_path: Path) -> None:
+    path = saved(resnet.state_dict(), tmp_path / "m.pth")
+    model = camkit.load_model(
+        path, device="cpu", classes=PETS, size=(160, 160), mean=(0.5,) * 3, std=(0.5,) * 3, scores="sigmoid"
+    )
+    assert model.preprocess.size == (160, 160)
+    assert model.preprocess.resize == 183  # 256 / 224 of it, as before
+    assert (model.classes, model.scores) == (PETS, "sigmoid")
+    assert set(model.notes) == {"architecture"}
+    with pytest.raises(ModelError, match=r"2 classes.*3 outputs"):
+        camkit.load_model(path, device="cpu", classes=("a", "b"))
+
+
+def test_a_stranger_s_head_is_checked() -> None:
+    for wrong in (
+        3,
+        [],
+        [["Linear", 2]],
+        [["Linear", 2, 10**9, True]],
+        [["exec", 1]],
+        [["Linear", "2", 3, True]],
+    ):
+        with pytest.raises(ModelError):
+            heads.build_head(wrong)
+
+
+# --- the table ------------------------------------------------------------------------------------
+
+
+SAMPLE = [
+    *("torchvision:alexnet", "torchvision:densenet121", "torchvision:mobilenet_v3_small"),
+    *("torchvision:squeezenet1_1", "torchvision:vgg11", "torchvision:swin_t", "torchvision:convnext_tiny"),
+    *("timm:vit_tiny_patch16_224", "timm:convnext_atto", "timm:mobilenetv3_small_050", "timm:levit_128s"),
+    *("timm:test_resnet", "timm:test_vit", "timm:regnetx_002", "timm:xcit_nano_12_p16_224"),
+]
+
+
+@pytest.mark.parametrize("name", SAMPLE)
+def test_the_table_of_architectures_is_that_of_the_libraries(name: str) -> None:
+    from tests.signatures import row
+
+    known = next(one for one in signatures.table() if one.name == name)
+    made = row(name)
+    assert made is not None
+    assert (made.body, made.head, made.heads) == (known.body, known.head, known.heads)
+
+
+# --- from the command line --------------------------------------------------------------------------
+
+
+def run(*words: str) -> Any:
+    return runner().invoke(cli, words)
+
+
+def test_explain_says_what_it_found_and_assumed(resnet: Any, tmp_path: Path) -> None:
+    path = saved(resnet.state_dict(), tmp_path / "m.pth")
+    Image.new("RGB", (90, 80), "red").save(tmp_path / "p.png")
+    out = tmp_path / "out"
+    told = run(
+        *("explain", str(tmp_path / "p.png"), "--model", str(path), "--classes", "cat,dog,newt"),
+        *("--size", "96", "--class", "newt", "--out", str(out), "--workers", "0"),
+    )
+    assert told.exit_code == 0, told.output
+    assert "torchvision:resnet18" in told.stderr
+    assert "assumed: mean" in told.stderr
+    line = json.loads((out / "manifest.jsonl").read_text().splitlines()[0])
+    assert line["class_name"] == "newt"
+    assert line["preprocessing"]["size"] == [96, 96]
+    wrong = run(
+        "explain", str(tmp_path / "p.png"), "--model", str(path), "--size", "big", "--out", str(out)
+    )
+    assert wrong.exit_code == 2
+    assert "big" in wrong.stderr
+
+
+def test_show_and_bundle(resnet: Any, tmp_path: Path) -> None:
+    path = saved(resnet.state_dict(), tmp_path / "m.pth")
+    told = run("model", "show", str(path), "--json")
+    assert json.loads(told.stdout)["architecture"].startswith("torchvision:resnet18")
+    made = run("model", "bundle", str(path), "--classes", "cat,dog,newt", "--out", str(tmp_path / "b"))
+    assert made.exit_code == 0, made.output
+    assert camkit.load_model(tmp_path / "b", device="cpu").classes == PETS
+
+
+FUNCTIONS = """
+import torchvision
+
+def build():
+    return torchvision.models.resnet18(num_classes=3)
+
+def fails():
+    return [][1]
+
+number = 3
+"""
+
+
+def test_a_function_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my_network_of_camkit.py").write_text(FUNCTIONS)
+    for spec in ("my_network_of_camkit.py:build", "my_network_of_camkit:build"):
+        model = camkit.load_model(spec, device="cpu")
+        assert model.classes == labels.numbered(3)
+        assert "assumed" in model.note
+    refused = {
+        "my_network_of_camkit.py:fails": "line 8",
+        "my_network_of_camkit.py:number": "int",
+        "my_network_of_camkit.py:bild": "build",
+        "nowhere.py:build": r"nowhere\.py",
+    }
+    for spec, text in refused.items():
+        with pytest.raises(ModelError, match=text):
+            camkit.load_model(spec, device="cpu")
