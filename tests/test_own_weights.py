@@ -59,29 +59,10 @@ class Settings(dict[str, Any]):
     """Stands for a class of a library that is not installed, and holds items."""
 
 
+# Others stand in docs/your-model.md, and are tried with it.
 CONTAINERS: dict[str, Callable[[dict[str, Tensor]], Any]] = {
-    "bare": lambda state: state,
-    "state_dict": lambda state: {"state_dict": state, "epoch": 3},
-    "model, optimizer": lambda state: {"model": state, "optimizer": {"state": {}, "lr": 0.1}},
-    "model_state_dict": lambda state: {"model_state_dict": state},
-    "model_state": lambda state: {"model_state": state},
-    "net": lambda state: {"net": state, "acc": 0.9},
-    "weights": lambda state: {"weights": state},
-    "ema": lambda state: {"ema": state, "model": None},
-    "DataParallel": lambda state: {f"module.{k}": v for k, v in state.items()},
-    "Lightning": lambda state: {"state_dict": {f"model.{k}": v for k, v in state.items()}},
-    "backbone": lambda state: {f"backbone.{k}": v for k, v in state.items()},
     "two prefixes": lambda state: {f"net.module.{k}": v for k, v in state.items()},
-    "a loss beside": lambda state: {
-        **{f"model.{k}": v for k, v in state.items()},
-        "criterion.weight": torch.ones(3),
-    },
-    "timm": lambda state: {
-        "arch": "resnet18",
-        "state_dict": state,
-        "args": argparse.Namespace(lr=0.1),
-        "metric": np.float64(0.5),
-    },
+    "two containers": lambda state: {"state_dict": {"model": state}},
     "settings of another class": lambda state: {"state_dict": state, "hyper_parameters": Settings(lr=1)},
 }
 
