@@ -110,6 +110,13 @@ def test_many_photographs_of_every_kind(model: LoadedModel, pixels: Any, tmp_pat
         assert len(list(camkit.explain_many(model, images))) == 2
     assert len(list(camkit.explain_many(model, str(folder / "a.png")))) == 1
     assert len(list(camkit.explain_many(model, pixels))) == 1
+    named = [(Image.fromarray(pixels), "cat"), (str(folder / "a.png"), 0)]
+    assert len(list(camkit.explain_many(model, named))) == 2
+    for nested in ([["a.png", "b.png"]], [(pixels, pixels)], [[]]):
+        with pytest.raises(UsageError, match="images"):
+            list(camkit.explain_many(model, nested))
+    with pytest.raises(UsageError, match="single"):
+        camkit.explain(model, [pixels, pixels])  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="int"):
         list(camkit.explain_many(model, 3))
     with pytest.raises(UsageError, match="file"):

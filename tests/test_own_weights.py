@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from camkit.cli import cli
 from camkit.errors import CamkitError, ModelError, UsageError
 from camkit.models import heads, labels, signatures
 from camkit.models.checkpoint import read_checkpoint
+from camkit.models.facts import ModelFacts
 
 PETS = ("cat", "dog", "newt")
 
@@ -139,6 +141,18 @@ STRANGE: dict[str, Callable[[], dict[str, Tensor]]] = {
     "another network beside": lambda: {
         **{f"backbone.{k}": v for k, v in tv().state_dict().items()},
         "out.weight": torch.ones(2, 3),
+    },
+    "a norm behind it": lambda: {
+        **{f"backbone.{k}": v for k, v in tv().state_dict().items()},
+        **{f"norm.{k}": v for k, v in nn.BatchNorm1d(3).state_dict().items()},
+    },
+    "what is subtracted before": lambda: {
+        **{f"backbone.{k}": v for k, v in tv().state_dict().items()},
+        "mean": torch.ones(3),
+    },
+    "a layer that is called as a metric": lambda: {
+        **{f"backbone.{k}": v for k, v in tv().state_dict().items()},
+        "f1.weight": torch.ones(3, 3),
     },
     "named parts": lambda: {
         **{k: v for k, v in tv().state_dict().items() if not k.startswith("fc")},
@@ -337,8 +351,27 @@ def test_facts_change_what_the_model_is_shown(resnet: Any, tmp_path: Path) -> No
     assert model.preprocess.resize == 183  # 256 / 224 of it, as before
     assert (model.classes, model.scores) == (PETS, "sigmoid")
     assert set(model.notes) == {"architecture"}
+    with pytest.raises(ModelError, match="not 2"):
+        camkit.load_model(path, device="cpu", channels=2)
     with pytest.raises(ModelError, match=r"2 classes.*3 outputs"):
         camkit.load_model(path, device="cpu", classes=("a", "b"))
+
+
+def test_a_new_mean_leaves_the_rest_as_it_is() -> None:
+    model = camkit.load_model("pets", device="cpu")
+    model = replace(model, preprocess=replace(model.preprocess, resize=None, presize=(300, 300)))
+    other = ModelFacts(mean=(0.5,) * 3).apply(model)
+    assert other.preprocess == replace(model.preprocess, mean=(0.5,) * 3)
+    assert ModelFacts(size=(160, 160)).apply(model).preprocess.presize is None
+
+
+def test_what_several_weights_and_scores_are_taken_for(resnet: Any, tmp_path: Path) -> None:
+    average = {name: torch.zeros_like(t) for name, t in resnet.state_dict().items()}
+    path = saved({"ema": average, "model": resnet.state_dict()}, tmp_path / "m.pth")
+    model = camkit.load_model(path, device="cpu")
+    assert "'ema', not of model" in model.note
+    assert "--scores" in model.note
+    assert "--scores" not in camkit.load_model(path, device="cpu", scores="sigmoid").note
 
 
 def test_a_stranger_s_head_is_checked() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -51,12 +51,24 @@ def _of_row(row: Any) -> Iterator[Any]:
         if name is None:
             raise UsageError(f"a row has no 'image', but {', '.join(map(str, row))}")
         row = row[name]
-    elif isinstance(row, tuple | list) and row:
+    elif isinstance(row, tuple | list):
+        if not row or (len(row) > 1 and _is_photograph(row[1]) and not _is_label(row)):
+            raise UsageError(f"a row is an image and what belongs to it, not {len(row)} images: one by one")
         row = row[0]
     if hasattr(row, "detach") and getattr(row, "ndim", 0) == 4:  # a batch of a DataLoader
         yield from row
     else:
         yield row
+
+
+def _is_photograph(value: Any) -> bool:
+    """Whether a value beside an image may be another one."""
+    return isinstance(value, str | os.PathLike | bytes | Image.Image) or getattr(value, "ndim", 0) >= 2
+
+
+def _is_label(row: Sequence[Any]) -> bool:
+    """Whether the text beside a picture is its label; beside a path it may be a path."""
+    return isinstance(row[1], str) and not isinstance(row[0], str | os.PathLike)
 
 
 def fetch(address: str) -> bytes:

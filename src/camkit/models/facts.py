@@ -57,6 +57,8 @@ class ModelFacts:
     def __post_init__(self) -> None:
         if self.scores is not None:
             checked(self.scores)
+        if self.channels not in (None, 1, 3):
+            raise ModelError(f"photographs have 1 channel or 3, not {self.channels}")
         if self.classes is not None:
             labels.checked(self.classes, "classes")
 
@@ -104,7 +106,9 @@ class ModelFacts:
             changes["resize"] = None
         if self.channels == 1 and len(known.mean) != 1:
             changes = {"mean": GREY_MEAN, "std": GREY_STD, **changes}
-        return replace(known, presize=None, **changes) if changes else known
+        if changes.keys() & {"size", "resize", "fit"}:
+            changes["presize"] = None  # which was for the size of before
+        return replace(known, **changes)
 
 
 def prepared(usual: Preprocess, architecture: Mapping[str, Any]) -> Preprocess:

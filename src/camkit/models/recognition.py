@@ -135,8 +135,8 @@ def fit(name: str, checkpoint: Checkpoint) -> Fitted:
     state = modern(checkpoint.state)
     prefix = max(prefixes(state), key=lambda p: sum(f"{p}{n}" in state for n in like))
     inside = {n[len(prefix) :]: t for n, t in state.items() if n.startswith(prefix)}
-    outside = {n: t for n, t in state.items() if not n.startswith(prefix) and not TRAINING_ONLY.search(n)}
-    inside = {n: t for n, t in inside.items() if n in like or not TRAINING_ONLY.search(n)}
+    outside = {n: t for n, t in state.items() if not n.startswith(prefix) and not _of_training(n, t)}
+    inside = {n: t for n, t in inside.items() if n in like or not _of_training(n, t)}
     if sum(n in inside for n in like) * 2 < len(like):
         raise ModelError(
             f"{checkpoint.path} does not hold the tensors of {name}, such as {next(iter(like))}, but "
@@ -146,6 +146,12 @@ def fit(name: str, checkpoint: Checkpoint) -> Fitted:
     changes = _stem(inside, like) | _size(source, base, inside, like)
     changes |= _head(_heads(source, base), inside, outside, like, f"{checkpoint.path} ({name})")
     return Fitted({**base, **changes}, inside)
+
+
+def _of_training(name: str, tensor: Tensor) -> bool:
+    """Whether no forward needs a tensor: weights of a loss, counts of a metric; a matrix may be a layer."""
+    counts = tensor.ndim < 2 or not tensor.is_floating_point()
+    return counts and TRAINING_ONLY.search(name) is not None
 
 
 def modern(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -271,7 +277,7 @@ def _head(
     if at is None:
         return {}  # what does not fit is said when the weights are loaded
     found = {name[len(at) + 1 :]: t for name, t in inside.items() if name.startswith(f"{at}.")}
-    if found and (more := [name for name, t in outside.items() if t.ndim > 1]):
+    if found and (more := list(outside)):  # a norm or a scale would change the scores, too
         raise ModelError(
             f"{where} is part of a larger network, which also has {', '.join(more[:3])}: {WAY_OUT}"
         )

@@ -14,7 +14,7 @@ from camkit.contracts.model import LoadedModel, ModelSource
 from camkit.errors import ModelError, counted, typed_reason
 from camkit.images.preprocess import Preprocess
 from camkit.models import heads, labels, recognition, signatures, ultralytics
-from camkit.models.checkpoint import Checkpoint, read_checkpoint
+from camkit.models.checkpoint import WEIGHTS, Checkpoint, read_checkpoint
 from camkit.models.facts import assumed, prepared
 from camkit.models.recognition import Found
 from camkit.models.weights import built_for, put_weights
@@ -50,13 +50,17 @@ def load_weights(path: Path, *, device: torch.device, name: str = "") -> LoadedM
     count = architecture["num_classes"]
     classes, of_classes = class_names(checkpoint, count)
     notes = {"architecture": f"{path.name}: {_described(found, architecture)}", "classes": of_classes}
+    if others := [
+        key for key in WEIGHTS if key in checkpoint.content and key not in checkpoint.where.split(".")
+    ]:
+        notes["weights"] = f"weights of {checkpoint.where!r}, not of {', '.join(others)}"
     return LoadedModel(
         module.to(device).eval(),
         classes,
         preprocess,
         name=f"{name}@{path}" if name else str(path),
         architecture=architecture,
-        notes=notes | {"shown": assumed(preprocess)},
+        notes=notes | _scores(count) | {"shown": assumed(preprocess)},
     )
 
 
@@ -118,6 +122,15 @@ def published(path: Path) -> tuple[str, ...]:
     return tuple(weights.meta["categories"]) if start and digest.startswith(start[1]) else ()
 
 
+def _scores(count: int) -> dict[str, str]:
+    """What is assumed of the scores, which a file of weights does not say."""
+    return (
+        {"scores": "one class for each photograph is assumed (--scores sigmoid: several)"}
+        if count > 1
+        else {}
+    )
+
+
 def _described(found: Found, architecture: dict[str, Any]) -> str:
     """`torchvision:resnet18 (as timm:resnet18; or timm:resnetblur18: --arch), head fc = Linear(512, 3)`."""
     rows = {row.name: row for row in signatures.table()}
@@ -131,6 +144,8 @@ def _described(found: Found, architecture: dict[str, Any]) -> str:
         parts.append(f"head {head['at']} = {heads.shown(head['layers'])}")
         if ["ReLU"] in head["layers"]:
             parts.append("the ReLU in it is assumed")
+        if ["Identity"] in head["layers"] or ["Flatten"] in head["layers"]:
+            parts.append("gaps in it are taken for dropout")
     if (channels := architecture.get("channels", 3)) != 3:
         parts.append(counted(channels, "channel"))
     if found.name in INCEPTIONS:
