@@ -320,9 +320,10 @@ def test_a_whole_model_needs_trust(resnet: Any, tmp_path: Path) -> None:
     path = saved({"model": resnet, "epoch": 1}, tmp_path / "whole.pth")
     with pytest.raises(ModelError, match=r"ResNet.*state_dict\(\).*--trust-pickle"):
         camkit.load_model(path, device="cpu")
-    model = camkit.load_model(path, device="cpu", trust_pickle=True, classes=PETS)
-    assert model.classes == PETS
-    torch.testing.assert_close(scores(model), expected(resnet))
+    for spec in (str(path), f"torchvision:resnet18@{path}"):
+        model = camkit.load_model(spec, device="cpu", trust_pickle=True, classes=PETS)
+        assert model.classes == PETS
+        torch.testing.assert_close(scores(model), expected(resnet))
 
 
 class Bomb:

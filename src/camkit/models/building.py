@@ -14,9 +14,11 @@ from torch import nn
 from camkit.contracts.model import LoadedModel, ModelSource
 from camkit.errors import ModelError, ModelNotFound, closest
 from camkit.files import is_file
+from camkit.models.checkpoint import WholeModel
 from camkit.models.recognition import changed
 from camkit.models.weights import seeded
 from camkit.models.weights_file import load_weights
+from camkit.registry import loading
 
 
 class LibrarySource(ModelSource):
@@ -34,7 +36,13 @@ class LibrarySource(ModelSource):
                 raise ModelNotFound(
                     f"{weights!r} is neither a file nor weights of {name}: {', '.join(own)} or none"
                 )
-            return load_weights(Path(weights), device=device, name=f"{self.scheme}:{name}")
+            try:
+                return load_weights(Path(weights), device=device, name=f"{self.scheme}:{name}")
+            except WholeModel:  # which is its own architecture
+                if not trust:
+                    raise
+                source: ModelSource = loading.make("model", "file")
+                return source.load(weights, device=device, trust=True)
         return replace(self._load(name, weights, device), name=f"{self.scheme}:{reference}")
 
     def build(self, architecture: Mapping[str, Any]) -> nn.Module:
