@@ -15,6 +15,11 @@ from torch import Tensor, nn
 from camkit.errors import CamkitError
 from camkit.native import cache
 
+# As many processes as cores run tests, and the networks are small: threads would wait for each other. So
+# here, and in the processes that tests start.
+os.environ["OMP_NUM_THREADS"] = "1"
+torch.set_num_threads(1)
+
 # Files of tests that start processes, compile, train, or run the command line or the conformance kit for
 # each case. `make quick` leaves them out, and with them the plugins and single tests that are marked slow.
 SLOW = set(
@@ -96,8 +101,8 @@ class Tiny(ModelSource):
 
 @pytest.fixture(autouse=True)
 def _quiet_machine() -> Iterator[None]:
-    """Two threads and a fixed seed, whatever ran before."""
-    torch.set_num_threads(2)
+    """One thread and a fixed seed, whatever ran before."""
+    torch.set_num_threads(1)
     torch.manual_seed(0)
     yield
 

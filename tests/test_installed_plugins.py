@@ -65,7 +65,7 @@ class Environment:
         return subprocess.run(
             [str(self.python), "-m", *arguments],
             cwd=cwd or self.home,
-            env=clean | {"OMP_NUM_THREADS": "2"},
+            env=clean,
             capture_output=True,
             text=True,
         )
@@ -80,7 +80,7 @@ class Environment:
         done = subprocess.run(
             [str(self.python), "-c", EACH, json.dumps(commands)],
             cwd=self.home,
-            env=clean | {"OMP_NUM_THREADS": "2"},
+            env=clean,
             capture_output=True,
             text=True,
         )

@@ -46,7 +46,7 @@ def run(wheel: Path, *arguments: str, cwd: Path) -> subprocess.CompletedProcess[
     return subprocess.run(
         [sys.executable, *arguments],
         cwd=cwd,
-        env=clean | {"PYTHONPATH": str(wheel), "OMP_NUM_THREADS": "2"},
+        env=clean | {"PYTHONPATH": str(wheel)},
         capture_output=True,
         text=True,
     )
