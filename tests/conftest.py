@@ -157,8 +157,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def here(site: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty folder where one is, with these plugins only, and one thread: the models are small."""
-    torch.set_num_threads(1)
+    """An empty folder where one is, with these plugins only."""
     monkeypatch.syspath_prepend(str(site))
     monkeypatch.setenv("CAMKIT_PLUGINS", "camkit-tiny,camkit-other")
     (tmp_path / "here").mkdir()

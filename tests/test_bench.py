@@ -9,7 +9,7 @@ import math
 import platform
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
@@ -195,8 +195,7 @@ def odd(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(autouse=True)
 def _here(site: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In an empty folder, with these plugins only, and one thread."""
-    torch.set_num_threads(1)
+    """In an empty folder, with these plugins only."""
     monkeypatch.syspath_prepend(str(site))
     monkeypatch.setenv("CAMKIT_PLUGINS", "camkit-toy,camkit-other")
     (tmp_path / "here").mkdir()
@@ -1309,7 +1308,6 @@ def quick(site: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Result,
         patch.chdir(folder)
         patch.syspath_prepend(str(site))
         patch.setenv("CAMKIT_PLUGINS", "camkit-toy")
-        torch.set_num_threads(1)
         images = ["--images", photo("a b.png"), "--images", photo("<img src=x>.png", 1)]
         chosen = ["--model", "toy:net", "--quick", "--rounds", "5", "--batch-size", "2,1"]
         chosen += ["--processes", "2"]
@@ -1609,11 +1607,3 @@ def test_errors_are_short_and_come_before_work(arguments: tuple[str, ...], code:
     errors = [line for line in result.stderr.splitlines() if not line.startswith("loading ")]
     assert len(errors) <= 2
     assert not Path("camkit-bench").exists()
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _threads_as_before() -> Iterator[None]:
-    """The other files have their own number of threads."""
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)

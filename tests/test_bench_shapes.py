@@ -17,13 +17,7 @@ from camkit.metrics.sanity import cascading
 
 @pytest.fixture(scope="module")
 def model() -> LoadedModel:
-    torch.set_num_threads(1)
     return shapes.train(seed=0)
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    torch.set_num_threads(1)
 
 
 def test_images_are_drawn_from_the_seed_and_the_classes_are_even() -> None:

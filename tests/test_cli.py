@@ -48,7 +48,7 @@ def explain(*arguments: object, model: str = "tiny:net", debug: bool = False) ->
 
 def process(*arguments: str, path: Sequence[Path] = (), **keywords: Any) -> subprocess.Popen[bytes]:
     """`camkit ARGUMENTS` as a process of its own, which also finds the packages in `path`."""
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, path)), "OMP_NUM_THREADS": "1"}
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, path))}
     env.pop("PYTHONWARNINGS", None)
     pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     return subprocess.Popen([sys.executable, "-m", "camkit", *arguments], env=env, **(pipes | keywords))

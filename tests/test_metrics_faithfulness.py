@@ -33,11 +33,6 @@ RANKED = [deletion, insertion, symmetric_relevance_gain, road]
 MASKED = [average_drop, increase]
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    torch.set_num_threads(1)
-
-
 class Sum(nn.Module):
     """The target's score is the weighted sum of the first channel; the other class has none."""
 

@@ -30,11 +30,6 @@ CATEGORIES = ("agreement", "faithfulness", "localisation", "sanity", "complexity
 UNINSTALLED = [check for check in CHECKS["metric"] if check.__name__ != "check_registration"]
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    torch.set_num_threads(1)
-
-
 def the(name: str) -> type[Metric]:
     module, _, cls = BUILT_IN[name].partition(":")
     found: type[Metric] = getattr(importlib.import_module(module), cls)

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from click.testing import Result
 from PIL import Image
 from tests.conftest import runner
@@ -54,7 +53,6 @@ class Odd(ModelSource):
 @pytest.fixture(autouse=True)
 def _odd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In an empty folder, with an installed package in which every text is odd."""
-    torch.set_num_threads(1)
     info = tmp_path / "site" / "camkit_odd-1.0.dist-info"
     info.mkdir(parents=True)
     (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: camkit-odd\nVersion: 1.0{HIDDEN[:-2]}\n")

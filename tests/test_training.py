@@ -38,12 +38,6 @@ def test_conformance(check: Callable[[], None]) -> None:
     check()
 
 
-@pytest.fixture(autouse=True)
-def _quiet_machine() -> None:
-    torch.set_num_threads(1)  # quicker than two on a network this small
-    torch.manual_seed(0)
-
-
 @pytest.fixture(scope="module")
 def toys(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return toy_photos(tmp_path_factory.mktemp("data") / "toys")
@@ -215,7 +209,6 @@ def killed_after(epochs: int) -> Callable[[float, str], None]:
 @pytest.fixture(scope="module")
 def whole(toys: Path, tmp_path_factory: pytest.TempPathFactory) -> camkit.TrainResult:
     """An undisturbed training."""
-    torch.set_num_threads(1)
     return train(toys, tmp_path_factory.mktemp("whole"))
 
 

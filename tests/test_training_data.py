@@ -23,12 +23,6 @@ from camkit.training import dataset, objective
 PNG = b"\x89PNG\r\n\x1a\n"
 
 
-@pytest.fixture(autouse=True)
-def _quiet_machine() -> None:
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-
-
 def photos(folder: Path, *names: str) -> Path:
     """A picture of its own for each name."""
     for number, name in enumerate(names):

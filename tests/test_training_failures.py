@@ -39,11 +39,6 @@ DRAFT = f".{socket.gethostname()}-999999999-0123456789abcdef.partial"  # of a pr
 unix = pytest.mark.skipif(sys.platform != "linux", reason="other systems refuse such names")
 
 
-@pytest.fixture(autouse=True)
-def _quiet_machine() -> None:
-    torch.set_num_threads(1)
-
-
 @pytest.fixture(scope="module")
 def toys(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return toy_photos(tmp_path_factory.mktemp("data") / "toys", per_class=4)
@@ -59,7 +54,6 @@ def quick(tmp_path: Path) -> tuple[str, ...]:
 @pytest.fixture(scope="module")
 def finished(toys: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with bundle and result, and no report yet."""
-    torch.set_num_threads(1)
     return train(toys, tmp_path_factory.mktemp("finished")).bundle.parent
 
 
