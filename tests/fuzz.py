@@ -535,7 +535,9 @@ def _render(folder: Path, out: Path, random: Random) -> None:
 
 
 def _merge(folder: Path, out: Path, random: Random) -> None:
-    if random.random() < 0.5 and all(path.is_file() for path in folder.iterdir()):
+    # Through a link that was planted the damage would be done elsewhere.
+    plain = all(path.is_file() and not path.is_symlink() for path in folder.iterdir())
+    if random.random() < 0.5 and plain:
         shutil.copytree(folder, out)
         (out / manifest.NAME).unlink()
         _damage_map(folder, random)
