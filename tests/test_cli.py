@@ -231,6 +231,8 @@ def test_what_cannot_be_done_is_one_line_and_exit_code_1(arguments: list[str], m
         (["--alpha", "nan"], "alpha .*0 and 1, not nan"),
         (["--cmap", "magna"], "'magna'.*'magma'"),
         (["--batch-size", "0"], "0 is not in"),
+        (["--batch-size", "65537"], "65537 is not in"),
+        (["--batch-size", "9" * 30], "9 is not in"),
         (["--dtype", "float23"], "'float23' is not one of 'float32', 'bfloat16'"),
         (["--view", "side"], "'side' is not one of 'model', 'original'"),
         (["--on-error", "weep"], "'weep' is not one of 'skip', 'fail'"),

@@ -9,7 +9,7 @@ import click
 
 from camkit.cli import early_checks
 from camkit.cli.hints import about
-from camkit.cli.parameters import FOLDER, PATH
+from camkit.cli.parameters import BATCH_SIZE, FOLDER, PATH, SEED
 from camkit.cli.terminal import say, say_json, say_table
 from camkit.registry import extras, options
 
@@ -23,9 +23,7 @@ def _sizes(_: click.Context, __: click.Parameter, text: str | None) -> tuple[int
         sizes = tuple(sorted({int(part) for part in text.split(",")})) if text else ()
     except ValueError:
         raise click.BadParameter(f"{text!r} is not of the form 1,8,32") from None
-    if sizes and sizes[0] < 1:
-        raise click.BadParameter(f"a batch has at least 1 image, not {sizes[0]}")
-    return sizes
+    return tuple(BATCH_SIZE.convert(size, None, None) for size in sizes)
 
 
 def _names(_: click.Context, __: click.Parameter, text: str) -> tuple[str, ...]:
@@ -113,11 +111,11 @@ def _names(_: click.Context, __: click.Parameter, text: str) -> tuple[str, ...]:
 )
 @click.option(
     "--processes",
-    type=click.IntRange(min=1),
+    type=click.IntRange(min=1, max=64),
     show_default="3, quick 1",
     help="To measure time in, one after the other; 1 is this one. How they differ is what compare needs.",
 )
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Random seed.")
+@SEED
 @click.option("--quick", is_flag=True, help="Fewer rounds, images and metrics.")
 @click.option(
     "--out",

@@ -17,6 +17,7 @@ from camkit.cli.console import Report, progress
 from camkit.cli.hints import about
 from camkit.cli.model_options import MODEL, facts, model_options
 from camkit.cli.parameters import (
+    BATCH_SIZE,
     DEVICE,
     FOLDER,
     PARTLY,
@@ -74,7 +75,7 @@ if TYPE_CHECKING:
 @choice("--dtype", ["float32", "bfloat16", "float16"], "Type of weights and activations.")
 @click.option(
     "--batch-size",
-    type=click.IntRange(min=1),
+    type=BATCH_SIZE,
     default=16,
     show_default=True,
     help="Photographs in one forward.",

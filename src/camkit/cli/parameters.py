@@ -32,6 +32,7 @@ class FilePath(click.Path):
 PATH = FilePath(path_type=Path)
 FOLDER = FilePath(path_type=Path, file_okay=False)
 PATTERN = FilePath(path_type=str)
+BATCH_SIZE = click.IntRange(1, 65_536)  # more fits into no memory
 
 
 def repeatable(*names: str, metavar: str, help: str, default: str | None = None) -> Callable[[F], F]:
@@ -48,6 +49,9 @@ def choice(name: str, values: Sequence[str], help: str) -> Callable[[F], F]:
 
 
 DEVICE = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+SEED = click.option(
+    "--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="Random seed."
+)  # what every generator takes
 TRUST = click.option("--trust-pickle", is_flag=True, help="Let a model source load pickles. They run code.")
 
 _LOOK = (

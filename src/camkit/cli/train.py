@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from camkit.cli import early_checks
-from camkit.cli.parameters import DEVICE, FOLDER, PARTLY, CommandBeside, choice, repeatable
+from camkit.cli.parameters import DEVICE, FOLDER, PARTLY, SEED, CommandBeside, choice, repeatable
 from camkit.cli.terminal import say
 from camkit.errors import CamkitError, UsageError, counted, printable
 from camkit.registry import discovery, loading
@@ -77,7 +77,7 @@ def report(out: Path, images: Path | None, device: str) -> None:
     show_default=True,
     help="Folder for the bundle and the report.",
 )
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Random seed.")
+@SEED
 @DEVICE
 @choice(
     "--precision",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -142,8 +143,8 @@ def stream(
 
     whole: keep the photographs, reduced to at most so many `pixels`; else only what the model sees of them.
     """
-    if batch_size < 1:
-        raise UsageError(f"batch size must be at least 1, not {batch_size}")
+    if not 1 <= batch_size <= sys.maxsize:
+        raise UsageError(f"batch size must be at least 1, and no more than there is, not {batch_size}")
     photos = read(sources, work.model.preprocess, whole=whole, pixels=pixels)
     while batch := list(islice(photos, batch_size)):
         yield from _explain_batch(work, batch)
