@@ -39,6 +39,7 @@ from typing import Any, Literal
 import click
 import numpy as np
 import torch
+from huggingface_hub import constants as hub
 from PIL import Image
 from tests.conftest import runner
 
@@ -971,13 +972,15 @@ def time_limit(seconds: float) -> Iterator[None]:
 
 @contextmanager
 def no_network() -> Iterator[None]:
-    """Every connection is refused at once, by a proxy that is not there."""
-    names = ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY", "HF_HUB_OFFLINE")
-    before = {name: os.environ.get(name) for name in names}
-    os.environ.update(dict.fromkeys(names[:-1], "http://127.0.0.1:9") | {"HF_HUB_OFFLINE": "1"})
+    """Every connection is refused at once, by a proxy that is not there, and the hub is not asked again."""
+    names = ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY")
+    before, offline = {name: os.environ.get(name) for name in names}, hub.HF_HUB_OFFLINE
+    os.environ.update(dict.fromkeys(names, "http://127.0.0.1:9"))
+    hub.HF_HUB_OFFLINE = True  # the variable of that name was read long ago
     try:
         yield
     finally:
+        hub.HF_HUB_OFFLINE = offline
         for name, value in before.items():
             os.environ.pop(name)
             os.environ.update({} if value is None else {name: value})
