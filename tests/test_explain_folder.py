@@ -39,6 +39,13 @@ def content(folder: str = "out") -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
+def test_what_options_said_of_the_model_holds_for_its_verification() -> None:
+    photos(1)
+    quick("photos", "--size", "24x40", "--fit", "squash", "--mean", "0.1,0.2,0.3", "--std", "0.9,0.8,0.7")
+    assert camkit_("verify", "out").exit_code == 0
+    assert camkit_("verify", "out", "--model", "tiny:net").exit_code == 0
+
+
 def told(folder: str = "out") -> list[str]:
     """The lines of the manifest in an order of their own."""
     return sorted(json.dumps(line) for line in manifest.read(Path(folder)))

@@ -60,6 +60,29 @@ def forged(**values: Any) -> None:
     rewrite(lambda line: line.update(values))
 
 
+# --- models that are code -------------------------------------------------------------------------
+
+
+def test_no_function_that_a_manifest_names_is_run(here: Path) -> None:
+    (here / "evil.py").write_text("from pathlib import Path\n\nPath('ran').touch()\nbuild = None\n")
+    finished()
+    for spec in ("evil.py:build", "evil:build", "python:evil.py:build", "camkit:python:evil:build"):
+        forged(model_spec=spec, model=spec)
+        done = camkit_("verify", "out", "--sample", 8)
+        assert done.exit_code == 1 and f"its model is made by code, {spec}" in done.stdout
+        assert not Path("ran").exists()
+    assert camkit_("verify", "out", "--model", "tiny:net").exit_code == 0
+
+
+def test_photographs_that_a_function_prepared_are_not_drawn_otherwise() -> None:
+    finished()
+    rewrite(lambda line: line["preprocessing"].update(function="mine"))
+    done = camkit_("render", "out", "--relu")
+    assert (
+        done.exit_code == 3 and "shown by a function of its owner, mine, which no file holds" in done.stderr
+    )
+
+
 # --- maps that take too much ----------------------------------------------------------------------
 
 

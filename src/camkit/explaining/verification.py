@@ -17,8 +17,10 @@ from camkit.explaining.checked_reading import Findings, Reader, check_picture, p
 from camkit.explaining.manifest import Finding, Line
 from camkit.explaining.plan import Backend
 from camkit.images import decoding, finding
+from camkit.images.preprocess import OWN, Preprocess
 from camkit.images.workers import Failure, Processes
 from camkit.models.loading import load_model
+from camkit.models.specs import runs_code
 
 EFFORT = 50  # times the default, which the options of a stranger's manifest may ask for together
 
@@ -77,7 +79,15 @@ def verify(
     load = cache(load_model)
 
     def recomputed(line: Line) -> float:
-        model: LoadedModel = load(spec or line["model_spec"] or line["model"], dtype=line["dtype"])
+        told = table(line["preprocessing"])
+        # Options of the command may have said it; a function of the user's comes with the model.
+        shown = None if OWN in told else Preprocess.from_dict(told)
+        recorded = str(line["model_spec"] or line["model"])
+        if spec is None and runs_code(recorded):
+            raise ModelError(
+                f"its model is made by code, {recorded}: if you trust that, give it with --model"
+            )
+        model: LoadedModel = load(spec or recorded, dtype=line["dtype"], preprocess=shown)
         again = _computed(line, model, photograph(line, photographs), reader)
         return _difference(reader.map(folder, line), again)
 

@@ -30,7 +30,9 @@ FILTERS = {"nearest": 0, "lanczos": 1, "bilinear": 2, "bicubic": 3}  # Pillow's 
 PADDINGS = {"border": "edge", "reflection": "reflect"}  # numpy's names for them; zeros need none
 
 MAX_PIXELS = 2**28  # of a resized photograph; a strip for a large model would have many more
-MAX_VIEW = 2048 * 2048  # of what a stranger's model sees: a batch must fit into memory
+MAX_VIEW = 2048 * 2048  # of what a stranger's model sees, in three channels: a batch must fit into memory
+MAX_CHANNELS = 1024
+OWN = "function"  # what a manifest tells of a preprocess that is a function of the user's: its name
 FIRST = ("crop-first", "pad", "none")  # what is cut or added before anything is resized
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -254,6 +256,10 @@ class Preprocess:
                 raise ModelError(f"preprocessing size {shown} is more than {MAX_VIEW:,} pixels")
         return made
 
+        if OWN in data:
+            raise ModelError(
+                f"photographs were shown by a function of its owner, {data[OWN]!s:.80}, which no file holds"
+            )
 
 def _resampled(images: Tensor, size: tuple[int, int]) -> Tensor:
     """Images `[B, C, h, w]` at another size, corner on corner, as fastai resizes batches.

@@ -56,6 +56,11 @@ def check(spec: str) -> None:
     name, reference = split(spec)
     source = discovery.get("model", name)
     if source.dist == discovery.HOST and source.name in _MISSING:
+def runs_code(spec: str) -> bool:
+    """Whether a model is made by the user's own code, which no file of a stranger may name."""
+    return discovery.get("model", split(spec)[0]).name == "python"
+
+
         missing = _MISSING[source.name](reference)
         if missing:
             raise ModelNotFound(missing)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from camkit.errors import ImageError, ModelError, UsageError, typed_reason
 from camkit.images import inputs
-from camkit.images.preprocess import FILTERS, Preprocess
+from camkit.images.preprocess import FILTERS, OWN, Preprocess
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -90,8 +90,9 @@ class OwnPreprocess(Preprocess):
         return torch.stack(tensors).to(device)
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON holds it: not what it does."""
-        return {name: value for name, value in super().to_dict().items() if name != "function"}
+        """As JSON holds it: the name of the function, and not what it does."""
+        name = getattr(self.function, "__qualname__", type(self.function).__qualname__)
+        return {**super().to_dict(), OWN: name}
 
     def box(self, width: int, height: int) -> tuple[float, float, float, float]:
         """Not known: `ImageError`."""
