@@ -22,6 +22,7 @@ from torch import Tensor, nn
 import camkit
 from camkit.cli import cli
 from camkit.errors import CamkitError, ModelError, UsageError
+from camkit.images.preprocess import Preprocess
 from camkit.models import heads, labels, signatures
 from camkit.models.checkpoint import read_checkpoint
 from camkit.models.facts import ModelFacts
@@ -352,7 +353,7 @@ def test_facts_change_what_the_model_is_shown(resnet: Any, tmp_path: Path) -> No
     assert model.preprocess.resize == 183  # 256 / 224 of it, as before
     assert (model.classes, model.scores) == (PETS, "sigmoid")
     assert set(model.notes) == {"architecture"}
-    with pytest.raises(ModelError, match="not 2"):
+    with pytest.raises(ModelError, match="3 channels, not of 2"):
         camkit.load_model(path, device="cpu", channels=2)
     with pytest.raises(ModelError, match=r"2 classes.*3 outputs"):
         camkit.load_model(path, device="cpu", classes=("a", "b"))
@@ -364,6 +365,14 @@ def test_a_new_mean_leaves_the_rest_as_it_is() -> None:
     other = ModelFacts(mean=(0.5,) * 3).apply(model)
     assert other.preprocess == replace(model.preprocess, mean=(0.5,) * 3)
     assert ModelFacts(size=(160, 160)).apply(model).preprocess.presize is None
+
+
+def test_a_size_that_is_no_square_keeps_the_margin_on_both_sides() -> None:
+    pets = camkit.load_model("pets", device="cpu")
+    shown = ModelFacts(size=(112, 224)).apply(replace(pets, preprocess=Preprocess(resize=256))).preprocess
+    assert shown.resize == (128, 256)
+    for size in ((200, 300), (300, 200), (90, 400)):  # none has black edges
+        assert np.asarray(shown.view(Image.new("RGB", size, "white"))).min() == 255
 
 
 def test_what_several_weights_and_scores_are_taken_for(resnet: Any, tmp_path: Path) -> None:

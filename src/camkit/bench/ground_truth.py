@@ -67,7 +67,7 @@ def as_seen(mask: Tensor, preprocess: Preprocess) -> Tensor:
     Resized and cropped as the photograph is; a pixel counts if most of it does.
     """
     picture = Image.fromarray(mask.cpu().numpy().astype(np.uint8) * 255)
-    seen = preprocess.view(picture)
+    seen = preprocess.cut(picture)
     if preprocess.presize is not None:
         seen = seen.resize(preprocess.size[::-1])
     return torch.from_numpy(np.asarray(seen) > 127)

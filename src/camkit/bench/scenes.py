@@ -93,7 +93,7 @@ def photographs(
     chosen = paths if len(paths) <= limit else [paths[len(paths) * i // limit] for i in range(limit)]
     for path in chosen:
         try:
-            photo = decoding.load(path).image
+            photo = decoding.load(path, model.preprocess.photo_channels).image
         except ImageError as error:
             failures.append(str(error))
             continue

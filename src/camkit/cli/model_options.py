@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from camkit.models.facts import ModelFacts
 
 MODEL = (
-    "A file of weights, a bundle folder, pets, imagenet, torchvision:NAME[@WEIGHTS], timm:NAME[@FILE], "
-    "FILE.py:FUNCTION."
+    "A file of weights, a folder (a bundle, of timm, of transformers), pets, imagenet, "
+    "torchvision:NAME[@WEIGHTS], timm:NAME[@FILE], FILE.py:FUNCTION."
 )
 OPTIONS = {
     "arch": click.option("--arch", metavar="NAME", help="The architecture of a file: timm:resnet18."),
@@ -33,7 +33,11 @@ OPTIONS = {
     ),
     "mean": click.option("--mean", metavar="R,G,B", help="Subtracted from values in [0, 1]."),
     "std": click.option("--std", metavar="R,G,B", help="What these are divided by."),
-    "channels": click.option("--channels", type=click.IntRange(1, 3), help="1 for grey photographs."),
+    "channels": click.option(
+        "--channels",
+        type=click.IntRange(1, 1024),
+        help="Of the photographs: 1 for grey ones; others than 1 and 3 need --mean and --std.",
+    ),
     "scores": click.option(
         "--scores",
         type=click.Choice(KINDS),

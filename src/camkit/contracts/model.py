@@ -31,6 +31,8 @@ class LoadedModel:
         their values; see `camkit.contracts.scores`.
     output: where the module returns a tuple or a dict, the index, key or name of the scores.
     notes: what was found out about it and what was assumed, for people: `architecture`, `classes`, `shown`.
+    unsaid: what the user has to say before it can be used, because nothing may be assumed: of more than
+        three channels `mean` and `std`; `load_model` asks for it.
     """
 
     module: nn.Module
@@ -42,6 +44,7 @@ class LoadedModel:
     scores: ScoreKind = "auto"
     output: str | int | Callable[[Any], Any] | None = None
     notes: Mapping[str, str] = field(default_factory=dict)
+    unsaid: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         checked(self.scores)

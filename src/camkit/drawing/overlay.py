@@ -108,8 +108,12 @@ def seen(photo: Photo, preprocess: Preprocess) -> Image.Image:
 
 
 def picture(pixels: Tensor) -> Image.Image:
-    """Values `[3, H, W]` in [0, 1] as a picture; what lies outside is cut off."""
-    values = pixels.clamp(0, 1).permute(1, 2, 0).mul(255).round()
+    """Values `[C, H, W]` in [0, 1] as a picture of the first three channels, or the first of fewer.
+
+    What lies outside is cut off.
+    """
+    drawn = pixels[:3] if len(pixels) >= 3 else pixels[:1].expand(3, -1, -1)
+    values = drawn.clamp(0, 1).permute(1, 2, 0).mul(255).round()
     return Image.fromarray(values.to(torch.uint8).numpy())
 
 

@@ -21,6 +21,7 @@ from camkit.drawing.overlay import View
 from camkit.drawing.style import Style
 from camkit.errors import PluginError, UsageError
 from camkit.files import write_whole
+from camkit.images import channels
 from camkit.images.decoding import Photo
 from camkit.registry import discovery, loading
 
@@ -143,7 +144,9 @@ class Explanation:
     def caption(self) -> str:
         """One line: what is shown, and what the picture cannot show by itself."""
         shown = f"{self.class_name} {self.figure} · {self.backend} {self.method} at {self.layer}"
-        return " · ".join([shown, *self.remarks()])
+        count = self.model.preprocess.photo_channels
+        drawn = [] if count == 3 else [channels.remark(count)]
+        return " · ".join([shown, *self.remarks(), *drawn])
 
     def remarks(self, style: Style | None = None) -> tuple[str, ...]:
         """What the picture cannot show by itself: that nothing speaks for the class, or against it."""

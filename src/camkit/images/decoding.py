@@ -30,7 +30,7 @@ from PIL import (
 
 from camkit.errors import ImageError, reason
 from camkit.files import read_regular, sha256
-from camkit.images import inputs
+from camkit.images import channels, inputs
 from camkit.images.finding import display
 
 # Pillow registers some forty parsers; these are what photographs come in. The JPEG parser also reads
@@ -42,6 +42,7 @@ MAX_BYTES = 512 * 2**20
 MAX_DRAWN_BYTES, MAX_DRAWN_PIXELS = 8 * 2**20, 4_000_000
 MAX_PROPORTION = 50  # a longer strip would be resized to something enormous, and show nothing
 DRAWN = 2**22  # pixels that a picture is drawn at, at most
+ARRAY = b"\x93NUMPY"  # how a .npy file begins
 BACKGROUND = (255, 255, 255)
 
 REDUCED = re.compile(r" is drawn at \d+ x \d+ of \d+ x \d+$")  # what `reduced` says
@@ -65,7 +66,7 @@ TURNS = {
 class Photo:
     """A decoded photograph.
 
-    image: RGB, upright.
+    image: RGB, upright; of other channels one that carries them, see `camkit.images.channels`.
     source: where it came from, for people; `sha256` is of the file's bytes, or of the pixels.
     warnings: what was not as one would expect.
     name: how its results are called.
@@ -90,35 +91,44 @@ def sample() -> Path:
     return Path(__file__).with_name("chelsea.png")
 
 
-def load(source: Any) -> Photo:
+def load(source: Any, count: int = 3) -> Photo:
     """Decode a file, or take an image that is already decoded.
 
     source: a path, an address, bytes, an open file, a Pillow image, an array or a tensor (see `inputs`).
+    count: of channels; 3 makes RGB of whatever it is, and for any other number it must have these channels.
 
     EXIF orientation is applied, transparency is laid on white, 16-bit grey is scaled, palettes and CMYK
     are converted, and of an animation the first frame is taken, with a warning.
     Raises `ImageError` for whatever cannot be decoded completely or is refused.
     """
     if not isinstance(source, str | os.PathLike | bytes) and not hasattr(source, "read"):
-        image = source if isinstance(source, Image.Image) else inputs.picture(source)
         with _decoding_errors("the image"):
-            rgb, notes = _upright_rgb(image, "the image")
-        return Photo(rgb, "image", hashlib.sha256(rgb.tobytes()).hexdigest(), tuple(notes))
+            image, notes = _of_object(source, count)
+        pixels = image if count == 3 else channels.carried(image)
+        return Photo(image, "image", hashlib.sha256(pixels.tobytes()).hexdigest(), tuple(notes))
     if isinstance(source, str) and source.startswith(("http://", "https://")):
-        return _of_bytes(inputs.fetch(source), source)
+        return _of_bytes(inputs.fetch(source), source, count)
     if isinstance(source, bytes) or hasattr(source, "read"):
-        return _of_bytes(source if isinstance(source, bytes) else source.read(MAX_BYTES), "image")
+        return _of_bytes(source if isinstance(source, bytes) else source.read(MAX_BYTES), "image", count)
     path = Path(source).expanduser()
     name = display(path)
-    data = _read(path, name)
-    image, notes = _decode(data, name)
-    digest = hashlib.sha256(data).hexdigest()
-    return Photo(image, name, digest, tuple(notes), path=os.fspath(path))
+    return replace(_of_bytes(_read(path, name), name, count), path=os.fspath(path))
 
 
-def _of_bytes(data: bytes, name: str) -> Photo:
-    image, notes = _decode(data, name)
+def _of_bytes(data: bytes, name: str, count: int) -> Photo:
+    image, notes = _decode(data, name, count)
     return Photo(image, name, hashlib.sha256(data).hexdigest(), tuple(notes))
+
+
+def _of_object(source: Any, count: int, name: str = "the image") -> tuple[Image.Image, list[str]]:
+    """As `_prepared`, of a Pillow image, an array or a tensor."""
+    if isinstance(source, Image.Image):
+        return _prepared(source, name, count)
+    if count == 3:
+        return _prepared(inputs.picture(source), name, count)
+    image = channels.of_array(inputs.values(source, count), count, name)
+    _check_size(image.size, name)
+    return image, []
 
 
 def digest(path: str | os.PathLike[str]) -> str:
@@ -135,6 +145,7 @@ def reduced(photo: Photo, view: Image.Image, pixels: int) -> Photo:
     scale = math.sqrt(pixels / (width * height))
     size = max(1, int(width * scale)), max(1, int(height * scale))
     image = photo.image.resize(size, Image.Resampling.LANCZOS, reducing_gap=2)
+    image.info.pop(channels.KEY, None)  # which the view has, as far as the model sees them
     remark = f"{photo.source} is drawn at {size[0]} x {size[1]} of {width} x {height}"
     return replace(photo, image=image, view=view, whole=(width, height), warnings=(*photo.warnings, remark))
 
@@ -183,22 +194,28 @@ def _reading_errors(path: Path, name: str) -> Iterator[None]:
         raise ImageError(f"{name} cannot be read: {reason(error)}") from None
 
 
-def _decode(data: bytes, name: str) -> tuple[Image.Image, list[str]]:
+def _decode(data: bytes, name: str, count: int) -> tuple[Image.Image, list[str]]:
     if not data:
         raise ImageError(f"{name} is empty (0 bytes)")
+    if data.startswith(ARRAY):
+        with _decoding_errors(name):
+            return _of_object(np.lib.format.read_array(io.BytesIO(data), allow_pickle=False), count, name)
     with _decoding_errors(name), Image.open(io.BytesIO(data), formats=FORMATS) as image:
         _scale_key(image)
+        if count != 3:
+            channels.check_copied(image, count, name)
         several = image.format != "MPO" and getattr(image, "is_animated", False)
-        rgb, notes = _upright_rgb(image, name)
-        return rgb, [*notes, *([f"{name} has several frames: the first is explained"] * several)]
+        ready, notes = _prepared(image, name, count)
+        return ready, [*notes, *([f"{name} has several frames: the first is explained"] * several)]
 
 
-def _upright_rgb(image: Image.Image, name: str) -> tuple[Image.Image, list[str]]:
-    """The image upright and as RGB, with notes of what was odd."""
+def _prepared(image: Image.Image, name: str, count: int) -> tuple[Image.Image, list[str]]:
+    """The image upright and as RGB, or with its `count` channels, and notes of what was odd."""
     _check_size(image.size, name)
     image.load()  # completely, so that a truncated file is found
     notes: list[str] = []
-    return _rgb(_upright(image, notes), name), notes
+    upright = _upright(image, notes)
+    return _rgb(upright, name) if count == 3 else channels.of_picture(upright, count, name), notes
 
 
 @contextmanager

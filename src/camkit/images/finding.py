@@ -17,6 +17,7 @@ from camkit.files import walk
 SUFFIXES = frozenset(
     ".jpg .jpeg .jpe .jfif .mpo .png .webp .bmp .gif .tif .tiff .ppm .pgm .pbm .pnm".split()
 )
+ARRAY = ".npy"  # a photograph where a glob says so; in folders lie the maps of camkit, too
 ANY_DEPTH = "**"  # in a glob: any number of folders
 # In a name, but for the halves of signs that stand for bytes which are no UTF-8.
 IN_NAMES = {code: text for code, text in ESCAPES.items() if not 0xDC80 <= code < 0xDD00} | {0x0A: "\\n"}
@@ -103,7 +104,7 @@ def _expand_one(pattern: str) -> tuple[Path | None, Iterable[Path]]:
     if ANY_DEPTH in path.parts:
         return fixed, Glob(path)
     found = (Path(hit) for hit in sorted(glob.glob(pattern)))  # noqa: PTH207  Path.glob takes no absolute pattern
-    return fixed, [hit for hit in found if _is_image(hit) and not hit.is_dir()]
+    return fixed, [hit for hit in found if _is_meant(hit, pattern) and not hit.is_dir()]
 
 
 def _may_be_there(path: Path) -> bool:
@@ -159,7 +160,11 @@ def _below(folder: str, pattern: Sequence[str], closed: list[OSError]) -> Iterat
         here = reached.pop(root)
         for name in files:
             path = Path(root, name)
-            if _is_image(path) and len(pattern) in _after(name, here, pattern) and not path.is_dir():
+            if (
+                _is_meant(path, pattern[-1])
+                and len(pattern) in _after(name, here, pattern)
+                and not path.is_dir()
+            ):
                 yield path
         after = {name: _after(name, here, pattern) for name in folders}
         folders[:] = [name for name in folders if after[name]]  # no other is entered
@@ -185,6 +190,11 @@ def _with_skips(reached: AbstractSet[int], pattern: Sequence[str]) -> frozenset[
         if place in found and part == ANY_DEPTH:
             found.add(place + 1)
     return frozenset(found)
+
+
+def _is_meant(path: Path, pattern: str) -> bool:
+    """Whether a file that a glob matches is a photograph."""
+    return _is_image(path) or (path.suffix.lower() == ARRAY and pattern.lower().endswith(ARRAY))
 
 
 def _is_image(path: Path) -> bool:

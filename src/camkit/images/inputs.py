@@ -89,29 +89,47 @@ def picture(array: Any) -> Image.Image:
 
     Raises `ImageError` for anything else, such as a tensor that is normalised already.
     """
-    if hasattr(array, "detach"):
-        tensor = array.detach().cpu()
-        values = (tensor.float() if tensor.is_floating_point() else tensor).numpy()
-        if values.ndim == 3 and values.shape[0] in (1, 3, 4):
-            values = np.moveaxis(values, 0, 2)
-    else:
-        values = np.asarray(array)
-    shape = list(values.shape)
-    if values.ndim == 3 and values.shape[2] == 1:
-        values = values[:, :, 0]
-    if values.ndim not in (2, 3) or (values.ndim == 3 and values.shape[2] not in (3, 4)) or 0 in shape:
+    pixels = _channels_last(array, (1, 3, 4))
+    shape = list(pixels.shape)
+    if pixels.ndim == 3 and pixels.shape[2] == 1:
+        pixels = pixels[:, :, 0]
+    if pixels.ndim not in (2, 3) or (pixels.ndim == 3 and pixels.shape[2] not in (3, 4)) or 0 in shape:
         raise ImageError(f"an image is [H, W] or [H, W, 3], a tensor [C, H, W], not {shape}")
-    if values.dtype == np.bool_:
-        values = values.astype(np.float32)
-    if np.issubdtype(values.dtype, np.floating):
-        if not (np.isfinite(values).all() and values.min() >= 0 and values.max() <= 1):
+    pixels = _in_range(pixels)
+    if pixels.dtype != np.uint8:
+        pixels = np.rint(pixels * 255).astype(np.uint8)
+    return Image.fromarray(np.ascontiguousarray(pixels))
+
+
+def values(array: Any, count: int) -> np.ndarray[Any, Any]:
+    """An array `[H, W, count]` or a tensor `[count, H, W]` as `[H, W, count]`: bytes, or float32 in [0, 1].
+
+    Raises `ImageError` for other values; other shapes stay as they are.
+    """
+    pixels = _channels_last(array, (count,))
+    return pixels if 0 in pixels.shape else np.ascontiguousarray(_in_range(pixels))
+
+
+def _channels_last(array: Any, counts: Sequence[int]) -> np.ndarray[Any, Any]:
+    """The values of an array; of a tensor `[C, H, W]` of so many channels `[H, W, C]`."""
+    if not hasattr(array, "detach"):
+        return np.asarray(array)
+    tensor = array.detach().cpu()
+    found: np.ndarray[Any, Any] = (tensor.float() if tensor.is_floating_point() else tensor).numpy()
+    return np.moveaxis(found, 0, 2) if found.ndim == 3 and found.shape[0] in counts else found
+
+
+def _in_range(pixels: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Bytes, or fractions in [0, 1] as float32; `ImageError` for other values."""
+    if pixels.dtype == np.bool_:
+        return pixels.astype(np.float32)
+    if np.issubdtype(pixels.dtype, np.floating):
+        if not (np.isfinite(pixels).all() and pixels.min() >= 0 and pixels.max() <= 1):
             raise ImageError(
-                f"images of fractions have values in [0, 1], not {values.min():.3g} to {values.max():.3g}: "
+                f"images of fractions have values in [0, 1], not {pixels.min():.3g} to {pixels.max():.3g}: "
                 "of tensors that are normalised already, `camkit.maps(model.module, batch)` makes maps"
             )
-        values = np.rint(values * 255).astype(np.uint8)
-    elif values.dtype != np.uint8:
-        if values.min() < 0 or values.max() > 255:
-            raise ImageError(f"images of whole numbers have values from 0 to 255, not {values.dtype}")
-        values = values.astype(np.uint8)
-    return Image.fromarray(np.ascontiguousarray(values))
+        return pixels.astype(np.float32)
+    if not np.issubdtype(pixels.dtype, np.integer) or pixels.min() < 0 or pixels.max() > 255:
+        raise ImageError(f"images of whole numbers have values from 0 to 255, not {pixels.dtype}")
+    return pixels.astype(np.uint8)

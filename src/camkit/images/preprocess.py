@@ -13,7 +13,7 @@ import math
 import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from camkit.errors import ImageError, ModelError
 
@@ -45,12 +45,13 @@ class Preprocess:
 
     size: height and width in pixels of what the model sees.
     resize: length in pixels of the shorter side before the centre crop; `None` means no margin, the
-        shorter side is resized just to cover `size`. But for `crop` also height and width.
+        shorter side is resized just to cover `size`. Also height and width, which `crop` just covers.
     fit: `crop` keeps the proportions and cuts the margins; `squash` gives the whole photograph the
         proportions of `size`. `crop-first` cuts the photograph to these proportions in whole pixels and
         resizes then, `pad` adds to it instead; `none` takes the middle and resizes nothing.
     padding: what `pad`, and `none` of a small photograph, add.
-    mean, std: per channel, of values in [0, 1]; one value each means grey photographs.
+    mean, std: per channel, of values in [0, 1]; one value each means grey photographs, and other numbers
+        than three that photographs have these channels themselves, as those of satellites do.
     presize: height and width of the view, if the model gets it resampled to `size`, as fastai does with
         batches.
     rounding: `pillow`, as it resizes and torchvision crops; `transformers`, as its image processors do:
@@ -67,8 +68,6 @@ class Preprocess:
     presize: tuple[int, int] | None = None
     rounding: Rounding = "pillow"
 
-    CHANNELS: ClassVar[tuple[int, ...] | None] = (1, 3)  # that a photograph can have
-
     def __post_init__(self) -> None:
         for size in (self.size, self.seen):
             if min(size) < 1 or max(size) > 8192:
@@ -81,15 +80,17 @@ class Preprocess:
             raise ModelError(f"unknown rounding {self.rounding!r}")
         if self.resize is not None:
             self._check_resize()
-        known = self.CHANNELS is None or self.channels in self.CHANNELS
-        if not known or len(self.mean) != len(self.std) or not all(s > 0 for s in self.std):
-            raise ModelError(f"mean {self.mean} and std {self.std} need three values, or one, std positive")
+        known = 1 <= self.channels <= MAX_CHANNELS and len(self.mean) == len(self.std)
+        if not known or not all(s > 0 for s in self.std):
+            raise ModelError(
+                f"mean {self.mean} and std {self.std} need a value for each channel, std positive"
+            )
         if not all(map(math.isfinite, (*self.mean, *self.std))):
             raise ModelError(f"mean {self.mean} and std {self.std} must be finite")
 
     def _check_resize(self) -> None:
         pair = isinstance(self.resize, tuple)
-        if self.fit == "none" or (self.fit == "crop" and pair) or (self.fit in FIRST and not pair):
+        if self.fit == "none" or (self.fit in FIRST and not pair):
             raise ModelError(f"resize={self.resize} does not go with fit={self.fit}")
         if isinstance(self.resize, tuple):
             fits = self.resize[0] >= self.seen[0] and self.resize[1] >= self.seen[1]
@@ -101,8 +102,13 @@ class Preprocess:
 
     @property
     def channels(self) -> int:
-        """Of what the model sees: 3, or 1 of grey photographs."""
+        """Of what the model sees: 3, 1 of grey photographs, or any other number."""
         return len(self.mean)
+
+    @property
+    def photo_channels(self) -> int:
+        """Of the photographs that it takes: 3 also where the model sees them grey."""
+        return 3 if self.channels == 1 else self.channels
 
     @property
     def seen(self) -> tuple[int, int]:
@@ -114,8 +120,18 @@ class Preprocess:
         return self.tensor(self.view(image))
 
     def view(self, image: Image) -> Image:
-        """What the model sees of `image`, of `seen`; `ImageError` if that takes too much memory."""
-        image = image.convert("L") if self.channels == 1 else image
+        """What the model sees of `image`, of `seen`; `ImageError` if that takes too much memory.
+
+        image: RGB, or one that carries `photo_channels` other channels, see `camkit.images.channels`.
+        """
+        if self.photo_channels != 3:
+            from camkit.images import channels
+
+            return channels.each(image, self.cut)
+        return self.cut(image.convert("L") if self.channels == 1 else image)
+
+    def cut(self, image: Image) -> Image:
+        """Size and crop alone: of a picture of any mode, such as a mask, what the model sees."""
         source, (width, height) = self._source(*image.size), self._resized(*image.size)
         for what, (w, h) in (("padded", source[2:]), ("resized", (width, height))):
             if w * h > MAX_PIXELS:
@@ -136,8 +152,12 @@ class Preprocess:
         import numpy as np
         import torch
 
-        mode = "L" if self.channels == 1 else "RGB"
-        arrays = [np.asarray(view.convert(mode)) for view in views]
+        if self.photo_channels != 3:
+            from camkit.images import channels
+
+            arrays = [channels.levels(view) for view in views]
+        else:
+            arrays = [np.asarray(view.convert("L" if self.channels == 1 else "RGB")) for view in views]
         pixels = torch.from_numpy(np.stack(arrays)).to(device)
         mean, std = (torch.tensor(v, device=device)[:, None, None] for v in (self.mean, self.std))
         pixels = pixels[:, None] if self.channels == 1 else pixels.permute(0, 3, 1, 2)
@@ -206,6 +226,11 @@ class Preprocess:
     def _resized(self, width: int, height: int) -> tuple[int, int]:
         """Width and height after the resize, before the crop."""
         crop_h, crop_w = self.seen
+        if isinstance(self.resize, tuple) and self.fit == "crop":
+            scale = min(height / self.resize[0], width / self.resize[1])
+            return round(width / scale), round(
+                height / scale
+            )  # as timm does, for sizes that are no squares
         if isinstance(self.resize, tuple):
             return self.resize[1], self.resize[0]
         if self.fit in FIRST:
@@ -229,8 +254,12 @@ class Preprocess:
     def from_dict(cls, data: Mapping[str, Any]) -> Preprocess:
         """The inverse of `to_dict`; a missing key takes its default, anything odd is a `ModelError`.
 
-        So is a view of more than 4 megapixels: the table may be a stranger's.
+        So is a view of more than 4 megapixels, or as many values: the table may be a stranger's.
         """
+        if OWN in data:
+            raise ModelError(
+                f"photographs were shown by a function of its owner, {data[OWN]!s:.80}, which no file holds"
+            )
         known = {field.name for field in fields(cls)}
         if unknown := sorted(set(data) - known):
             raise ModelError(f"preprocessing has unknown keys {unknown}; known are {sorted(known)}")
@@ -252,14 +281,10 @@ class Preprocess:
         except (TypeError, ValueError, OverflowError) as error:
             raise ModelError(f"preprocessing cannot be read: {error}") from None
         for shown in (made.size, made.seen):
-            if math.prod(shown) > MAX_VIEW:
+            if math.prod(shown) * max(made.channels, 3) > 3 * MAX_VIEW:
                 raise ModelError(f"preprocessing size {shown} is more than {MAX_VIEW:,} pixels")
         return made
 
-        if OWN in data:
-            raise ModelError(
-                f"photographs were shown by a function of its owner, {data[OWN]!s:.80}, which no file holds"
-            )
 
 def _resampled(images: Tensor, size: tuple[int, int]) -> Tensor:
     """Images `[B, C, h, w]` at another size, corner on corner, as fastai resizes batches.

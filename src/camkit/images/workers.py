@@ -64,7 +64,8 @@ def prepare(
 
     pixels: reduce a whole photograph to at most so many; what the model sees is cut from all of it.
     """
-    photo = decoding.load(source.path if isinstance(source, Source) else source)
+    path = source.path if isinstance(source, Source) else source
+    photo = decoding.load(path, preprocess.photo_channels)
     photo = replace(photo, name=name_of(source))
     if not whole:
         return replace(photo, image=preprocess.view(photo.image), cut=True)

@@ -19,7 +19,7 @@ from camkit.errors import ModelError
 from camkit.files import is_file
 from camkit.images.preprocess import Preprocess
 from camkit.models.checkpoint import read_checkpoint
-from camkit.models.facts import GREY_MEAN, GREY_STD, assumed
+from camkit.models.facts import assumed, prepared, unsaid
 from camkit.models.fastai_architecture import (
     HIDDEN,
     LESSON_CLASSES,
@@ -106,14 +106,15 @@ class FastaiSource(ModelSource):
     def _loaded(
         self, reference: str, module: nn.Module, architecture: dict[str, Any], device: torch.device
     ) -> LoadedModel:
-        grey = architecture["backbone"].get("channels") == 1
+        preprocess = prepared(Preprocess(), architecture["backbone"])
         return LoadedModel(
             module.to(device).eval(),
             numbered(architecture["num_classes"]),
-            Preprocess(mean=GREY_MEAN, std=GREY_STD) if grey else Preprocess(),
+            preprocess,
             name=f"fastai:{reference}",
             default_layer=default_layer(module),
             architecture=architecture,
+            unsaid=unsaid(preprocess.channels),
         )
 
 
@@ -126,15 +127,17 @@ def _facts(
     if layers is None or not outputs(layers):
         raise ModelError("the file holds no head of fastai (`1.*`): is it of learn.save()?")
     facts: dict[str, Any] = {"num_classes": outputs(layers)}
-    stem = next((t for t in state.values() if t.ndim == 4), None)
-    if stem is not None and stem.shape[1] == 1:
-        backbone = facts["backbone"] = {**backbone, "channels": 1}
+    inside = unfilled(lambda: body(backbone))
+    name, stem = next(((n, t) for n, t in inside.state_dict().items() if t.ndim == 4), ("", None))
+    got = state.get(f"0.{name}")
+    if stem is not None and got is not None and stem.shape[1] == 3 != got.shape[1]:
+        backbone = facts["backbone"] = {**backbone, "channels": int(got.shape[1])}
+        inside = unfilled(lambda: body(backbone))
     kinds = [layer[0] for layer in layers if layer[0] not in ("Flatten", "Identity")]
     widths = [layer[2] for layer in layers if layer[0] == "Linear"]
     usual = ["BatchNorm1d", "Linear", "ReLU", "BatchNorm1d", "Linear"]
     if kinds[:5] != usual or widths[0] != HIDDEN or kinds[5:] not in ([], ["BatchNorm1d"]):
         return {**facts, "head": layers}
-    inside = unfilled(lambda: body(backbone))
     channels = features(inside, inputs=backbone.get("channels", 3))
     if layers[0] == ["Flatten"] and layers[2][1] != 2 * channels:  # it pools without the maximum
         return {**facts, "head": layers}

@@ -19,7 +19,7 @@ from camkit.errors import CamkitError, ModelError, typed_reason
 from camkit.images.preprocess import Preprocess
 from camkit.models import labels, recognition
 from camkit.models.checkpoint import Checkpoint
-from camkit.models.facts import assumed, prepared
+from camkit.models.facts import assumed, prepared, unsaid
 from camkit.models.fastai_export import from_learner
 from camkit.models.transforms import as_preprocess
 from camkit.registry import loading
@@ -40,7 +40,7 @@ def from_object(
     )
     model: LoadedModel = kind(made, name or type(made).__name__)
     if preprocess is not None:
-        model = replace(model, preprocess=as_preprocess(preprocess), notes={})
+        model = replace(model, preprocess=as_preprocess(preprocess), notes={}, unsaid=())
     if output is not None:
         model = replace(model, output=output)
     if not model.classes:
@@ -55,25 +55,40 @@ def _module(made: Any, name: str) -> LoadedModel:
     module = getattr(made, "_orig_mod", made)  # behind torch.compile, where hooks fire
     config = getattr(module, "pretrained_cfg", None)
     known = as_preprocess(config) if isinstance(config, dict) and "input_size" in config else None
-    shown = known or _usual(module)
-    notes = {} if known else {"shown": f"{name}: {assumed(shown)}"}
-    return LoadedModel(module, _own_classes(module), shown, name, notes=notes)
+    usual = known or _usual(module)
+    shown = prepared(usual, {"channels": _channels(module, usual.size)})
+    sure = known is not None and shown == known
+    notes = {} if sure else {"shown": f"{name}: {assumed(shown)}"}
+    open_ones = () if sure else unsaid(shown.channels)
+    return LoadedModel(module, _own_classes(module), shown, name, notes=notes, unsaid=open_ones)
 
 
 def _usual(module: nn.Module) -> Preprocess:
     """What is usual for the architecture, if its tensors tell it, or else for any."""
     state = {name: t for name, t in module.state_dict().items() if isinstance(t, torch.Tensor)}
     checkpoint = Checkpoint(Path(type(module).__name__), state)
-    first = next((part for part in module.modules() if isinstance(part, nn.Conv2d)), None)
-    facts = {"channels": 1} if first is not None and first.in_channels == 1 else {}
     try:
         scheme, _, name = (
             recognition.architecture_of(checkpoint).name.removeprefix("fastai:").rpartition(":")
         )
         source: ModelSource = loading.make("model", scheme)
-        return prepared(source.preprocess({"name": name}), facts)
+        return source.preprocess({"name": name})
     except CamkitError:  # it is of none, or of several
-        return prepared(Preprocess(), facts)
+        return Preprocess()
+
+
+def _channels(module: nn.Module, size: tuple[int, int]) -> int:
+    """Of the photographs: those of the first convolution, unless pixels are laid out anew before it."""
+    first = next((part for part in module.modules() if isinstance(part, nn.Conv2d)), None)
+    count = 3 if first is None else first.in_channels
+    if count in (1, 3):
+        return count
+    try:
+        _scores(module, module, Preprocess(size, mean=(0.0,) * count, std=(1.0,) * count))
+    # It takes others, or photographs of another size, which is told where it is used.
+    except Exception:
+        return 3
+    return count
 
 
 def _transformers(made: Any, name: str) -> LoadedModel:
@@ -131,25 +146,32 @@ def _count(model: LoadedModel) -> int:
     from camkit.core.scored import Scored
 
     module = model.module if model.output is None else Scored(model.module, model.output, None)
-    like = next((p for p in model.module.parameters() if p.is_floating_point()), None)
-    if like is None:
-        raise ModelError(f"model {model.name!r} has no floating-point parameters")
-    inputs = example_inputs(model.preprocess.size, like, model.preprocess.channels)
-    training = {part: part.training for part in model.module.modules()}
     try:
-        model.module.eval()
-        with torch.no_grad():
-            scores = module(inputs)
+        scores = _scores(module, model.module, model.preprocess)
+    except CamkitError:
+        raise
     # Whatever a model says to a photograph of a size that it does not take.
     except Exception as error:
         shown = f"{model.preprocess.size[0]} x {model.preprocess.size[1]}"
         raise ModelError(
             f"{model.name} cannot take photographs of {shown}: {typed_reason(error)}"
         ) from None
-    finally:
-        for part, mode in training.items():
-            part.training = mode
     if not isinstance(scores, torch.Tensor) or scores.ndim != 2:
         kind = list(scores.shape) if isinstance(scores, torch.Tensor) else type(scores).__name__
         raise ModelError(f"{model.name} returns {kind}, not scores [B, n]: say output=")
     return int(scores.shape[1])
+
+
+def _scores(module: nn.Module, inner: nn.Module, shown: Preprocess) -> Any:
+    """What `module` says to noise; `inner`, whose mode is restored, is the network in it."""
+    like = next((p for p in inner.parameters() if p.is_floating_point()), None)
+    if like is None:
+        raise ModelError(f"{type(inner).__name__} has no floating-point parameters")
+    training = {part: part.training for part in inner.modules()}
+    try:
+        inner.eval()
+        with torch.no_grad():
+            return module(example_inputs(shown.size, like, shown.channels))
+    finally:
+        for part, mode in training.items():
+            part.training = mode

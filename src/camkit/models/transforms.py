@@ -54,10 +54,12 @@ def of_timm(config: Mapping[str, Any]) -> Preprocess:
     mode = config.get("crop_mode") or "center"
     if mode not in ("center", "squash"):
         raise ModelError(f"timm's crop mode {mode!r} is one that camkit does not have")
-    size = tuple(config["input_size"][1:])
+    height, width = (int(side) for side in config["input_size"][1:])
+    share = config.get("crop_pct") or 0.875
+    margin = int(height / share), int(width / share)
     return Preprocess(
-        size=(int(size[0]), int(size[1])),
-        resize=int(min(size) / (config.get("crop_pct") or 0.875)),
+        size=(height, width),
+        resize=margin[0] if margin[0] == margin[1] else margin,
         fit="squash" if mode == "squash" else "crop",
         interpolation=config.get("interpolation") or "bicubic",
         mean=tuple(config["mean"]),
@@ -69,9 +71,12 @@ def of_timm(config: Mapping[str, Any]) -> Preprocess:
 class OwnPreprocess(Preprocess):
     """What a function of the user's makes of a photograph: that is all that is known of it."""
 
-    CHANNELS = None
-
     function: Callable[[Image.Image], Tensor] | None = None
+
+    @property
+    def photo_channels(self) -> int:
+        """A function of the user's is given RGB, whatever it makes of that."""
+        return 3
 
     def view(self, image: Image.Image) -> Image.Image:
         """The tensor as a picture, lightest to darkest, which carries the tensor with it."""

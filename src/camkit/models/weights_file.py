@@ -15,7 +15,7 @@ from camkit.errors import ModelError, counted, typed_reason
 from camkit.images.preprocess import Preprocess
 from camkit.models import heads, labels, recognition, signatures, ultralytics
 from camkit.models.checkpoint import WEIGHTS, Checkpoint, read_checkpoint
-from camkit.models.facts import assumed, prepared
+from camkit.models.facts import assumed, prepared, unsaid
 from camkit.models.recognition import Found
 from camkit.models.weights import built_for, put_weights
 from camkit.registry import loading
@@ -61,6 +61,7 @@ def load_weights(path: Path, *, device: torch.device, name: str = "") -> LoadedM
         name=f"{name}@{path}" if name else str(path),
         architecture=architecture,
         notes=notes | _scores(count) | {"shown": assumed(preprocess)},
+        unsaid=unsaid(preprocess.channels),
     )
 
 
