@@ -140,6 +140,30 @@ def test_facts_are_kept_and_do_not_matter_to_loading(model: LoadedModel, tmp_pat
     assert camkit.load_model(folder, device="cpu").sha256 == model.sha256
 
 
+def test_what_no_bundle_can_hold_is_told_with_the_way_out(
+    original: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("mine.py").write_text(
+        "import torchvision\n\n\ndef build():\n    return torchvision.models.alexnet()\n"
+    )
+    torch.save(
+        nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2)),
+        "whole.pth",
+    )
+    for spec in ("mine.py:build", "whole.pth"):
+        done = runner().invoke(cli, ["model", "bundle", spec, "--out", "out", "--trust-pickle"])
+        assert done.exit_code == 1 and "use it as it is, or save the state_dict()" in done.stderr, (
+            done.stderr
+        )
+        assert not Path("out").exists()
+    own = camkit.load_model(original, device="cpu", preprocess=lambda image: torch.zeros(3, 32, 32))
+    with pytest.raises(
+        ModelError, match=r"shown by a function of its owner, .*<lambda>, which no file holds"
+    ):
+        camkit.save_bundle(own, "out")
+
+
 def test_models_of_torchvision_come_back(tmp_path: Path) -> None:
     model = _network({"source": "torchvision", "name": "squeezenet1_1", "num_classes": len(CLASSES)})
     again = camkit.load_model(camkit.save_bundle(model, tmp_path / "net"), device="cpu")

@@ -665,7 +665,7 @@ def test_what_cannot_be_meant(spec: str, message: str) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["hf-hub:timm/resnet18", "hf_hub:timm/resnet18", "local-dir:.", "timm/resnet18.a1_in1k", "../resnet18"],
+    ["hf-hub", "local-dir:.", "timm/resnet18.a1_in1k", "../resnet18"],
 )
 @pytest.mark.parametrize("weights", ["", "@none"])
 def test_timm_is_asked_for_names_only(name: str, weights: str, no_network: Path) -> None:

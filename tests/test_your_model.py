@@ -14,6 +14,7 @@ import timm
 import torch
 import torchvision
 from safetensors.torch import save_file
+from timm.models import save_for_hf
 from torch import Tensor, nn
 
 import camkit
@@ -88,6 +89,31 @@ class Ways:
 
     def plain(self, module: Any, name: str = "w.pth", **more: Any) -> Any:
         return self.save(module.state_dict(), name), module, more
+
+    def many_channels(self, module: Any, stem: str, count: int) -> Any:
+        first = module.get_submodule(stem)
+        made = nn.Conv2d(
+            count, first.out_channels, first.kernel_size, first.stride, first.padding, bias=False
+        )
+        module.set_submodule(stem, made)
+        numbers = {"mean": (0.4,) * count, "std": (0.2,) * count}
+        return self.save(module.eval().state_dict()), module, numbers
+
+    def of_timm(self, module: Any, *, scheme: str = "", safe: bool = True, named: bool = True) -> Any:
+        config = {"label_names": list(NAMES)} if named else {}
+        save_for_hf(module, str(self.folder / "net"), model_config=config, safe_serialization=safe)
+        return f"{scheme}{self.folder / 'net'}", module
+
+    def of_the_hub(self) -> Any:
+        """Where the client keeps what it has fetched."""
+        _, module = self.of_timm(tm())
+        there = self.folder / "models--someone--net"
+        (there / "refs").mkdir(parents=True)
+        (there / "refs" / "main").write_text("abc")
+        (self.folder / "net").rename(there / "net")
+        (there / "snapshots").mkdir()
+        (there / "net").rename(there / "snapshots" / "abc")
+        return "timm:hf-hub:someone/net", module
 
     def named(self, source: str, module: Any) -> Any:
         return f"{source}@{self.save(module.state_dict())}", module
@@ -175,6 +201,8 @@ WAYS: dict[str, Callable[[Ways], Any]] = {
     "a network as `backbone` with a head beside it": Ways.backbone,
     "one-channel photographs, torchvision": Ways.grey_torchvision,
     "one-channel photographs, timm": lambda w: w.grey(tm(in_chans=1)),
+    "photographs of four channels, torchvision": lambda w: w.many_channels(tv(), "conv1.0", 4),
+    "photographs of thirteen channels, timm": lambda w: w.many_channels(tm(), "conv1.0", 13),
     "GoogLeNet without its helper heads": lambda w: w.plain(
         tv("googlenet", aux_logits=False, init_weights=False)
     ),
@@ -194,6 +222,11 @@ WAYS: dict[str, Callable[[Ways], Any]] = {
     "what `learn.save` wrote, for a body that both libraries have": Ways.fastai_timm,
     "a whole model, `torch.save(model)`": lambda w: (w.save(tv()), tv(), {"trust_pickle": True}),
     "a bundle of camkit, or a folder of `camkit train`": Ways.bundle,
+    "a folder of timm": lambda w: w.of_timm(tm()),
+    "a folder of timm with `pytorch_model.bin`": lambda w: w.of_timm(tm(), safe=False),
+    "a folder of timm without names of classes": lambda w: w.of_timm(tm(), scheme="timm:", named=False),
+    "a folder of timm for photographs of five channels": lambda w: w.of_timm(tm(in_chans=5)),
+    "a name of the hub that timm wrote": Ways.of_the_hub,
     "a function that returns the model": lambda w: w.function("mine.py", "mine.py:build"),
     "a function of an installed package": lambda w: w.function("mine_too.py", "mine_too:build"),
 }
@@ -201,6 +234,7 @@ ELSEWHERE = {
     "what `learn.export` of fastai wrote": "plugins/camkit-fastai/tests/test_exports.py",
     "a folder of transformers": "plugins/camkit-huggingface/tests",
     "CLIP or SigLIP": "plugins/camkit-huggingface/tests",
+    "a folder of transformers around a network of timm": "tests/test_timm_folder.py",
     "`best.pt` of ultralytics' `yolo classify train`": "tests/test_ultralytics.py",
 }
 
@@ -223,6 +257,8 @@ def test_the_scores_are_those_of_the_owner(
     way: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     spec, module, *more = WAYS[way](Ways(tmp_path))
     model = camkit.load_model(spec, device="cpu", **(more[0] if more else {}))
     images = torch.rand(2, model.preprocess.channels, *model.preprocess.size)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +19,11 @@ from camkit.errors import (
     ModelNotFound,
     PluginError,
     reason,
-    typed_reason,
 )
-from camkit.files import cause, inside, is_file, read_regular, writing_folder
+from camkit.files import cause, inside, is_file, writing_folder
 from camkit.images.preprocess import Preprocess
 from camkit.models.specs import CONFIG, MAX_CONFIG, PETS, WEIGHTS
+from camkit.models.stranger_json import errors_of, read_json
 from camkit.models.weights import SPARE, built_for, put_weights, read_weights
 from camkit.registry import loading
 
@@ -41,7 +40,7 @@ class BundleSource(ModelSource):
         folder = Path(reference)
         path, weights_path = _inside(folder, CONFIG), _inside(folder, WEIGHTS)
         size = weights_path.stat().st_size
-        with _errors_of(path):
+        with errors_of(path):
             architecture, classes, preprocess, layer, scores = _checked_config(_read_config(path))
             try:
                 source: ModelSource = loading.make("model", architecture["source"])
@@ -117,7 +116,10 @@ def config_text(model: LoadedModel, facts: Mapping[str, Any], *, room: int = 0) 
     room: bytes that are left for what is not known yet.
     """
     if model.architecture is None:
-        raise ModelError(f"model {model.name!r} does not say how it is built, so no bundle holds it")
+        raise ModelError(
+            f"model {model.name!r} does not say how it is built, so no bundle holds it: use it as it is, "
+            "or save the state_dict() of a network that torchvision or timm has, and bundle that file"
+        )
     config = {
         "format": FORMAT,
         "architecture": dict(model.architecture),
@@ -142,22 +144,8 @@ def config_text(model: LoadedModel, facts: Mapping[str, Any], *, room: int = 0) 
     return text
 
 
-@contextmanager
-def _errors_of(path: Path) -> Iterator[None]:
-    """Whatever is wrong with the contents of `path` becomes one line that names it."""
-    try:
-        yield
-    # The values are a stranger's, and not every source looks at each of them before it uses it.
-    except Exception as error:
-        text = str(error) if isinstance(error, CamkitError) else typed_reason(error)
-        raise ModelError(f"{path}: {' '.join(text.split())[:300]}") from error
-
-
 def _read_config(path: Path) -> dict[str, Any]:
-    try:
-        config = json.loads(read_regular(path, MAX_CONFIG).decode("utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise ModelError(f"it cannot be read as JSON: {reason(error)}") from None
+    config = read_json(path)
     version = config.get("format") if isinstance(config, dict) else None
     if version != FORMAT:
         raise ModelError(f"it has format {version!r}; this camkit reads {FORMAT}")

@@ -19,13 +19,21 @@ PETS = Path(__file__).parent / "pets"  # the bundle that comes with camkit
 MAX_CONFIG = 16 * 2**20  # bytes
 PACKAGES = {"hf": "camkit-huggingface"}  # sources of camkit's that are packages of their own
 CONFIG, WEIGHTS = "camkit.json", "model.safetensors"  # the files of a bundle
+LIBRARY_CONFIG = "config.json"  # of a folder that transformers or timm wrote
+TIMM_WEIGHTS = (
+    WEIGHTS,
+    "pytorch_model.bin",
+    "pytorch_model.pth",
+    "model.pth",
+)  # beside it, the better first
+TIMM_HUB = re.compile(r"hf[-_]hub:")  # before a name of the hub, in a reference of timm
 
 
 def split(spec: str) -> tuple[str, str]:
     """Model source and reference. Names come first: a folder called `pets` is `./pets`.
 
-    A folder of transformers is for the source `hf`. Raises `ModelNotFound` if nothing has that name, or its
-    source is not installed, and `ModelError` for a file.
+    A folder of transformers is for the source `hf`, one of timm for `timm`. Raises `ModelNotFound` if
+    nothing has that name, or its source is not installed, and `ModelError` for a file.
     """
     found = discovery.find("model")
     for name in (name for item in found for name in (item.full_name, item.name)):
@@ -34,7 +42,10 @@ def split(spec: str) -> tuple[str, str]:
         if spec.startswith(f"{name}:"):
             return name, spec[len(name) + 1 :]
     if os.path.isdir(spec):  # noqa: PTH112  Path.is_dir raises if the name is too long
-        if _is_transformers(Path(spec)):
+        library = _library(Path(spec))
+        if library == "timm":  # with a slash, as names of networks have none
+            return library, spec if os.sep in spec else os.path.join(".", spec)  # noqa: PTH118
+        if library == "hf":
             return _transformers(spec, {item.name for item in found})
         inner = str(Path(spec, "bundle"))  # of the folder that a training wrote
         return "bundle", inner if is_file(Path(inner, CONFIG)) else spec
@@ -43,6 +54,11 @@ def split(spec: str) -> tuple[str, str]:
     if (function := FUNCTION.fullmatch(spec)) and _is_code(function["where"]):
         return "python", spec
     raise _not_found(spec, sorted({item.name for item in found}))
+
+
+def runs_code(spec: str) -> bool:
+    """Whether a model is made by the user's own code, which no file of a stranger may name."""
+    return discovery.get("model", split(spec)[0]).name == "python"
 
 
 def _is_code(where: str) -> bool:
@@ -56,11 +72,6 @@ def check(spec: str) -> None:
     name, reference = split(spec)
     source = discovery.get("model", name)
     if source.dist == discovery.HOST and source.name in _MISSING:
-def runs_code(spec: str) -> bool:
-    """Whether a model is made by the user's own code, which no file of a stranger may name."""
-    return discovery.get("model", split(spec)[0]).name == "python"
-
-
         missing = _MISSING[source.name](reference)
         if missing:
             raise ModelNotFound(missing)
@@ -79,14 +90,19 @@ def classes(spec: str) -> list[str] | None:
     return found if isinstance(found, list) and all(isinstance(one, str) for one in found) else None
 
 
-def _is_transformers(folder: Path) -> bool:
-    """Whether transformers wrote a folder: a `config.json` with a `model_type`, and no bundle's file."""
-    if is_file(folder / CONFIG) or not is_file(folder / "config.json"):
-        return False
+def _library(folder: Path) -> str | None:
+    """The source for a folder that timm or transformers wrote: by its `config.json`."""
+    if is_file(folder / CONFIG) or not is_file(folder / LIBRARY_CONFIG):
+        return None
     try:
-        return "model_type" in json.loads(read_regular(folder / "config.json", MAX_CONFIG))
-    except (OSError, ValueError, TypeError, RecursionError):
-        return False
+        config = json.loads(read_regular(folder / LIBRARY_CONFIG, MAX_CONFIG))
+    except (OSError, ValueError, RecursionError):
+        return None
+    if not isinstance(config, dict):
+        return None
+    if "architecture" in config and config.get("model_type", "timm_wrapper") == "timm_wrapper":
+        return "timm"  # also where transformers wrapped it
+    return "hf" if "model_type" in config else None
 
 
 def _transformers(folder: str, names: set[str]) -> tuple[str, str]:
@@ -117,6 +133,30 @@ def _no_bundle(folder: str) -> str | None:
     return missing and f"{folder} is not a bundle: {missing} is missing"
 
 
+def timm_folder(reference: str) -> Path | None:
+    """The folder that a reference of timm may mean; names of networks come first."""
+    folder = os.path.expanduser(reference)  # noqa: PTH111
+    return Path(folder) if os.path.isdir(folder) else None  # noqa: PTH112  Path.is_dir raises on long names
+
+
+def no_timm_folder(folder: Path) -> str | None:
+    """What a folder lacks to be one of timm."""
+    if not is_file(folder / LIBRARY_CONFIG):
+        return f"{folder} is no folder of timm: {LIBRARY_CONFIG} is missing"
+    if not any(is_file(folder / name) for name in TIMM_WEIGHTS):
+        return f"{folder} holds no weights: neither {' nor '.join(TIMM_WEIGHTS[:2])} is there"
+    return None
+
+
+def _no_timm(reference: str) -> str | None:
+    if TIMM_HUB.match(reference):
+        return None  # the cache of the hub knows
+    folder = timm_folder(reference)
+    if folder is None:
+        return _no_weights(reference)
+    return no_timm_folder(folder) if os.sep in reference else None  # a name of a network, perhaps
+
+
 def _no_weights(reference: str) -> str | None:
     """Of `NAME@FILE`, where capital letters are the names of torchvision's own weights."""
     _, _, file = reference.partition("@")
@@ -143,6 +183,6 @@ _MISSING: dict[str, Callable[[str], str | None]] = {
     "fastai": _no_file,
     "imagenet": lambda _: extras.missing("imagenet", "the model imagenet"),
     "python": _no_code,
-    "timm": _no_weights,
+    "timm": _no_timm,
     "torchvision": _no_weights,
 }

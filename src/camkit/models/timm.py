@@ -11,6 +11,7 @@ from torch import nn
 from camkit.contracts.model import LoadedModel
 from camkit.errors import ModelError, typed_reason
 from camkit.images.preprocess import Preprocess
+from camkit.models import specs, timm_folder
 from camkit.models.building import LibrarySource, imagenet_classes
 from camkit.models.labels import numbered
 from camkit.models.transforms import of_timm
@@ -18,10 +19,19 @@ from camkit.models.weights import seeded
 
 
 class TimmSource(LibrarySource):
-    """`timm:NAME[@FILE]`."""
+    """`timm:NAME[@FILE]`, `timm:FOLDER`, `timm:hf-hub:OWNER/NAME`."""
 
     scheme = "timm"
-    summary = "timm's models: NAME (weights from the hub), NAME@FILE, NAME@none (random weights)"
+    summary = "timm's models: NAME (weights from the hub), NAME@FILE, NAME@none (random weights), FOLDER"
+
+    def load(self, reference: str, *, device: torch.device, trust: bool) -> LoadedModel:
+        """Also a folder that timm wrote, and `hf-hub:OWNER/NAME[@REVISION]`, one of the hub."""
+        folder = specs.timm_folder(reference)
+        if hub := specs.TIMM_HUB.match(reference):
+            folder = timm_folder.fetched(reference[hub.end() :])
+        elif folder is None or reference in self._names_like(reference):
+            return super().load(reference, device=device, trust=trust)
+        return timm_folder.load(folder, self, name=f"timm:{reference}", device=device)
 
     def names(self) -> Iterable[str]:
         """Every architecture of timm."""
@@ -44,11 +54,12 @@ class TimmSource(LibrarySource):
         return of_timm(resolve_data_config({}, usual.to_dict() if usual else {}))  # type: ignore[no-untyped-call]
 
     def _build(self, name: str, count: int, architecture: Mapping[str, Any]) -> nn.Module:
-        """For some networks the architecture has `image_size`."""
+        """The architecture may have `image_size`, and what a folder of timm says of its network."""
         import timm
 
         size = {"img_size": architecture["image_size"]} if "image_size" in architecture else {}
-        return timm.create_model(name, pretrained=False, num_classes=count, **size)
+        given = {**size, **timm_folder.arguments(architecture)}
+        return timm.create_model(name, pretrained=False, num_classes=count, **given)
 
     def _load(self, name: str, weights: str, device: torch.device) -> LoadedModel:
         architecture = {"source": "timm", "name": name, "num_classes": 1000}
