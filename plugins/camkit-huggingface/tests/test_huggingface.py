@@ -16,9 +16,11 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from click.testing import CliRunner
 from PIL import Image
 
 import camkit
+from camkit.cli import cli
 from camkit.errors import ModelError
 from camkit.plugin import Preprocess
 from camkit.testing import model_source_checks
@@ -348,9 +350,13 @@ PROMPTED: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("kind", PROMPTED)
 def test_classes_as_texts(photos: list[Image.Image], tmp_path: Path, kind: str) -> None:
     prompted(tmp_path, kind)
-    with pytest.raises(ModelError, match=r"needs the classes to tell apart: a line each in classes\.txt"):
+    with pytest.raises(
+        ModelError, match=r"needs the classes to tell apart: --classes cat,dog \(classes= in"
+    ):
         loaded(tmp_path)
-    model = loaded(f"{tmp_path}?classes=cat, dog,owl")
+    model = camkit.load_model(f"hf:{tmp_path}", device="cpu", classes=("cat", "dog", "owl"))
+    assert model.name == f"hf:{tmp_path}?classes=cat,dog,owl"
+    assert loaded(f"{tmp_path}?classes=cat, dog,owl").sha256 == model.sha256
     assert model.classes == ("cat", "dog", "owl")
     assert model.scores == {"clip": "softmax", "siglip": "sigmoid"}[kind]
     pipe = transformers.pipeline("zero-shot-image-classification", model=str(tmp_path), device="cpu")
@@ -364,6 +370,72 @@ def test_classes_as_texts(photos: list[Image.Image], tmp_path: Path, kind: str) 
     assert result.layer.startswith("model.vision_model.")
     (tmp_path / "classes.txt").write_text("owl\ncat\n")
     assert loaded(tmp_path).classes == ("owl", "cat")
+    other = camkit.load_model(f"hf:{tmp_path}", device="cpu", classes=("cat, or dog", "100% owl"))
+    assert other.classes == ("cat, or dog", "100% owl")
+    assert other.name == f"hf:{tmp_path}?classes=cat%2C or dog,100%25 owl"
+    assert camkit.load_model(other.name, device="cpu").sha256 == other.sha256
+
+
+def test_classes_of_the_command_line_stand_in_the_manifest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, photos: list[Image.Image]
+) -> None:
+    """So that `verify` and `--resume` need no option that was given then."""
+    monkeypatch.chdir(tmp_path)
+    prompted(tmp_path / "clip", "clip")
+    photos[0].save("a.png")
+    call = [
+        "explain",
+        "a.png",
+        "--model",
+        "clip",
+        "--classes",
+        "cat,dog",
+        "--class",
+        "dog",
+        "--workers",
+        "0",
+    ]
+    assert CliRunner().invoke(cli, call).exit_code == 0
+    (line,) = (json.loads(text) for text in Path("camkit-out/manifest.jsonl").read_text().splitlines())
+    assert (line["class_name"], line["model_spec"]) == ("dog", "hf:clip?classes=cat,dog")
+    verified = CliRunner().invoke(cli, ["verify", "camkit-out"])
+    assert verified.exit_code == 0 and "1 recomputed map" in verified.output
+    again = CliRunner().invoke(cli, [*call, "--resume"])
+    assert again.exit_code == 0 and len(Path("camkit-out/manifest.jsonl").read_text().splitlines()) == 1
+    shown = CliRunner().invoke(cli, ["model", "classes", "hf:clip", "--classes", "cat,dog,owl"])
+    assert shown.output.split() == ["0", "cat", "1", "dog", "2", "owl"]
+    twice = CliRunner().invoke(cli, ["model", "show", "hf:clip?classes=cat,dog", "--classes", "cat,owl"])
+    assert twice.exit_code == 2 and "is told its classes twice" in twice.output
+
+
+def test_the_objects_of_transformers(tmp_path: Path, resnet: Any, photos: list[Image.Image]) -> None:
+    with pytest.warns(camkit.errors.CamkitWarning):
+        camkit.explain(resnet, photos[0])
+    processor = square()
+    saved(tmp_path / "model", resnet, processor)
+    there = camkit.load_model(resnet, preprocess=processor)
+    assert there.preprocess == loaded(tmp_path / "model").preprocess and there.classes == (
+        "cat",
+        "dog",
+        "owl",
+    )
+    with pytest.raises(ModelError, match="turns the channels round"):
+        camkit.load_model(resnet, preprocess=transformers.MobileViTImageProcessor(size=EDGE, **CUT))
+    with pytest.raises(ModelError, match="preprocess is a ViTImageProcessor: its image processor"):
+        camkit.load_model(resnet, preprocess=square(do_resize=False))
+    clip = transformers.CLIPModel.from_pretrained(prompted(tmp_path / "clip", "clip"))
+    with pytest.raises(ModelError, match=r"a CLIPModel needs its tokenizer.*give hf:FOLDER with classes="):
+        camkit.load_model(clip, classes=("cat", "dog"))
+
+
+def test_what_no_bundle_can_hold_says_so(tmp_path: Path, resnet: Any) -> None:
+    saved(tmp_path / "model", resnet, square())
+    for model in (loaded(tmp_path / "model"), camkit.load_model(resnet, preprocess=square())):
+        with pytest.raises(
+            ModelError, match="no bundle holds it: use it as it is, or save the state_dict"
+        ) as why:
+            camkit.save_bundle(model, tmp_path / "bundle")
+        assert "\n" not in str(why.value) and not (tmp_path / "bundle").exists()
 
 
 # --- refused --------------------------------------------------------------------------------------
@@ -458,7 +530,9 @@ def test_what_belongs_to_other_models(resnet: Any, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"its weights have classes; \?classes=cat,dog is for CLIP"):
         loaded(f"{tmp_path}?classes=cat,dog")
     (tmp_path / "config.json").write_text('{"architecture": "resnet18", "label_names": []}')
-    with pytest.raises(ModelError, match="a model of timm's"):
+    with pytest.raises(
+        ModelError, match=f"a model of timm's, not of transformers': --model timm:{tmp_path}$"
+    ):
         loaded(tmp_path)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -120,6 +120,14 @@ class ModelSource(ABC):
         trust: the user allowed pickles with `--trust-pickle`; without it nothing is ever unpickled.
         Raises `ModelError` if there is no such model, it cannot be read, or weights do not fit.
         """
+
+    def with_classes(self, reference: str, classes: Sequence[str]) -> str:
+        """`reference` with the classes that a user names, for a model that is told them as texts.
+
+        What is returned stands by itself: `load` takes it, and manifests hold it. Models whose weights have
+        classes stay as they are: theirs are only named anew. Raises what `load` raises.
+        """
+        return reference
 
     def build(self, architecture: Mapping[str, Any]) -> nn.Module:
         """The module of a bundle, weights left as they come; `architecture` is from a stranger's file.

@@ -19,7 +19,7 @@ from camkit.images import workers
 from camkit.images.decoding import DRAWN, digest, sample
 from camkit.images.finding import Source, find
 from camkit.images.workers import Failure, Processes
-from camkit.models.loading import load_model
+from camkit.models.loading import load_model, with_classes
 
 
 class Run:
@@ -45,8 +45,9 @@ class Run:
             if lacking := [m for m in dict.fromkeys(request.methods) if m not in made.methods]:
                 note(f"{made.name} has no {', '.join(lacking)}")
         self.is_any = any(True for _ in self.sources())
+        spec = with_classes(request.model, request.facts.classes)
         model = load_model(
-            request.model,
+            spec,
             device=request.device,
             dtype=request.dtype,
             trust_pickle=request.trust_pickle,
@@ -73,7 +74,7 @@ class Run:
             view=request.view,
             name_layers=request.layers != ("auto",),
             format=request.format,
-            spec=request.model,
+            spec=spec,
             request=self.id,
             resume=request.resume,
         )

@@ -8,11 +8,12 @@ safetensors, or from `.pth` files through `torch.load(weights_only=True)`.
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from typing import Any, Unpack
 
 import torch
 
-from camkit.contracts.model import LoadedModel
+from camkit.contracts.model import LoadedModel, ModelSource
 from camkit.core.devices import pick_device, pick_dtype
 from camkit.core.scored import Output
 from camkit.errors import ModelNotFound, UsageError, closest
@@ -50,7 +51,7 @@ def load_model(
     said = ModelFacts(**facts)
     if isinstance(model, str | os.PathLike):
         target, kind = pick_device(device), pick_dtype(dtype)
-        loaded = _of_spec(os.fspath(model), said.arch, target, trust_pickle)
+        loaded = _of_spec(with_classes(os.fspath(model), said.classes), said.arch, target, trust_pickle)
         loaded.module.eval()
         if preprocess is not None or output is not None:
             loaded = from_object(loaded, preprocess=preprocess, output=output)
@@ -59,6 +60,19 @@ def load_model(
         kind = loaded.dtype
     loaded = said.apply(loaded)
     return loaded if kind == loaded.dtype else loaded.to(dtype=kind)
+
+
+def with_classes(spec: str, classes: Sequence[str] | None) -> str:
+    """The specification of a model with the classes that it is told, if it is told any.
+
+    `hf:FOLDER` of a CLIP becomes `hf:FOLDER?classes=cat,dog`, which stands by itself in a manifest.
+    """
+    if classes is None:
+        return spec
+    scheme, reference = split(os.path.expanduser(spec))  # noqa: PTH111  a spec need not be a path
+    source: ModelSource = loading.make("model", scheme)
+    told = source.with_classes(reference, classes)
+    return spec if told == reference else f"{scheme}:{told}"
 
 
 def _of_spec(spec: str, arch: str | None, device: torch.device, trust: bool) -> LoadedModel:

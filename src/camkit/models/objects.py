@@ -93,6 +93,11 @@ def _channels(module: nn.Module, size: tuple[int, int]) -> int:
 
 def _transformers(made: Any, name: str) -> LoadedModel:
     """A Hugging Face model: its configuration names the classes; its processor is another object."""
+    if made.config.model_type in ("clip", "siglip") and "Classification" not in type(made).__name__:
+        raise ModelError(
+            f"a {type(made).__name__} needs its tokenizer to be told classes: save_pretrained() model, "
+            "image processor and tokenizer into a folder, and give hf:FOLDER with classes="
+        )
     names = labels.of_value(getattr(made.config, "id2label", None))
     problem = str(getattr(made.config, "problem_type", ""))
     scores: Any = {"multi_label_classification": "sigmoid", "regression": "none"}.get(problem, "softmax")

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 from camkit.errors import ModelError
-from camkit.plugin import LoadedModel, ModelSource
+from camkit.plugin import LoadedModel, ModelSource, Preprocess
 
 if TYPE_CHECKING:
     import torch
@@ -19,12 +20,37 @@ class HuggingFaceSource(ModelSource):
 
     def load(self, reference: str, *, device: torch.device, trust: bool) -> LoadedModel:
         """A folder of `save_pretrained`, or a model of the hub, fetched once; no code of its own is run."""
-        try:
-            importlib.import_module("transformers")
-        except ImportError as error:
-            raise ModelError(
-                f"hf:{reference} needs transformers (pip install transformers): {error}"
-            ) from None
+        _need_transformers(f"hf:{reference}")
         from camkit_huggingface.loading import load
 
         return load(reference, device)
+
+    def with_classes(self, reference: str, classes: Sequence[str]) -> str:
+        """Of CLIP and SigLIP `...?classes=cat,dog`."""
+        _need_transformers(f"hf:{reference}")
+        from camkit_huggingface.loading import with_classes
+
+        return with_classes(reference, classes)
+
+
+def preprocess_of(processor: Any) -> Preprocess:
+    """What an image processor of transformers shows, for `preprocess=`; `ModelError` if camkit cannot."""
+    from camkit_huggingface.processor import shown
+
+    kind = type(processor).__name__
+    try:
+        preprocess, flip = shown(processor)
+    except ModelError as error:
+        raise ModelError(f"preprocess is a {kind}: {error}") from None
+    if flip:
+        raise ModelError(
+            f"{kind} turns the channels round: save_pretrained() model and processor, hf:FOLDER"
+        )
+    return preprocess
+
+
+def _need_transformers(what: str) -> None:
+    try:
+        importlib.import_module("transformers")
+    except ImportError as error:
+        raise ModelError(f"{what} needs transformers (pip install transformers): {error}") from None

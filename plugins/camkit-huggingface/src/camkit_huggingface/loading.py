@@ -5,17 +5,19 @@ from __future__ import annotations
 import pickle
 import random
 import re
+import shlex
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import unquote
 
 import torch
 import transformers
 from torch import nn
 
-from camkit.errors import ModelError, ModelNotFound, typed_reason
+from camkit.errors import ModelError, ModelNotFound, UsageError, typed_reason
 from camkit.plugin import LoadedModel
 from camkit_huggingface.class_names import names_beside, numbered
 from camkit_huggingface.modules import Classifier, PromptClassifier, embedded
@@ -25,6 +27,7 @@ from camkit_huggingface.processor import shown
 PROMPTED: Mapping[str, Any] = {"clip": "softmax", "siglip": "sigmoid"}
 # What is made of the logits, by `problem_type`; of all others it is a softmax.
 PROBLEMS: Mapping[str | None, Any] = {"multi_label_classification": "sigmoid", "regression": "none"}
+CLASSES = "?classes="  # before the classes in a reference
 UNKNOWN_CODE = "whose code comes with it, which camkit never runs"
 
 
@@ -58,12 +61,11 @@ class Place(NamedTuple):
 
 def load(reference: str, device: torch.device) -> LoadedModel:
     """The model that `reference` names, as `HuggingFaceSource.load` says."""
-    path, asked, listed = reference.partition("?classes=")
+    path, asked, wanted = _split(reference)
     place = _place(path)
     with _quiet():
         config = _config(place)
         made = _prompted if _is_prompted(config) else _classifier
-        wanted = tuple(name.strip() for name in listed.split(",") if name.strip())
         if asked and (made is _classifier or not wanted):
             why = "its weights have classes" if wanted else "there are no names behind ?classes="
             raise ModelError(f"hf:{path}: {why}; ?classes=cat,dog is for CLIP and SigLIP")
@@ -75,6 +77,29 @@ def load(reference: str, device: torch.device) -> LoadedModel:
             raise ModelError(f"hf:{path}: {error}") from None
         module, classes, scores = made(place, config, wanted, flip)
     return LoadedModel(module.to(device).eval(), classes, preprocess, name=f"hf:{reference}", scores=scores)
+
+
+def with_classes(reference: str, classes: Sequence[str]) -> str:
+    """`reference` with `?classes=`, if its model is told them as texts; see `ModelSource.with_classes`."""
+    path, asked, wanted = _split(reference)
+    with _quiet():
+        if not _is_prompted(_config(_place(path))):
+            return reference
+    if not asked:
+        return (
+            f"{path}{CLASSES}{','.join(name.replace('%', '%25').replace(',', '%2C') for name in classes)}"
+        )
+    if wanted != tuple(classes):
+        raise UsageError(
+            f"hf:{path} is told its classes twice: by ?classes=, and by --classes (or classes=)"
+        )
+    return reference
+
+
+def _split(reference: str) -> tuple[str, bool, tuple[str, ...]]:
+    """The place in a reference, whether it says classes, and which; a comma in a name is `%2C`."""
+    path, asked, listed = reference.partition(CLASSES)
+    return path, bool(asked), tuple(unquote(name.strip()) for name in listed.split(",") if name.strip())
 
 
 def _place(path: str) -> Place:
@@ -100,7 +125,8 @@ def _config(place: Place) -> Any:
     if raw.get("auto_map"):
         raise ModelError(f"hf:{place.said} is a model {UNKNOWN_CODE} (auto_map in config.json)")
     if "model_type" not in raw and "architecture" in raw:
-        raise ModelError(f"hf:{place.said} is a model of timm's, not of transformers': see the source timm")
+        spec = shlex.quote(f"timm:{place.said}" if folder is not None else f"timm:hf-hub:{place.said}")
+        raise ModelError(f"hf:{place.said} is a model of timm's, not of transformers': --model {spec}")
     return place.fetched(transformers.AutoConfig.from_pretrained, "its config.json")
 
 
@@ -160,8 +186,8 @@ def _prompted(
     classes = wanted or beside
     if not classes or flip:
         raise ModelError(
-            f"hf:{place.said} needs the classes to tell apart: a line each in classes.txt in its folder, "
-            f"or hf:{place.said}?classes=cat,dog"
+            f"hf:{place.said} needs the classes to tell apart: --classes cat,dog (classes= in Python), or "
+            "a line each in classes.txt in its folder"
         )
     model = _weights(place, transformers.AutoModelForZeroShotImageClassification, config)
     tokenizer = place.fetched(transformers.AutoTokenizer.from_pretrained, "its tokenizer")
