@@ -41,12 +41,15 @@ STAGES: list[dict[str, Any]] = [
     {"size": 64, "epochs": 2, "lr_max": 0.02, "frozen": True},
     {"size": 96, "epochs": 1, "lr_max": 0.01, "lr_min": 0.001},
 ]
-RECIPE: dict[str, Any] = {"batch_size": 8, "presize": 96, "split": "random", "stages": STAGES}
+RECIPE: dict[str, Any] = {"batch_size": 8, "presize": 96, "stages": STAGES}
 ASKED: dict[str, Any] = {"arch": "timm:test_resnet", "recipe": RECIPE, "weights": "none"}
+# A body without BatchNorm, whose averages take more steps to settle than this training has: it would learn
+# the photographs, and in evaluation still be wrong by chance.
+LEARNS: dict[str, Any] = {**ASKED, "arch": "timm:test_convnext"}
 IN_PROCESS = {"workers": 0}
 
 
-@trainer_checks("fastai", dist="camkit-fastai", request=ASKED, options=IN_PROCESS)
+@trainer_checks("fastai", dist="camkit-fastai", request=LEARNS, options=IN_PROCESS)
 def test_conformance(check: Callable[[], None]) -> None:
     check()
 
