@@ -54,6 +54,7 @@ def test_files_of_every_fastai_are_read(tmp_path: Path, bias: bool, bn_final: bo
         ("resnet43@none", "resnet43.*did you mean"),
         ("vit_b_16@none", "cut"),
         ("some.pkl", "pickle"),
+        ("xresnet18@w.pth", "learn.export"),
         ("resnet18@nowhere.pth", r"nowhere\.pth"),
     ],
 )

@@ -18,6 +18,7 @@ from timm.models import save_for_hf
 from torch import Tensor, nn
 
 import camkit
+from camkit.models.fastai import FastaiSource
 
 PAGE = Path(__file__).parent.parent / "docs" / "your-model.md"
 NAMES = ("cat", "dog", "newt")
@@ -133,6 +134,17 @@ class Ways:
 
         return self.fastai(BOTH, change=change)
 
+    def fastai_grey(self) -> Any:
+        def change(module: Any) -> None:
+            module[0][0] = nn.Conv2d(1, 64, 7, 2, 3, bias=False)
+
+        return self.fastai(BOTH, change=change)
+
+    def fastai_1(self) -> Any:
+        body = {"source": "torchvision", "name": BOTH}
+        module = FastaiSource().build({"backbone": body, "num_classes": 3, "bn_final": True, "bias": True})
+        return self.save({"model": module.state_dict(), "opt": {}}), module
+
     def fastai_timm(self) -> Any:
         spec, module = self.fastai(f"timm:{BOTH}")
         return f"fastai:timm:{BOTH}@{spec}", module
@@ -220,6 +232,8 @@ WAYS: dict[str, Callable[[Ways], Any]] = {
     "what `learn.save` wrote, of a body of timm": lambda w: w.fastai(TIMM),
     "what `learn.save` wrote, with a head of its own": Ways.own_head,
     "what `learn.save` wrote, for a body that both libraries have": Ways.fastai_timm,
+    "what `learn.save` wrote, of one channel": Ways.fastai_grey,
+    "what `learn.save` of fastai 1 wrote": Ways.fastai_1,
     "a whole model, `torch.save(model)`": lambda w: (w.save(tv()), tv(), {"trust_pickle": True}),
     "a bundle of camkit, or a folder of `camkit train`": Ways.bundle,
     "a folder of timm": lambda w: w.of_timm(tm()),

@@ -6,8 +6,10 @@ so files of `learn.save()` fit, also those that fastai v1 wrote.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,11 +19,9 @@ from torch import Tensor, nn
 from camkit.contracts.model import LoadedModel, ModelSource
 from camkit.errors import ModelError
 from camkit.files import is_file
-from camkit.images.preprocess import Preprocess
 from camkit.models.checkpoint import read_checkpoint
-from camkit.models.facts import assumed, prepared, unsaid
+from camkit.models.facts import assumed, unsaid
 from camkit.models.fastai_architecture import (
-    HIDDEN,
     LESSON_CLASSES,
     SWITCHES,
     cut,
@@ -29,14 +29,15 @@ from camkit.models.fastai_architecture import (
     features,
     head,
     own_head,
+    usual_view,
 )
 from camkit.models.fastai_export import read_export
-from camkit.models.heads import outputs, read_head
+from camkit.models.heads import Layers, assumptions, outputs, read_head, shown
 from camkit.models.labels import numbered
 from camkit.models.loading import library_spec
-from camkit.models.recognition import unfilled
+from camkit.models.recognition import EXPORT, WAY_OUT, unfilled
 from camkit.models.weights import built_for, put_weights, seeded
-from camkit.models.weights_file import class_names
+from camkit.models.weights_file import assumed_scores, class_names
 from camkit.registry import loading
 
 
@@ -48,12 +49,15 @@ class FastaiSource(ModelSource):
     def load(self, reference: str, *, device: torch.device, trust: bool) -> LoadedModel:
         """ARCH is a name of torchvision or timm, FILE a state dict, or `none`: random, 37 classes.
 
-        Such a file may know class names, but no size; it is shown 224 x 224 pixels. A `.pkl` knows all,
-        but is a pickle: it needs `trust`, and fastai.
+        Such a file may know class names, but not what the network is shown: that is assumed to be what
+        `vision_learner` shows by itself, 224 x 224 pixels. A file of `learn.export()` knows all, but is a
+        pickle: it needs `trust`, and fastai.
         """
         if reference.endswith(".pkl"):
             return read_export(Path(reference), device, trust)
         name, at, file = reference.partition("@")
+        if name.startswith("xresnet"):
+            raise ModelError(f"{name} is a network of fastai's own: {EXPORT}")
         if not at:
             raise ModelError(
                 f"fastai:{reference} needs weights: fastai:{reference}@FILE, a learn.save() file"
@@ -66,14 +70,23 @@ class FastaiSource(ModelSource):
         if not is_file(file) and is_file(f"{file}.pth"):  # as fastai names them
             file = f"{file}.pth"
         checkpoint = read_checkpoint(Path(file))
-        architecture |= _facts(checkpoint.state, backbone, self._body)
-        with built_for(sum(tensor.nbytes for tensor in checkpoint.state.values())):
-            module = self.build(architecture)
-        put_weights(module, checkpoint.state, file)
-        classes, of_classes = class_names(checkpoint, architecture["num_classes"])
+        architecture |= _facts(checkpoint.state, backbone, self._body, file)
+        try:
+            with built_for(sum(tensor.nbytes for tensor in checkpoint.state.values())):
+                module = self.build(architecture)
+            put_weights(module, checkpoint.state, file)
+        except ModelError as error:
+            raise ModelError(f"{error}; a body that was cut elsewhere: {EXPORT}") from None
+        count = architecture["num_classes"]
+        classes, of_classes = class_names(checkpoint, count)
         loaded = self._loaded(reference, module, architecture, device)
-        notes = {"classes": of_classes, "shown": assumed(loaded.preprocess)}
-        return replace(loaded, classes=classes, notes=notes)
+        notes = {
+            "head": _described(architecture.get("head")),
+            "classes": of_classes,
+            "scores": f"{assumed_scores(count)}, and no y_range",
+            "shown": assumed(loaded.preprocess),
+        }
+        return replace(loaded, classes=classes, notes={key: text for key, text in notes.items() if text})
 
     def build(self, architecture: Mapping[str, Any]) -> nn.Sequential:
         """`{"backbone": {"source", "name", "channels"}, "num_classes", "bn_final", "bias", "head"}`.
@@ -104,9 +117,9 @@ class FastaiSource(ModelSource):
         return cut(backbone["source"], source.build({**backbone, "num_classes": 1}))
 
     def _loaded(
-        self, reference: str, module: nn.Module, architecture: dict[str, Any], device: torch.device
+        self, reference: str, module: nn.Sequential, architecture: dict[str, Any], device: torch.device
     ) -> LoadedModel:
-        preprocess = prepared(Preprocess(), architecture["backbone"])
+        preprocess = usual_view(module[0], architecture)
         return LoadedModel(
             module.to(device).eval(),
             numbered(architecture["num_classes"]),
@@ -118,28 +131,41 @@ class FastaiSource(ModelSource):
         )
 
 
+def _described(layers: Layers | None) -> str:
+    """A head that is not fastai's usual one."""
+    return "" if layers is None else ", ".join([f"head {shown(layers)}", *assumptions(layers)])
+
+
 def _facts(
-    state: Mapping[str, Tensor], backbone: Mapping[str, Any], body: Callable[[Mapping[str, Any]], nn.Module]
+    state: Mapping[str, Tensor],
+    backbone: Mapping[str, Any],
+    body: Callable[[Mapping[str, Any]], nn.Module],
+    where: str,
 ) -> dict[str, Any]:
-    """What a state dict tells of its head, and of the channels of the photographs."""
+    """What a state dict tells of its head, and of the channels of the photographs.
+
+    A head of fastai is told from others by where in it the layers with tensors stand.
+    """
     own = {name.removeprefix("1."): tensor for name, tensor in state.items() if name.startswith("1.")}
     layers = read_head(own)
-    if layers is None or not outputs(layers):
-        raise ModelError("the file holds no head of fastai (`1.*`): is it of learn.save()?")
-    facts: dict[str, Any] = {"num_classes": outputs(layers)}
+    if not own:
+        raise ModelError(f"{where} holds no head of fastai (`1.*`): is it of learn.save()?")
+    if layers is None or not (count := outputs(layers)):
+        raise ModelError(
+            f"{where} has a head that its tensors do not tell ({', '.join(list(own)[:4])}): {WAY_OUT}; "
+            f"or {EXPORT}"
+        )
+    facts: dict[str, Any] = {"num_classes": count}
     inside = unfilled(lambda: body(backbone))
     name, stem = next(((n, t) for n, t in inside.state_dict().items() if t.ndim == 4), ("", None))
     got = state.get(f"0.{name}")
     if stem is not None and got is not None and stem.shape[1] == 3 != got.shape[1]:
         backbone = facts["backbone"] = {**backbone, "channels": int(got.shape[1])}
         inside = unfilled(lambda: body(backbone))
-    kinds = [layer[0] for layer in layers if layer[0] not in ("Flatten", "Identity")]
-    widths = [layer[2] for layer in layers if layer[0] == "Linear"]
-    usual = ["BatchNorm1d", "Linear", "ReLU", "BatchNorm1d", "Linear"]
-    if kinds[:5] != usual or widths[0] != HIDDEN or kinds[5:] not in ([], ["BatchNorm1d"]):
-        return {**facts, "head": layers}
     channels = features(inside, inputs=backbone.get("channels", 3))
-    if layers[0] == ["Flatten"] and layers[2][1] != 2 * channels:  # it pools without the maximum
-        return {**facts, "head": layers}
-    bias = next(layer[3] for layer in layers if layer[0] == "Linear")
-    return {**facts, "bn_final": len(kinds) == 6, "bias": bias}
+    pool = not getattr(inside, "pooled", False)
+    for bn_final, bias in itertools.product((False, True), repeat=2):
+        made = partial(head, channels, count, pool=pool, bn_final=bn_final, bias=bias)
+        if layers == read_head(unfilled(made).state_dict()):
+            return {**facts, "bn_final": bn_final, "bias": bias}
+    return {**facts, "head": layers}

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import copy
+import re
+from collections.abc import Mapping
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from camkit.errors import ModelError, typed_reason
+from camkit.images.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocess
 from camkit.models.heads import build_head
 
 LESSON_CLASSES = 37
 HIDDEN = 512
 SWITCHES = {"bn_final": True, "bias": False}  # of the head, and what they are if nothing is said
+# Of torchvision the networks whose photographs `vision_learner` normalises by itself.
+NORMALISED = re.compile(r"alexnet|densenet\d+|resnet\d+|squeezenet1_\d|vgg\d+_bn")
 
 
 class AdaptiveConcatPool2d(nn.Module):
@@ -63,11 +68,39 @@ def _pools(part: nn.Module) -> bool:
     return any("Pool" in type(module).__name__ for module in part.modules())
 
 
-def features(body: nn.Module, size: int = 224, *, inputs: int = 3) -> int:
+def usual_size(body: nn.Module) -> int:
+    """Pixels of a side that a body takes: 224, unless its positions are for others."""
+    config = body.model.default_cfg if isinstance(body, TimmBody) else {}
+    return int(config["input_size"][-1]) if config.get("fixed_input_size") else 224
+
+
+def usual_view(body: nn.Module, architecture: Mapping[str, Any]) -> Preprocess:
+    """What `vision_learner` shows a pretrained body where the user says nothing, but for the size.
+
+    It normalises by the statistics that timm has for a network, or by ImageNet's for those of torchvision
+    that it knows; else, and of other channels than three, values stay in [0, 1]. fastai v1, whose heads
+    have biases, did nothing by itself, and its lessons say ImageNet's.
+    """
+    backbone, size = architecture["backbone"], (usual_size(body),) * 2
+    channels = backbone.get("channels", 3)
+    as_it_is = Preprocess(size=size, mean=(0.0,) * channels, std=(1.0,) * channels)
+    if channels != 3:
+        return as_it_is
+    if isinstance(body, TimmBody):
+        config = body.model.default_cfg
+        return Preprocess(size=size, mean=tuple(config["mean"]), std=tuple(config["std"]))
+    if architecture.get("bias") or NORMALISED.fullmatch(backbone["name"]):
+        return Preprocess(size=size, mean=IMAGENET_MEAN, std=IMAGENET_STD)
+    return as_it_is
+
+
+def features(body: nn.Module, size: int | None = None, *, inputs: int = 3) -> int:
     """How many channels a body returns for photographs of `size`; nothing is computed.
 
+    size: pixels of a side; `None` is what is usual for the body.
     Raises `ModelError` if it cannot take that size or returns neither `[B, C, h, w]` nor `[B, C]`.
     """
+    size = size or usual_size(body)
     try:
         shape = (
             copy.deepcopy(body).to("meta").eval()(torch.empty(1, inputs, size, size, device="meta")).shape

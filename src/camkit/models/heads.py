@@ -86,6 +86,13 @@ def shown(head: Layers) -> str:
     return ", ".join(text for text in texts if text not in ("Identity", "Flatten"))
 
 
+def assumptions(head: Layers) -> list[str]:
+    """What is assumed of the layers that have no tensors, for people."""
+    kinds = [layer[0] for layer in layers_of(head)]
+    relu = ["the ReLU in it is assumed"] if "ReLU" in kinds else []
+    return relu + (["gaps in it are taken for dropout"] if {"Identity", "Flatten"} & {*kinds} else [])
+
+
 def _built(layer: object) -> nn.Module:
     if not isinstance(layer, list) or not layer or not isinstance(layer[0], str) or layer[0] not in KINDS:
         raise ModelError(f"a head has no layer {layer!r:.80}: {', '.join(KINDS)}")

@@ -27,6 +27,7 @@ from camkit.models.signatures import Signature
 from camkit.registry import loading
 
 WAY_OUT = "give a function that builds it: --model FILE.py:FUNCTION"
+EXPORT = "learn.export() holds the network, too (--trust-pickle)"
 FASTAI_BODY = "0.model."  # of a network of timm, under a head of fastai
 # Heads that only help in training.
 HELPERS = re.compile(r"^(aux\w*|AuxLogits)\.")
@@ -88,9 +89,11 @@ def _matches(checkpoint: Checkpoint) -> list[Signature]:
             if not prefix.endswith(FASTAI_BODY):
                 return found
             return [replace(r, name=f"fastai:{r.name}") for r in found if r.name.startswith("timm:")]
+    saved = all(name[:1].isdigit() for name in state)  # a `Sequential`, as fastai's networks are
     raise ModelError(
         f"{checkpoint.path}: no architecture of torchvision or timm has these tensors "
         f"({', '.join(list(state)[:3])}, ...); name it with --arch, or {WAY_OUT}"
+        + (f"; if it is of learn.save(): {EXPORT}" if saved else "")
     )
 
 

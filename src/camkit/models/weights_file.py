@@ -49,7 +49,11 @@ def load_weights(path: Path, *, device: torch.device, name: str = "") -> LoadedM
         _check_head(source, architecture, preprocess, f"{path} ({found.name})")
     count = architecture["num_classes"]
     classes, of_classes = class_names(checkpoint, count)
-    notes = {"architecture": f"{path.name}: {_described(found, architecture)}", "classes": of_classes}
+    notes = {
+        "architecture": f"{path.name}: {_described(found, architecture)}",
+        "classes": of_classes,
+        "scores": assumed_scores(count),
+    }
     if others := [
         key for key in WEIGHTS if key in checkpoint.content and key not in checkpoint.where.split(".")
     ]:
@@ -60,7 +64,7 @@ def load_weights(path: Path, *, device: torch.device, name: str = "") -> LoadedM
         preprocess,
         name=f"{name}@{path}" if name else str(path),
         architecture=architecture,
-        notes=notes | _scores(count) | {"shown": assumed(preprocess)},
+        notes=notes | {"shown": assumed(preprocess)},
         unsaid=unsaid(preprocess.channels),
     )
 
@@ -123,13 +127,11 @@ def published(path: Path) -> tuple[str, ...]:
     return tuple(weights.meta["categories"]) if start and digest.startswith(start[1]) else ()
 
 
-def _scores(count: int) -> dict[str, str]:
+def assumed_scores(count: int) -> str:
     """What is assumed of the scores, which a file of weights does not say."""
-    return (
-        {"scores": "one class for each photograph is assumed (--scores sigmoid: several)"}
-        if count > 1
-        else {}
-    )
+    if count > 1:
+        return "one class for each photograph is assumed (--scores sigmoid: several)"
+    return "its one score is taken for the logit of a probability (--scores none: a regression)"
 
 
 def _described(found: Found, architecture: dict[str, Any]) -> str:
@@ -142,11 +144,10 @@ def _described(found: Found, architecture: dict[str, Any]) -> str:
         hints.append(f"not {' or '.join(found.others[:2])}, which --arch would say")
     parts = [f"{found.name} ({'; '.join(hints)})" if hints else found.name]
     if head := architecture.get("head"):
-        parts.append(f"head {head['at']} = {heads.shown(head['layers'])}")
-        if ["ReLU"] in head["layers"]:
-            parts.append("the ReLU in it is assumed")
-        if ["Identity"] in head["layers"] or ["Flatten"] in head["layers"]:
-            parts.append("gaps in it are taken for dropout")
+        parts += [
+            f"head {head['at']} = {heads.shown(head['layers'])}",
+            *heads.assumptions(head["layers"]),
+        ]
     if (channels := architecture.get("channels", 3)) != 3:
         parts.append(counted(channels, "channel"))
     if found.name in INCEPTIONS:
