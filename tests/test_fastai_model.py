@@ -53,7 +53,7 @@ def test_files_of_every_fastai_are_read(tmp_path: Path, bias: bool, bn_final: bo
         ("resnet18", "fastai:resnet18@FILE"),
         ("resnet43@none", "resnet43.*did you mean"),
         ("vit_b_16@none", "cut"),
-        ("some.pkl", "pickle"),
+        ("some.pkl", "no file"),
         ("xresnet18@w.pth", "learn.export"),
         ("resnet18@nowhere.pth", r"nowhere\.pth"),
     ],
@@ -61,6 +61,13 @@ def test_files_of_every_fastai_are_read(tmp_path: Path, bias: bool, bn_final: bo
 def test_references_that_are_refused(reference: str, message: str) -> None:
     with pytest.raises(ModelError, match=message):
         camkit.load_model(f"fastai:{reference}", device="cpu")
+
+
+def test_a_pickle_needs_trust(tmp_path: Path) -> None:
+    (tmp_path / "some.pkl").write_bytes(b"\x80\x04N.")
+    for spec in (f"fastai:{tmp_path / 'some.pkl'}", tmp_path / "some.pkl"):
+        with pytest.raises(ModelError, match="--trust-pickle"):
+            camkit.load_model(spec, device="cpu")
 
 
 def test_weights_without_fastais_head_are_refused(tmp_path: Path) -> None:

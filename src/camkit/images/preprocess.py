@@ -56,6 +56,8 @@ class Preprocess:
         batches.
     rounding: `pillow`, as it resizes and torchvision crops; `transformers`, as its image processors do:
         with torch's resize of bytes, and crops that begin between two pixels rounded down.
+    grey: photographs are made grey before anything else; with three values of `mean` the model gets the
+        grey one in each of its channels.
     """
 
     size: tuple[int, int] = (224, 224)
@@ -67,6 +69,7 @@ class Preprocess:
     padding: Padding = "zeros"
     presize: tuple[int, int] | None = None
     rounding: Rounding = "pillow"
+    grey: bool = False
 
     def __post_init__(self) -> None:
         for size in (self.size, self.seen):
@@ -128,7 +131,7 @@ class Preprocess:
             from camkit.images import channels
 
             return channels.each(image, self.cut)
-        return self.cut(image.convert("L") if self.channels == 1 else image)
+        return self.cut(image.convert("L") if self.grey or self.channels == 1 else image)
 
     def cut(self, image: Image) -> Image:
         """Size and crop alone: of a picture of any mode, such as a mask, what the model sees."""
@@ -247,7 +250,7 @@ class Preprocess:
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON holds it; without what older versions do not know, where nothing is said by it."""
-        unsaid = {"padding": "zeros", "presize": None, "rounding": "pillow"}
+        unsaid = {"padding": "zeros", "presize": None, "rounding": "pillow", "grey": False}
         return {name: value for name, value in asdict(self).items() if unsaid.get(name, ...) != value}
 
     @classmethod

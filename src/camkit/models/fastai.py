@@ -31,10 +31,11 @@ from camkit.models.fastai_architecture import (
     own_head,
     usual_view,
 )
-from camkit.models.fastai_export import read_export
+from camkit.models.fastai_pickle import is_export
 from camkit.models.heads import Layers, assumptions, outputs, read_head, shown
 from camkit.models.labels import numbered
 from camkit.models.loading import library_spec
+from camkit.models.objects import load_export
 from camkit.models.recognition import EXPORT, WAY_OUT, unfilled
 from camkit.models.weights import built_for, put_weights, seeded
 from camkit.models.weights_file import assumed_scores, class_names
@@ -53,8 +54,8 @@ class FastaiSource(ModelSource):
         `vision_learner` shows by itself, 224 x 224 pixels. A file of `learn.export()` knows all, but is a
         pickle: it needs `trust`, and fastai.
         """
-        if reference.endswith(".pkl"):
-            return read_export(Path(reference), device, trust)
+        if reference.endswith(".pkl") or is_export(Path(reference)):
+            return load_export(Path(reference), device, trust=trust)
         name, at, file = reference.partition("@")
         if name.startswith("xresnet"):
             raise ModelError(f"{name} is a network of fastai's own: {EXPORT}")

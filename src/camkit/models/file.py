@@ -14,10 +14,9 @@ from torch import nn
 
 from camkit.contracts.model import LoadedModel, ModelSource
 from camkit.errors import ModelError, typed_reason
-from camkit.models import labels
+from camkit.models import fastai_pickle, labels
 from camkit.models.checkpoint import WEIGHTS, WholeModel
-from camkit.models.fastai_export import read_export
-from camkit.models.objects import from_object
+from camkit.models.objects import from_object, load_export
 from camkit.models.weights_file import load_weights
 
 
@@ -27,10 +26,10 @@ class FileSource(ModelSource):
     summary = "a file of weights (.pth, .ckpt, .safetensors); its architecture is found by its tensors"
 
     def load(self, reference: str, *, device: torch.device, trust: bool) -> LoadedModel:
-        """The model in the file `reference`; whole models and `.pkl` need `trust`."""
+        """The model in the file `reference`; whole models and exports of fastai need `trust`."""
         path = Path(reference)
-        if path.suffix == ".pkl":
-            return read_export(path, device, trust)
+        if fastai_pickle.is_export(path):
+            return load_export(path, device, trust=trust)
         try:
             return load_weights(path, device=device)
         except WholeModel:

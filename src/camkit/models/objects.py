@@ -21,6 +21,7 @@ from camkit.models import labels, recognition
 from camkit.models.checkpoint import Checkpoint
 from camkit.models.facts import assumed, prepared, unsaid
 from camkit.models.fastai_export import from_learner
+from camkit.models.fastai_pickle import read_learner
 from camkit.models.transforms import as_preprocess
 from camkit.registry import loading
 
@@ -35,16 +36,30 @@ def from_object(
     if they are known; else the model is asked.
     Raises `ModelError` for what is no model, and `UsageError` if something is missing.
     """
-    kind: Callable[[Any, str], LoadedModel] = next(
-        (make for library, make in KINDS.items() if _is_of(made, library)), _module
-    )
-    model: LoadedModel = kind(made, name or type(made).__name__)
-    if preprocess is not None:
-        model = replace(model, preprocess=as_preprocess(preprocess), notes={}, unsaid=())
+    given = None if preprocess is None else as_preprocess(preprocess)
+    called = name or type(made).__name__
+    if _is_of(made, LEARNER):  # whose transforms need not be read
+        model = from_learner(made, called, given)
+    else:
+        kind = next((make for library, make in KINDS.items() if _is_of(made, library)), _module)
+        model = kind(made, called)
+    if given is not None:
+        model = replace(model, preprocess=given, notes={}, unsaid=())
     if output is not None:
         model = replace(model, output=output)
     if not model.classes:
         model = replace(model, classes=labels.numbered(count or _count(model)))
+    return model
+
+
+def load_export(path: Path, device: torch.device, *, trust: bool) -> LoadedModel:
+    """The model of a file of fastai's `learn.export()`, a pickle; see `read_learner`."""
+    learner = read_learner(path, trust=trust)
+    try:
+        model = from_object(learner, name=f"fastai:{path}")
+    except ModelError as error:
+        raise ModelError(f"{path}: {error}") from None
+    model.module.to(device).eval()
     return model
 
 
@@ -123,9 +138,9 @@ def _yolo_network(module: Any, name: str) -> LoadedModel:
     return LoadedModel(module, names or (), shown, name, scores="softmax", output=1)
 
 
+LEARNER = "fastai.learner.Learner"
 KINDS: dict[str, Callable[[Any, str], LoadedModel]] = {
     "camkit.contracts.model.LoadedModel": lambda made, name: made,
-    "fastai.learner.Learner": from_learner,
     "transformers.modeling_utils.PreTrainedModel": _transformers,
     "ultralytics.engine.model.Model": _yolo,
     "ultralytics.nn.tasks.ClassificationModel": _yolo_network,
