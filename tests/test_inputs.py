@@ -157,6 +157,15 @@ def test_a_module_says_what_is_assumed(small_net: SmallNet, pixels: Any) -> None
         camkit.load_model(3)
 
 
+def test_a_warning_from_deep_inside_names_the_line_of_the_user(small_net: SmallNet) -> None:
+    small_net.fc.weight.data.zero_()
+    with pytest.warns(CamkitWarning, match="zero") as told:
+        camkit.maps(small_net, torch.rand(1, 3, 8, 8), 0)
+    with pytest.warns(CamkitWarning, match="zero") as told_too:
+        camkit.maps_by(small_net, torch.rand(1, 3, 8, 8), 0)
+    assert told[0].filename == told_too[0].filename == __file__
+
+
 class Dicts(nn.Module):
     """Returns a table, as models of Hugging Face do."""
 

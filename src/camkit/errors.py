@@ -21,7 +21,10 @@ the category of every warning camkit gives.
 from __future__ import annotations
 
 import re
+import sys
+import warnings
 from collections.abc import Iterable
+from types import FrameType
 
 # Messages repeat names that strangers chose. Control characters can harm a terminal; direction marks and
 # zero-width characters make a text look like another; lone surrogates (bytes of a name that is not UTF-8)
@@ -117,6 +120,17 @@ class MapError(CamkitError):
 
 class CamkitWarning(UserWarning):
     """Something worked, but not as one would expect."""
+
+
+def warn(text: str, category: type[Warning] = CamkitWarning) -> None:
+    """Warn at the line that called camkit, however deep in it the reason was found."""
+    frame: FrameType | None = sys._getframe()
+    depth = outermost = 0
+    while frame is not None:
+        if frame.f_globals.get("__name__", "").partition(".")[0] == "camkit":
+            outermost = depth
+        frame, depth = frame.f_back, depth + 1
+    warnings.warn(text, category, stacklevel=outermost + 2)
 
 
 def counted(number: int, noun: str, plural: str | None = None) -> str:

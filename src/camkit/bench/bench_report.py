@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import is_dataclass
 from pathlib import Path
@@ -18,7 +17,7 @@ from camkit.bench.results import GAIN, Agreement, Document, SceneFacts, Score
 from camkit.bench.significance import ALIKE, BETTER, BETTER_WORDS, Curves, better
 from camkit.bench.typed_json import mapped, to_json
 from camkit.drawing import charts
-from camkit.errors import ESCAPES, CamkitError, CamkitWarning
+from camkit.errors import ESCAPES, CamkitError, warn
 from camkit.files import inside, write_whole
 from camkit.images import decoding
 
@@ -41,7 +40,7 @@ def write(document: Document, folder: Path) -> list[Path]:
     """
     sections = list(contents(document, folder))
     for picture in (text for section in sections if section.title == LEFT_OUT for text in section.words):
-        warnings.warn(f"left out of the report: {picture}", CamkitWarning, stacklevel=2)
+        warn(f"left out of the report: {picture}")
     return [write_whole(folder / name, render(name, sections)) for name in (MARKDOWN, HTML)]
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import os
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from camkit.errors import CamkitWarning, UsageError, counted, reason, typed_reason
+from camkit.errors import UsageError, counted, reason, typed_reason, warn
 from camkit.files import read_regular
 from camkit.images import decoding, finding
 from camkit.images.preprocess import Preprocess
@@ -130,11 +129,8 @@ def coco(path: Path) -> Truth:
         ) from None
     if crowds := sum(_is_run_length(one) for found in by_file.values() for one in found):
         what = counted(crowds, "annotation")
-        warnings.warn(
-            f"{name}: {what} in run-length form, as crowds have, left out: camkit reads polygons and boxes",
-            CamkitWarning,
-            stacklevel=3,
-        )
+        text = f"{what} in run-length form, as crowds have, left out: camkit reads polygons and boxes"
+        warn(f"{name}: {text}")
 
     def mask(photo: Path, size: tuple[int, int]) -> Tensor | None:
         known = by_file.get(photo.name)

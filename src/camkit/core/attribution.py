@@ -5,7 +5,6 @@ What must be the same for every explainer around one call of it stands in `run_e
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -24,7 +23,7 @@ from camkit.core.model_changes import copied
 from camkit.core.run_explainer import check_module, run
 from camkit.core.scored import Output, Score
 from camkit.core.targets import Selector, Targets, every, target_selector
-from camkit.errors import CamkitWarning, ModelError, UsageError
+from camkit.errors import ModelError, UsageError, warn
 from camkit.registry import loading
 
 
@@ -135,7 +134,7 @@ def _sweep(
     for remark in answer.remarks:
         rows = remark.concerned.any(1).nonzero().flatten().tolist()
         whose = "" if len(rows) == len(first) else f"image {', '.join(map(str, rows))}: "
-        warnings.warn(CamkitWarning(whose + remark.text), stacklevel=4)
+        warn(whose + remark.text)
     return {key: value.to(home) for key, value in answer.maps.items()}
 
 
@@ -143,7 +142,7 @@ def _single(found: dict[tuple[str, str], Tensor], layer: Any, method: Any) -> Te
     """The one map of a call for one layer and one method."""
     if not isinstance(method, str) or not isinstance(layer, str | nn.Module):
         text = "a list of layers or methods gives a dict: call camkit.maps_by instead"
-        warnings.warn(DeprecationWarning(text), stacklevel=3)
+        warn(text, DeprecationWarning)
         return found  # type: ignore[return-value]  # as 0.1 did
     if len(found) > 1:
         names = ", ".join(name for _, name in found)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from camkit.contracts.model import LoadedModel
 from camkit.contracts.scores import ScoreKind, probabilities
-from camkit.errors import CamkitWarning, ModelError, typed_reason
+from camkit.errors import ModelError, typed_reason, warn
 from camkit.images import inputs
 from camkit.images.preprocess import FILTERS, Preprocess
 from camkit.models.checkpoint import Shell
@@ -147,8 +147,7 @@ def _what_it_shows(learner: Any, name: str) -> tuple[Preprocess, str]:
     if reason := _compare_with_fastai(learner, facts):
         reason = f"its transforms were read, but could not be compared with what fastai shows ({reason})"
     if "size" not in facts:
-        text = "the learner shows photographs at the size that they have; camkit brings them to 224 x 224"
-        warnings.warn(CamkitWarning(text), stacklevel=2)
+        warn("the learner shows photographs at the size that they have; camkit brings them to 224 x 224")
     return Preprocess(**facts), reason
 
 

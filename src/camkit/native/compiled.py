@@ -29,7 +29,7 @@ from camkit.core.hooks import Captured
 from camkit.core.layout import layout
 from camkit.core.model_changes import Contents, copied
 from camkit.core.scored import Scored, own_name
-from camkit.errors import CamkitError, CamkitWarning, reason
+from camkit.errors import CamkitError, reason, warn
 from camkit.native import cache, winograd
 from camkit.native.split import Split, split_or_reason
 
@@ -61,7 +61,7 @@ def forward(
     lowest, *above = names
     fast = _fast(module, inputs, lowest, above, extras, frozen)
     if isinstance(fast, str):
-        warnings.warn(CamkitWarning(f"without fast mode: {fast}"), stacklevel=2)
+        warn(f"without fast mode: {fast}")
         return hooks.forward(module, inputs, names, extras, kind=kind)
     output, *around = fast.body(inputs)
     # First: what is no feature map may be no tensor.

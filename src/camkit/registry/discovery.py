@@ -11,7 +11,6 @@ import importlib
 import os
 import re
 import sys
-import warnings
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -23,10 +22,10 @@ from typing import TYPE_CHECKING, Literal
 from camkit.errors import (
     AmbiguousPlugin,
     BrokenPlugin,
-    CamkitWarning,
     PluginNotFound,
     closest,
     typed_reason,
+    warn,
 )
 
 if TYPE_CHECKING:
@@ -200,7 +199,7 @@ def _announced(selected: set[str] | None) -> list[Found]:
         except Exception as error:
             where = getattr(dist, "_path", dist.locate_file(""))
             text = f"the package metadata in {where} cannot be read ({typed_reason(error)}): reinstall it"
-            warnings.warn(CamkitWarning(text), stacklevel=2)
+            warn(text)
     return [_unshadowed(item, found) for item in found]
 
 
