@@ -92,6 +92,8 @@ class Tiny(ModelSource):
         if reference in ("nan", "-inf"):
             net.fc.bias.data[3] = float(reference)
         names = CLASSES[:3] if reference == "miscounted" else CLASSES
+        if reference == "many":
+            net.fc, names = nn.Linear(8, 12), tuple(f"breed {{i}}" for i in range(12))
         return LoadedModel(net.eval(), names, Preprocess(size=(32, 32)), name=f"tiny:{{reference}}")
 
     def names(self):

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import operator
 import re
 from collections.abc import Sequence
 
 from camkit.errors import TargetError, closest, counted
+
+LISTED = 10  # classes that a message names, all of them
 
 
 def top_count(text: str) -> int:
@@ -20,22 +23,53 @@ def class_index(name: str, classes: Sequence[str]) -> int:
 
     Raises `TargetError` for an unknown name, with the closest, and for a name that several classes share.
     """
-    for spelled in (str, _folded):
-        hits = [i for i, candidate in enumerate(classes) if spelled(candidate) == spelled(name)]
-        if len(hits) > 1:
-            indices = " or ".join(map(str, hits))
-            raise TargetError(f"several classes are called {name!r}: use the index {indices}")
-        if hits:
-            return hits[0]
+    hits = called(name, classes)
+    if len(hits) > 1:
+        raise TargetError(
+            f"several classes are called {name!r}: use the index {' or '.join(map(str, hits))}"
+        )
+    if hits:
+        return hits[0]
     if re.fullmatch(r"\d+", name):
         if len(name) < 10 and int(name) < len(classes):  # Python reads no number of thousands of digits
             return int(name)
         raise no_class(name, len(classes))
+    if len(classes) <= LISTED:
+        raise TargetError(f"the model has no class {name!r}: it has {', '.join(classes)}")
     hint = closest(name.replace("_", " "), [c.replace("_", " ") for c in classes])
     raise TargetError(
         f"the model has no class {name!r}{hint} ({counted(len(classes), 'class', 'classes')}: "
         "`camkit model classes`)"
     )
+
+
+def called(name: str, classes: Sequence[str]) -> list[int]:
+    """The indices of the classes of that name; if there are none, of those that are spelled otherwise."""
+    for spelled in (str, _folded):
+        hits = [i for i, candidate in enumerate(classes) if spelled(candidate) == spelled(name)]
+        if hits:
+            return hits
+    return []
+
+
+def class_of(target: str | int, classes: Sequence[str]) -> int:
+    """The index of a class by its name, or by number where it is one: a class may be called `7`.
+
+    Raises `TargetError` for what the model does not have, and for what is no single class.
+    """
+    if isinstance(target, str):
+        return class_index(target, classes)
+    try:
+        index = None if isinstance(target, bool) else operator.index(target)
+    except TypeError:
+        index = None
+    if index is None:
+        shape = getattr(target, "shape", ())
+        text = f"{type(target).__name__} {list(shape)}" if shape else repr(target)
+        raise TargetError(f"a class is a name or an index, not {text}")
+    if not 0 <= index < len(classes):
+        raise no_class(index, len(classes))
+    return index
 
 
 def no_class(index: int | str, count: int) -> TargetError:

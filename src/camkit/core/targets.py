@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from camkit.core.class_names import class_index, no_class, top_count
+from camkit.core.class_names import class_of, no_class, top_count
 from camkit.core.hooks import normal_tensor
 from camkit.core.scored import Score, described
 from camkit.errors import ModelError, TargetError, counted
@@ -67,19 +67,20 @@ def target_selector(targets: Targets, batch: int) -> Selector:
 
 def class_selector(classes: Sequence[str | int], names: Sequence[str]) -> Selector:
     """From `pred`, `top:K`, `all`, names and indices to a selector of the classes they mean."""
-    selectors = [_one_class(str(text), names) for text in classes]
+    selectors = [_one_class(one, names) for one in classes]
     fixed = [s.targets for s in selectors if isinstance(s, Fixed)]
     if len(fixed) == len(selectors) > 0:
         return Fixed(torch.cat(fixed, dim=1))
     return lambda scores: torch.cat([s(scores).to(scores.device) for s in selectors], dim=1)
 
 
-def _one_class(text: str, names: Sequence[str]) -> Selector:
-    if text.startswith("top:"):
-        count = top_count(text)
+def _one_class(one: str | int, names: Sequence[str]) -> Selector:
+    if isinstance(one, str) and one.startswith("top:"):
+        count = top_count(one)
         return lambda scores: scores.topk(min(count, scores.shape[1]), dim=1).indices
-    always = {"pred": predicted, "all": every}
-    return always.get(text) or Fixed(torch.tensor([[class_index(text, names)]]))
+    if one == "pred":
+        return predicted
+    return every if one == "all" else Fixed(torch.tensor([[class_of(one, names)]]))
 
 
 def known_targets(selector: Selector, batch: int) -> Tensor | None:
