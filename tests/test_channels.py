@@ -23,6 +23,9 @@ from camkit.errors import CamkitWarning, ImageError, ModelError
 from camkit.images import decoding, finding
 from camkit.images.preprocess import Preprocess
 
+# What is assumed of the models is told; here it is meant.
+pytestmark = pytest.mark.filterwarnings("ignore:.*assumed:camkit.errors.CamkitWarning")
+
 MEAN, STD = (0.1, 0.2, 0.3, 0.4), (0.5, 0.6, 0.7, 0.8)
 FOUR = Preprocess(size=(32, 32), resize=40, mean=MEAN, std=STD)
 

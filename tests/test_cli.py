@@ -862,6 +862,25 @@ def test_hints_name_the_model_in_use(arguments: list[str], hint: str) -> None:
     assert camkit_(*hint.split()[1:]).exit_code == 0
 
 
+def test_the_automatic_layer_of_a_model_whose_scores_are_taken_out() -> None:
+    """It is marked as `explain` takes it, wherever the scores stand in what the model returns."""
+    Path("mine.py").write_text(
+        "import camkit\nfrom torch import nn\n"
+        "class Net(nn.Module):\n"
+        "    def __init__(self):\n"
+        "        super().__init__()\n"
+        "        self.a, self.b = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3)\n"
+        "        self.fc = nn.Linear(4, 2)\n"
+        "    def forward(self, x):\n"
+        "        x = self.a(x)\n"
+        "        return x.mean((1, 2, 3)), self.fc(self.b(x).mean((2, 3)))\n"
+        "def build():\n"
+        "    return camkit.load_model(Net(), output=1, preprocess=camkit.Preprocess(size=(32, 32)))\n"
+    )
+    lines = camkit_("model", "layers", "mine.py:build").stdout.splitlines()
+    assert [line.split()[1] for line in lines if line.startswith("*")] == ["b"]
+
+
 def test_plugin_check_holds_a_plugin_against_its_contract() -> None:
     result = camkit_("plugin", "check", "gini")
     assert result.exit_code == 0, result.stdout

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -188,13 +189,64 @@ def test_two_backends_side_by_side(colours: LoadedModel, other_backend: str) -> 
         ),
         ({"backend": ("native",)}, "backend .*'native'"),
         ({"layer": ["conv"]}, "layer .*'conv'"),
-        ({"target": lambda scores: scores[:, 0]}, "target .*camkit.maps"),
         ({"layer": "*"}, r"'\*'.*several"),
     ],
 )
 def test_one_map_for_one_photograph(colours: LoadedModel, asked: Any, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         camkit.explain(colours, sample(), **asked)
+
+
+def difference(scores: Tensor) -> Tensor:
+    return scores[:, 0] - scores[:, 1]
+
+
+def test_a_function_as_target(colours: LoadedModel) -> None:
+    image = picture("red", "top left")
+    result = camkit.explain(colours, image, target=difference)
+    inputs = colours.preprocess(image)[None]
+    expected = camkit.maps(colours.module, inputs, difference, layer="0")
+    torch.testing.assert_close(result.map, expected[0])
+    assert (result.class_index, result.class_name, result.probability) == (None, "difference", None)
+    assert result.logit == pytest.approx(difference(colours.module(inputs)).item(), abs=1e-5)
+    # Nothing is known of classes, and nothing is said of them.
+    assert (result.predicted, result.predicted_index, result.predicted_name, result.top) == (
+        (),
+        None,
+        None,
+        (),
+    )
+    assert result.verdict() == f"difference {result.logit:.4g}"
+    assert result.caption().startswith(f"difference {result.logit:.4g} · native gradcam at 0")
+    assert "difference" in result._repr_html_()
+
+
+def test_functions_by_their_names(colours: LoadedModel) -> None:
+    class Output:
+        """As the targets of pytorch-grad-cam."""
+
+        def __call__(self, scores: Tensor) -> Tensor:
+            return scores[..., 2]
+
+    images = [picture("red", "top left"), picture("blue", "top left")]
+    functions = {"red - green": difference, "blue": Output()}
+    found = list(camkit.explain_many(colours, images, target=functions))
+    assert [one.class_name for one in found] == ["red - green", "blue"] * 2
+    blue = list(camkit.explain_many(colours, images, target="blue"))
+    for one, other in zip(found[1::2], blue, strict=True):
+        torch.testing.assert_close(one.map, other.map)
+    names = {Output(): "Output", partial(difference): "difference", lambda scores: scores[:, 0]: "function"}
+    for function, name in names.items():
+        assert camkit.explain(colours, images[0], target=function).class_name == name
+    with pytest.raises(TargetError, match=r"\[B\]"):
+        camkit.explain(colours, images[0], target=lambda scores: scores)
+    with pytest.raises(UsageError, match="target is a single one here, not 2"):
+        camkit.explain(colours, images[0], target=functions)
+    for wrong, text in (({}, "empty"), ([], "empty"), ({"red": 0}, r"\{'red': 0\}")):
+        with pytest.raises(UsageError, match=text):
+            list(camkit.explain_many(colours, images, target=wrong))  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="a function for all is target="):
+        list(camkit.explain_many(colours, images, targets=[difference] * 2))  # type: ignore[list-item]
 
 
 def test_wrong_requests(colours: LoadedModel) -> None:

@@ -16,6 +16,9 @@ from camkit.models.fastai_architecture import cut, features
 from camkit.models.torchvision import TorchvisionSource
 from camkit.testing import model_source_checks
 
+# What is assumed of the models is told; here it is meant.
+pytestmark = pytest.mark.filterwarnings("ignore:.*assumed:camkit.errors.CamkitWarning")
+
 RESNET = {"source": "torchvision", "name": "resnet18"}
 
 

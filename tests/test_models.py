@@ -43,6 +43,9 @@ from camkit.models.specs import split
 from camkit.models.torchvision import TorchvisionSource
 from camkit.models.weights import read_weights
 
+# What is assumed of the models is told; here it is meant.
+pytestmark = pytest.mark.filterwarnings("ignore:.*assumed:camkit.errors.CamkitWarning")
+
 # Small, quick, and with BatchNorm counters or without.
 SMALL = {"torchvision": "squeezenet1_1", "timm": "test_resnet"}
 

@@ -27,6 +27,9 @@ from camkit.models import heads, labels, signatures
 from camkit.models.checkpoint import read_checkpoint
 from camkit.models.facts import ModelFacts
 
+# What is assumed of the models is told; here it is meant.
+pytestmark = pytest.mark.filterwarnings("ignore:.*assumed:camkit.errors.CamkitWarning")
+
 PETS = ("cat", "dog", "newt")
 
 
@@ -112,7 +115,7 @@ def test_a_head_is_built_again(kind: str, tmp_path: Path) -> None:
     torch.testing.assert_close(scores(model), expected(module))
     if kind not in ("Linear",):
         assert "head fc" in model.notes["architecture"]
-    assert ("ReLU in it is assumed" in model.note) == (kind in ("two", "MLP"))
+    assert ("ReLU in the head is assumed" in model.note) == (kind in ("two", "MLP"))
     # and out of a bundle
     bundle = camkit.save_bundle(model, tmp_path / "bundle")
     torch.testing.assert_close(scores(camkit.load_model(bundle, device="cpu")), expected(module))
@@ -222,7 +225,7 @@ def test_architectures_that_compute_different_things_are_named(tmp_path: Path) -
 
 def test_a_variant_with_the_same_tensors_is_told(resnet: Any, tmp_path: Path) -> None:
     model = camkit.load_model(saved(resnet.state_dict(), tmp_path / "m.pth"), device="cpu")
-    assert "timm:resnetblur18" in model.notes["architecture"]
+    assert "timm:resnetblur18" in model.notes["variant"]
 
 
 def test_a_bare_architecture_of_both_libraries_is_refused(resnet: Any, tmp_path: Path) -> None:
@@ -347,12 +350,19 @@ def test_an_object_beside_the_weights_runs_no_code(
 def test_facts_change_what_the_model_is_shown(resnet: Any, tmp_path: Path) -> None:
     path = saved(resnet.state_dict(), tmp_path / "m.pth")
     model = camkit.load_model(
-        path, device="cpu", classes=PETS, size=(160, 160), mean=(0.5,) * 3, std=(0.5,) * 3, scores="sigmoid"
+        path,
+        device="cpu",
+        arch="torchvision:resnet18",
+        classes=PETS,
+        size=(160, 160),
+        mean=(0.5,) * 3,
+        std=(0.5,) * 3,
+        scores="sigmoid",
     )
     assert model.preprocess.size == (160, 160)
     assert model.preprocess.resize == 183  # 256 / 224 of it, as before
     assert (model.classes, model.scores) == (PETS, "sigmoid")
-    assert set(model.notes) == {"architecture"}
+    assert set(model.notes) == {"architecture"} and model.is_sure
     with pytest.raises(ModelError, match="3 channels, not of 2"):
         camkit.load_model(path, device="cpu", channels=2)
     with pytest.raises(ModelError, match=r"2 classes.*3 outputs"):

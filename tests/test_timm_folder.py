@@ -21,6 +21,9 @@ import camkit
 from camkit.errors import CamkitError
 from camkit.models import specs, timm_folder
 
+# What is assumed of the models is told; here it is meant.
+pytestmark = pytest.mark.filterwarnings("ignore:.*assumed:camkit.errors.CamkitWarning")
+
 NAMES = ["cat", "dog", "newt"]
 SIZES = [(301, 203), (97, 131), (160, 160), (45, 230)]
 

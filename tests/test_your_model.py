@@ -20,6 +20,9 @@ from torch import Tensor, nn
 import camkit
 from camkit.models.fastai import FastaiSource
 
+# What is assumed of the models is told; here it is meant.
+pytestmark = pytest.mark.filterwarnings("ignore:.*assumed:camkit.errors.CamkitWarning")
+
 PAGE = Path(__file__).parent.parent / "docs" / "your-model.md"
 NAMES = ("cat", "dog", "newt")
 # Small networks that one library alone has, and one that both have.

@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from camkit.core.stand_in import StandIn, wide
     from camkit.drawing.style import Style
     from camkit.errors import CamkitError
+    from camkit.explaining.explain import explain, explain_many
     from camkit.explaining.explanation import Explanation
-    from camkit.explaining.pipeline import explain, explain_many
     from camkit.images.decoding import Photo
     from camkit.images.preprocess import Preprocess
     from camkit.models.bundle import save_bundle
@@ -47,8 +47,8 @@ _HOMES = {
     "camkit.core.stand_in": "StandIn wide",
     "camkit.drawing.style": "Style",
     "camkit.errors": "CamkitError",
+    "camkit.explaining.explain": "explain explain_many",
     "camkit.explaining.explanation": "Explanation",
-    "camkit.explaining.pipeline": "explain explain_many",
     "camkit.images.decoding": "Photo",
     "camkit.images.preprocess": "Preprocess",
     "camkit.models.bundle": "save_bundle",
@@ -102,7 +102,7 @@ def __dir__() -> list[str]:
 
 # Modules of 0.1 that scripts import, and where their names are now. They go with the next version.
 _MOVED = {
-    "camkit.explanation": "explaining.explanation explaining.plan explaining.pipeline",
+    "camkit.explanation": "explaining.explanation explaining.plan explaining.pipeline explaining.explain",
     "camkit.host": "core.attribution core.call_types core.layer_lookup core.run_explainer",
     "camkit.manifest": "explaining.manifest explaining.stored_maps",
     "camkit.output": "explaining.output explaining.manifest_lines explaining.writers",

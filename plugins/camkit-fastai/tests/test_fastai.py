@@ -438,6 +438,7 @@ def test_two_processes_train_in_step(toys: Path, tmp_path: Path) -> None:
 # --- models of fastai -----------------------------------------------------------------------------
 
 
+@pytest.mark.filterwarnings("ignore:.*assumed:camkit.errors.CamkitWarning")
 def test_a_saved_learner_loads_by_its_architecture(tmp_path: Path) -> None:
     module = FastaiSource().build(
         {"backbone": {"source": "torchvision", "name": "resnet18"}, "num_classes": 4, "bn_final": False}
@@ -447,6 +448,7 @@ def test_a_saved_learner_loads_by_its_architecture(tmp_path: Path) -> None:
     assert loaded.classes == ("class_0", "class_1", "class_2", "class_3") and loaded.default_layer == "0"
 
 
+@pytest.mark.filterwarnings("ignore:.*assumed:camkit.errors.CamkitWarning")
 def test_an_exported_learner_is_loaded_only_if_trusted(toys: Path, tmp_path: Path) -> None:
     from fastai.vision.all import ImageDataLoaders, Resize, ResizeMethod, error_rate, vision_learner
 

@@ -98,10 +98,12 @@ def bundle(spec: str, out: Path, half: bool, **given: Any) -> None:
 def layers(spec: str, everything: bool, **given: Any) -> None:
     """The layers of a model with their output shapes; '*' marks the one that 'auto' means."""
     loaded, example, records = _traced(spec, given)
+    from camkit.core.call_types import Call
     from camkit.core.layer_lookup import resolve_layers
 
     try:
-        auto = resolve_layers(loaded.module, loaded.default_layer, example)[0]
+        call = Call(output=loaded.output)
+        auto = resolve_layers(loaded.module, loaded.default_layer, example, call=call)[0]
     except LayerError as error:  # the list shows what else there is
         say(f"Warning: {error}", err=True)
         auto = ""
@@ -149,9 +151,9 @@ def _loaded(spec: str, given: dict[str, Any], *, quiet: bool = False) -> LoadedM
     early_checks.model(spec)
     said = facts(given)
 
-    from camkit.models.loading import load_model
+    from camkit.models.loading import load_quietly
 
-    loaded = load_model(spec, device="cpu", **given, **said.said())
+    loaded = load_quietly(spec, device="cpu", **given, **said.said())
     if loaded.note and not quiet:
         say(f"Note: {loaded.note}", err=True)
     return loaded

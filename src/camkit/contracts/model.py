@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
+# Notes that tell what is assumed: the variant of an architecture, what its photographs are like, what its
+# scores are, and a layer that is the automatic one only for their size.
+ASSUMED = ("variant", "shown", "scores", "layer")
+
 
 @dataclass(frozen=True)
 class LoadedModel:
@@ -30,7 +34,8 @@ class LoadedModel:
     scores: what the outputs are: `softmax`, `sigmoid`, `probabilities`, `none`, or `auto`, seen from
         their values; see `camkit.contracts.scores`.
     output: where the module returns a tuple or a dict, the index, key or name of the scores.
-    notes: what was found out about it and what was assumed, for people: `architecture`, `classes`, `shown`.
+    notes: what was found out about it and what was assumed, for people, by what it is about; those of
+        `ASSUMED` could be wrong.
     unsaid: what the user has to say before it can be used, because nothing may be assumed: of more than
         three channels `mean` and `std`; `load_model` asks for it.
     """
@@ -61,6 +66,11 @@ class LoadedModel:
             f"  scores      {self.scores}; layer {self.default_layer}"
             + (f"\n  {self.note}" if self.note else "")
         )
+
+    @property
+    def is_sure(self) -> bool:
+        """Whether nothing is assumed that could make a map wrong."""
+        return self.notes.keys().isdisjoint(ASSUMED)
 
     @property
     def note(self) -> str:

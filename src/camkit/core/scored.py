@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from camkit.contracts.model import LoadedModel
 from camkit.errors import ModelError, TargetError
 
 Score = Callable[[Any], Tensor]
@@ -24,6 +25,11 @@ class Scored(nn.Module):
     def forward(self, *inputs: Tensor) -> Any:
         """Whatever `output` and `score` make of the module's output."""
         return self.scores(self.module(*inputs))
+
+
+def classifier(model: LoadedModel) -> nn.Module:
+    """What returns the scores `[B, n]`: the module, behind which its `output` is taken out."""
+    return model.module if model.output is None else Scored(model.module, model.output, None)
 
 
 class _Scores(nn.Module):

@@ -51,6 +51,8 @@ class Explanation:
     scores: what the model's scores were read as: `softmax`, `sigmoid`, `probabilities` or `none`;
         exclusive: whether one class excludes the others.
     probability: what that makes of the score; `None` for `none`. logit: the score itself.
+    class_index, class_name: what is explained. Of a function as target there is no index but a name, the
+        `logit` is its value, and nothing is known of classes.
     top: the most probable classes with their probabilities (or scores), most probable first.
     predicted: the names of the classes that are predicted: of classes that exclude each other the most
         probable one, else all above 0.5, the most probable first, which may be none.
@@ -63,20 +65,20 @@ class Explanation:
     backend: str
     method: str
     layer: str
-    class_index: int
+    class_index: int | None
     class_name: str
     probability: float | None
     logit: float
-    top: tuple[tuple[str, float], ...]
-    predicted_index: int | None
-    predicted_name: str | None
     photo: Photo = field(repr=False)
     model: LoadedModel = field(repr=False)
     options: Mapping[str, Any] = field(default_factory=dict)
     position: int = 0
     layout: str | None = None
     warnings: tuple[str, ...] = ()
+    top: tuple[tuple[str, float], ...] = ()
     predicted: tuple[str, ...] = ()
+    predicted_index: int | None = None
+    predicted_name: str | None = None
     scores: ScoreKind = "softmax"
     exclusive: bool = True
 
@@ -87,6 +89,8 @@ class Explanation:
 
     def verdict(self) -> str:
         """One line: what the model says to the photograph."""
+        if not self.top:
+            return f"{self.class_name} {self.figure}"
         best = [(name, figure(None if self.scores == "none" else p, p)) for name, p in self.top]
         if self.exclusive:
             return ", ".join(f"{name} {text}" for name, text in best[:3])

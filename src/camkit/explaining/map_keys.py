@@ -26,7 +26,9 @@ class Keys:
 
     def of(self, result: Explanation) -> str:
         """Backend, method and class, and what else makes another map of it."""
-        name = class_slugs(tuple(result.model.classes))[result.class_index]
+        index = result.class_index
+        names = class_slugs(tuple(result.model.classes))
+        name = slug(result.class_name) if index is None else names[index]
         own = [slug(result.backend), slug(result.method), name]
         return ".".join([*own, *parts(MAP, self.common([result]))])
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from camkit.contracts.explainer import Explainer, unknown_method
@@ -11,6 +11,7 @@ from camkit.contracts.model import LoadedModel
 from camkit.core import layers
 from camkit.core.call_types import Call, Layer
 from camkit.core.layer_lookup import as_list, resolve_layers
+from camkit.core.scored import Score
 from camkit.core.targets import Selector, class_selector
 from camkit.errors import UNPRINTABLE, LayerError
 from camkit.registry import discovery, loading
@@ -30,7 +31,8 @@ class Backend:
 class Plan:
     """What to compute for every photograph: checked against model and plugins before any work.
 
-    targets: the class of each photograph by its position, in place of what `selector` says.
+    targets: the class of each photograph by its position, in place of what `selector` says. functions: what
+    is explained in place of classes, by name.
     """
 
     model: LoadedModel
@@ -39,12 +41,14 @@ class Plan:
     selector: Selector
     layout: str | None = None
     targets: Mapping[int, int] | None = None
+    functions: Mapping[str, Score] = field(default_factory=dict)
 
 
 def plan(
     model: LoadedModel,
     *,
     classes: Sequence[str | int] = ("pred",),
+    functions: Mapping[str, Score] | None = None,
     backends: Sequence[str] = ("native",),
     methods: Sequence[str] = ("gradcam",),
     layer: Layer | Sequence[Layer] = "auto",
@@ -62,7 +66,8 @@ def plan(
     for name in filter(UNPRINTABLE.search, names):
         raise LayerError(f"layer {name!r} has a name that no manifest can hold: rename the module")
     selector = class_selector(classes, model.classes)
-    return Plan(model, make_backends(backends, methods, options or {}), tuple(names), selector, layout)
+    made = make_backends(backends, methods, options or {})
+    return Plan(model, made, tuple(names), selector, layout, functions=functions or {})
 
 
 def make_backends(

@@ -19,7 +19,7 @@ from camkit.images import workers
 from camkit.images.decoding import DRAWN, digest, sample
 from camkit.images.finding import Source, find
 from camkit.images.workers import Failure, Processes
-from camkit.models.loading import load_model, with_classes
+from camkit.models.loading import load_quietly, with_classes
 
 
 class Run:
@@ -46,7 +46,7 @@ class Run:
                 note(f"{made.name} has no {', '.join(lacking)}")
         self.is_any = any(True for _ in self.sources())
         spec = with_classes(request.model, request.facts.classes)
-        model = load_model(
+        model = load_quietly(
             spec,
             device=request.device,
             dtype=request.dtype,

@@ -19,6 +19,9 @@ MAX_CLASSES, MAX_COLUMNS = 8, 6
 PANEL = 1024, 1024  # pixels of a picture on a sheet, at most
 _DRAWING = threading.Lock()  # matplotlib's sheets are not made for threads
 
+# The index of a class, if it is one, and its name.
+Target = tuple[int | None, str]
+
 
 def sheet_of(results: Sequence[Explanation], view: View, style: Style) -> Image.Image | None:
     """The maps of one photograph side by side, a row for each class; nothing if there is only one.
@@ -29,17 +32,18 @@ def sheet_of(results: Sequence[Explanation], view: View, style: Style) -> Image.
     columns = list(dict.fromkeys((r.backend, r.method, r.layer) for r in results))
     if len(columns) < 2:
         return None
-    rows: dict[int, list[Panel]] = {}
+    rows: dict[Target, list[Panel]] = {}
     scales = _scales(results, style)
     for result in results:
         where = f"{result.backend} · {result.method} · {result.layer}"
         what = f"{result.class_name} {result.figure}"
         title = "\n".join([where, what, *result.remarks(style)])
-        if result.class_index in rows or len(rows) < MAX_CLASSES:
-            scale = scales[result.method, result.layer, result.class_index]
+        target = result.class_index, result.class_name
+        if target in rows or len(rows) < MAX_CLASSES:
+            scale = scales[result.method, result.layer, target]
             picture = result.overlay(view=view, style=style, scale=scale)
             picture.thumbnail(PANEL)
-            rows.setdefault(result.class_index, []).append(Panel(title, picture))
+            rows.setdefault(target, []).append(Panel(title, picture))
     heading = Path(results[0].photo.source).name
     with _DRAWING:
         return sheet([part for row in rows.values() for part in _folded(row)], heading)
@@ -47,10 +51,10 @@ def sheet_of(results: Sequence[Explanation], view: View, style: Style) -> Image.
 
 def _scales(
     results: Sequence[Explanation], style: Style
-) -> dict[tuple[str, str, int], tuple[float, float]]:
-    maps: dict[tuple[str, str, int], list[Tensor]] = {}
+) -> dict[tuple[str, str, Target], tuple[float, float]]:
+    maps: dict[tuple[str, str, Target], list[Tensor]] = {}
     for r in results:
-        maps.setdefault((r.method, r.layer, r.class_index), []).append(signed(r.map, style))
+        maps.setdefault((r.method, r.layer, (r.class_index, r.class_name)), []).append(signed(r.map, style))
     return {key: extent(group) for key, group in maps.items()}
 
 

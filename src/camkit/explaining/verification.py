@@ -19,7 +19,7 @@ from camkit.explaining.plan import Backend
 from camkit.images import decoding, finding
 from camkit.images.preprocess import OWN, Preprocess
 from camkit.images.workers import Failure, Processes
-from camkit.models.loading import load_model
+from camkit.models.loading import load_quietly
 from camkit.models.specs import runs_code
 
 EFFORT = 50  # times the default, which the options of a stranger's manifest may ask for together
@@ -76,7 +76,7 @@ def verify(
     }
     candidates = [line for line in sound if photo_id(line) in photos]
     sampled = random.Random(seed).sample(candidates, min(sample, len(candidates)))
-    load = cache(load_model)
+    load = cache(load_quietly)
 
     def recomputed(line: Line) -> float:
         told = table(line["preprocessing"])

@@ -94,13 +94,16 @@ def sample() -> Path:
 def load(source: Any, count: int = 3) -> Photo:
     """Decode a file, or take an image that is already decoded.
 
-    source: a path, an address, bytes, an open file, a Pillow image, an array or a tensor (see `inputs`).
+    source: a path, an address, bytes, an open file, a Pillow image, an array or a tensor (see `inputs`); or
+        a photograph, which is taken as it is.
     count: of channels; 3 makes RGB of whatever it is, and for any other number it must have these channels.
 
     EXIF orientation is applied, transparency is laid on white, 16-bit grey is scaled, palettes and CMYK
     are converted, and of an animation the first frame is taken, with a warning.
     Raises `ImageError` for whatever cannot be decoded completely or is refused.
     """
+    if isinstance(source, Photo):
+        return source
     if not isinstance(source, str | os.PathLike | bytes) and not hasattr(source, "read"):
         with _decoding_errors("the image"):
             image, notes = _of_object(source, count)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,60 +16,162 @@ from camkit.errors import ImageError, UsageError, reason
 from camkit.images import finding
 
 SECONDS = 10.0  # for an address to answer
-COLUMNS = ("image", "img", "pixel_values", "file_name", "path")  # of a data set, where a photograph is
 MAX_BYTES = 64 * 2**20  # of what it sends
+# Columns of a data set, the surer ones first: where a photograph is, where its file is, and its label.
+IMAGES = ("image", "img", "pixel_values")
+FILES = ("file", "path", "file_name", "filename", "file_path", "filepath", "image_path")
+LABELS = ("label", "labels", "target", "targets", "class", "fine_label")
 
 
-def several(images: Any) -> Iterator[Any]:
+@dataclass(frozen=True)
+class Row:
+    """A photograph among others.
+
+    name: of its results; "" is that of its file. label: what the data set says of it, or `None`.
+    """
+
+    image: Any
+    name: str = ""
+    label: Any = None
+
+
+def several(images: Any, *, prepared: bool = False) -> Iterator[Row]:
     """The photographs of a folder, a glob or a file; of an array or tensor with a batch dimension; of rows.
 
-    Rows of a data set are tables with an `image`, or pairs of an image and something else, as torchvision
-    has them. Raises `UsageError` for what is no photographs.
+    Rows of a data set are tables with an `image`, or tuples of an image and its label, as torchvision has
+    them; batches of a loader hold several images and labels. What has no file is called after its place,
+    such as `DataLoader[3]`. prepared: whether tensors may hold any values.
+    Raises `UsageError` for what is no photographs.
     """
     if isinstance(images, str | os.PathLike):
         address = str(images).startswith(("http://", "https://"))
-        yield from [images] if address else finding.expand([os.path.expanduser(images)])  # noqa: PTH111
+        found = [images] if address else finding.expand([os.path.expanduser(images)])  # noqa: PTH111
+        yield from map(Row, found)
         return
-    if type(images).__name__ == "DataFrame":
+    kind = type(images).__name__
+    if kind == "DataFrame":
         raise UsageError(f"pass a column of the DataFrame: one of {', '.join(map(str, images.columns))}")
-    if isinstance(images, Image.Image | bytes) or getattr(images, "ndim", 4) in (2, 3):
-        images = [images]
+    if kind == "DataLoaders":
+        raise UsageError("pass one loader of these DataLoaders, such as dls.valid")
+    if isinstance(images, Mapping) and _column(images, (*IMAGES, *FILES)) is None:
+        raise UsageError(f"pass one of these images or data sets: {', '.join(map(str, images))}")
+    place = kind + "[{}]"
+    if isinstance(images, Image.Image | bytes | Mapping) or getattr(images, "ndim", 4) in (2, 3):
+        images, place = [images], ""
     try:
-        rows = iter(images)
+        rows = _by_index(images) if _is_indexed(images) else iter(images)
     except TypeError:
-        raise UsageError(
-            f"images are files, pictures or a list of them, not {type(images).__name__}"
-        ) from None
-    for row in rows:
-        yield from _of_row(row)
+        raise UsageError(f"images are files, pictures or a list of them, not {kind}") from None
+    parts = ((row, part) for row in rows for part in of_row(row, prepared=prepared))
+    for position, (row, part) in enumerate(parts):
+        named = part.name or part is row or _is_file(part.image)
+        yield part if named else replace(part, name=place.format(position))
 
 
-def _of_row(row: Any) -> Iterator[Any]:
+def _is_indexed(images: Any) -> bool:
+    """Whether these are a data set that has only rows and a length, beyond which it need not end."""
+    kind = type(images)
+    return not hasattr(kind, "__iter__") and hasattr(kind, "__len__") and hasattr(kind, "__getitem__")
+
+
+def _by_index(images: Any) -> Iterator[Any]:
+    return (images[index] for index in range(len(images)))
+
+
+def of_row(row: Any, *, prepared: bool = False) -> Iterator[Row]:
+    """The images of one row, of a data set or a batch of a loader, each with its label."""
+    if isinstance(row, Row):
+        yield row
+        return
+    image, label, file = _parts(row)
+    if not _is_batch(image):
+        yield _row(image, file, label)
+        return
+    if hasattr(image, "ndim") and not prepared:
+        check_fractions(image)  # before any of it is explained
+    count = len(image)
+    labels, files = (column if _is_column(column) else [None] * count for column in (label, file))
+    if not count == len(labels) == len(files):
+        raise UsageError(f"a batch has {count} images and {len(labels)} labels")
+    yield from map(_row, image, files, labels)
+
+
+def _row(image: Any, file: Any, label: Any) -> Row:
+    if isinstance(image, Mapping):  # as Hugging Face's data sets have files that are not decoded
+        image, file = image.get("bytes") or image.get("path"), image.get("path") or file
+    return Row(image, str(file) if _is_file(file) and not _is_file(image) else "", label)
+
+
+def _is_batch(image: Any) -> bool:
+    """Whether these are several photographs; an image may be nested lists of numbers, too."""
+    if isinstance(image, list | tuple) and image:
+        return _is_photograph(image[0]) or isinstance(image[0], Mapping)
+    return getattr(image, "ndim", 0) == 4
+
+
+def _is_column(value: Any) -> bool:
+    """Whether a value beside a batch has one for each image."""
+    return isinstance(value, list | tuple) or getattr(value, "ndim", 0) > 0
+
+
+def _parts(row: Any) -> tuple[Any, Any, Any]:
+    """Image, label and file of a row: whatever of it there is."""
+    if isinstance(row, tuple) and len(row) == 2 and type(row[1]).__name__ == "Series":
+        row = row[1]  # as `DataFrame.iterrows` gives them
+    if hasattr(row, "_asdict"):  # as `DataFrame.itertuples` does
+        row = row._asdict()
+    elif type(row).__name__ == "Series":
+        row = row.to_dict()
     if isinstance(row, Mapping):
-        name = next(
-            (name for name in ("image", "img", "pixel_values", "file_name", "path") if name in row), None
-        )
+        name = _column(row, (*IMAGES, *FILES))
         if name is None:
             raise UsageError(f"a row has no 'image', but {', '.join(map(str, row))}")
-        row = row[name]
-    elif isinstance(row, tuple | list):
-        if not row or (len(row) > 1 and _is_photograph(row[1]) and not _is_label(row)):
-            raise UsageError(f"a row is an image and what belongs to it, not {len(row)} images: one by one")
-        row = row[0]
-    if hasattr(row, "detach") and getattr(row, "ndim", 0) == 4:  # a batch of a DataLoader
-        yield from row
-    else:
-        yield row
+        return row[name], row.get(_column(row, LABELS)), row.get(_column(row, FILES))
+    if not isinstance(row, tuple | list):
+        return row, None, None
+    if not row or (len(row) > 1 and _is_photograph(row[1]) and not _is_label(*row[:2])):
+        raise UsageError(
+            f"a row is an image and what belongs to it, not {len(row)} images: `explain_many` takes them "
+            "one by one"
+        )
+    image, label, file = [*row, None, None][:3]
+    return image, label, file
+
+
+def _column(row: Mapping[Any, Any], names: Sequence[str]) -> str | None:
+    return next((name for name in names if name in row), None)
+
+
+def _is_file(value: Any) -> bool:
+    return isinstance(value, str | os.PathLike)
 
 
 def _is_photograph(value: Any) -> bool:
     """Whether a value beside an image may be another one."""
-    return isinstance(value, str | os.PathLike | bytes | Image.Image) or getattr(value, "ndim", 0) >= 2
+    return isinstance(value, bytes | Image.Image) or _is_file(value) or getattr(value, "ndim", 0) >= 2
 
 
-def _is_label(row: Sequence[Any]) -> bool:
-    """Whether the text beside a picture is its label; beside a path it may be a path."""
-    return isinstance(row[1], str) and not isinstance(row[0], str | os.PathLike)
+def _is_label(image: Any, value: Any) -> bool:
+    """Whether what is beside an image is its label: text, but beside a path; numbers beside a batch."""
+    if isinstance(value, str):
+        return not _is_file(image)
+    return getattr(image, "ndim", 0) == 4 and getattr(value, "ndim", 0) == 2
+
+
+def class_names(images: Any) -> tuple[str, ...] | None:
+    """The names that a data set, or that of a loader, gives its labels; `None` if it gives none."""
+    while images is not None:
+        features = getattr(images, "features", None)
+        column = _column(features, LABELS) if isinstance(features, Mapping) else None
+        holders = [features[column]] if column is not None and isinstance(features, Mapping) else []
+        for holder, attribute in [(h, "names") for h in holders] + [(images, "vocab"), (images, "classes")]:
+            names = getattr(holder, attribute, None)
+            if isinstance(names, Iterable) and not isinstance(names, str):
+                found = tuple(names)
+                if found and all(isinstance(name, str) for name in found):
+                    return found
+        images = getattr(images, "dataset", None)
+    return None
 
 
 def fetch(address: str) -> bytes:
@@ -124,12 +227,21 @@ def _in_range(pixels: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     if pixels.dtype == np.bool_:
         return pixels.astype(np.float32)
     if np.issubdtype(pixels.dtype, np.floating):
-        if not (np.isfinite(pixels).all() and pixels.min() >= 0 and pixels.max() <= 1):
-            raise ImageError(
-                f"images of fractions have values in [0, 1], not {pixels.min():.3g} to {pixels.max():.3g}: "
-                "of tensors that are normalised already, `camkit.maps(model.module, batch)` makes maps"
-            )
+        check_fractions(pixels)
         return pixels.astype(np.float32)
     if not np.issubdtype(pixels.dtype, np.integer) or pixels.min() < 0 or pixels.max() > 255:
         raise ImageError(f"images of whole numbers have values from 0 to 255, not {pixels.dtype}")
     return pixels.astype(np.uint8)
+
+
+def check_fractions(values: Any) -> None:
+    """Refuse an array or tensor of fractions that are not all in [0, 1]."""
+    kind = str(values.dtype)
+    if "float" not in kind:
+        return
+    low, high = float(values.min()), float(values.max())
+    if not (low >= 0 and high <= 1):  # nor NaN
+        raise ImageError(
+            f"images of fractions have values in [0, 1], not {low:.3g} to {high:.3g}: tensors that are "
+            "normalised already are given to the model as they are with prepared=True"
+        )

@@ -169,6 +169,13 @@ class Preprocess:
             scaled = _resampled(scaled, self.size)
         return scaled.sub_(mean).div_(std)
 
+    def pixels(self, tensor: Tensor) -> Tensor:
+        """Normalised `[channels, height, width]` back in float32 of [0, 1]: mean and std undone."""
+        import torch
+
+        mean, std = (torch.tensor(values)[:, None, None] for values in (self.mean, self.std))
+        return tensor.detach().float().cpu() * std + mean
+
     def box(self, width: int, height: int) -> tuple[float, float, float, float]:
         """The part of a `width` x `height` photograph that the model sees: left, top, right, bottom.
 

@@ -11,7 +11,6 @@ import multiprocessing
 import os
 import signal
 import threading
-import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -21,17 +20,18 @@ from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from camkit.errors import CamkitError, CamkitWarning, ImageError, reason
+from camkit.errors import CamkitError, ImageError, reason, warn
 from camkit.images import decoding, finding
 from camkit.images.decoding import Photo
 from camkit.images.finding import Source
+from camkit.images.inputs import Row
 
 if TYPE_CHECKING:
     from pebble import ProcessPool
 
     from camkit.images.preprocess import Preprocess
 
-# A path, an address, a Pillow image, bytes, an open file, an array or a tensor.
+# A path, an address, a Pillow image, bytes, an open file, an array or a tensor; or one with its name.
 ImageSource = Any
 
 T = TypeVar("T")
@@ -64,9 +64,7 @@ def prepare(
 
     pixels: reduce a whole photograph to at most so many; what the model sees is cut from all of it.
     """
-    path = source.path if isinstance(source, Source) else source
-    photo = decoding.load(path, preprocess.photo_channels)
-    photo = replace(photo, name=name_of(source))
+    photo = _loaded(source, preprocess.photo_channels)
     if not whole:
         return replace(photo, image=preprocess.view(photo.image), cut=True)
     if pixels is None or prod(photo.image.size) <= pixels:
@@ -74,10 +72,30 @@ def prepare(
     return decoding.reduced(photo, preprocess.view(photo.image), pixels)
 
 
+def _loaded(source: ImageSource, count: int) -> Photo:
+    name = source.name if isinstance(source, Row) else ""
+    try:
+        photo = replace(decoding.load(_content(source), count), name=name_of(source))
+    except ImageError as error:
+        if name:
+            raise ImageError(f"{name}: {error}") from None
+        raise
+    return replace(photo, source=name) if name else photo
+
+
+def _content(source: ImageSource) -> Any:
+    """What is to be read."""
+    if isinstance(source, Row):
+        return source.image
+    return source.path if isinstance(source, Source) else source
+
+
 def name_of(source: ImageSource) -> str:
     """The name of a source's results."""
-    if isinstance(source, Source):
+    if isinstance(source, Source | Photo):
         return source.name
+    if isinstance(source, Row):
+        return os.path.basename(source.name) or name_of(source.image)  # noqa: PTH119
     return os.path.basename(source) if isinstance(source, str | os.PathLike) else "image"  # noqa: PTH119
 
 
@@ -203,7 +221,7 @@ def processes(count: int) -> Iterator[Processes | None]:
     except (OSError, ImportError) as error:
         text = f"no processes can be started to read photographs ({reason(error)})"
         text += ": this one reads them, without limits on time and memory, as --workers 0 does"
-        warnings.warn(CamkitWarning(text), stacklevel=3)
+        warn(text)
     try:
         yield pool
     finally:
@@ -212,14 +230,16 @@ def processes(count: int) -> Iterator[Processes | None]:
 
 
 def _failure(position: int, source: ImageSource, error: ImageError) -> Failure:
-    path = source.path if isinstance(source, Source) else source
+    path = _content(source)
     real = os.fspath(path) if isinstance(path, str | os.PathLike) else None
     return Failure(_shown(source), error, position, name=name_of(source), path=real)
 
 
 def _shown(source: ImageSource) -> str:
     """A source for people."""
-    path = source.path if isinstance(source, Source) else source
+    if isinstance(source, Row) and source.name:
+        return finding.display(source.name)
+    path = _content(source)
     return finding.display(str(path)) if isinstance(path, str | os.PathLike) else "image"
 
 

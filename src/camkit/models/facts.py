@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import operator
+import os
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypedDict
 
 from camkit.contracts.model import LoadedModel
 from camkit.contracts.scores import ScoreKind, checked
-from camkit.errors import ModelError, UsageError, counted
+from camkit.errors import CamkitError, ModelError, UsageError, closest, counted
 from camkit.images import channels
 from camkit.images.preprocess import IMAGENET_MEAN, IMAGENET_STD, MAX_CHANNELS, Fit, Preprocess
 from camkit.models import labels
@@ -24,16 +26,31 @@ USUAL: Mapping[int, tuple[tuple[float, ...], tuple[float, ...]]] = {
 }
 
 
+# What other libraries call the arguments of `load_model` and `explain`.
+CALLED_HERE = {
+    **dict.fromkeys(("transform", "transforms", "processor", "image_processor"), "preprocess"),
+    **dict.fromkeys(("class_names", "labels", "categories", "id2label"), "classes"),
+    **dict.fromkeys(("image_size", "img_size", "input_size"), "size"),
+    **dict.fromkeys(("target_layer", "target_layers"), "layer"),
+    **dict.fromkeys(("target_class", "class_idx", "category"), "target"),
+}
+
+
+def called_here(name: str) -> str:
+    """A half-sentence with what an argument of another library is called here; "" for any other."""
+    return f": it is called {CALLED_HERE[name]}= here" if name in CALLED_HERE else ""
+
+
 class Facts(TypedDict, total=False):
-    """The fields of `ModelFacts`, as keywords."""
+    """The fields of `ModelFacts`, as keywords: also as other libraries have their values."""
 
     arch: str | None
-    classes: Sequence[str] | None
-    size: tuple[int, int] | None
+    classes: str | os.PathLike[str] | Iterable[str] | Mapping[str, int] | Mapping[int, str] | None
+    size: int | Sequence[int] | None
     resize: int | None
     fit: Fit | None
-    mean: tuple[float, ...] | None
-    std: tuple[float, ...] | None
+    mean: Sequence[float] | None
+    std: Sequence[float] | None
     channels: int | None
     scores: ScoreKind | None
 
@@ -78,6 +95,22 @@ class ModelFacts:
         said = {name: text for name, text in texts.items() if text is not None}
         return cls(**{name: readers.get(name, lambda text: text)(text) for name, text in said.items()})
 
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> ModelFacts:
+        """From the arguments of a call in Python. `UsageError` for one that is none, or cannot be that."""
+        for name in values.keys() - cls.__dataclass_fields__:
+            raise UsageError(
+                f"load_model takes no {name}={called_here(name) or closest(name, cls.__dataclass_fields__)}"
+            )
+        said = {name: value for name, value in values.items() if value is not None}
+        for name in said.keys() & VALUES.keys():
+            reader, meant = VALUES[name]
+            try:
+                said[name] = reader(said[name])
+            except (TypeError, ValueError):
+                raise UsageError(f"{name}= is {meant}, not {said[name]!r}") from None
+        return cls(**said)
+
     def said(self) -> dict[str, Any]:
         """What is said, by its name."""
         return {name: value for name, value in vars(self).items() if value is not None}
@@ -89,23 +122,25 @@ class ModelFacts:
                 f"{counted(len(self.classes), 'class', 'classes')} are named, but {model.name} has "
                 f"{counted(len(model.classes), 'output')}"
             )
-        preprocess, said = self._preprocess(model), self.said()
-        notes = {name: text for name, text in model.notes.items() if name not in said}
+        preprocess, said = self.shown(model), self.said()
+        notes = {name: text for name, text in model.notes.items() if name not in {*said, "drawn"}}
         if "shown" in notes or preprocess.channels != model.preprocess.channels:
             notes["shown"] = assumed(preprocess, said)
         if preprocess.photo_channels != 3:
             notes["drawn"] = channels.remark(preprocess.photo_channels)
-        return replace(
+        made = replace(
             model,
             classes=tuple(self.classes or model.classes),
             preprocess=preprocess,
             scores=self.scores or model.scores,
-            notes={name: text for name, text in notes.items() if text},
             unsaid=(),
         )
+        if preprocess.size != model.preprocess.size and model.default_layer == "auto":
+            notes["layer"] = _moved(_automatic(model), _automatic(made), preprocess.size)
+        return replace(made, notes={name: text for name, text in notes.items() if text})
 
-    def _preprocess(self, model: LoadedModel) -> Preprocess:
-        """A new size keeps the margin of the crop; without it, nothing else changes."""
+    def shown(self, model: LoadedModel) -> Preprocess:
+        """What the model is shown: a new size keeps the margin of the crop, and nothing else changes."""
         known = model.preprocess
         count = self.channels or len(self.mean or known.mean)
         changes = {name: value for name, value in self.said().items() if name in CHANGES}
@@ -137,6 +172,29 @@ class ModelFacts:
             given = changes.get(name, getattr(model.preprocess, name))
             if len(given) != count:
                 raise ModelError(f"{takes}, but {name} has {counted(len(given), 'number')}")
+
+
+def _automatic(model: LoadedModel) -> str:
+    """The automatic layer for photographs of the model's size; "" where there is none."""
+    from camkit.core import layers  # here: the command line reads options without torch
+    from camkit.core.call_types import Call
+    from camkit.core.layer_lookup import automatic_layer
+
+    like = next((p for p in model.module.parameters() if p.is_floating_point()), None)
+    if like is None:
+        return ""
+    inputs = layers.example_inputs(model.preprocess.size, like, model.preprocess.channels)
+    try:
+        return automatic_layer(model.module, inputs, call=Call(output=model.output)).name
+    except CamkitError:
+        return ""
+
+
+def _moved(before: str, now: str, size: tuple[int, int]) -> str:
+    """What is said where another size makes another layer the automatic one."""
+    if not now or not before or now == before:
+        return ""
+    return f"at {size[0]} x {size[1]} pixels the automatic layer is {now}, not {before} (--layer)"
 
 
 def prepared(usual: Preprocess, architecture: Mapping[str, Any]) -> Preprocess:
@@ -179,6 +237,35 @@ def _size(text: str) -> tuple[int, int]:
         raise UsageError(f"--size is 224, or HEIGHTxWIDTH such as 160x224, not {text!r}")
     height = int(found[1])
     return height, int(found[2] or height)
+
+
+def _pair(size: int | Sequence[int]) -> tuple[int, int]:
+    height, width = size if isinstance(size, Iterable) else (size, size)
+    return operator.index(height), operator.index(width)
+
+
+def _floats(values: Iterable[float]) -> tuple[float, ...]:
+    return tuple(float(value) for value in values)
+
+
+def _names(classes: Any) -> tuple[Any, ...]:
+    if isinstance(classes, str | os.PathLike):
+        return labels.parse(os.fspath(classes))
+    found = labels.of_value(classes) if isinstance(classes, Mapping) else tuple(classes)
+    if found is None:
+        raise ValueError("a table of something else")
+    return tuple(str(name) if isinstance(name, str) else name for name in found)  # numpy's are others
+
+
+# By the name of an argument in Python, what reads it, and what it has to be.
+VALUES: Mapping[str, tuple[Callable[[Any], Any], str]] = {
+    "classes": (_names, "names in the order of the outputs, {name: index}, or what --classes takes"),
+    "size": (_pair, "a number of pixels, or (height, width)"),
+    "resize": (operator.index, "a number of pixels"),
+    "channels": (operator.index, "a number"),
+    "mean": (_floats, "a number for each channel, of values in [0, 1]"),
+    "std": (_floats, "a number for each channel, of values in [0, 1]"),
+}
 
 
 def _numbers(text: str) -> tuple[float, ...]:

@@ -32,7 +32,7 @@ from camkit.models.fastai_architecture import (
     usual_view,
 )
 from camkit.models.fastai_pickle import is_export
-from camkit.models.heads import Layers, assumptions, outputs, read_head, shown
+from camkit.models.heads import assumptions, outputs, read_head, shown
 from camkit.models.labels import numbered
 from camkit.models.loading import library_spec
 from camkit.models.objects import load_export
@@ -78,11 +78,12 @@ class FastaiSource(ModelSource):
             put_weights(module, checkpoint.state, file)
         except ModelError as error:
             raise ModelError(f"{error}; a body that was cut elsewhere: {EXPORT}") from None
-        count = architecture["num_classes"]
+        count, own = architecture["num_classes"], architecture.get("head")
         classes, of_classes = class_names(checkpoint, count)
         loaded = self._loaded(reference, module, architecture, device)
         notes = {
-            "head": _described(architecture.get("head")),
+            "head": f"head {shown(own)}" if own else "",  # not fastai's usual one
+            "variant": ", ".join(assumptions(own)) if own else "",
             "classes": of_classes,
             "scores": f"{assumed_scores(count)}, and no y_range",
             "shown": assumed(loaded.preprocess),
@@ -130,11 +131,6 @@ class FastaiSource(ModelSource):
             architecture=architecture,
             unsaid=unsaid(preprocess.channels),
         )
-
-
-def _described(layers: Layers | None) -> str:
-    """A head that is not fastai's usual one."""
-    return "" if layers is None else ", ".join([f"head {shown(layers)}", *assumptions(layers)])
 
 
 def _facts(

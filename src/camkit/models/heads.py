@@ -89,8 +89,8 @@ def shown(head: Layers) -> str:
 def assumptions(head: Layers) -> list[str]:
     """What is assumed of the layers that have no tensors, for people."""
     kinds = [layer[0] for layer in layers_of(head)]
-    relu = ["the ReLU in it is assumed"] if "ReLU" in kinds else []
-    return relu + (["gaps in it are taken for dropout"] if {"Identity", "Flatten"} & {*kinds} else [])
+    relu = ["the ReLU in the head is assumed"] if "ReLU" in kinds else []
+    return relu + (["gaps in the head are taken for dropout"] if {"Identity", "Flatten"} & {*kinds} else [])
 
 
 def _built(layer: object) -> nn.Module:

@@ -10,13 +10,15 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from typing import Any, Unpack
+from weakref import WeakKeyDictionary
 
 import torch
+from torch import nn
 
 from camkit.contracts.model import LoadedModel, ModelSource
 from camkit.core.devices import pick_device, pick_dtype
 from camkit.core.scored import Output
-from camkit.errors import ModelNotFound, UsageError, closest
+from camkit.errors import ModelNotFound, UsageError, closest, warn
 from camkit.models.facts import Facts, ModelFacts
 from camkit.models.objects import from_object
 from camkit.models.specs import split
@@ -46,20 +48,57 @@ def load_model(
     preprocess: what the model is shown; see `camkit.models.transforms.as_preprocess`.
     output: where it returns a tuple or a dict, the index, key or name of the scores.
     facts: what belongs to the model, where it does not say it itself; see `ModelFacts`.
-    Raises `ModelNotFound` if there is none, and `ModelError` if it cannot be read or built.
+    A `CamkitWarning` tells what is assumed of it, once for each model. Raises `ModelNotFound` if there is
+    none, `ModelError` if it cannot be read or built, and `UsageError` for an argument that is none.
     """
-    said = ModelFacts(**facts)
+    loaded = load_quietly(
+        model,
+        device=device,
+        dtype=dtype,
+        trust_pickle=trust_pickle,
+        preprocess=preprocess,
+        output=output,
+        **facts,
+    )
+    warn_of_assumptions(loaded)
+    return loaded
+
+
+def warn_of_assumptions(model: LoadedModel) -> None:
+    """Say what is assumed of a model, if that has not been said of it before."""
+    if not model.is_sure and _TOLD.get(model.module) != model.note:
+        _TOLD[model.module] = model.note
+        warn(model.note)
+
+
+_TOLD: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()
+
+
+def load_quietly(
+    model: Any = DEFAULT,
+    *,
+    device: str | torch.device = "auto",
+    dtype: str | torch.dtype = "float32",
+    trust_pickle: bool = False,
+    preprocess: Any = None,
+    output: Output = None,
+    inputs: tuple[int, int, int] | None = None,
+    **facts: Any,
+) -> LoadedModel:
+    """As `load_model`, for callers that tell the notes of a model in their own way, or need not.
+
+    inputs: `[C, H, W]` of tensors that are prepared for it, which it is to take as they are.
+    """
+    said, kind = ModelFacts.of(facts), None
     if isinstance(model, str | os.PathLike):
         target, kind = pick_device(device), pick_dtype(dtype)
-        loaded = _of_spec(with_classes(os.fspath(model), said.classes), said.arch, target, trust_pickle)
-        loaded.module.eval()
-        if preprocess is not None or output is not None:
-            loaded = from_object(loaded, preprocess=preprocess, output=output)
-    else:
-        loaded = from_object(model, preprocess=preprocess, output=output, count=len(said.classes or ()))
-        kind = loaded.dtype
-    loaded = said.apply(loaded)
-    return loaded if kind == loaded.dtype else loaded.to(dtype=kind)
+        spec = with_classes(os.fspath(model), said.classes)
+        model = _of_spec(spec, said.arch, target, trust_pickle)
+        model.module.eval()
+    elif said.arch is not None:
+        raise UsageError(f"an architecture belongs to a file of weights, not to a {type(model).__name__}")
+    loaded = from_object(model, preprocess=preprocess, output=output, facts=said, inputs=inputs)
+    return loaded if kind in (None, loaded.dtype) else loaded.to(dtype=kind)
 
 
 def with_classes(spec: str, classes: Sequence[str] | None) -> str:

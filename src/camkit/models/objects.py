@@ -15,11 +15,13 @@ from torch import nn
 
 from camkit.contracts.model import LoadedModel, ModelSource
 from camkit.core.layers import example_inputs
+from camkit.core.scored import classifier
 from camkit.errors import CamkitError, ModelError, typed_reason
+from camkit.images.prepared import PreparedInputs
 from camkit.images.preprocess import Preprocess
 from camkit.models import labels, recognition
 from camkit.models.checkpoint import Checkpoint
-from camkit.models.facts import assumed, prepared, unsaid
+from camkit.models.facts import ModelFacts, assumed, prepared, unsaid
 from camkit.models.fastai_export import from_learner
 from camkit.models.fastai_pickle import read_learner
 from camkit.models.transforms import as_preprocess
@@ -27,13 +29,19 @@ from camkit.registry import loading
 
 
 def from_object(
-    made: Any, *, name: str = "", preprocess: Any = None, output: Any = None, count: int = 0
+    made: Any,
+    *,
+    name: str = "",
+    preprocess: Any = None,
+    output: Any = None,
+    facts: ModelFacts | None = None,
+    inputs: tuple[int, int, int] | None = None,
 ) -> LoadedModel:
     """A classifier from what a library or the user has made, on the device where it is.
 
     preprocess: what it is shown, see `as_preprocess`; needed where the object does not say it.
-    output: where it returns a tuple or a dict, the index, key or name of the scores. count: of the classes,
-    if they are known; else the model is asked.
+    output: where it returns a tuple or a dict, the index, key or name of the scores. facts: what else the
+    user says of it; `None` where that is not known yet. inputs: `[C, H, W]` of tensors that are prepared.
     Raises `ModelError` for what is no model, and `UsageError` if something is missing.
     """
     given = None if preprocess is None else as_preprocess(preprocess)
@@ -44,12 +52,24 @@ def from_object(
         kind = next((make for library, make in KINDS.items() if _is_of(made, library)), _module)
         model = kind(made, called)
     if given is not None:
-        model = replace(model, preprocess=given, notes={}, unsaid=())
+        model = _showing(model, given)
+    if inputs is not None:
+        known = "shown" not in model.notes
+        model = _showing(model, PreparedInputs.like(model.preprocess, inputs, known=known))
     if output is not None:
         model = replace(model, output=output)
     if not model.classes:
-        model = replace(model, classes=labels.numbered(count or _count(model)))
-    return model
+        shown = facts.shown(model) if facts else model.preprocess
+        count = len(facts.classes or ()) if facts else 0
+        count = count or _count(replace(model, preprocess=shown))
+        model = replace(model, classes=labels.numbered(count))
+    return facts.apply(model) if facts else model
+
+
+def _showing(model: LoadedModel, preprocess: Preprocess) -> LoadedModel:
+    """A model of which it is known what it is shown."""
+    notes = {name: text for name, text in model.notes.items() if name != "shown"}
+    return replace(model, preprocess=preprocess, notes=notes, unsaid=())
 
 
 def load_export(path: Path, device: torch.device, *, trust: bool) -> LoadedModel:
@@ -163,18 +183,17 @@ def _own_classes(module: nn.Module) -> tuple[str, ...]:
 
 def _count(model: LoadedModel) -> int:
     """How many scores the model returns."""
-    from camkit.core.scored import Scored
-
-    module = model.module if model.output is None else Scored(model.module, model.output, None)
+    module = classifier(model)
     try:
         scores = _scores(module, model.module, model.preprocess)
     except CamkitError:
         raise
     # Whatever a model says to a photograph of a size that it does not take.
     except Exception as error:
-        shown = f"{model.preprocess.size[0]} x {model.preprocess.size[1]}"
+        height, width = model.preprocess.size
         raise ModelError(
-            f"{model.name} cannot take photographs of {shown}: {typed_reason(error)}"
+            f"{model.name} cannot take photographs of {height} x {width} (say size= or preprocess=): "
+            f"{typed_reason(error)}"
         ) from None
     if not isinstance(scores, torch.Tensor) or scores.ndim != 2:
         kind = list(scores.shape) if isinstance(scores, torch.Tensor) else type(scores).__name__

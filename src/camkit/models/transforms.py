@@ -13,11 +13,10 @@ from torch import Tensor
 
 from camkit.errors import ImageError, ModelError, UsageError, typed_reason
 from camkit.images import inputs
+from camkit.images.prepared import TensorPreprocess
 from camkit.images.preprocess import FILTERS, OWN, Preprocess
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from PIL import Image
 
 TOLERANCE = 2e-3  # of a normalised value: half a step of a byte at the smallest usual deviation
@@ -68,7 +67,7 @@ def of_timm(config: Mapping[str, Any]) -> Preprocess:
 
 
 @dataclass(frozen=True)
-class OwnPreprocess(Preprocess):
+class OwnPreprocess(TensorPreprocess):
     """What a function of the user's makes of a photograph: that is all that is known of it."""
 
     function: Callable[[Image.Image], Tensor] | None = None
@@ -79,20 +78,8 @@ class OwnPreprocess(Preprocess):
         return 3
 
     def view(self, image: Image.Image) -> Image.Image:
-        """The tensor as a picture, lightest to darkest, which carries the tensor with it."""
-        tensor = _called(self.function, image)
-        low, high = tensor.amin(), tensor.amax()
-        pixels = (tensor - low) / (high - low).clamp_min(1e-12)
-        seen = inputs.picture(pixels if tensor.shape[0] == 3 else pixels[:1]).convert("RGB")
-        seen.info["tensor"] = tensor
-        return seen
-
-    def batch(self, views: Sequence[Image.Image], device: Any = "cpu") -> Tensor:
-        """The tensors of views, `[B, C, H, W]`."""
-        tensors = [view.info["tensor"] for view in views]
-        if len({tensor.shape for tensor in tensors}) > 1:
-            raise ModelError("preprocess makes tensors of several sizes: use batch_size=1")
-        return torch.stack(tensors).to(device)
+        """What the function makes of a photograph, as a picture."""
+        return self.drawn(_called(self.function, image))
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON holds it: the name of the function, and not what it does."""

@@ -49,11 +49,10 @@ def load_weights(path: Path, *, device: torch.device, name: str = "") -> LoadedM
         _check_head(source, architecture, preprocess, f"{path} ({found.name})")
     count = architecture["num_classes"]
     classes, of_classes = class_names(checkpoint, count)
-    notes = {
-        "architecture": f"{path.name}: {_described(found, architecture)}",
-        "classes": of_classes,
-        "scores": assumed_scores(count),
-    }
+    notes = {"architecture": f"{path.name}: {_described(found, architecture)}"}
+    if doubts := _doubts(found, architecture):
+        notes["variant"] = ", ".join(doubts)
+    notes |= {"classes": of_classes, "scores": assumed_scores(count)}
     if others := [
         key for key in WEIGHTS if key in checkpoint.content and key not in checkpoint.where.split(".")
     ]:
@@ -135,21 +134,21 @@ def assumed_scores(count: int) -> str:
 
 
 def _described(found: Found, architecture: dict[str, Any]) -> str:
-    """`torchvision:resnet18 (as timm:resnet18; or timm:resnetblur18: --arch), head fc = Linear(512, 3)`."""
+    """`torchvision:resnet18 (as timm:resnet18), head fc = Linear(512, 3)`."""
     rows = {row.name: row for row in signatures.table()}
     own = rows.get(found.name)
     alike = [n for n, row in rows.items() if own and row.same_as == own.same_as and n != found.name]
-    hints = [f"as {alike[0]}"] if alike else []
-    if found.others:
-        hints.append(f"not {' or '.join(found.others[:2])}, which --arch would say")
-    parts = [f"{found.name} ({'; '.join(hints)})" if hints else found.name]
+    parts = [f"{found.name} (as {alike[0]})" if alike else found.name]
     if head := architecture.get("head"):
-        parts += [
-            f"head {head['at']} = {heads.shown(head['layers'])}",
-            *heads.assumptions(head["layers"]),
-        ]
+        parts.append(f"head {head['at']} = {heads.shown(head['layers'])}")
     if (channels := architecture.get("channels", 3)) != 3:
         parts.append(counted(channels, "channel"))
-    if found.name in INCEPTIONS:
-        parts.append("transform_input=False is assumed")
     return ", ".join(parts)
+
+
+def _doubts(found: Found, architecture: dict[str, Any]) -> list[str]:
+    """What the tensors leave open, and how it was decided."""
+    others = [f"not {' or '.join(found.others[:2])}, which --arch would say"] if found.others else []
+    inception = ["transform_input=False is assumed"] if found.name in INCEPTIONS else []
+    head = heads.assumptions(architecture["head"]["layers"]) if "head" in architecture else []
+    return others + head + inception

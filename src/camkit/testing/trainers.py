@@ -12,7 +12,7 @@ import numpy as np
 
 from camkit.contracts.trainer import Trainer, TrainRequest
 from camkit.errors import CamkitError
-from camkit.explaining.pipeline import explain
+from camkit.explaining.explain import explain
 from camkit.models.loading import load_model
 from camkit.testing.kit import Subject, raises
 from camkit.training.recipe import table

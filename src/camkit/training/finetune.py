@@ -10,7 +10,7 @@ from torch import nn
 
 from camkit.contracts.model import LoadedModel, ModelSource
 from camkit.errors import ModelError
-from camkit.models.loading import library_spec, load_model
+from camkit.models.loading import library_spec, load_quietly
 from camkit.registry import discovery, loading
 
 
@@ -26,7 +26,7 @@ def pretrained(arch: str, weights: str, device: torch.device) -> LoadedModel:
             raise ModelError(f"{arch} brings its own weights; --weights goes with a name such as resnet34")
         spec = f"{spec}@{weights}"
     try:
-        return load_model(spec, device=device)
+        return load_quietly(spec, device=device)
     except ModelError as error:
         if weights != "default" or arch in known:
             raise

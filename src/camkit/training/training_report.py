@@ -19,10 +19,10 @@ from camkit.contracts.scores import meaning, probabilities
 from camkit.contracts.trainer import TrainResult
 from camkit.drawing import charts, sheet
 from camkit.errors import UNPRINTABLE, ModelError, printable
-from camkit.explaining.pipeline import explain
+from camkit.explaining.explain import explain
 from camkit.files import write_whole
 from camkit.images import decoding, finding
-from camkit.models.loading import load_model
+from camkit.models.loading import load_quietly
 from camkit.training.label_verdicts import LabelVerdicts
 
 if TYPE_CHECKING:
@@ -177,7 +177,7 @@ def write(
         picture(out / "curves.png", charts.curves(result.history, result.steps))
     verdicts = None
     if result.validation:
-        verdicts = judge(load_model(result.bundle, device=device), result.validation)
+        verdicts = judge(load_quietly(result.bundle, device=device), result.validation)
         if isinstance(verdicts, Verdicts):
             _write_confusion(verdicts, out)
         write_whole(out / "classes.csv", table(_classes(verdicts, result)))
