@@ -72,7 +72,22 @@ class Toy(ModelSource):
         names = ("<script>alert(1)</script>", "a|b", "`c`")
         if reference in ("colours", "fixed"):
             net, names = Colours(reference == "fixed"), ("red", "green", "blue", "grey")
-        return LoadedModel(net.eval(), names, Preprocess(size=(32, 32)), name=f"toy:{reference}")
+        shown, output = Preprocess(size=(32, 32)), None
+        if reference == "grey":
+            net.stem[0] = nn.Conv2d(1, 6, 3, stride=2, padding=1)
+            shown = Preprocess(size=(32, 32), mean=(0.45,), std=(0.23,))
+        if reference == "table":
+            net, output = Table(net), "logits"
+        name = f"toy:{reference}"
+        return LoadedModel(net.eval(), names, shown, name=name, output=output)
+
+class Table(nn.Module):
+    # Returns its scores beside others, as networks of Hugging Face do.
+    def __init__(self, net):
+        super().__init__()
+        self.net = net
+    def forward(self, x):
+        return {"loss": x.mean(), "logits": self.net(x)}
 
 class Colours(nn.Module):
     # How red, green, blue and grey an image is, of one size only if it is fixed.
@@ -778,6 +793,23 @@ def test_maps_of_the_same_method_are_compared_with_the_reference_before_they_are
         "its maps of the photographs differ from those of native gradcam by "
         f"{wrong['parity']:.1e} of the peak"
     ]
+
+
+def test_models_whose_scores_are_taken_out_and_models_of_one_channel(other_backend: str) -> None:
+    """Each is measured as the network itself; the bare forward and the metrics see its scores."""
+    asked: dict[str, Any] = {
+        "backends": ("native", other_backend),
+        "metrics": ("latency", "agreement", "symmetric-relevance-gain", "sanity-cascading"),
+    }
+    plain, table, grey = (toy(model=f"toy:{name}", **asked) for name in ("net", "table", "grey"))
+    assert [found["settings"]["layer"] for found in (plain, table, grey)] == ["body", "net.body", "body"]
+    for found in (plain, table, grey):
+        assert row(found, "native")["notes"] == ["the reference"] and row(found, "other")["notes"] == []
+        assert row(found, "bare", "forward")["latency"] and row(found, "other")["latency"]
+    scores = [row(found, "other")["scores"]["photographs"] for found in (plain, table)]
+    assert scores[0].keys() == scores[1].keys() and len(scores[0]) == 3
+    for name, score in scores[0].items():
+        assert scores[1][name]["values"] == pytest.approx(score["values"], abs=1e-5)
 
 
 def test_who_fails_costs_its_own_cells_only() -> None:

@@ -28,7 +28,7 @@ from camkit.bench.statistics import Estimate, Spread
 from camkit.bench.survey import Progress, maker
 from camkit.bench.timing import Cold, Sample
 from camkit.errors import CamkitError
-from camkit.models.loading import load_model
+from camkit.models.loading import load_quietly
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ def _calls(scene: Scene, rows: Sequence[Entrant], batch: int) -> dict[str, timin
 
     def forward() -> Tensor:
         with torch.inference_mode():
-            return scene.model.module(inputs)  # type: ignore[no-any-return]
+            return scene.module(inputs)  # type: ignore[no-any-return]
 
     def mapped(row: Entrant) -> timing.Call:
         make = maker(scene, row, frozen=True)
@@ -149,7 +149,7 @@ def _begin(request: BenchRequest, threads: int) -> None:
 
 
 def _in_process(request: BenchRequest, paths: Sequence[Path], keys: Collection[str]) -> Process:
-    model = load_model(
+    model = load_quietly(
         request.model, device=request.device, dtype=request.dtype, trust_pickle=request.trust_pickle
     )
     scene = scenes.photographs(model, request.layer, paths, request.photographs)

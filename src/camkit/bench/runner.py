@@ -33,7 +33,7 @@ from camkit.drawing.style import Style
 from camkit.errors import CamkitError
 from camkit.images import decoding, finding
 from camkit.metrics import agreement
-from camkit.models.loading import load_model
+from camkit.models.loading import load_quietly
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -63,9 +63,11 @@ def run(request: BenchRequest, progress: Progress = lambda text: None) -> Outcom
     masks = ground_truth.read(request.truth) if request.truth else None
     paths = list(finding.expand(request.images)) if request.images else [decoding.sample()]
     progress(f"loading {request.model}")
-    model = load_model(
+    model = load_quietly(
         request.model, device=request.device, dtype=request.dtype, trust_pickle=request.trust_pickle
     )
+    if model.note:
+        progress(model.note)
     before = _machine_state(model.device)
     places = [scenes.photographs(model, request.layer, paths, request.photographs, masks)]
     colds: latency.Colds = {}

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from camkit.bench import shapes
 from camkit.bench.ground_truth import Truth, as_seen
 from camkit.bench.results import ENERGY, MOSAICS
 from camkit.contracts.model import LoadedModel
 from camkit.core import layers
+from camkit.core.call_types import Call
 from camkit.core.layer_lookup import resolve_layers
+from camkit.core.scored import classifier
 from camkit.drawing import overlay
 from camkit.errors import ImageError, UsageError
 from camkit.images import decoding, finding
@@ -62,6 +65,11 @@ class Scene:
         index = torch.arange(count, device=self.inputs.device) % len(self.inputs)
         return self.inputs[index], self.targets[index]
 
+    @cached_property
+    def module(self) -> nn.Module:
+        """What returns the scores `[B, n]`: the model's, with `output` taken out."""
+        return classifier(self.model)
+
     @property
     def chunk(self) -> int:
         """How many changed inputs a metric should give to the model at once."""
@@ -77,9 +85,7 @@ class Scene:
 
     def picture(self, index: int) -> Image:
         """An input as a picture."""
-        preprocess = self.model.preprocess
-        mean, std = (torch.tensor(values)[:, None, None] for values in (preprocess.mean, preprocess.std))
-        return overlay.picture(self.inputs[index].float().cpu() * std + mean)
+        return overlay.picture(self.model.preprocess.pixels(self.inputs[index]))
 
 
 def photographs(
@@ -142,7 +148,7 @@ def mosaics(pool: Scene, count: int, seed: int = 0, remark: str = "") -> Scene:
     Raises `UsageError` if there are too few images that the model is sure of, and if it does not take
     images twice as large.
     """
-    module = pool.model.module
+    module = pool.module
 
     def scores(inputs: Tensor) -> Tensor:
         with torch.inference_mode():
@@ -174,16 +180,15 @@ def mosaics(pool: Scene, count: int, seed: int = 0, remark: str = "") -> Scene:
 
 def _predicted(model: LoadedModel, inputs: Tensor) -> Tensor:
     with torch.inference_mode():
-        parts = [model.module(part).argmax(1) for part in torch.split(inputs, BATCH)]
+        parts = [classifier(model)(part).argmax(1) for part in torch.split(inputs, BATCH)]
     return torch.cat(parts).clone()
 
 
 def _layer(model: LoadedModel, spec: str) -> str:
     spec = model.default_layer if spec == "auto" else spec
     like = next(p for p in model.module.parameters() if p.is_floating_point())
-    names = resolve_layers(
-        model.module, spec, layers.example_inputs(model.preprocess.size, like, model.preprocess.channels)
-    )
+    inputs = layers.example_inputs(model.preprocess.size, like, model.preprocess.channels)
+    names = resolve_layers(model.module, spec, inputs, call=Call(output=model.output))
     if len(names) > 1:
         raise UsageError(f"layer {spec!r} means several layers ({', '.join(names)}): bench takes one")
     return names[0]

@@ -118,7 +118,8 @@ def maker(scene: Scene, row: Entrant, *, frozen: bool = False) -> Maps:
         assert row.explainer is not None
         choose = target_selector(targets, len(inputs))
         arguments = (scene.model.module, inputs, [scene.layer], [row.method], choose)
-        answer = explain(row.explainer, row.backend, *arguments, call=Call(frozen=frozen))
+        call = Call(output=scene.model.output, frozen=frozen)
+        answer = explain(row.explainer, row.backend, *arguments, call=call)
         return answer.maps[row.method, scene.layer][:, 0]
 
     return maps
@@ -184,7 +185,7 @@ def _scored(
     for part in scene.slices():
         batch = MapBatch(
             maps=maps[part],
-            module=scene.model.module,
+            module=scene.module,
             inputs=scene.inputs[part],
             targets=scene.targets[part],
             truth=None if scene.truth is None else scene.truth[part],
