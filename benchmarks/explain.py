@@ -34,7 +34,7 @@ from camkit.drawing.style import Style
 from camkit.explaining import pipeline, plan
 from camkit.explaining.manifest_lines import Format
 from camkit.explaining.output import Output
-from camkit.images import finding, workers
+from camkit.images import decoding, finding, workers
 
 SPEC = "fastai:resnet34@none"
 BATCH = 16
@@ -71,9 +71,11 @@ def rates(folder: Path, count: int, rounds: int) -> dict[str, list[float]]:
 
         def explain(format: Format) -> None:
             out = Path(tempfile.mkdtemp(dir=place))
-            output = Output(out, style=Style(), view="model", format=format)
+            output = Output(out, style=Style(), format=format)
             read = partial(pool.read, ahead=2 * BATCH)
-            stream = pipeline.stream(work, finding.find([photos]), batch_size=BATCH, read=read, whole=False)
+            stream = pipeline.stream(
+                work, finding.find([photos]), batch_size=BATCH, read=read, side=decoding.DRAWN
+            )
             groups = (list(group) for _, group in groupby(stream, key=lambda result: result.position))
             written = sum(len(photo.lines) for photo in output.write_all(groups))
             assert written == count, f"{written} of {count}"

@@ -92,7 +92,8 @@ def test_without_images_the_bundled_photograph_is_explained_by_the_default_model
     )
     shown = re.match(r"  Abyssinian +\d+\.\d%  +native +gradcam +bn2 +(\S+)$", row)
     assert shown and Path(shown[1]) == Path("camkit-out/chelsea.png.native.gradcam.Abyssinian.png")
-    assert Image.open(shown[1]).size == (224, 224)
+    picture = Image.open(shown[1])
+    assert picture.width == 451 and picture.height > 300  # below the photograph stands what it shows
     saved = np.load(Path(shown[1]).with_suffix(".npy"))
     assert saved.shape == (7, 7) and saved.dtype == np.float32
     assert [line["predicted_name"] for line in lines("camkit-out")] == ["Abyssinian"]
@@ -119,10 +120,10 @@ def test_json_is_the_manifest_and_nothing_else() -> None:
 def test_the_table_has_a_row_for_each_map_below_its_photograph() -> None:
     result = explain(photo("a.png"), photo("b.png", 1), "--class", "tabby", "--class", "red fox")
     rows = [line.split()[0] for line in result.stdout.splitlines()]
-    assert rows == ["CLASS", "a.png:", "tabby", "red", "b.png:", "tabby", "red"]
+    assert rows == ["CLASS", *("a.png:", "tabby", "red", "side"), *("b.png:", "tabby", "red", "side")]
     named = re.findall(r"\S+\.png$", result.stdout, re.MULTILINE)
     assert sorted(named) == sorted(str(Path("out", name)) for name in pictures())
-    assert len(named) == 4
+    assert len(named) == 6
 
 
 def test_results_of_several_photographs_do_not_run_into_the_progress_bar(site: Path) -> None:
@@ -234,7 +235,7 @@ def test_what_cannot_be_done_is_one_line_and_exit_code_1(arguments: list[str], m
         (["--batch-size", "65537"], "65537 is not in"),
         (["--batch-size", "9" * 30], "9 is not in"),
         (["--dtype", "float23"], "'float23' is not one of 'float32', 'bfloat16'"),
-        (["--view", "side"], "'side' is not one of 'model', 'original'"),
+        (["--view", "side"], "'side' is not one of 'original', 'model'"),
         (["--on-error", "weep"], "'weep' is not one of 'skip', 'fail'"),
         (["--relu", "--counterfactual"], "--counterfactual and --relu"),
         (["--backend", "nativ"], "explainer 'nativ'.*'native'"),
@@ -503,20 +504,30 @@ def test_the_look_changes_the_picture_and_not_the_map(
     arguments: list[str], style: Style, part: str
 ) -> None:
     photo()
-    explain("cat.png", "--class", "1")
+    always = ("--class", "1", "--view", "model", "--no-caption")
+    explain("cat.png", *always)
     ((name, plain),) = maps().items()
     assert plain.min() < 0 < plain.max()  # else nothing would be rectified
-    explain("cat.png", "--class", "1", *arguments)
+    explain("cat.png", *always, *arguments)
     assert [*maps()] == [name] and np.array_equal(maps()[name], plain)
     seen = Preprocess(size=(32, 32)).view(Image.open("cat.png"))
-    expected = np.asarray(overlay.overlay(seen, torch.from_numpy(plain), style))
-    assert np.array_equal(pictures()[name.replace(".npy", f"{part}.png")], expected)
+    expected = np.asarray(overlay.overlay(overlay.sized(seen), torch.from_numpy(plain), style))
+    assert np.array_equal(pictures()[name.replace(".npy", f".model{part}.bare.png")], expected)
     assert len(pictures()) == (2 if part else 1)
 
 
-@pytest.mark.parametrize(("view", "size"), [("model", (32, 32)), ("original", (60, 40))])
-def test_a_picture_has_the_size_of_what_it_is_drawn_on(view: str, size: tuple[int, int]) -> None:
-    assert explain(photo(), "--view", view).exit_code == 0
+@pytest.mark.parametrize(
+    ("asked", "size"),
+    [
+        ("--view model", (256, 256)),
+        ("", (240, 160)),
+        ("--image-size 45", (45, 30)),
+        ("--look lesson", (32, 32)),
+    ],
+)
+def test_a_picture_has_the_size_of_what_it_is_drawn_on(asked: str, size: tuple[int, int]) -> None:
+    """A photograph of 60 x 40 is enlarged by a whole number, so that one can see anything."""
+    assert explain(photo(), "--no-caption", *asked.split()).exit_code == 0
     (picture,) = Path("out").glob("*.png")
     assert Image.open(picture).size == size
 

@@ -15,7 +15,8 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from camkit.drawing.overlay import extent, is_flat, overlay, signed
+from camkit.drawing.evidence import Scale, extent, is_flat, signed
+from camkit.drawing.overlay import overlay
 from camkit.drawing.sheet import Panel, sheet
 from camkit.drawing.style import Style
 from camkit.errors import MapError, UsageError
@@ -23,7 +24,8 @@ from camkit.images.preprocess import Preprocess
 
 Pixels = np.ndarray
 
-HEAT = Style(alpha=1.0)  # the colours of the map alone
+LESSON = Style(look="lesson")
+HEAT = Style(look="lesson", alpha=1.0)  # the colours of the map alone
 MAGMA = (colormaps["magma"](np.arange(256))[:, :3] * 255).round().astype(int)
 COLDEST, HOTTEST = MAGMA[0], MAGMA[255]
 
@@ -55,7 +57,7 @@ def random_map(height: int, width: int) -> Tensor:
 def test_a_two_by_two_map_by_hand() -> None:
     map = torch.tensor([[-1.0, 0.5], [2.0, 3.5]])  # over its range: 0, 1/3, 2/3, 1
     image = photo(4, 4)
-    found = numbers(overlay(image, map, Style()))
+    found = numbers(overlay(image, map, LESSON))
     weight = [0, 0.25, 0.75, 1]  # of the second value, at the centres of four pixels
     for y in range(4):
         for x in range(4):
@@ -76,7 +78,7 @@ def test_any_map_is_torchs_bilinear_resize_in_the_colour_map(
     large = F.interpolate(scaled[None, None].double(), size[::-1], mode="bilinear", align_corners=False)
     colours = colormaps[cmap](large[0, 0].numpy())[..., :3] * 255
     expected = 0.7 * numbers(image) + 0.3 * colours
-    found = numbers(overlay(image, map, Style(alpha=0.3, cmap=cmap)))
+    found = numbers(overlay(image, map, Style(look="lesson", alpha=0.3, cmap=cmap)))
     # A value on the edge between two of the 256 colours may fall to either side.
     assert np.abs(found - expected).max() <= 2.5
     assert np.abs(found - expected).mean() <= 0.3
@@ -92,7 +94,7 @@ def test_it_looks_as_the_lessons_matplotlib_code_draws_it() -> None:
     axes.imshow(map.numpy(), alpha=0.6, extent=(0, 352, 352, 0), interpolation="bilinear", cmap="magma")
     canvas.draw()
     expected = np.asarray(canvas.buffer_rgba())[..., :3].astype(int)
-    difference = np.abs(numbers(overlay(image, map, Style())) - expected)
+    difference = np.abs(numbers(overlay(image, map, LESSON)) - expected)
     assert difference[16:-16, 16:-16].max() <= 6  # matplotlib has its own idea of the border
     assert difference.mean() <= 1.5
 
@@ -113,25 +115,29 @@ def test_the_scale_does_not_depend_on_shift_and_stretch() -> None:
 
 def test_a_given_scale_fixes_the_colours() -> None:
     map = torch.tensor([[0.0, 1.0, 4.0]])
-    found = numbers(overlay(Image.new("RGB", (3, 1)), map, HEAT, scale=(0.0, 2.0)))[0]
+    found = numbers(overlay(Image.new("RGB", (3, 1)), map, HEAT, scale=Scale(0.0, 2.0)))[0]
     assert np.abs(found[0] - COLDEST).max() == 0
     assert np.abs(found[1] - MAGMA[128]).max() <= 2
     assert np.abs(found[2] - HOTTEST).max() == 0  # what is beyond the scale takes its end
     own = numbers(overlay(Image.new("RGB", (3, 1)), map, HEAT))
-    np.testing.assert_array_equal(own, numbers(overlay(Image.new("RGB", (3, 1)), map, HEAT, scale=(0, 4))))
+    np.testing.assert_array_equal(
+        own, numbers(overlay(Image.new("RGB", (3, 1)), map, HEAT, scale=Scale(0, 4)))
+    )
     assert extent([map, torch.tensor([[-3.0, 2.0]])]) == (-3.0, 4.0)
 
 
 def test_alpha_zero_is_the_photograph_and_alpha_one_the_heat() -> None:
     map, image = random_map(3, 3), photo(20, 10)
-    np.testing.assert_array_equal(numbers(overlay(image, map, Style(alpha=0))), numbers(image))
+    np.testing.assert_array_equal(
+        numbers(overlay(image, map, Style(look="lesson", alpha=0))), numbers(image)
+    )
     np.testing.assert_array_equal(numbers(overlay(image, map, HEAT)), heat(map, (20, 10)))
 
 
 def test_the_photograph_is_left_as_it_was_and_may_have_any_mode() -> None:
     image = photo(6, 4).convert("L")
     before = image.tobytes()
-    assert overlay(image, random_map(2, 2), Style()).mode == "RGB"
+    assert overlay(image, random_map(2, 2), LESSON).mode == "RGB"
     assert image.tobytes() == before
 
 
@@ -154,7 +160,7 @@ def test_the_widest_range_of_numbers_is_drawn() -> None:
 
 
 def test_relu_shows_only_what_speaks_for_the_class() -> None:
-    found = heat(torch.tensor([[-8.0, 0.0, 1.0, 2.0]]), (4, 1), Style(relu=True, alpha=1))[0]
+    found = heat(torch.tensor([[-8.0, 0.0, 1.0, 2.0]]), (4, 1), Style(look="lesson", relu=True, alpha=1))[0]
     np.testing.assert_array_equal(found[:2], [COLDEST] * 2)
     assert np.abs(found[2] - MAGMA[128]).max() <= 2
     np.testing.assert_array_equal(found[3], HOTTEST)
@@ -162,14 +168,16 @@ def test_relu_shows_only_what_speaks_for_the_class() -> None:
 
 def test_counterfactual_shows_only_what_speaks_against_it() -> None:
     map = torch.tensor([[-2.0, -1.0, 0.0, 8.0]])
-    found = heat(map, (4, 1), Style(counterfactual=True, alpha=1))[0]
+    found = heat(map, (4, 1), Style(look="lesson", counterfactual=True, alpha=1))[0]
     np.testing.assert_array_equal(found[0], HOTTEST)
     np.testing.assert_array_equal(found[2:], [COLDEST] * 2)
-    np.testing.assert_array_equal(found, heat(-map, (4, 1), Style(relu=True, alpha=1))[0])
+    np.testing.assert_array_equal(found, heat(-map, (4, 1), Style(look="lesson", relu=True, alpha=1))[0])
 
 
 @pytest.mark.parametrize("value", [-2.0, 0.0, 5.0])
-@pytest.mark.parametrize("style", [Style(), Style(relu=True), Style(counterfactual=True)])
+@pytest.mark.parametrize(
+    "style", [LESSON, Style(look="lesson", relu=True), Style(look="lesson", counterfactual=True)]
+)
 def test_a_constant_map_has_the_lowest_colour_not_the_highest(value: float, style: Style) -> None:
     map = torch.full((7, 7), value)
     image = photo(30, 20)
@@ -183,7 +191,7 @@ def test_a_map_with_nothing_to_show_is_flat() -> None:
     assert not is_flat(negative)
     assert is_flat(signed(negative, Style(relu=True)))
     assert is_flat(signed(-negative, Style(counterfactual=True)))
-    found = heat(negative, (8, 8), Style(relu=True, alpha=1))
+    found = heat(negative, (8, 8), Style(look="lesson", relu=True, alpha=1))
     assert np.abs(found - COLDEST).max() == 0
 
 
@@ -214,31 +222,36 @@ def test_an_opacity_out_of_range_is_refused(alpha: float) -> None:
 
 # --- the whole photograph -------------------------------------------------------------------------
 
+PLAIN = Style(caption=False)
+FULL = Style(alpha=1.0)
+
 
 def test_the_map_lies_exactly_over_its_box() -> None:
     image, map = photo(100, 80), random_map(3, 4)
-    found = numbers(overlay(image, map, Style(), (10, 20, 50, 64)))
-    inside = numbers(overlay(image.crop((10, 20, 50, 64)), map, Style()))
+    found = numbers(overlay(image, map, PLAIN, (10, 20, 50, 64)))
+    inside = numbers(overlay(image.crop((10, 20, 50, 64)), map, PLAIN))
     np.testing.assert_array_equal(found[20:64, 10:50], inside)
 
 
-def test_what_the_model_did_not_see_is_grey_and_darker() -> None:
-    image = Image.new("RGB", (10, 10), (200, 0, 0))
-    found = numbers(overlay(image, random_map(2, 2), Style(), (2, 3, 8, 7)))
-    unseen = np.ones((10, 10), bool)
-    unseen[3:7, 2:8] = False
-    grey = 0.6 * round(0.299 * 200)
-    assert np.abs(found[unseen] - grey).max() <= 1
-    assert not any(len(set(pixel)) == 1 for pixel in found[~unseen])
+def test_what_the_model_did_not_see_is_darker_behind_a_thin_line() -> None:
+    image = Image.new("RGB", (20, 20), (200, 100, 0))
+    found = numbers(overlay(image, torch.zeros(2, 2), PLAIN, (4, 6, 16, 14)))
+    expected = np.broadcast_to((110, 55, 0), (20, 20, 3)).copy()
+    expected[5:15, 4:16] = expected[6:14, 3:17] = 255
+    expected[6:14, 4:16] = (200, 100, 0)
+    assert np.abs(found - expected).max() <= 1
+
+
+def test_a_photograph_that_the_model_saw_all_of_has_no_line() -> None:
+    image, map = photo(30, 20), torch.zeros(3, 3)
+    np.testing.assert_array_equal(numbers(overlay(image, map, PLAIN, (0, 0, 30, 20))), numbers(image))
 
 
 def test_the_border_of_a_box_between_pixels_goes_by_their_centres() -> None:
-    found = numbers(overlay(Image.new("RGB", (8, 1), "red"), torch.ones(1, 1), HEAT, (1.4, 0, 5.6, 1)))
-    coloured = [x for x in range(8) if (found[0, x] == COLDEST).all()]
-    assert coloured == [1, 2, 3, 4, 5]
     peak = torch.tensor([[0.0, 1.0, 0.0]])  # its middle is that of the box, 3.5 pixels from the left
-    row = numbers(overlay(Image.new("RGB", (8, 1)), peak, HEAT, (1.4, 0, 5.6, 1)))[0].sum(1)
-    assert row.argmax() == 3
+    row = numbers(overlay(Image.new("RGB", (8, 1)), peak, FULL, (1.4, 0, 5.6, 1)))[0].sum(1)
+    assert row[[0, 7]].tolist() == [765, 0] and row[6] == 765  # the lines beside five pixels
+    assert row[1:6].argmax() == 2
     assert (row[[2, 1]] == row[[4, 5]]).all()
 
 
@@ -246,16 +259,16 @@ def test_a_box_that_reaches_beyond_the_photograph() -> None:
     image, map = photo(100, 60), random_map(4, 4)
     padded = Image.new("RGB", (200, 60))
     padded.paste(image, (30, 0))
-    whole = numbers(overlay(padded, map, Style()))
-    found = numbers(overlay(image, map, Style(), (-30, 0, 170, 60)))
+    whole = numbers(overlay(padded, map, PLAIN))
+    found = numbers(overlay(image, map, PLAIN, (-30, 0, 170, 60)))
     np.testing.assert_array_equal(found, whole[:, 30:130])
 
 
-def test_a_box_thinner_than_a_pixel_leaves_the_photograph_grey() -> None:
+def test_a_box_thinner_than_a_pixel_leaves_the_photograph_dimmed() -> None:
     strip = Image.new("RGB", (1, 50), "red")
     box = Preprocess(resize=256).box(*strip.size)
-    found = numbers(overlay(strip, random_map(7, 7), Style(), box))
-    assert found.shape == (50, 1, 3)
+    found = numbers(overlay(strip, random_map(7, 7), PLAIN, (0.6, *box[1:2], 0.9, *box[3:])))
+    assert found.shape == (50, 1, 3) and found.max() < 255
 
 
 PREPROCESSINGS = {
@@ -280,7 +293,9 @@ def test_heat_in_the_whole_photograph_is_where_the_thing_is(
     view = torch.from_numpy(np.asarray(preprocess.view(image).convert("L")).astype(np.float32))
     map = F.avg_pool2d(view[None], 4)[0]  # a map that shines where the view is bright
     left, top, right, bottom = preprocess.box(*size)
-    found = numbers(overlay(image, map, HEAT, (left, top, right, bottom))).sum(2)
+    black = Image.new("RGB", size)
+    found = numbers(overlay(black, map, FULL, (left, top, right, bottom))).sum(2)
+    found[found == 765] = 0  # the line around what the model saw
     middle = np.argwhere(found >= found.max() - 60).mean(0)
     # As exact as the map is: half the height and width that one of its values covers.
     assert abs(middle[0] - y) <= (bottom - top) / map.shape[0] / 2

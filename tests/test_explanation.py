@@ -53,7 +53,7 @@ def test_the_map_is_where_the_evidence_is(colours: LoadedModel) -> None:
     blue = camkit.explain(colours, image, target="blue")
     assert red.map[:2, :2].min() > red.map[2:, 2:].max()
     assert blue.map[2:, 2:].min() > blue.map[:2, :2].max()
-    pixels = np.asarray(red.overlay(alpha=1.0)).astype(int).sum(2)
+    pixels = np.asarray(red.overlay(look="lesson", alpha=1.0)).astype(int).sum(2)
     assert pixels[4, 4] > pixels[28, 28]
 
 
@@ -257,8 +257,8 @@ def test_wrong_requests(colours: LoadedModel) -> None:
         camkit.explain(colours, image, target=3)
     with pytest.raises(UsageError, match=r"alpha.* 2"):
         camkit.explain(colours, image).overlay(alpha=2)
-    with pytest.raises(UsageError, match=r"model or original.*'side'"):
-        camkit.explain(colours, image).overlay(view="side")  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match=r"original or model.*'side'"):
+        camkit.explain(colours, image).overlay(view="side")
     with pytest.raises(UsageError, match=r"batch.*at least 1"):
         list(stream(plan(colours), [image], batch_size=0))
 
@@ -272,7 +272,8 @@ def test_a_model_with_too_few_class_names(colours: LoadedModel) -> None:
 def test_pictures_for_files_and_notebooks(colours: LoadedModel, tmp_path: Path) -> None:
     result = camkit.explain(colours, picture("red", "top left"))
     result.save(tmp_path / "out.png", view="original", relu=True)
-    assert Image.open(tmp_path / "out.png").size == (32, 32)
+    with Image.open(tmp_path / "out.png") as saved:
+        assert saved.width == 320 and saved.height > 256  # tiny, so enlarged, and with a caption
     assert result._repr_png_().startswith(b"\x89PNG")
     assert "<figcaption>" in result._repr_html_() and "red" in result._repr_html_()
 
@@ -293,8 +294,9 @@ def test_the_sample_photograph_is_a_cat(imagenet: LoadedModel) -> None:
     result = camkit.explain(imagenet, sample())
     assert result.predicted_name in ("tabby", "tiger cat", "Egyptian cat")
     assert result.map.shape == (7, 7)
-    assert result.overlay().size == (224, 224)
-    assert result.overlay(view="original").size == result.photo.image.size
+    assert result.overlay(look="lesson").size == (224, 224)
+    assert result.overlay(caption=False).size == result.photo.image.size
+    assert result.overlay().width == result.photo.image.width
 
 
 def test_counterfactual_and_rectified_pictures_differ(imagenet: LoadedModel) -> None:

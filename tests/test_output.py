@@ -23,6 +23,7 @@ from torch import nn
 
 import camkit
 from camkit.contracts.model import LoadedModel
+from camkit.drawing import colours
 from camkit.drawing.style import Style
 from camkit.errors import CamkitError, ImageError, MapError
 from camkit.explaining import manifest, redrawing, sheets
@@ -42,8 +43,8 @@ FIELDS = """
     schema request name results image image_path image_name image_sha256 status error backend
     backend_dist backend_version method options layer layout class_index class_name scores probability
     logit predicted predicted_index predicted_name map_file map_key map_sha256 map_shape map_range
-    overlay_file overlay_sha256 picture sheet_file model model_spec model_sha256 preprocessing
-    camkit_version torch_version device dtype warnings
+    overlay_file overlay_sha256 picture full_scale sheet_file model model_spec model_facts model_sha256
+    preprocessing camkit_version torch_version device dtype warnings
 """.split()
 
 
@@ -86,7 +87,7 @@ def explanation(
 
 def output(folder: Path, **changes: Any) -> Output:
     """An output as the command line opens it."""
-    return Output(folder, **{"style": Style(), "view": "model"} | changes)
+    return Output(folder, **{"style": Style()} | changes)
 
 
 def put(out: Output, *results: Result) -> list[dict[str, Any]]:
@@ -115,6 +116,19 @@ def as_json(line: dict[str, Any]) -> Any:
     return json.loads(json.dumps(line))
 
 
+LOOK = {
+    "relu": False,
+    "counterfactual": False,
+    "alpha": 0.8,
+    "cmap": "camkit",
+    "look": "default",
+    "view": "original",
+    "scale": "image",
+    "size": None,
+    "caption": True,
+}
+
+
 # --- names ----------------------------------------------------------------------------------------
 
 
@@ -123,8 +137,7 @@ def test_files_are_named_by_image_backend_method_and_class(tmp_path: Path) -> No
     assert written(tmp_path) == ["cat.jpg.native.gradcam.dog.npy", "cat.jpg.native.gradcam.dog.png"]
     assert line["map_file"] == "cat.jpg.native.gradcam.dog.npy"
     assert line["overlay_file"] == "cat.jpg.native.gradcam.dog.png"
-    look = {"view": "model", "relu": False, "counterfactual": False, "alpha": 0.6, "cmap": "magma"}
-    assert line["picture"] == look
+    assert line["picture"] == LOOK and line["full_scale"] == 3.0
 
 
 def test_several_layers_are_part_of_the_name(tmp_path: Path) -> None:
@@ -164,7 +177,7 @@ def test_classes_that_only_look_alike_as_file_names_get_it_too(tmp_path: Path) -
     lines = put(output(tmp_path), *(explanation(model=model, index=i) for i in range(5)))
     keys = [line["map_key"].split(".")[2] for line in lines]
     assert keys == ["a_b-0", "a_b-1", "class-2", "class-3", "dog"]
-    assert len(written(tmp_path)) == 10
+    assert len(written(tmp_path)) == 10 + 1  # with their sheet
 
 
 NAMES = {  # of photographs, and how their results are called
@@ -229,7 +242,7 @@ def test_names_that_are_too_long_together_are_cut_and_stay_apart(tmp_path: Path)
     ]
     lines = put(output(tmp_path, name_layers=True), *results)
     assert len({line["overlay_file"] for line in lines}) == 4
-    assert len(written(tmp_path)) == 8
+    assert len(written(tmp_path)) == 8 + 2  # with their sheets
     assert all(len(name.encode()) <= 255 for name in written(tmp_path))
 
 
@@ -258,13 +271,13 @@ def test_a_map_that_is_a_view_of_something_larger(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("view", ["model", "original"])
 def test_the_overlay_is_drawn_as_asked(tmp_path: Path, view: Any) -> None:
-    style = Style(alpha=0.3, cmap="viridis", relu=True)
+    style = Style(alpha=0.3, cmap="viridis", relu=True, view=view, caption=False, size=64)
     result = explanation()
-    (line,) = put(output(tmp_path, style=style, view=view), result)
+    (line,) = put(output(tmp_path, style=style), result)
     with Image.open(tmp_path / line["overlay_file"]) as picture:
         assert picture.format == "PNG"
-        assert picture.size == {"model": (32, 32), "original": (64, 48)}[view]
-        expected = result.overlay(view=view, style=style)
+        assert picture.size == {"model": (64, 64), "original": (64, 48)}[view]
+        expected = result.overlay(style=style)
         np.testing.assert_array_equal(np.asarray(picture), np.asarray(expected))
 
 
@@ -307,10 +320,12 @@ def test_a_manifest_line_has_exactly_the_documented_fields(tmp_path: Path) -> No
         "map_range": [-1.5, 3.0],
         "overlay_file": "cat.jpg.native.gradcam.cat.the_spec.png",
         "overlay_sha256": hashlib.sha256((tmp_path / line["overlay_file"]).read_bytes()).hexdigest(),
-        "picture": {"view": "model", "relu": False, "counterfactual": False, "alpha": 0.6, "cmap": "magma"},
+        "picture": LOOK,
+        "full_scale": 3.0,
         "sheet_file": None,
         "model": "tiny",
         "model_spec": "the spec",
+        "model_facts": {},
         "model_sha256": MODEL.sha256,
         "preprocessing": {
             "size": [32, 32],
@@ -333,7 +348,7 @@ def test_the_line_of_a_failure(tmp_path: Path) -> None:
     (line,) = put(output(tmp_path), Failure("photos/bad.jpg", error, 0, name="bad\n.jpg"))
     assert manifest_lines(tmp_path) == [as_json(line)]
     assert list(line) == FIELDS
-    told = {key: value for key, value in line.items() if value not in (None, [])}
+    told = {key: value for key, value in line.items() if value not in (None, [], {})}
     assert told == {
         "schema": 2,
         "request": "",
@@ -396,7 +411,9 @@ PARTS: dict[str, tuple[dict[str, Any], dict[str, Any], str, str]] = {
         ".reduction-mean.fast-true",
         "",
     ),
-    "a view": ({"view": "original"}, {}, "", ".original"),
+    "a view": ({"style": Style(view="model")}, {}, "", ".model"),
+    "the lesson's look": ({"style": Style(look="lesson")}, {}, "", ".lesson"),
+    "a scale": ({"style": Style(scale=0.5, size=300, caption=False)}, {}, "", ".scale-0.5.300px.bare"),
     "positive": ({"style": Style(relu=True)}, {}, "", ".relu"),
     "negative": ({"style": Style(counterfactual=True)}, {}, "", ".against"),
     "a look": ({"style": Style(alpha=0.25, cmap="viridis")}, {}, "", ".alpha-0.25.viridis"),
@@ -404,12 +421,11 @@ PARTS: dict[str, tuple[dict[str, Any], dict[str, Any], str, str]] = {
         {
             "spec": "imagenet",
             "name_layers": True,
-            "view": "original",
-            "style": Style(True, False, 1, "gray"),
+            "style": Style(relu=True, alpha=1, cmap="gray", look="contour", view="model", scale=2.0),
         },
         {"options": {"reduction": "mean"}},
         ".0.imagenet.reduction-mean",
-        ".original.relu.alpha-1.gray",
+        ".contour.model.relu.gray.scale-2.0",
     ),
 }
 
@@ -484,10 +500,10 @@ def test_of_another_look_the_map_is_the_same_file(tmp_path: Path, rounding: floa
     """Also where it was computed in another batch: else what the first line tells were wrong now."""
     (first,) = put(output(tmp_path), explanation())
     (tmp_path / first["map_file"]).chmod(0o400)
-    before = (tmp_path / first["map_file"]).stat()
+    before = (tmp_path / first["map_file"]).stat().st_mtime_ns
     out = output(tmp_path, style=Style(relu=True), request="another")
     (second,) = put(out, explanation(map=MAP * rounding))
-    assert (tmp_path / first["map_file"]).stat() == before
+    assert (tmp_path / first["map_file"]).stat().st_mtime_ns == before
     assert [second[key] for key in ("map_file", "map_sha256", "map_range")] == [
         first[key] for key in ("map_file", "map_sha256", "map_range")
     ]
@@ -510,7 +526,7 @@ def test_what_no_line_tells_of_is_kept_but_for_the_run_that_was_interrupted(tmp_
 
 def test_what_an_older_camkit_wrote_is_known(tmp_path: Path) -> None:
     put(output(tmp_path), explanation(), explanation(method="activations"))
-    new = ("map_range", "sheet_file")
+    new = ("map_range", "sheet_file", "full_scale", "model_facts")
     old = [{k: v for k, v in line.items() if k not in new} for line in manifest_lines(tmp_path)]
     (tmp_path / "manifest.jsonl").write_text("".join(json.dumps(line) + "\n" for line in old))
     assert [line["sheet_file"] for line in manifest.latest(tmp_path)] == [None, None]
@@ -534,8 +550,7 @@ def test_files_of_several_maps_belong_to_their_request(tmp_path: Path, kind: str
         "npz": ("cat.jpg.npz", "cat.jpg.~2.npz"),
         "sheet": ("cat.jpg.sheet.png", "cat.jpg.sheet~2.png"),
     }[kind]
-    # Sheets of maps that differ by a factor are the same picture, of which one is enough.
-    assert names == [{first}, {second if kind == "npz" else first}] * 2
+    assert names == [{first}, {second}] * 2
     style = Style(cmap="viridis")
     results = [explanation(method=m) for m in ("gradcam", "layercam")]
     put(output(tmp_path, format=format, request="c", spec="imagenet", style=style), *results)
@@ -544,7 +559,7 @@ def test_files_of_several_maps_belong_to_their_request(tmp_path: Path, kind: str
     if kind == "sheet":
         results = [explanation(method=m, map=MAP.T) for m in ("gradcam", "layercam")]
         (line, _) = put(output(tmp_path, request="d"), *results)
-        assert line["sheet_file"] == second
+        assert line["sheet_file"] == "cat.jpg.sheet~3.png"
 
 
 def test_the_manifest_is_read_once_for_many_photographs(
@@ -565,13 +580,15 @@ NEGATIVE = -MAP.abs() - 1
 SAID: list[tuple[torch.Tensor, str, Style, str | None]] = [
     (MAP, "gradcam", Style(), None),
     (MAP.abs() + 1, "gradcam", Style(), None),
-    (NEGATIVE, "gradcam", Style(), "nothing speaks for it, brightest is least against it"),
-    (NEGATIVE, "gradcam", Style(relu=True), "nothing speaks for it, the picture is flat"),
+    (NEGATIVE, "gradcam", Style(), "nothing speaks for it"),
+    (NEGATIVE, "gradcam", Style(look="lesson"), "nothing speaks for it, brightest is least against it"),
+    (NEGATIVE, "gradcam", Style(relu=True), "nothing speaks for it"),
     (NEGATIVE, "gradcam", Style(counterfactual=True), None),
-    (-NEGATIVE, "gradcam", Style(counterfactual=True), "nothing speaks against it, the picture is flat"),
-    (NEGATIVE, "activations", Style(), "no value is positive, brightest is least negative"),
-    (NEGATIVE, "activations", Style(relu=True), "no value is positive, the picture is flat"),
-    (-NEGATIVE, "activations", Style(counterfactual=True), "no value is negative, the picture is flat"),
+    (-NEGATIVE, "gradcam", Style(counterfactual=True), "nothing speaks against it"),
+    (NEGATIVE, "activations", Style(), "no value is positive"),
+    (NEGATIVE, "activations", Style(look="lesson"), "no value is positive, brightest is least negative"),
+    (NEGATIVE, "activations", Style(relu=True), "no value is positive"),
+    (-NEGATIVE, "activations", Style(counterfactual=True), "no value is negative"),
 ]
 
 
@@ -584,13 +601,15 @@ def test_what_a_picture_cannot_show_is_said_everywhere(
     said: str | None,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    titles: list[str] = []
-    draw = sheets.sheet
-    monkeypatch.setattr(
-        sheets,
-        "sheet",
-        lambda rows, heading: titles.extend(p.title for row in rows for p in row) or draw(rows, heading),
-    )
+    titles: list[tuple[str, str]] = []
+    draw = sheets.composed
+
+    def composed(sections: Any, heading: str) -> Image.Image:
+        cells = [panel for section in sections for row in section.rows for panel in row.panels]
+        titles.extend((panel.title, panel.remark) for panel in cells)
+        return draw(sections, heading)
+
+    monkeypatch.setattr(sheets, "composed", composed)
     result = explanation(map=map, method=method, warnings=("odd",))
     other = explanation(method="layercam")
     (found,) = output(tmp_path, style=style).write_all([[result, other]])
@@ -598,15 +617,14 @@ def test_what_a_picture_cannot_show_is_said_everywhere(
     told = [] if said is None else [f"native {method}, cat: {said}"]
     assert found.lines[0]["warnings"] == ["odd", *told]
     assert found.lines[0]["map_range"] == [float(map.min()), float(map.max())]
-    where = [f"native · {method} · 0", "cat 75.0%"]
-    assert titles[0].splitlines() == [*where, *([] if said is None else [said])]
-    assert titles[1].splitlines() == ["native · layercam · 0", "cat 75.0%"]
+    title = "the same for every class" if method == "activations" else ""
+    assert titles == [(title, said or ""), ("", "")]
 
 
 def test_the_caption_says_it_too() -> None:
     plain = explanation().caption()
     assert plain == "cat 75.0% · native gradcam at 0"
-    told = "nothing speaks for it, brightest is least against it"
+    told = "nothing speaks for it"
     assert explanation(map=NEGATIVE).caption() == f"{plain} · {told}"
     assert f"{told}</figcaption>" in explanation(map=NEGATIVE)._repr_html_()
     assert explanation(map=MAP * 0).caption().startswith(f"{plain} · the map is constant")
@@ -618,10 +636,10 @@ def test_of_a_picture_that_is_drawn_anew_only_its_own_remark_is_left(tmp_path: P
     photo = dataclasses.replace(decoding.load(path), name="cat.png")
     folder = tmp_path / "out"
     put(output(folder), explanation(photo=photo, map=NEGATIVE, warnings=("odd",)))
-    for style, said in [(Style(relu=True), "the picture is flat"), (Style(counterfactual=True), None)]:
+    for style, said in [(Style(relu=True), "nothing speaks for it"), (Style(counterfactual=True), None)]:
         ((line, error),) = redrawing.redraw(folder, style=style)
         assert error is None
-        told = [] if said is None else [f"native gradcam, cat: nothing speaks for it, {said}"]
+        told = [] if said is None else [f"native gradcam, cat: {said}"]
         assert line["warnings"] == ["odd", *told]
 
 
@@ -697,6 +715,7 @@ def test_others_read_the_parquet_table(tmp_path: Path, reader: str) -> None:
     for row, line, result in zip(rows, lines, several(), strict=True):
         assert set(row) == {*FIELDS, "height", "width", "map"} - {
             *("map_file", "overlay_file", "overlay_sha256", "sheet_file", "map_range", "layout"),
+            "full_scale",
         }
         assert row["schema"] == 2 and row["status"] == line["status"]
         if isinstance(result, Failure):
@@ -797,7 +816,7 @@ def test_drafts_that_a_killed_process_left_are_swept_away(tmp_path: Path) -> Non
 
 def test_a_request_is_the_same_for_the_same_work_and_no_other() -> None:
     def request(model: LoadedModel = MODEL, **changes: Any) -> str:
-        look = {"style": Style(), "view": "model", "format": "png"}
+        look = {"style": Style(), "format": "png", "image_format": "png"}
         look |= {name: changes.pop(name) for name in look if name in changes}
         return request_id(plan(model, **changes), changes.get("classes", ("pred",)), **look)
 
@@ -806,7 +825,7 @@ def test_a_request_is_the_same_for_the_same_work_and_no_other() -> None:
         *(request(), request(tiny_model()), request(dataclasses.replace(MODEL, classes=("a", "b")))),
         request(dataclasses.replace(MODEL, preprocess=Preprocess(size=(16, 16)))),
         *(request(style=Style(relu=True)), request(style=Style(cmap="viridis"))),
-        *(request(view="original"), request(format="npz"), request(classes=("all",))),
+        *(request(image_format="webp"), request(format="npz"), request(classes=("all",))),
         *(request(methods=("activations",)), request(layer=("0", "1"))),
         request(options={"reduction": "mean"}),
     ]
@@ -897,7 +916,7 @@ def test_not_more_photographs_are_in_memory_than_asked(tmp_path: Path) -> None:
             begun.append(position)
             yield [explanation(f"{position}.jpg", position=position)]
 
-    out = Blocked(tmp_path, style=Style(), view="model")
+    out = Blocked(tmp_path, style=Style())
     threading.Timer(0.3, gate.set).start()  # enough for all of them, if nothing held them back
     found = out.write_all(photos(), ahead=5)
     assert next(found).lines[0]["image"] == "0.jpg"
@@ -914,8 +933,10 @@ def sheet(out: Output, *results: Explanation) -> Path | None:
     return written.sheet
 
 
-def test_one_column_needs_no_sheet(tmp_path: Path) -> None:
-    assert sheet(output(tmp_path), explanation(index=0), explanation(index=1)) is None
+def test_one_map_needs_no_sheet(tmp_path: Path) -> None:
+    assert sheet(output(tmp_path), explanation(index=0)) is None
+    same = [explanation(index=index, method="activations") for index in (0, 1)]  # knows no class
+    assert sheet(output(tmp_path), *same) is None
     assert not [name for name in written(tmp_path) if "sheet" in name]
 
 
@@ -943,17 +964,31 @@ def test_several_methods_layers_or_backends_stand_side_by_side(
 def test_backends_share_their_colours_and_methods_do_not(
     tmp_path: Path, changes: dict[str, Any], hot: bool
 ) -> None:
-    style = Style(alpha=1)
+    style = Style(relu=True, alpha=1.0)
     strong = explanation(map=torch.tensor([[0.0, 1.0]]))
     weak = explanation(map=torch.tensor([[0.0, 0.5]]), **changes)
     path = sheet(output(tmp_path, style=style), strong, weak)
     assert path is not None
     with Image.open(path) as picture:
-        found = np.asarray(picture).astype(int)
-    hottest = np.asarray(strong.overlay(style=style))[0, -1]
-    left, right = np.array_split((np.abs(found - hottest) <= 2).all(2), 2, axis=1)
-    assert left.sum() > 1000
-    assert (right.sum() > 1000) == hot
+        found = np.asarray(picture).astype(int)[:-60]  # without the legends
+    hottest = (np.abs(found - colours.FOR[-1]) <= 8).all(2)
+    assert hottest[:, : 16 + 320].sum() > 1000
+    assert (hottest[:, 16 + 332 : 16 + 332 + 320].sum() > 1000) == hot
+
+
+def test_two_backends_have_a_panel_of_their_difference(tmp_path: Path) -> None:
+    one, other = explanation(), explanation(backend="camkit:native", map=MAP - 3)
+    same = explanation(backend="camkit:native")
+    sections = []
+    for second in (same, other):
+        path = sheet(output(tmp_path), one, second)
+        assert path is not None
+        with Image.open(path) as picture:
+            assert picture.width == 2 * 16 + 3 * 320 + 2 * 12
+            sections.append(np.asarray(picture).astype(int)[100:300, 2 * 332 + 16 :])
+    photo = (200, 30, 30)
+    assert (np.abs(sections[0] - photo).max(2) <= 2).sum() > 20_000  # no colour where they agree
+    assert (np.abs(sections[1] - photo).max(2) <= 2).sum() < 20_000
 
 
 def test_the_sheet_lies_beside_the_other_results_of_its_photograph(tmp_path: Path) -> None:

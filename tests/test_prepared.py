@@ -86,14 +86,16 @@ def test_prepared_tensors_give_the_maps_and_pictures_of_their_photographs(
         assert [one.photo.source for one in found] == [f"{kind}[{i}]" for i in range(5)]
         for one, other in zip(found, expected, strict=True):
             torch.testing.assert_close(one.map, other.map)
-            shown, original = (np.asarray(r.overlay(alpha=0)).astype(int) for r in (one, other))
+            shown, original = (
+                np.asarray(r.overlay(look="lesson", alpha=0)).astype(int) for r in (one, other)
+            )
             assert np.abs(shown - original).max() <= 1
             assert one.warnings == () and one.class_name == other.class_name
     one = camkit.explain(model, rows[3], prepared=True, target="dog")
     assert torch.equal(one.map, camkit.explain(model, batch[3][None], prepared=True, target="dog").map)
     assert one.photo.source == "image"
-    with pytest.raises(UsageError, match="view='model'"):
-        one.overlay(view="original")
+    # There is no whole photograph: what the model saw is drawn, enlarged, as it is small.
+    assert one.overlay(caption=False).size == tuple(10 * side for side in one.photo.image.size)
 
 
 def test_a_loader_is_left_alone(model: LoadedModel) -> None:
@@ -169,7 +171,7 @@ def test_of_prepared_tensors_nothing_is_assumed() -> None:
         strict=True,
     ):
         torch.testing.assert_close(one.map, expected)
-        assert one.class_name.startswith("class_") and one.overlay().size == (28, 28)
+        assert one.class_name.startswith("class_") and one.overlay(look="lesson").size == (28, 28)
     five = nn.Sequential(
         nn.Conv2d(5, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3)
     )

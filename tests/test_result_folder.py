@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 from tests.test_cli import camkit_, explain, lines, photo
 
 from camkit.drawing.style import Style
@@ -219,8 +221,15 @@ LOOKS: list[tuple[str, ...]] = [
     (),
     ("--cmap", "viridis", "--alpha", "0.3"),
     ("--relu",),
-    ("--counterfactual", "--view", "original"),
+    ("--counterfactual", "--view", "model"),
+    ("--look", "lesson"),
+    ("--scale", "2.5", "--image-size", "200", "--no-caption"),
 ]
+
+
+def is_picture(name: str) -> bool:
+    """Whether a file is the picture of one map."""
+    return name.endswith(".png") and not name.endswith(".sheet.png")
 
 
 @pytest.mark.parametrize("format", FORMATS)
@@ -230,14 +239,14 @@ def test_pictures_drawn_afterwards_are_those_of_explain(
 ) -> None:
     expected = content(finished(*look, out="expected"))
     folder = finished("--format", format)
-    before = {name for name in content(folder) if name.endswith(".png")} if look else set()
+    before = {name for name in content(folder) if is_picture(name)} if look else set()
     monkeypatch.setenv("CAMKIT_PLUGINS", "")  # no model is needed
     done = camkit_("render", "out", *look)
     assert done.exit_code == 0, done.stderr
-    drawn = {name: data for name, data in content(folder).items() if name.endswith(".png")}
+    drawn = {name: data for name, data in content(folder).items() if is_picture(name)}
     assert before <= drawn.keys()  # pictures of another look stay
     new = {name: data for name, data in drawn.items() if name not in before}
-    assert new == {name: data for name, data in expected.items() if name.endswith(".png")}
+    assert new == {name: data for name, data in expected.items() if is_picture(name)}
     assert done.stdout.splitlines() == [f"out/{line['overlay_file']}" for line in lines()[-4:]]
     latest = {line["overlay_file"]: line for line in manifest.latest(folder)}
     assert latest.keys() == drawn.keys()
@@ -257,12 +266,106 @@ def test_drawing_anew_adds_pictures_of_another_look_and_leaves_everything_else()
     after = content(folder)
     assert {name for name in before if after[name] != before[name]} == {manifest.NAME}
     assert sorted(after.keys() - before.keys()) == sorted(
-        f"{name.removesuffix('.png')}.viridis.png" for name in before if name.endswith(".png")
+        f"{name.removesuffix('.png')}.viridis.png" for name in before if is_picture(name)
     )
     again = camkit_("render", "out", "--cmap", "viridis")  # which are their own
     assert (again.exit_code, again.stderr) == (0, "")
     assert content(folder) == after
     assert camkit_("verify", "out").stdout.startswith("8 results: 4 maps, 8 pictures and")
+
+
+def test_pictures_of_a_run_share_a_scale_whatever_is_asked_for_when() -> None:
+    ask = ("--scale", "run")
+    folder = finished(*ask)
+    told = [line for line in manifest.latest(folder) if line["overlay_file"]]
+    ends = [abs(value) for line in told for value in line["map_range"]]
+    assert [line["full_scale"] for line in told] == [max(ends)] * 4
+    assert all(line["overlay_file"].endswith(".scale-run.png") for line in told)
+    files = content(folder)
+    done = explain("photos", "--class", "tabby", "--class", "red fox", "--workers", "0", *ask, "--resume")
+    assert done.exit_code == 0 and len(done.stdout.splitlines()) == 4, done.stderr
+    assert content(folder) == files
+    other = finished("--format", "npz", out="other")
+    assert camkit_("render", other, *ask).exit_code == 0
+    drawn = {name: data for name, data in files.items() if is_picture(name)}
+    assert {name: data for name, data in content(other).items() if is_picture(name)} == drawn
+    fixed = finished("--scale", max(ends), out="fixed")
+    with Image.open(folder / told[0]["overlay_file"]) as one:
+        same = told[0]["overlay_file"].replace("scale-run", f"scale-{max(ends)}")
+        with Image.open(fixed / same) as two:
+            assert one.tobytes() == two.tobytes()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--shard", "1/2"), "camkit render DIR --scale run"),
+        (("--format", "npz"), "--format npz draws none of the pictures"),
+    ],
+)
+def test_a_scale_over_the_run_needs_all_of_it(arguments: tuple[str, ...], message: str) -> None:
+    photo(CAT)
+    done = explain("photos", "--scale", "run", *arguments)
+    assert done.exit_code == 2 and message in done.stderr and not Path("out").exists()
+
+
+def test_open_shows_the_sheet_or_the_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[str] = []
+    monkeypatch.setattr("click.launch", lambda name: opened.append(name) or 0)
+    photo(CAT)
+    first = explain("photos", "--open")
+    assert first.exit_code == 0, first.stderr
+    assert opened == [
+        str(Path("out", overlay)) for overlay in [line["overlay_file"] for line in lines()][:1]
+    ]
+    for look in ((), ("--scale", "run")):
+        explain("photos", "--class", "top:2", "--open", *look)
+    assert opened[1].endswith("sheet.png") and Path(opened[2]).is_file()
+    monkeypatch.setattr("click.launch", lambda name: 1)
+    alone = explain("photos", "--open")
+    assert alone.exit_code == 0 and f"nothing here opens pictures; it is {opened[0]}" in alone.stderr
+    without = explain("photos", "--open", "--format", "npz", "--out", "none")
+    assert without.exit_code == 2 and "none of the pictures of --open" in without.stderr
+
+
+def test_a_line_without_the_range_of_its_map_has_no_scale_of_the_run() -> None:
+    finished()
+    change("out/manifest.jsonl", b'"map_range": [', b'"map_range_": [')
+    done = camkit_("render", "out", "--scale", "run")
+    assert done.exit_code == 1 and "does not tell the range of the map" in done.stderr
+
+
+# --- show -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("format", ["png", "jpeg", "webp"])
+def test_a_picture_tells_the_command_that_makes_it_again(format: str) -> None:
+    look = ("--relu", "--look", "contour", "--image-format", format)
+    folder = finished(*look)
+    (picture, *_) = (folder / line["overlay_file"] for line in lines())
+    Path("elsewhere").write_bytes(picture.read_bytes())
+    shown = camkit_("show", "elsewhere").stdout.splitlines()
+    assert "class_name       tabby" in shown
+    words = shlex.split(shown[-1])
+    assert words[:2] == ["camkit", "explain"]
+    again = camkit_(*words[1:], "--image-format", format, "--out", "again", "--workers", "0")
+    assert again.exit_code == 0, again.stderr
+    (line,) = lines("again")
+    with Image.open(picture) as one, Image.open(Path("again", line["overlay_file"])) as two:
+        # But for the last digits of a map that was computed for another number of classes.
+        assert np.abs(np.asarray(one).astype(int) - np.asarray(two)).mean() < 0.1
+    carried = json.loads(camkit_("show", "--json", "elsewhere").stdout)
+    assert carried["picture"] == line["picture"] and carried["full_scale"] > 0
+    (sheet,) = {folder / told["sheet_file"] for told in lines() if "cat" in told["name"]}
+    assert len(camkit_("show", "--json", sheet).stdout.splitlines()) == 2
+    assert "--class tabby --class 'red fox'" in camkit_("show", sheet).stdout
+
+
+def test_a_file_that_tells_nothing() -> None:
+    photo(CAT)
+    done = camkit_("show", CAT)
+    assert done.exit_code == 1 and "does not tell how it was made" in done.stderr
+    assert camkit_("show", "nowhere.png").exit_code == 2
 
 
 def test_a_picture_of_somebody_else_is_in_nobodys_way() -> None:

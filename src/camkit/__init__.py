@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from camkit.errors import CamkitError
     from camkit.explaining.explain import explain, explain_many
     from camkit.explaining.explanation import Explanation
+    from camkit.explaining.sheets import sheet
     from camkit.images.decoding import Photo
     from camkit.images.preprocess import Preprocess
     from camkit.models.bundle import save_bundle
@@ -49,6 +50,7 @@ _HOMES = {
     "camkit.errors": "CamkitError",
     "camkit.explaining.explain": "explain explain_many",
     "camkit.explaining.explanation": "Explanation",
+    "camkit.explaining.sheets": "sheet",
     "camkit.images.decoding": "Photo",
     "camkit.images.preprocess": "Preprocess",
     "camkit.models.bundle": "save_bundle",
@@ -84,6 +86,7 @@ __all__ = [
     "maps_by",
     "option",
     "save_bundle",
+    "sheet",
     "train",
     "wide",
 ]

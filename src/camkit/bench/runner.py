@@ -187,7 +187,9 @@ def _examples(scene: Scene, maps: Mapping[str, Tensor]) -> tuple[dict[str, Image
         seen = scene.picture(index)
         panels = [sheet.Panel("as the model sees it", seen)]
         for key in pair:
-            panels.append(sheet.Panel(key, overlay.overlay(seen, real[key][index].cpu(), Style())))
+            panels.append(
+                sheet.Panel(key, overlay.overlay(seen, real[key][index].cpu(), Style(look="lesson")))
+            )
         name = f"example-{len(examples) + 1}.png"
         shown = scene.model.classes[int(scene.targets[index])]
         title = f"{scene.titles[index]}: {shown}, rank correlation {value:.2f}"

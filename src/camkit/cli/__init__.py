@@ -17,7 +17,7 @@ from camkit.cli.bench import bench
 from camkit.cli.explain import explain
 from camkit.cli.model import model
 from camkit.cli.plugin import plugin
-from camkit.cli.result_folder import merge, render, verify
+from camkit.cli.result_folder import merge, render, show, verify
 from camkit.cli.terminal import say
 from camkit.cli.train import report, train
 from camkit.errors import ESCAPES, CamkitError, CamkitWarning
@@ -109,6 +109,7 @@ def cli(debug: bool) -> None:
     \b
     camkit explain                     the bundled photograph, the default model
     camkit explain cat.jpg --class Bengal --class top:3
+    camkit show picture.png            how it was made, and the command that makes it again
     camkit verify camkit-out           whether files and maps still are what they were
     camkit train photos/               a classifier of your own, with a report
     camkit bench --quick               how fast, and whether the maps tell the truth
@@ -120,7 +121,7 @@ def cli(debug: bool) -> None:
     logging.getLogger("matplotlib").setLevel(logging.ERROR)
 
 
-for command in (explain, verify, render, train, bench, model, plugin):
+for command in (explain, show, verify, render, train, bench, model, plugin):
     cli.add_command(command)
 
 

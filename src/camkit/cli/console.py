@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from camkit.cli.terminal import say, say_json
-from camkit.errors import counted
+from camkit.errors import CamkitError, counted
 
 if TYPE_CHECKING:
     from camkit.explaining.explanation import Explanation
+    from camkit.explaining.manifest import Line
     from camkit.explaining.naming import Names
     from camkit.explaining.plan import Plan
     from camkit.explaining.runner import Run
@@ -31,6 +32,7 @@ class Report:
     def __init__(self, work: Plan, *, as_json: bool, quiet: bool, verbose: bool) -> None:
         self.done = self.failed = self.photos = self.skipped = 0
         self.names: Names | None = None  # of the files that are written, if any are
+        self.picture: Path | None = None  # the first, or the sheet of the first photograph
         self.quiet = quiet
         self._verbose = verbose
         self._as_json = as_json
@@ -71,6 +73,7 @@ class Report:
         self.photos += 1
         self.done += len(good)
         self.failed += len(written.results) - len(good)
+        self._note_picture(written.sheet, written.lines, folder)
         warned: set[str] = set()
         if good and self._table:
             say(f"{good[0].photo.source}: {good[0].verdict()}")
@@ -93,6 +96,25 @@ class Report:
             say(f"  side by side: {written.sheet}")
             for text in _agreement(good):
                 say(f"  {text}")
+
+    def drawn(self, line: Line, error: CamkitError | None, folder: Path) -> None:
+        """A picture that was drawn when all maps were done, or why it was not."""
+        if error is not None:
+            self.failed += 1
+            say(f"Error: {error}", err=True)
+            return
+        self._note_picture(None, [line], folder)
+        if self._as_json:
+            from camkit.explaining.manifest import as_json
+
+            say_json(as_json(line))
+        elif self._table:
+            say(folder / line["overlay_file"])
+
+    def _note_picture(self, sheet: Path | None, lines: Sequence[Line], folder: Path) -> None:
+        files = [line["overlay_file"] for line in lines if line["overlay_file"]]
+        if self.picture is None and (sheet or files):
+            self.picture = sheet or folder / files[0]
 
     def end(self, folder: Path, seconds: float) -> None:
         """How much was done, and where everything is."""

@@ -30,11 +30,14 @@ from camkit.cli.parameters import (
 )
 from camkit.cli.result_folder import merge
 from camkit.cli.terminal import say
+from camkit.errors import UsageError
 from camkit.explaining.shard import Shard
 from camkit.registry import extras, options
 
 if TYPE_CHECKING:
+    from camkit.drawing.style import Style
     from camkit.explaining.request import ExplainRequest
+    from camkit.explaining.runner import Run
     from camkit.images.workers import Processes
 
 
@@ -99,6 +102,7 @@ if TYPE_CHECKING:
     ["png", "npz", "parquet"],
     "png: overlays and .npy; npz, parquet: raw maps alone (`camkit render` draws them).",
 )
+@click.option("--open", "open_picture", is_flag=True, help="Open the picture or sheet when all is done.")
 @click.option("--resume", is_flag=True, help="Do only what --out does not hold already.")
 @click.option(
     "--shard",
@@ -119,7 +123,7 @@ def explain(images: tuple[str, ...], **values: Any) -> None:
 
     Without IMAGES it explains the bundled photograph of a cat. For every image, backend, method and
     class it writes IMAGE.BACKEND.METHOD.CLASS.png, the raw map beside it as .npy, and a line in
-    manifest.jsonl; several backends or methods also give one side-by-side sheet for each image.
+    manifest.jsonl; several backends, methods or classes also give one sheet of them for each image.
     Another model, layer, option or look is part of the name, and what an earlier run wrote is kept.
     Folders are kept: the results of photos/a/cat.jpg lie in a/ below --out.
 
@@ -127,7 +131,7 @@ def explain(images: tuple[str, ...], **values: Any) -> None:
     camkit explain cat.jpg
     camkit explain photos/ --class top:3 --out maps
     camkit explain cat.jpg --model weights.pth --classes cat,dog
-    camkit explain cat.jpg --model imagenet --class tabby --view original
+    camkit explain cat.jpg --model imagenet --class tabby --look spotlight
     camkit explain cat.jpg --method gradcam --method activations -o reduction=mean
     camkit explain photos/ --format parquet --resume
     camkit explain merge shard-1 shard-2 --out maps     joins the folders of several runs
@@ -135,6 +139,7 @@ def explain(images: tuple[str, ...], **values: Any) -> None:
     style = pop_style(values)
     begun = time.monotonic()
     values["shard"] = Shard.parse(values["shard"])
+    _check_pictures(values, style)
     values["options"] = options.parse_assignments(values["options"])
     early_checks.explainers(values["backends"], values["methods"], values["options"])
     early_checks.model(values["model"])
@@ -150,7 +155,7 @@ def explain(images: tuple[str, ...], **values: Any) -> None:
     from camkit.images import workers
 
     output = {name: values.pop(name) for name in ("as_json", "quiet", "verbose")}
-    count = values.pop("workers")
+    count, open_picture = values.pop("workers"), values.pop("open_picture")
     with (
         about(values["model"], trust_pickle=values["trust_pickle"]),
         workers.processes(count) as pool,  # they start while torch is imported
@@ -159,9 +164,25 @@ def explain(images: tuple[str, ...], **values: Any) -> None:
 
         report = _run(ExplainRequest(images, style=style, **values), pool, count, **output)
     report.end(values["out"], time.monotonic() - begun)
+    if open_picture and report.picture and click.launch(str(report.picture)):
+        say(f"Warning: nothing here opens pictures; it is {report.picture}", err=True)
     if report.failed:
         some = report.done or report.skipped
         raise SystemExit(PARTLY if some and values["on_error"] == "skip" else 1)
+
+
+def _check_pictures(values: dict[str, Any], style: Style) -> None:
+    """Raise `UsageError` for what is asked of pictures where there are none, or not yet."""
+    asked = {"--scale run": style.scale == "run", "--open": values["open_picture"]}
+    for option in (option for option, is_given in asked.items() if is_given and values["format"] != "png"):
+        raise UsageError(
+            f"--format {values['format']} draws none of the pictures of {option}: leave it out"
+        )
+    if style.scale == "run" and values["shard"].count > 1:
+        raise UsageError(
+            "--scale run needs all maps, and a shard has a part: leave it out here, and when all is done "
+            "use `camkit render DIR --scale run`"
+        )
 
 
 def _run(request: ExplainRequest, pool: Processes | None, workers: int, **output: bool) -> Report:
@@ -183,7 +204,23 @@ def _run(request: ExplainRequest, pool: Processes | None, workers: int, **output
         report.interrupted(request.out, run.output.finished)
         raise SystemExit(130) from None
     report.skipped = run.skipped
+    if request.style.scale == "run":
+        _draw(request, run, pool, report)
     return report
+
+
+def _draw(request: ExplainRequest, run: Run, pool: Processes | None, report: Report) -> None:
+    """Draw all maps of a run on one scale, which is known now."""
+    from camkit.explaining.redrawing import redraw
+
+    for line, error in redraw(
+        request.out,
+        style=request.style,
+        image_format=request.image_format,
+        processes=pool,
+        request=run.id,
+    ):
+        report.drawn(line, error, request.out)
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import click
 
-from camkit.drawing.style import Style
+from camkit.drawing.style import USUAL, Style
 from camkit.errors import UsageError
 
 PARTLY = 3  # the exit code where some inputs failed and the rest were done
@@ -54,17 +54,42 @@ SEED = click.option(
 )  # what every generator takes
 TRUST = click.option("--trust-pickle", is_flag=True, help="Let a model source load pickles. They run code.")
 
+LOOKS: tuple[str, ...] = tuple(USUAL)
 _LOOK = (
+    choice(
+        "--look",
+        LOOKS,
+        "Colours where there is evidence, that of fast.ai's lesson 6, lines, or all else in the dark.",
+    ),
     click.option("--counterfactual", is_flag=True, help="Draw what speaks against the class."),
     click.option("--relu", is_flag=True, help="Draw only what speaks for it, as the Grad-CAM paper does."),
-    click.option("--alpha", default=Style.alpha, show_default=True, help="Opacity of the heat, 0 to 1."),
-    click.option("--cmap", default=Style.cmap, show_default=True, help="A matplotlib colour map."),
-    choice("--view", ["model", "original"], "Draw on what the model saw, or on the whole photograph."),
+    click.option(
+        "--alpha", type=float, show_default="as the look has it", help="Opacity of the evidence, 0 to 1."
+    ),
+    click.option("--cmap", metavar="NAME", show_default="the look's own", help="A matplotlib colour map."),
+    click.option(
+        "--view",
+        type=click.Choice(["original", "model"]),
+        show_default="original; model with --look lesson",
+        help="Draw on the whole photograph, or on what the model saw.",
+    ),
+    click.option(
+        "--scale",
+        metavar="image|run|VALUE",
+        default="image",
+        show_default=True,
+        help="What has the strongest colour: the largest value of a map, of all maps, or this one.",
+    ),
+    click.option(
+        "--image-size", type=int, metavar="N", help="Longest side of the photograph in the picture."
+    ),
+    click.option("--no-caption", is_flag=True, help="Only the picture, without what it shows below."),
+    choice("--image-format", ["png", "jpeg", "webp"], "What pictures are written as."),
 )
 
 
 def look_options(command: F) -> F:
-    """Adds the options that say how a map is drawn: those of `pop_style`, and --view."""
+    """Adds the options that say how a map is drawn: those of `pop_style`, and --image-format."""
     for option in reversed(_LOOK):
         command = option(command)
     return command
@@ -74,7 +99,15 @@ def pop_style(values: dict[str, Any]) -> Style:
     """Takes the style out of the values of a command; `UsageError` if they do not go together."""
     if values["counterfactual"] and values["relu"]:
         raise UsageError("--counterfactual and --relu exclude each other: choose one")
-    return Style(*(values.pop(name) for name in ("relu", "counterfactual", "alpha", "cmap")))
+    names = ("relu", "counterfactual", "alpha", "cmap", "look", "view", "scale")
+    given = {name: values.pop(name) for name in names}
+    given["size"] = values.pop("image_size")
+    if given["scale"] not in ("image", "run"):
+        try:
+            given["scale"] = float(given["scale"])
+        except ValueError:
+            raise UsageError(f"--scale is image, run or a number, not {given['scale']!r}") from None
+    return Style(**given, caption=False if values.pop("no_caption") else None)  # type: ignore[arg-type]
 
 
 class CommandBeside(click.Command):

@@ -1,7 +1,8 @@
-"""`camkit explain merge`, `camkit verify`, `camkit render`: commands for finished folders."""
+"""`camkit explain merge`, `camkit verify`, `camkit render`, `camkit show`: for what is finished."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +10,7 @@ import click
 
 from camkit.cli import early_checks
 from camkit.cli.parameters import FOLDER, PARTLY, PATH, look_options, pop_style
-from camkit.cli.terminal import say
+from camkit.cli.terminal import say, say_json
 from camkit.errors import UsageError, counted
 
 if TYPE_CHECKING:
@@ -91,7 +92,7 @@ def verify(folder: Path, images: Path | None, spec: str | None, sample: int, see
 @click.argument("folder", type=FOLDER)
 @click.option("--images", type=PATH, help="Where the photographs lie now.")
 @look_options
-def render(folder: Path, images: Path | None, view: Any, **look: Any) -> None:
+def render(folder: Path, images: Path | None, image_format: Any, **look: Any) -> None:
     """Draw the maps in FOLDER again, or those that --format npz or parquet left undrawn.
 
     No model is needed. The pictures lie beside the maps, and the manifest tells of them. Those of another
@@ -113,7 +114,7 @@ def render(folder: Path, images: Path | None, view: Any, **look: Any) -> None:
         for line, error in redrawing.redraw(
             folder,
             style=style,
-            view=view,
+            image_format=image_format,
             photographs=images,
             names=names,
             processes=pool,
@@ -137,3 +138,33 @@ def render(folder: Path, images: Path | None, view: Any, **look: Any) -> None:
     if failed:
         say(f"{counted(done, 'picture')} drawn, {failed} failed", err=True)
         raise SystemExit(PARTLY if done else 1)
+
+
+@click.command()
+@click.argument("file", type=PATH)
+@click.option("--json", "as_json", is_flag=True, help="Print what the picture carries, as JSON.")
+def show(file: Path, as_json: bool) -> None:
+    """Print how a picture of `camkit explain` was made, and the command that makes it again.
+
+    Each picture carries its line of the manifest, wherever it is copied; a sheet those of all its maps.
+    """
+    early_checks.there(file)
+
+    from camkit.explaining import embedding, repeating
+    from camkit.explaining.manifest import as_json as json_of
+
+    lines = embedding.read(file)
+    if as_json:
+        for line in lines:
+            say_json(json_of({name: line[name] for name in embedding.KEPT}))
+        return
+    for line in lines:
+        for name in embedding.KEPT:
+            value = line[name]
+            if value not in (None, [], {}):
+                shown = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+                say(f"{name:<15}  {shown}")
+        say()
+    say(repeating.command(lines))
+    if lacking := repeating.lacks(lines[0]):
+        say(lacking, err=True)

@@ -1,103 +1,121 @@
-"""Pictures of maps, in the lesson's look: min-max over the signed map, bilinear, `magma`, alpha 0.6."""
+"""A picture of a map: the photograph, the map over what the model saw of it, and the caption below."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import lru_cache
-from typing import Any, Literal
+from dataclasses import dataclass
 
-import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageDraw
 from torch import Tensor
 
+from camkit.drawing import looks
+from camkit.drawing.caption import NARROWEST, Caption, Legend, strip, words
+from camkit.drawing.evidence import Box, Scale, check_finite, is_flat, sampled, scale_of, signed
 from camkit.drawing.style import Style
-from camkit.errors import MapError, UsageError
+from camkit.errors import ImageError
+from camkit.images import decoding
 from camkit.images.decoding import Photo
 from camkit.images.preprocess import Preprocess
 
-Box = tuple[float, float, float, float]
-
-View = Literal["model", "original"]
-BAND = 2**20  # pixels that are coloured at once, so that memory does not grow with a picture
-
-
-def signed(map: Tensor, style: Style) -> Tensor:
-    """The map that is drawn: as it is, rectified, or negated and rectified."""
-    if style.counterfactual:
-        return (-map).clamp(min=0)
-    return map.clamp(min=0) if style.relu else map
+SMALL = 256  # pixels: a photograph with a shorter longest side is enlarged
+DIM = 0.55  # how bright the part is that the model did not see
+BORDER = (255, 255, 255)
+DIMMED = "the model did not see the dimmed part"
+CUT = "cut to what the model saw"
 
 
-Remark = Literal["constant", "nothing for", "nothing against", "least against"]
+@dataclass(frozen=True)
+class Place:
+    """A photograph as it is drawn on: where in it the model looked, and what has to be said of that."""
 
-
-def remark(map: Tensor, style: Style) -> Remark | None:
-    """What the picture of a map cannot show by itself, because it is stretched to what there is.
-
-    `least against`: no value is positive, so the brightest place of the signed picture is no evidence.
-    """
-    if is_flat(map):
-        return "constant"
-    if is_flat(signed(map, style)):
-        return "nothing against" if style.counterfactual else "nothing for"
-    return "least against" if float(signed(map, style).max()) <= 0 else None
-
-
-def is_flat(map: Tensor) -> bool:
-    """Whether all values are equal, so that a picture shows nothing."""
-    return bool(map.max() == map.min())
-
-
-def overlay(
-    image: Image.Image,
-    map: Tensor,
-    style: Style,
-    box: Box | None = None,
-    scale: tuple[float, float] | None = None,
-) -> Image.Image:
-    """`image` with the map `[h, w]` over it.
-
-    box: the part of `image` that the map covers (left, top, right, bottom in pixels); the rest, which
-    the model did not see, is shown in grey. `None`: all of it.
-    scale: the values that get the lowest and the highest colour; `None`: minimum and maximum of the map.
-    Raises `MapError` if the map is not finite.
-    """
-    check_finite(map)
-    drawn = signed(map.detach().double(), style)  # in which no range of float32 values overflows
-    photo = np.asarray(image.convert("RGB"))
-    left, top, right, bottom = box or (0, 0, *image.size)
-    x0, x1 = max(0, round(left)), min(image.width, round(right))
-    y0, y1 = max(0, round(top)), min(image.height, round(bottom))
-    result = photo.copy() if box is None else _unseen(image)
-    values = _sample(drawn, (left, top, right, bottom), (x0, y0, x1, y1))
-    scale = scale or extent([drawn])
-    height = max(1, BAND // image.width)
-    for y in range(y0, y1, height):
-        rows = slice(y, min(y + height, y1))
-        heat = _colours(_normalised(values[y - y0 : rows.stop - y0], *scale), style.cmap)
-        mixed = (1 - style.alpha) * photo[rows, x0:x1].astype(np.float32) + style.alpha * heat
-        result[rows, x0:x1] = mixed.round().clip(0, 255).astype(np.uint8)
-    return Image.fromarray(result)
+    image: Image.Image
+    box: Box
+    note: str = ""
 
 
 def draw(
     photo: Photo,
     map: Tensor,
     preprocess: Preprocess,
-    view: View,
     style: Style,
-    scale: tuple[float, float] | None = None,
+    caption: Caption | None = None,
+    scale: Scale | None = None,
 ) -> Image.Image:
-    """A map `[h, w]` over what the model saw of a photograph, or over all of it; as `overlay`."""
-    if view == "model":
-        return overlay(seen(photo, preprocess), map, style, scale=scale)
-    if photo.cut:
-        raise UsageError(f"only what the model saw of {photo.source} was kept: use view='model'")
-    width, height = photo.whole or photo.image.size
-    x, y = photo.image.width / width, photo.image.height / height
-    left, top, right, bottom = preprocess.box(width, height)
-    return overlay(photo.image, map, style, (left * x, top * y, right * x, bottom * y), scale)
+    """The picture of a map `[h, w]`.
+
+    caption: what is written below, if the style has a caption. scale: `None`: that of this map.
+    Raises `MapError` if the map is not finite.
+    """
+    check_finite(map)
+    place = place_of(photo, preprocess, style)
+    scale = scale or scale_of([map], style)
+    picture = overlay(place.image, map, style, place.box, scale)
+    if not style.caption or caption is None:
+        return picture
+    drawn = signed(map, style)
+    legend = Legend(scale, float(drawn.min()), float(drawn.max()), words(scale, caption.knows_class))
+    notes = [place.note] if place.note else []
+    return above(picture, strip(max(NARROWEST, picture.width), caption, style, legend, notes))
+
+
+def overlay(
+    image: Image.Image, map: Tensor, style: Style, box: Box | None = None, scale: Scale | None = None
+) -> Image.Image:
+    """`image` with the map `[h, w]` over it, without caption, at the size of `image`.
+
+    box: the part of `image` that the map covers (left, top, right, bottom in pixels); the rest, which
+    the model did not see, is dimmed. `None`: all of it. Raises `MapError` if the map is not finite.
+    """
+    check_finite(map)
+    image = image.convert("RGB")
+    drawn = signed(map.detach().double(), style)  # in which no range of float32 values overflows
+    box = box or (0, 0, *image.size)
+    left, top, right, bottom = box
+    inside = (
+        *(max(0, round(left)), max(0, round(top))),
+        *(min(image.width, round(right)), min(image.height, round(bottom))),
+    )
+    lesson = style.look == "lesson"
+    if is_flat(drawn) and not lesson and not (scale and scale.shared):
+        drawn = drawn * 0  # a colour everywhere would look like evidence
+    if inside[0] >= inside[2] or inside[1] >= inside[3]:
+        return dimmed(image)
+    values = sampled(drawn, box, inside, smooth=not lesson)
+    look = looks.LOOKS[style.look]
+    scale = scale or scale_of([map], style)
+    if inside == (0, 0, *image.size):
+        return look(image, values, scale, style)
+    result = dimmed(image)
+    result.paste(look(image.crop(inside), values, scale, style), inside[:2])
+    _frame(result, inside)
+    return result
+
+
+def place_of(photo: Photo, preprocess: Preprocess, style: Style) -> Place:
+    """What a map is drawn on, at the size of the picture.
+
+    Where the model looked in the whole photograph may not be known, of tensors and of functions that
+    prepare photographs: then it is what the model saw.
+    """
+    if style.view == "original" and not photo.cut:
+        width, height = photo.whole or photo.image.size
+        image = sized(photo.image, style.size)
+        try:
+            box = preprocess.box(width, height)
+        except ImageError:
+            return _seen(photo, preprocess, style)
+        x, y = image.width / width, image.height / height
+        left, top, right, bottom = box[0] * x, box[1] * y, box[2] * x, box[3] * y
+        whole = min(left, top) < 0.5 and right > image.width - 0.5 and bottom > image.height - 0.5
+        return Place(image, (left, top, right, bottom), "" if whole else DIMMED)
+    return _seen(photo, preprocess, style)
+
+
+def _seen(photo: Photo, preprocess: Preprocess, style: Style) -> Place:
+    image = seen(photo, preprocess)
+    if style.look != "lesson":
+        image = sized(image, style.size)
+    return Place(image, (0, 0, *image.size), CUT)
 
 
 def seen(photo: Photo, preprocess: Preprocess) -> Image.Image:
@@ -105,6 +123,22 @@ def seen(photo: Photo, preprocess: Preprocess) -> Image.Image:
     if photo.view is not None:
         return photo.view
     return photo.image if photo.cut else preprocess.view(photo.image)
+
+
+def sized(image: Image.Image, size: int | None = None) -> Image.Image:
+    """A photograph at the size at which it is drawn.
+
+    size: pixels of the longest side; `None`: at most 1,024, and tiny ones are enlarged by a whole number.
+    """
+    longest = max(image.size)
+    if size is None and longest <= SMALL // 2:
+        times = SMALL // longest
+        return image.resize((image.width * times, image.height * times), Image.Resampling.NEAREST)
+    wanted = size or min(longest, decoding.DRAWN)
+    if wanted > longest:
+        width, height = (max(1, round(side * wanted / longest)) for side in image.size)
+        return image.resize((width, height), Image.Resampling.BICUBIC)
+    return decoding.reduced(image, wanted)
 
 
 def picture(pixels: Tensor) -> Image.Image:
@@ -117,62 +151,29 @@ def picture(pixels: Tensor) -> Image.Image:
     return Image.fromarray(values.to(torch.uint8).numpy())
 
 
-def extent(maps: Sequence[Tensor]) -> tuple[float, float]:
-    """Minimum and maximum over raw maps, so that a scale does not depend on the size of a picture."""
-    return min(float(m.min()) for m in maps), max(float(m.max()) for m in maps)
+def dimmed(image: Image.Image) -> Image.Image:
+    """A picture, darker."""
+    return image.point([round(DIM * (value % 256)) for value in range(768)])
 
 
-def check_finite(map: Tensor) -> None:
-    """Raise `MapError` if a value of `map` is NaN or infinite."""
-    bad = int((~torch.isfinite(map)).sum())
-    if bad:
-        raise MapError(
-            f"{bad} of the map's {map.numel()} values are NaN or infinite; the model's activations or "
-            "gradients overflow (try --dtype float32)"
-        )
+def above(picture: Image.Image, below: Image.Image) -> Image.Image:
+    """A picture, in the middle, over another one."""
+    paper = Image.new("RGB", (below.width, picture.height + below.height), "white")
+    paper.paste(picture, ((below.width - picture.width) // 2, 0))
+    paper.paste(below, (0, picture.height))
+    return paper
 
 
-def _sample(map: Tensor, box: Box, pixels: tuple[int, int, int, int]) -> np.ndarray[Any, Any]:
-    """The map, stretched over `box`, at the centres of `pixels`; bilinear, float64 `[y1 - y0, x1 - x0]`.
-
-    On whole boxes this is `interpolate(mode="bilinear", align_corners=False)`. In numpy, because several
-    pictures are drawn at a time, beside a model that has torch's threads for itself.
-    """
+def _frame(picture: Image.Image, box: tuple[int, int, int, int]) -> None:
+    """A thin line just outside of what the model saw, as far as there is a photograph."""
     left, top, right, bottom = box
-    x0, y0, x1, y1 = pixels
-    values = map.detach().cpu().double().numpy()
-    rows = _hats((np.arange(y0, y1) + 0.5 - top) / (bottom - top), values.shape[0])
-    columns = _hats((np.arange(x0, x1) + 0.5 - left) / (right - left), values.shape[1])
-    return np.asarray(rows @ values @ columns.T)
-
-
-def _hats(places: np.ndarray[Any, Any], count: int) -> np.ndarray[Any, Any]:
-    """The weight of each of `count` cells of [0, 1] at `places`: `[len(places), count]`; rows sum to 1."""
-    centres = np.clip(places * count - 0.5, 0, count - 1)
-    return np.asarray(np.clip(1 - np.abs(centres[:, None] - np.arange(count)), 0, None))
-
-
-def _normalised(values: np.ndarray[Any, Any], low: float, high: float) -> np.ndarray[Any, Any]:
-    if low == high:
-        return np.zeros_like(values)
-    return np.clip((values - low) / (high - low), 0, 1)
-
-
-def _colours(values: np.ndarray[Any, Any], cmap: str) -> np.ndarray[Any, Any]:
-    table = _table(cmap)
-    return np.asarray(table[np.minimum((values * len(table)).astype(np.int64), len(table) - 1)])
-
-
-@lru_cache(maxsize=8)
-def _table(cmap: str) -> np.ndarray[Any, Any]:
-    """The colours of a map, float32 `[N, 3]` from 0 to 255."""
-    from matplotlib import colormaps
-
-    colours = colormaps[cmap]
-    return np.asarray(colours(np.arange(colours.N))[:, :3] * 255, dtype=np.float32)
-
-
-def _unseen(image: Image.Image) -> np.ndarray[Any, Any]:
-    """A picture in dark grey, uint8 `[H, W, 3]`."""
-    darker = (np.arange(256, dtype=np.float32) * 0.6).round().astype(np.uint8)
-    return np.asarray(darker[np.asarray(ImageOps.grayscale(image).convert("RGB"))])
+    wide = 1 if max(picture.size) <= 640 else 2
+    line = ImageDraw.Draw(picture).rectangle
+    if left > 0:
+        line((left - wide, top, left - 1, bottom - 1), fill=BORDER)
+    if right < picture.width:
+        line((right, top, right + wide - 1, bottom - 1), fill=BORDER)
+    if top > 0:
+        line((left, top - wide, right - 1, top - 1), fill=BORDER)
+    if bottom < picture.height:
+        line((left, bottom, right - 1, bottom + wide - 1), fill=BORDER)

@@ -9,7 +9,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from PIL import Image
 from torch import Tensor
@@ -17,30 +17,19 @@ from torch import Tensor
 from camkit.contracts.model import LoadedModel
 from camkit.contracts.scores import THRESHOLD, ScoreKind, figure
 from camkit.drawing import overlay
-from camkit.drawing.overlay import View
+from camkit.drawing.evidence import Scale
 from camkit.drawing.style import Style
-from camkit.errors import PluginError, UsageError
+from camkit.errors import UsageError
+from camkit.explaining import captions
 from camkit.files import write_whole
 from camkit.images import channels
 from camkit.images.decoding import Photo
-from camkit.registry import discovery, loading
+from camkit.registry import discovery
 
-# What is said of a picture that cannot say it itself: of the map of a class; of one that knows no class.
-REMARKS: dict[overlay.Remark, tuple[str, str]] = {
-    "constant": ("the map is constant, it says nothing",) * 2,
-    "nothing for": (
-        "nothing speaks for it, the picture is flat",
-        "no value is positive, the picture is flat",
-    ),
-    "nothing against": (
-        "nothing speaks against it, the picture is flat",
-        "no value is negative, the picture is flat",
-    ),
-    "least against": (
-        "nothing speaks for it, brightest is least against it",
-        "no value is positive, brightest is least negative",
-    ),
-}
+# Fields of a manifest line that are called as those of an `Explanation`.
+COPIED = (
+    "method layer layout class_index class_name probability logit predicted_index predicted_name scores"
+).split()
 
 
 @dataclass(frozen=True)
@@ -105,21 +94,44 @@ class Explanation:
     def overlay(
         self,
         *,
-        view: View = "model",
         style: Style | None = None,
-        scale: tuple[float, float] | None = None,
+        scale: Scale | None = None,
         **look: Any,
     ) -> Image.Image:
-        """The photograph with the map over it.
+        """The photograph with the map over it, and below what it shows; see `Style`.
 
-        view: `model` shows what the model saw, after resize and crop; `original` the whole photograph.
-        scale: values for the lowest and the highest colour; `None` takes them from this map.
-        look: the fields of `Style`: relu, counterfactual, alpha, cmap.
+        style: how, or the fields of one as `look`. scale: of maps that are drawn together.
         """
         style = style or Style(**look)
-        if view not in get_args(View):
-            raise UsageError(f"view must be model or original, not {view!r}")
-        return overlay.draw(self.photo, self.map, self.model.preprocess, view, style, scale)
+        if style.scale == "run":
+            raise UsageError(
+                "scale run is of a folder: of single pictures give the value of the full scale"
+            )
+        caption = captions.caption(self.facts(), self.map, style)
+        return overlay.draw(self.photo, self.map, self.model.preprocess, style, caption, scale)
+
+    def facts(self) -> dict[str, Any]:
+        """What the manifest tells of it, whatever is written."""
+        found = discovery.get("explainer", self.backend)
+        photo, model = self.photo, self.model
+        return {name: getattr(self, name) for name in COPIED} | {
+            "image": photo.source,
+            "image_path": photo.path,
+            "image_name": photo.path and photo.name,
+            "image_sha256": photo.sha256,
+            "status": "ok",
+            "backend": found.name,
+            "backend_dist": found.dist,
+            "backend_version": found.version,
+            "options": dict(self.options),
+            "predicted": list(self.predicted),
+            "model": model.name,
+            "model_sha256": model.sha256,
+            "preprocessing": model.preprocess.to_dict(),
+            "device": str(model.device),
+            "dtype": str(model.dtype).removeprefix("torch."),
+            "warnings": list(self.warnings),
+        }
 
     def save(self, path: str | os.PathLike[str], **look: Any) -> None:
         """Write the overlay, whole or not at all; the suffix says the format."""
@@ -135,13 +147,13 @@ class Explanation:
         picture = self.overlay(**look)
         try:
             from IPython import get_ipython  # type: ignore[import-not-found,unused-ignore]
-            from IPython.display import display  # type: ignore[import-not-found,unused-ignore]
+            from IPython.display import HTML, display  # type: ignore[import-not-found,unused-ignore]
 
             in_notebook = get_ipython() is not None
         except ImportError:
             in_notebook = False
         if in_notebook:
-            display(picture)  # type: ignore[no-untyped-call,unused-ignore]
+            display(HTML(self._html(picture)))  # type: ignore[no-untyped-call,unused-ignore]
         else:
             picture.show()
 
@@ -154,15 +166,16 @@ class Explanation:
 
     def remarks(self, style: Style | None = None) -> tuple[str, ...]:
         """What the picture cannot show by itself: that nothing speaks for the class, or against it."""
-        return remarks(self.map, style or Style(), self.backend, self.method)
+        return captions.remarks(self.map, style or Style(), self.backend, self.method)
 
     def _repr_png_(self) -> bytes:
-        buffer = io.BytesIO()
-        self.overlay().save(buffer, "PNG")
-        return buffer.getvalue()
+        return _png(self.overlay())
 
     def _repr_html_(self) -> str:
-        data = base64.b64encode(self._repr_png_()).decode()
+        return self._html(self.overlay())
+
+    def _html(self, picture: Image.Image) -> str:
+        data = base64.b64encode(_png(picture)).decode()
         caption = html.escape(f"{self.photo.source}: {self.caption()}")
         return (
             f'<figure style="margin:0"><img alt="{caption}" src="data:image/png;base64,{data}">'
@@ -170,13 +183,7 @@ class Explanation:
         )
 
 
-def remarks(map: Tensor, style: Style, backend: str, method: str) -> tuple[str, ...]:
-    """What has to be said of the picture of a map, in words of the method: one remark or none."""
-    found = overlay.remark(map, style)
-    if found is None:
-        return ()
-    try:
-        knows_no_class = method in loading.load(discovery.get("explainer", backend)).class_agnostic
-    except PluginError:  # not installed here, where its maps are drawn anew; those words are true of any
-        knows_no_class = True
-    return (REMARKS[found][knows_no_class],)
+def _png(picture: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG")
+    return buffer.getvalue()

@@ -33,8 +33,8 @@ FIELDS = (
     "schema request name results image image_path image_name image_sha256 status error backend "
     "backend_dist backend_version method options layer layout class_index class_name scores probability "
     "logit predicted predicted_index predicted_name map_file map_key map_sha256 map_shape map_range "
-    "overlay_file overlay_sha256 picture sheet_file model model_spec model_sha256 preprocessing "
-    "camkit_version torch_version device dtype warnings"
+    "overlay_file overlay_sha256 picture full_scale sheet_file model model_spec model_facts model_sha256 "
+    "preprocessing camkit_version torch_version device dtype warnings"
 ).split()
 MAX_LINE = 2**20  # bytes; a stranger's manifest may hold anything
 TORN = "it is damaged or cut off"  # said of a line that is no JSON
@@ -77,7 +77,7 @@ def _close(file: io.FileIO, end: int, *, alone: bool) -> bytes:
         return b""
     file.seek(max(0, end - MAX_LINE))
     tail = file.read(MAX_LINE).rpartition(b"\n")[2]
-    if alone and len(tail) < MAX_LINE and _parsed(tail) == TORN:
+    if alone and len(tail) < MAX_LINE and parsed(tail) == TORN:
         file.truncate(end - len(tail))
         return b""
     return b"\n"
@@ -121,7 +121,7 @@ def read(folder: Path, findings: list[Finding] | None = None) -> Iterator[Line]:
                 number, began, begins = number + begins, begins, raw.endswith(b"\n")
                 if not raw.strip():
                     continue
-                line = _parsed(raw)
+                line = parsed(raw)
                 if not isinstance(line, str):
                     yield line
                 elif began:  # else it goes on with a line that is too long
@@ -270,7 +270,7 @@ def is_there(folder: Path, name: str) -> bool:
         return False
 
 
-def _parsed(raw: bytes) -> Line | str:
+def parsed(raw: bytes) -> Line | str:
     """A line of a manifest, or what is wrong with it."""
     try:
         found = json.loads(raw)
@@ -352,12 +352,13 @@ def _locked(folder: Path) -> Iterator[bool]:
 
 
 # What the files are that a line may name; a manifest is none of them.
-FILES = {"map_file": tuple(READERS), "overlay_file": (".png",), "sheet_file": (".png",)}
+PICTURES = (".png", ".jpg", ".webp")
+FILES = {"map_file": tuple(READERS), "overlay_file": PICTURES, "sheet_file": PICTURES}
 # What a file answers, by its field and ending; the contents of a table give it its name.
 _KINDS = {
     "map_file": {".npy": "map", ".npz": "run"},
-    "overlay_file": {".png": "picture"},
-    "sheet_file": {".png": "run"},
+    "overlay_file": dict.fromkeys(PICTURES, "picture"),
+    "sheet_file": dict.fromkeys(PICTURES, "run"),
 }
 _MAP = (
     "image_sha256 backend backend_dist backend_version method options layer layout class_index class_name "

@@ -11,23 +11,18 @@ from typing import Any, Literal
 import torch
 
 import camkit
-from camkit.drawing.overlay import View
 from camkit.drawing.style import Style
 from camkit.explaining import stored_maps
-from camkit.explaining.explanation import REMARKS, Explanation
+from camkit.explaining.captions import REMARKS
+from camkit.explaining.embedding import ImageFormat
+from camkit.explaining.explanation import Explanation
 from camkit.explaining.manifest import SCHEMA, Line
 from camkit.explaining.plan import Plan
-from camkit.images.decoding import REDUCED, Photo
 from camkit.images.workers import Failure
 from camkit.registry import discovery
 
 Result = Explanation | Failure
 Format = Literal["png", "npz", "parquet"]
-
-# Fields of a line that are called as those of an `Explanation`.
-COPIED = (
-    "method layer layout class_index class_name probability logit predicted_index predicted_name scores"
-).split()
 
 
 def facts(result: Explanation | Failure) -> dict[str, Any]:
@@ -37,34 +32,17 @@ def facts(result: Explanation | Failure) -> dict[str, Any]:
         "camkit_version": camkit.__version__,
         "torch_version": str(torch.__version__),
     }
-    photo = result if isinstance(result, Failure) else result.photo
-    shared |= {
-        "image": photo.source,
-        "image_path": photo.path,
-        "image_name": photo.path and photo.name,
-        "image_sha256": photo.sha256,
+    if isinstance(result, Explanation):
+        return shared | result.facts()
+    return shared | {
+        "image": result.source,
+        "image_path": result.path,
+        "image_name": result.path and result.name,
+        "image_sha256": result.sha256,
+        "status": "error",
+        "error": str(result.error),
+        "warnings": [],
     }
-    if isinstance(result, Failure):
-        return shared | {"status": "error", "error": str(result.error), "warnings": []}
-    found, model = discovery.get("explainer", result.backend), result.model
-    return (
-        shared
-        | {name: getattr(result, name) for name in COPIED}
-        | {
-            "status": "ok",
-            "backend": found.name,
-            "backend_dist": found.dist,
-            "backend_version": found.version,
-            "options": dict(result.options),
-            "predicted": list(result.predicted),
-            "model": model.name,
-            "model_sha256": model.sha256,
-            "preprocessing": model.preprocess.to_dict(),
-            "device": str(model.device),
-            "dtype": str(model.dtype).removeprefix("torch."),
-            "warnings": list(result.warnings),
-        }
-    )
 
 
 def measured(map: torch.Tensor) -> dict[str, Any]:
@@ -76,22 +54,22 @@ def measured(map: torch.Tensor) -> dict[str, Any]:
     }
 
 
-def warnings(line: Line, remarks: Iterable[str], photo: Photo) -> list[str]:
+def warnings(line: Line, remarks: Iterable[str]) -> list[str]:
     """The warnings of a line with what has to be said of its picture, and without that of another one.
 
-    remarks: on the map as it is drawn. photo: as it is drawn on.
+    remarks: on the map as it is drawn.
     """
     about = f"{line['backend']} {line['method']}, {line['class_name']}: "
-    others = {about + text for texts in REMARKS.values() for text in texts}
+    others = {about + text.format(it="it") for texts in REMARKS.values() for text in texts}
     # That a map is constant was told when it was computed, with what can be done about it.
     new = [about + text for text in remarks if text not in REMARKS["constant"]]
-    size = [text for text in photo.warnings if REDUCED.search(text)]
     before = line["warnings"] if isinstance(line["warnings"], list) else []
-    kept = [text for text in before if text not in others and not REDUCED.search(str(text))]
-    return [*kept, *size, *new]
+    return [*(text for text in before if text not in others), *new]
 
 
-def request_id(work: Plan, classes: Sequence[str], *, style: Style, view: View, format: Format) -> str:
+def request_id(
+    work: Plan, classes: Sequence[str], *, style: Style, format: Format, image_format: ImageFormat
+) -> str:
     """What a run asks for, apart from the photographs: the same for two runs with the same results."""
     model = work.model
     backends = []
@@ -105,7 +83,7 @@ def request_id(work: Plan, classes: Sequence[str], *, style: Style, view: View, 
         "backends": backends,
         "layers": [*work.layers, *([work.layout] if work.layout else [])],
         "classes": list(classes),
-        "picture": [format, view, asdict(style)],
+        "picture": [format, image_format, asdict(style)],
         "versions": [SCHEMA, camkit.__version__, str(torch.__version__)],
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]

@@ -17,11 +17,11 @@ from camkit.registry import discovery, loading
 class Keys:
     """Keys of the results of one request.
 
-    shared: the fields `request` and `model_spec`, which all of its lines have. name_layers: whether the
-    layer is part of the keys, as it is where one was asked for.
+    shared: the fields `request`, `model_spec` and `model_facts`, which all of its lines have. name_layers:
+    whether the layer is part of the keys, as it is where one was asked for.
     """
 
-    shared: Mapping[str, str]
+    shared: Mapping[str, Any]
     name_layers: bool = False
 
     def of(self, result: Explanation) -> str:
@@ -43,7 +43,7 @@ class Keys:
             (key, value)
             for result in results
             for key, value in result.options.items()
-            if value != _defaults(result.backend).get(key)
+            if value != defaults(result.backend).get(key)
         ]
         return {
             "layout": results[0].layout,
@@ -55,6 +55,7 @@ class Keys:
 
 
 @cache
-def _defaults(backend: str) -> Mapping[str, Any]:
+def defaults(backend: str) -> Mapping[str, Any]:
+    """The options of a backend as they are if nobody says anything."""
     options: object = loading.load(discovery.get("explainer", backend)).Options()
     return vars(options)

@@ -19,7 +19,6 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from camkit.drawing.overlay import View
 from camkit.drawing.style import Style
 from camkit.explaining.manifest import FILES, Line, Owners, held
 from camkit.files import holds, write_whole
@@ -57,19 +56,24 @@ MAP = {
 }
 
 
-def look_of(view: View, style: Style) -> dict[str, Any]:
-    """What the manifest tells of how a picture was drawn."""
-    return {"view": view, **asdict(style)}
-
-
-_LOOK = look_of("model", Style())
 PICTURE = {
-    "view": Part(_LOOK["view"], str),
-    "relu": Part(_LOOK["relu"], lambda _: "relu"),
-    "counterfactual": Part(_LOOK["counterfactual"], lambda _: "against"),
-    "alpha": Part(_LOOK["alpha"], lambda value: f"alpha-{value}"),
-    "cmap": Part(_LOOK["cmap"], str),
+    "look": Part("default", str),
+    "view": Part(None, str),
+    "relu": Part(None, lambda _: "relu"),
+    "counterfactual": Part(None, lambda _: "against"),
+    "alpha": Part(None, lambda value: f"alpha-{value}"),
+    "cmap": Part(None, str),
+    "scale": Part(None, lambda value: f"scale-{value}"),
+    "size": Part(None, lambda value: f"{value}px"),
+    "caption": Part(None, lambda _: "bare"),
 }
+
+
+def picture_parts(style: Style) -> list[str]:
+    """What the name of a picture says of how it was drawn: what is not as usual for its look."""
+    usual = asdict(Style(look=style.look))
+    drawn = {name: value for name, value in asdict(style).items() if value != usual[name]}
+    return parts(PICTURE, {**drawn, "look": style.look})
 
 
 def parts(table: Mapping[str, Part], facts: Mapping[str, Any]) -> list[str]:

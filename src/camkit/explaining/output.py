@@ -9,10 +9,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
-from camkit.drawing.overlay import View
 from camkit.drawing.style import Style
 from camkit.errors import CamkitError, ImageError, counted
 from camkit.explaining import manifest
+from camkit.explaining.embedding import ImageFormat
 from camkit.explaining.explanation import Explanation
 from camkit.explaining.manifest import FIELDS, Done, Line
 from camkit.explaining.manifest_lines import Format, Result, facts, measured
@@ -22,6 +22,7 @@ from camkit.explaining.parquet import Map
 from camkit.explaining.writers import WRITERS, Written
 from camkit.files import Place, check_writable, sweep
 from camkit.images.workers import WAITING, Failure
+from camkit.models.facts import ModelFacts
 
 THREADS = 2  # that write; more only take turns
 
@@ -29,9 +30,9 @@ THREADS = 2  # that write; more only take turns
 class Output:
     """A folder that explanations are written into; it is made with the first of them.
 
-    format: see `writers`.
+    format, image_format: see `writers` and `embedding`.
     name_layers: whether the layer is part of the names, as it is where one was asked for.
-    spec: the model as it was asked for, so that the maps can be computed again.
+    spec: the model as it was asked for, so that the maps can be computed again; facts: what was said of it.
     request: what makes two runs the same; `resume`: leave out what the folder holds of it already.
     """
 
@@ -40,10 +41,11 @@ class Output:
         folder: Path,
         *,
         style: Style,
-        view: View,
         name_layers: bool = False,
         format: Format = "png",
+        image_format: ImageFormat = "png",
         spec: str = "",
+        facts: ModelFacts | None = None,
         request: str = "",
         resume: bool = False,
     ) -> None:
@@ -56,8 +58,9 @@ class Output:
         lines = self.names.noting()
         self._done = Done(folder, request, lines) if resume else None
         deque(lines, 0)  # if nobody has read them yet
-        self._keys = Keys({"request": request, "model_spec": spec}, name_layers)
-        self._writer = WRITERS[format](folder, self.names, self._keys, view, style)
+        said = (facts or ModelFacts()).told()
+        self._keys = Keys({"request": request, "model_spec": spec, "model_facts": said}, name_layers)
+        self._writer = WRITERS[format](folder, self.names, self._keys, style, image_format)
         self._together: list[Written] = []  # photographs whose results become one file
         self._place: Place | None = Place(folder) if folder.is_dir() else None
         self._manifest: Place | None = None  # once there is one

@@ -23,7 +23,7 @@ from camkit.core.layer_lookup import better_layer
 from camkit.core.run_explainer import run
 from camkit.core.scored import classifier
 from camkit.core.targets import Fixed, Selector, every
-from camkit.drawing import overlay
+from camkit.drawing import evidence, overlay
 from camkit.errors import MapError, ModelError, UsageError, counted
 from camkit.explaining.explanation import Explanation
 from camkit.explaining.plan import Backend, Plan
@@ -38,15 +38,15 @@ def stream(
     batch_size: int = 16,
     read: Callable[..., Iterator[tuple[int, Photo] | Failure]] = read,
     whole: bool = True,
-    pixels: int | None = None,
+    side: int | None = None,
 ) -> Iterator[Explanation | Failure]:
     """Every explanation of every photograph, batch by batch; failures take their place in the order.
 
-    whole: keep the photographs, reduced to at most so many `pixels`; else only what the model sees of them.
+    whole: keep photographs, reduced to a longest `side` of so many pixels; else only what the model sees.
     """
     if not 1 <= batch_size <= sys.maxsize:
         raise UsageError(f"batch size must be at least 1, and no more than there is, not {batch_size}")
-    photos = read(sources, work.model.preprocess, whole=whole, pixels=pixels)
+    photos = read(sources, work.model.preprocess, whole=whole, side=side)
     while batch := list(islice(photos, batch_size)):
         yield from _explain_batch(work, batch)
 
@@ -124,7 +124,7 @@ def _results(
         for index, column in sorted(columns.items(), key=lambda item: item[1]):
             map, name = maps[row, column].float().cpu().clone(), function or model.classes[index]
             try:
-                overlay.check_finite(map)
+                evidence.check_finite(map)
                 # One NaN among the scores leaves no class a probability.
                 if not math.isfinite(float(predicted.logits[index] + predicted.likely[index])):
                     raise MapError("the model's score is NaN or infinite (try --dtype float32)")
@@ -138,7 +138,7 @@ def _results(
                 for remark in answer.remarks
                 if (remark.method, remark.layer) == (method, layer) and bool(remark.concerned[row, column])
             ]
-            if overlay.is_flat(map) and not doubts:
+            if evidence.is_flat(map) and not doubts:
                 doubts = [f"the map is constant: it says nothing{hint(layer, function)}"]
             yield Explanation(
                 map=map,

@@ -3,63 +3,79 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import groupby
 from pathlib import Path
-from typing import Any
 
-from camkit.drawing.overlay import View, draw
+import torch
+
+from camkit.drawing import evidence
+from camkit.drawing.overlay import draw
 from camkit.drawing.style import Style
 from camkit.errors import CamkitError, ImageError
-from camkit.explaining import explanation, manifest
+from camkit.explaining import captions, manifest
 from camkit.explaining.checked_reading import Reader, message, photo_id, photograph, table
+from camkit.explaining.embedding import ENCODINGS, ImageFormat
 from camkit.explaining.manifest import Finding, Line
 from camkit.explaining.manifest_lines import warnings
-from camkit.explaining.naming import Names, file_name, look_of
-from camkit.explaining.writers import drawn, encoded, picture_stem
+from camkit.explaining.naming import Names, file_name
+from camkit.explaining.writers import drawn, look_of, picture_stem
 from camkit.files import Place, inside, sweep
 from camkit.images import decoding, workers
 from camkit.images.decoding import Photo
 from camkit.images.preprocess import Preprocess
 from camkit.images.workers import Processes
 
+Kind = tuple[str, str]  # of maps that can share a scale: their method and layer
+
 
 @dataclass(frozen=True)
 class Look:
-    """How maps are drawn, what the manifest tells of that, and under which names they are."""
+    """How maps are drawn, and under which names; the scale of each kind if they share one."""
 
     style: Style
-    view: View
-    picture: dict[str, Any]
+    format: ImageFormat
     names: Names
+    scales: Mapping[Kind, float]
+
+    def of(self, line: Line) -> Style:
+        """How the map of a line is drawn, with the value of a scale that it shares."""
+        full = self.scales.get((line["method"], line["layer"]))
+        return replace(self.style, scale=full or "image") if self.style.scale == "run" else self.style
 
 
 def redraw(
     folder: Path,
     *,
     style: Style,
-    view: View = "model",
+    image_format: ImageFormat = "png",
     photographs: Path | None = None,
     names: Names | None = None,
     processes: Processes | None = None,
     findings: list[Finding] | None = None,
+    request: str | None = None,
 ) -> Iterator[tuple[Line, CamkitError | None]]:
     """Draw every map of a folder, and tell the manifest; each line, and why it was not drawn if so.
 
     A picture that looks the same is replaced; others stay, and those of this look get names of their own.
+    With the scale `run` all maps of one method and layer share theirs, whatever was computed when.
     names: of the folder; afterwards they tell what was in the way. processes: as in `verify`.
-    findings: gets the lines of the manifest that are damaged.
+    findings: gets the lines of the manifest that are damaged. request: draw its maps alone.
     """
-    look, reader = Look(style, view, look_of(view, style), names or Names(folder)), Reader(processes)
-    deque(look.names.noting(), 0)
+    names, reader = names or Names(folder), Reader(processes)
+    deque(names.noting(), 0)
+    asked = asdict(style)
+    wanted = {manifest.map_id(line) for line in manifest.read(folder) if line["request"] == request}
     lines: dict[tuple[str, str, str], Line] = {}
     for line in manifest.latest(folder, findings):
-        if line["status"] == "ok":
-            known = lines.get(manifest.map_id(line))
-            if known is None or known["picture"] != look.picture:
-                lines[manifest.map_id(line)] = line
+        map = manifest.map_id(line)
+        if line["status"] == "ok" and (request is None or map in wanted):
+            known = lines.get(map)
+            if known is None or known["picture"] != asked:
+                lines[map] = line
+    look = Look(style, image_format, names, scales(lines.values(), style) if style.scale == "run" else {})
     sweep(folder)
     place = Place(folder)
     try:
@@ -77,10 +93,26 @@ def redraw(
                     continue
                 if new != line:  # else it was drawn before, and is told
                     manifest.append(folder, [new])
-                look.names.note([new])
+                names.note([new])
                 yield new, None
     finally:
-        look.names.drop()
+        names.drop()
+
+
+def scales(lines: Iterable[Line], style: Style) -> dict[Kind, float]:
+    """The largest value that is drawn of the maps of each kind, by what their lines tell."""
+    found: dict[Kind, float] = {}
+    for line in lines:
+        try:
+            extremes = torch.tensor(line["map_range"], dtype=torch.float64)
+            full = float(evidence.signed(extremes, style).abs().max())
+        except (RuntimeError, TypeError, ValueError):  # a stranger's, or of an older camkit
+            raise CamkitError(
+                f"{line['map_file']}: its line does not tell the range of the map, which --scale run needs"
+            ) from None
+        kind = line["method"], line["layer"]
+        found[kind] = max(full, found.get(kind, 0.0))
+    return found
 
 
 def _redrawn(
@@ -98,15 +130,17 @@ def _redrawn(
         raise CamkitError(f"{line['map_file']}: {error}") from None
     if preprocess not in photos:
         path = photograph(line, photographs)
-        whole = look.view == "original"
-        prepare = partial(workers.prepare, whole=whole, pixels=decoding.DRAWN)
+        side = look.style.size or decoding.DRAWN
+        prepare = partial(workers.prepare, whole=look.style.view == "original", side=side)
         photos[preprocess] = reader.read(path, prepare, path, preprocess)
     photo = photos[preprocess]
     if photo.sha256 != line["image_sha256"]:
         raise ImageError(f"{photo.source} has changed")
     values = reader.map(folder, line)
-    picture = draw(photo, values, preprocess, look.view, look.style)
-    remarks = explanation.remarks(values, look.style, line["backend"], line["method"])
-    new = line | {"picture": look.picture, "warnings": warnings(line, remarks, photo)}
-    inside(folder, file_name(picture_stem(new), ".png"))
-    return new | drawn(look.names, new, encoded(picture))
+    style = look.of(line)
+    scale = evidence.scale_of([values], style)
+    picture = draw(photo, values, preprocess, style, captions.caption(line, values, style), scale)
+    remarks = captions.remarks(values, style, line["backend"], line["method"])
+    new = line | look_of(look.style, scale.high) | {"warnings": warnings(line, remarks)}
+    inside(folder, file_name(picture_stem(new, look.style), ENCODINGS[look.format].suffix))
+    return new | drawn(look.names, new, look.style, picture, look.format)

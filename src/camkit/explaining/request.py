@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from camkit.drawing.overlay import View
 from camkit.drawing.style import Style
+from camkit.explaining.embedding import ImageFormat
 from camkit.explaining.manifest_lines import Format
 from camkit.explaining.shard import Shard
 from camkit.models.facts import ModelFacts
@@ -34,8 +34,8 @@ class ExplainRequest:
     layout: str | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
     style: Style = field(default_factory=Style)
-    view: View = "model"
     format: Format = "png"
+    image_format: ImageFormat = "png"
     out: Path = Path("camkit-out")
     device: str = "auto"
     dtype: str = "float32"

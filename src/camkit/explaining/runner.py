@@ -65,16 +65,21 @@ class Run:
             options=request.options,
         )
         self.id = request_id(
-            self.work, request.classes, style=request.style, view=request.view, format=request.format
+            self.work,
+            request.classes,
+            style=request.style,
+            format=request.format,
+            image_format=request.image_format,
         )
         self.skipped = 0
         self.output = Output(
             request.out,
             style=request.style,
-            view=request.view,
             name_layers=request.layers != ("auto",),
             format=request.format,
+            image_format=request.image_format,
             spec=spec,
+            facts=request.facts,
             request=self.id,
             resume=request.resume,
         )
@@ -101,8 +106,8 @@ class Run:
             self._missing() if request.resume else self.sources(),
             batch_size=size,
             read=read,
-            whole=request.view == "original" and request.format == "png",
-            pixels=DRAWN,
+            whole=request.style.view == "original" and request.format == "png",
+            side=request.style.size or DRAWN,
         )
         groups: Iterator[list[Result]] = (
             list(group) for _, group in groupby(stream, key=lambda result: result.position)

@@ -9,8 +9,7 @@ from __future__ import annotations
 import hashlib
 import io
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
-from functools import partial
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -18,14 +17,15 @@ import numpy as np
 import torch
 from PIL import Image
 
-from camkit.drawing.overlay import View
+from camkit.drawing.evidence import scale_of
 from camkit.drawing.style import Style
 from camkit.explaining import parquet, stored_maps
+from camkit.explaining.embedding import ENCODINGS, ImageFormat, encoded
 from camkit.explaining.explanation import Explanation
 from camkit.explaining.manifest import Line, question
 from camkit.explaining.manifest_lines import Format, Result, measured, warnings
 from camkit.explaining.map_keys import Keys
-from camkit.explaining.naming import MAP, PICTURE, Names, look_of, parts
+from camkit.explaining.naming import MAP, Names, parts, picture_parts
 from camkit.explaining.parquet import Map
 from camkit.explaining.sheets import sheet_of
 
@@ -54,8 +54,8 @@ class Writer:
     folder: Path
     names: Names
     keys: Keys
-    view: View
     style: Style
+    image_format: ImageFormat
     photographs: ClassVar[int] = 1
 
     def write(self, name: str, written: Written, everything: Sequence[Explanation]) -> Written:
@@ -81,13 +81,15 @@ class PngWriter(Writer):
         for result, line in zip(written.results, written.lines, strict=True):
             own: tuple[str, ...] = ()
             if isinstance(result, Explanation):
-                line["picture"] = look_of(self.view, self.style)
                 result, line["map_file"] = self._map(f"{name}.{line['map_key']}", result, line)
                 line |= measured(result.map)
-                picture = encoded(result.overlay(view=self.view, style=self.style))
-                line |= drawn(self.names, line, picture)
                 own = result.remarks(self.style)
-                line["warnings"] = warnings(line, own, result.photo)
+                line["warnings"] = warnings(line, own)
+                if self.style.scale != "run":  # which is known when all is done
+                    scale = scale_of([result.map], self.style)
+                    line |= look_of(self.style, scale.high)
+                    picture = result.overlay(style=self.style, scale=scale)
+                    line |= drawn(self.names, line, self.style, picture, self.image_format)
             lines.append(line)
             remarks.append(own)
         return replace(written, lines=tuple(lines), remarks=tuple(remarks))
@@ -106,13 +108,16 @@ class PngWriter(Writer):
         return result, file
 
     def _with_sheet(self, name: str, written: Written, everything: Sequence[Explanation]) -> Written:
-        picture = sheet_of(everything, self.view, self.style)
+        style = replace(self.style, scale="image") if self.style.scale == "run" else self.style
+        picture = sheet_of(everything, style)
         if picture is None:
             return written
-        data = encoded(picture)
-        look = parts(PICTURE, look_of(self.view, self.style))
-        stem = [name, *parts(MAP, self.keys.common(everything)), *look, "sheet"]
-        file = self.names.choose(".".join(stem), ".png", self.keys.answer(everything), data)
+        data = encoded(
+            picture, self.image_format, [line for line in written.lines if line["status"] == "ok"]
+        )
+        stem = [name, *parts(MAP, self.keys.common(everything)), *picture_parts(style), "sheet"]
+        suffix = ENCODINGS[self.image_format].suffix
+        file = self.names.choose(".".join(stem), suffix, self.keys.answer(everything), data)
         self.names.put(file, data)
         lines = [line | {"sheet_file": file if line["status"] == "ok" else None} for line in written.lines]
         return replace(written, lines=tuple(lines), sheet=self.folder / file)
@@ -155,23 +160,24 @@ class ParquetWriter(Writer):
 WRITERS: dict[Format, type[Writer]] = {"png": PngWriter, "npz": NpzWriter, "parquet": ParquetWriter}
 
 
-def picture_stem(line: Line) -> str:
+def picture_stem(line: Line, style: Style) -> str:
     """What the picture of a line is called: like its map, if that has a file of its own, and its look."""
     file = line["map_file"]
     stem = file.removesuffix(".npy") if file.endswith(".npy") else f"{line['name']}.{line['map_key']}"
-    return ".".join([stem, *parts(PICTURE, line["picture"])])
+    return ".".join([stem, *picture_parts(style)])
 
 
-def drawn(names: Names, line: Line, picture: bytes) -> Line:
+def look_of(style: Style, full: float) -> Line:
+    """What a line tells of how its picture was drawn; full: the value that has the strongest colour."""
+    return {"picture": asdict(style), "full_scale": full}
+
+
+def drawn(names: Names, line: Line, style: Style, picture: Image.Image, format: ImageFormat) -> Line:
     """Write the picture of a line, which says how it was drawn; what the line tells of the file."""
-    overlay_file = names.choose(picture_stem(line), ".png", question(line, "picture"), picture)
-    names.put(overlay_file, picture)
-    return {"overlay_file": overlay_file, "overlay_sha256": hashlib.sha256(picture).hexdigest()}
-
-
-def encoded(picture: Image.Image) -> bytes:
-    """A picture as PNG, by the quickest level: 7 times faster than the usual one, and 15 % larger."""
-    return _bytes(partial(picture.save, format="PNG", compress_level=1))
+    data, suffix = encoded(picture, format, [line]), ENCODINGS[format].suffix
+    overlay_file = names.choose(picture_stem(line, style), suffix, question(line, "picture"), data)
+    names.put(overlay_file, data)
+    return {"overlay_file": overlay_file, "overlay_sha256": hashlib.sha256(data).hexdigest()}
 
 
 def _bytes(save: Callable[..., None], *values: Any, **named: Any) -> bytes:

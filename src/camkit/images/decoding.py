@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import io
-import math
 import os
-import re
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -41,11 +39,9 @@ MAX_PIXELS = 89_478_485  # where Pillow begins to warn of decompression bombs
 MAX_BYTES = 512 * 2**20
 MAX_DRAWN_BYTES, MAX_DRAWN_PIXELS = 8 * 2**20, 4_000_000
 MAX_PROPORTION = 50  # a longer strip would be resized to something enormous, and show nothing
-DRAWN = 2**22  # pixels that a picture is drawn at, at most
 ARRAY = b"\x93NUMPY"  # how a .npy file begins
+DRAWN = 1024  # pixels of the longest side of a drawn photograph, at most, unless others are asked for
 BACKGROUND = (255, 255, 255)
-
-REDUCED = re.compile(r" is drawn at \d+ x \d+ of \d+ x \d+$")  # what `reduced` says
 
 # By the raw mode of a PNG: from the transparent colour as the file holds it to the 8-bit pixels, which
 # Pillow scales without it.
@@ -140,17 +136,15 @@ def digest(path: str | os.PathLike[str]) -> str:
         return sha256(path, MAX_BYTES)
 
 
-def reduced(photo: Photo, view: Image.Image, pixels: int) -> Photo:
-    """A photograph of at most so many pixels for drawing, with the `view` that was cut from all of it."""
-    width, height = photo.image.size
-    if width * height <= pixels:
-        return photo
-    scale = math.sqrt(pixels / (width * height))
-    size = max(1, int(width * scale)), max(1, int(height * scale))
-    image = photo.image.resize(size, Image.Resampling.LANCZOS, reducing_gap=2)
-    image.info.pop(channels.KEY, None)  # which the view has, as far as the model sees them
-    remark = f"{photo.source} is drawn at {size[0]} x {size[1]} of {width} x {height}"
-    return replace(photo, image=image, view=view, whole=(width, height), warnings=(*photo.warnings, remark))
+def reduced(image: Image.Image, side: int) -> Image.Image:
+    """A picture whose longest side has at most so many pixels."""
+    longest = max(image.size)
+    if longest <= side:
+        return image
+    width, height = (max(1, round(length * side / longest)) for length in image.size)
+    drawn = image.resize((width, height), Image.Resampling.LANCZOS, reducing_gap=2)
+    drawn.info.pop(channels.KEY, None)  # which the view has, as far as the model sees them
+    return drawn
 
 
 def load_mask(path: str | os.PathLike[str]) -> np.ndarray[tuple[int, int], np.dtype[np.int64]]:
@@ -180,6 +174,19 @@ def load_png(path: str | os.PathLike[str]) -> Image.Image:
         if image.width * image.height > MAX_DRAWN_PIXELS:
             raise ImageError(f"{name} is too large: it has more than {MAX_DRAWN_PIXELS:,} pixels")
         return image.convert("RGB")
+
+
+def read_bytes(path: Path, limit: int) -> tuple[bytes, str]:
+    """The bytes of a file, and what it is called in messages; `ImageError` if it cannot be read."""
+    name = display(path)
+    return _read(path, name, limit), name
+
+
+@contextmanager
+def opened(data: bytes, name: str, formats: tuple[str, ...]) -> Iterator[Image.Image]:
+    """A picture, of which only the header is read; `ImageError` for what it, or the block, cannot read."""
+    with _decoding_errors(name, formats), Image.open(io.BytesIO(data), formats=formats) as image:
+        yield image
 
 
 def _read(path: Path, name: str, limit: int = MAX_BYTES) -> bytes:

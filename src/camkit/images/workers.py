@@ -58,18 +58,21 @@ class LimitError(CamkitError):
 
 
 def prepare(
-    source: ImageSource, preprocess: Preprocess, *, whole: bool = True, pixels: int | None = None
+    source: ImageSource, preprocess: Preprocess, *, whole: bool = True, side: int | None = None
 ) -> Photo:
     """A photograph, `whole` or cut to what the model sees of it. Raises `ImageError`.
 
-    pixels: reduce a whole photograph to at most so many; what the model sees is cut from all of it.
+    side: pixels that the longest side of a whole photograph is reduced to, for drawing; what the model sees
+    is cut from all of it.
     """
     photo = _loaded(source, preprocess.photo_channels)
     if not whole:
         return replace(photo, image=preprocess.view(photo.image), cut=True)
-    if pixels is None or prod(photo.image.size) <= pixels:
+    size = photo.image.size
+    if side is None or max(size) <= side:
         return photo
-    return decoding.reduced(photo, preprocess.view(photo.image), pixels)
+    view = preprocess.view(photo.image)
+    return replace(photo, image=decoding.reduced(photo.image, side), view=view, whole=size)
 
 
 def _loaded(source: ImageSource, count: int) -> Photo:
@@ -104,12 +107,12 @@ def read(
     preprocess: Preprocess,
     *,
     whole: bool = True,
-    pixels: int | None = None,
+    side: int | None = None,
 ) -> Iterator[tuple[int, Photo] | Failure]:
     """Each photograph with its position, when it is asked for, in this process."""
     for position, source in enumerate(sources):
         try:
-            yield position, prepare(source, preprocess, whole=whole, pixels=pixels)
+            yield position, prepare(source, preprocess, whole=whole, side=side)
         except ImageError as error:
             yield _failure(position, source, error)
         except MemoryError:
@@ -149,16 +152,16 @@ class Processes:
         preprocess: Preprocess,
         *,
         whole: bool = True,
-        pixels: int | None = None,
+        side: int | None = None,
         ahead: int = 32,
     ) -> Iterator[tuple[int, Photo] | Failure]:
         """As the function `read`, but up to `ahead` photographs ahead, in the same order.
 
-        Fewer are read ahead if they may be large, unless they are `whole` without a limit of `pixels`.
+        Fewer are read ahead if they may be large, unless they are `whole` and are not reduced to a `side`.
         """
-        work = partial(prepare, preprocess=preprocess, whole=whole, pixels=pixels)
-        most = 3 * (prod(preprocess.seen) + (pixels or 0) * whole)
-        if pixels is not None or not whole:
+        work = partial(prepare, preprocess=preprocess, whole=whole, side=side)
+        most = 3 * (prod(preprocess.seen) + (side or 0) ** 2 * whole)
+        if side is not None or not whole:
             ahead = max(self._count, min(ahead, WAITING // most))
         waiting: deque[tuple[int, ImageSource, Any]] = deque()
         for position, source in enumerate(sources):

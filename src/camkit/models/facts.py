@@ -16,6 +16,7 @@ from camkit.images import channels
 from camkit.images.preprocess import IMAGENET_MEAN, IMAGENET_STD, MAX_CHANNELS, Fit, Preprocess
 from camkit.models import labels
 
+MAX_TOLD = 40  # classes that every line of a manifest names
 CHANGES = ("size", "resize", "fit", "mean", "std")  # of what the model is shown
 
 # By the channels of a photograph, the mean and std that may be assumed: for one, those in the middle of
@@ -114,6 +115,14 @@ class ModelFacts:
     def said(self) -> dict[str, Any]:
         """What is said, by its name."""
         return {name: value for name, value in vars(self).items() if value is not None}
+
+    def told(self) -> dict[str, Any]:
+        """What is said, as a line of a manifest tells it: of many classes only how many there are."""
+        said = self.said()
+        if self.classes is not None:
+            count = len(self.classes)
+            said["classes"] = list(self.classes) if count <= MAX_TOLD else count
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in said.items()}
 
     def apply(self, model: LoadedModel) -> LoadedModel:
         """`model` with what is said of it. `ModelError` where that cannot be of this model."""

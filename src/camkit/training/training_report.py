@@ -216,7 +216,7 @@ def worst(verdicts: Verdicts | LabelVerdicts) -> Image:
     order = verdicts.losses.argsort(descending=True)[:WORST].tolist()
     for i in order:
         target, said = verdicts.worst(i)
-        shown = explain(verdicts.model, verdicts.paths[i], target=target).overlay()
+        shown = explain(verdicts.model, verdicts.paths[i], target=target).overlay(caption=False)
         loss = f"loss {abs(float(verdicts.losses[i])):.2f}"
         panels.append(sheet.Panel(f"{finding.display(verdicts.paths[i].name)}\n{said}{loss}", shown))
     rows = [panels[start : start + 3] for start in range(0, len(panels), 3)]

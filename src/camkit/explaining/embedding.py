@@ -1,0 +1,122 @@
+"""Pictures as files that tell how they were made: each carries its line of the manifest, as JSON.
+
+In a PNG it is the text `camkit`, in JPEG and WebP the EXIF field UserComment. A sheet carries a list.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from PIL import ExifTags, Image
+from PIL.PngImagePlugin import PngInfo
+
+from camkit.errors import CamkitError, ImageError
+from camkit.explaining import manifest
+from camkit.explaining.manifest import FIELDS, Line
+from camkit.images import decoding
+
+ImageFormat = Literal["png", "jpeg", "webp"]
+
+KEY = "camkit"  # of the text in a PNG
+# Of a run and its folder, which do not make another picture; and what stands for it in a line that is read.
+LEFT_OUT = {
+    "request": "",
+    "results": 1,
+    "map_file": "map.npy",
+    "overlay_file": None,
+    "overlay_sha256": None,
+    "sheet_file": None,
+}
+KEPT = [name for name in FIELDS if name not in LEFT_OUT]
+ASCII = b"ASCII\0\0\0"  # how a UserComment begins
+MAX_EXIF = 60_000  # bytes: a JPEG holds no more than 64 KiB of it
+MAX_FILE = 2**26  # bytes of a picture that is read
+
+
+class Encoding(NamedTuple):
+    """How pictures of a format are written: their suffix, and what Pillow is told."""
+
+    suffix: str
+    options: Mapping[str, Any]
+
+
+# PNG by the quickest level: 7 times faster than the usual one, and 15 % larger.
+ENCODINGS: dict[ImageFormat, Encoding] = {
+    "png": Encoding(".png", {"format": "PNG", "compress_level": 1}),
+    "jpeg": Encoding(".jpg", {"format": "JPEG", "quality": 90, "subsampling": 0}),
+    "webp": Encoding(".webp", {"format": "WEBP", "quality": 90}),
+}
+SUFFIXES = tuple(encoding.suffix for encoding in ENCODINGS.values())
+
+
+def encoded(picture: Image.Image, format: ImageFormat, lines: Sequence[Mapping[str, Any]]) -> bytes:
+    """The bytes of a picture's file, with what made it."""
+    buffer = io.BytesIO()
+    told = [{name: line.get(name) for name in KEPT} for line in lines]
+    if format == "png":
+        info = PngInfo()
+        info.add_text(KEY, _json(told))
+        save = partial(picture.save, pnginfo=info)
+    else:
+        save = partial(picture.save, exif=_exif(told))
+    save(buffer, **ENCODINGS[format].options)
+    return buffer.getvalue()
+
+
+def read(path: Path) -> list[Line]:
+    """The lines that a picture carries, of one that `camkit` made; the file may be a stranger's.
+
+    Raises `ImageError` for a file that is damaged or no picture, `CamkitError` for one that tells nothing.
+    """
+    data, name = decoding.read_bytes(path, MAX_FILE)
+    with decoding.opened(data, name, ("PNG", "JPEG", "WEBP")) as image:
+        if image.format == "PNG":
+            text = image.info.get(KEY)
+        else:
+            comment = image.getexif().get_ifd(ExifTags.IFD.Exif).get(ExifTags.Base.UserComment)
+            raw = comment if isinstance(comment, bytes) else b""
+            text = raw.removeprefix(ASCII).decode("ascii", "replace") if raw.startswith(ASCII) else None
+    if not isinstance(text, str):
+        raise CamkitError(
+            f"{name} does not tell how it was made: it is no picture of `camkit explain`, or was saved anew"
+        )
+    return _lines(text, name)
+
+
+def _lines(text: str, name: str) -> list[Line]:
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        raise ImageError(f"what {name} tells of itself is damaged or cut off") from None
+    lines = []
+    for one in found if isinstance(found, list) and found else [found]:
+        own = one | LEFT_OUT if isinstance(one, dict) else one
+        line = manifest.parsed(json.dumps(own).encode())
+        if isinstance(line, str):
+            raise ImageError(f"what {name} tells of itself is no line of a manifest: {line}")
+        lines.append(line)
+    return lines
+
+
+def _json(told: Sequence[Mapping[str, Any]]) -> str:
+    """One line by itself, several as a list; in ASCII, as JSON escapes everything else."""
+    return json.dumps(told[0] if len(told) == 1 else list(told), allow_nan=False)
+
+
+def _exif(told: Sequence[dict[str, Any]]) -> Image.Exif:
+    """EXIF with the lines; what takes most room is left out if there is too little."""
+    text = _json(told)
+    while len(text) > MAX_EXIF:
+        sizes = {name: sum(len(json.dumps(line.get(name))) for line in told) for name in told[0]}
+        longest = max(sizes, key=lambda name: sizes[name])
+        for line in told:
+            line.pop(longest, None)
+        text = _json(told)
+    exif = Image.Exif()
+    exif.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.UserComment] = ASCII + text.encode("ascii")
+    return exif
