@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import dataclasses
+import html
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +15,10 @@ import pytest
 import torch
 from matplotlib import colormaps
 from PIL import Image
+from tests.conftest import SmallNet
 
+import camkit
+from camkit import LoadedModel
 from camkit.drawing import caption, colours, looks, text
 from camkit.drawing.caption import Caption, Legend
 from camkit.drawing.evidence import Scale, sampled, scale_of
@@ -457,3 +463,52 @@ def test_the_command_that_makes_a_picture_again() -> None:
     )
     assert repeating.lacks(LINE | {"model_facts": {"classes": 1000}, "model_spec": "w.pth"})
     assert repeating.lacks(LINE) is None
+
+
+# --- to switch between ----------------------------------------------------------------------------
+
+
+def small(classes: tuple[str, ...]) -> LoadedModel:
+    return LoadedModel(SmallNet(len(classes)).eval(), classes, Preprocess(size=(24, 24)), "small")
+
+
+def told(page: str) -> Any:
+    """The data in the page of a view."""
+    found = re.search(r'<script type="application/json" id="data">(.*?)</script>', page, re.DOTALL)
+    assert found
+    return json.loads(found[1])
+
+
+def test_a_view_holds_the_maps_of_a_photograph_and_asks_nobody_for_anything(tmp_path: Path) -> None:
+    model = small(("newt", "</script><img src=x>", "猫"))
+    image = Image.effect_noise((60, 40), 90).convert("RGB")
+    results = [
+        result
+        for method in ("gradcam", "activations")
+        for result in camkit.explain_many(model, [image], target=model.classes, method=method)
+    ]
+    view = camkit.view(results)
+    data = told(view.page)
+    assert [(one["class"], one["way"].split()[0]) for one in data["maps"]] == [
+        (result.class_name, result.method) for result in results
+    ]
+    for one, result in zip(data["maps"], results, strict=True):
+        values = np.frombuffer(base64.b64decode(one["values"]), dtype="<f4").reshape(one["h"], one["w"])
+        assert np.array_equal(values, result.map.numpy())
+        assert one["knows"] == (result.method == "gradcam")
+    # The view is the middle square of the photograph, which is enlarged fourfold.
+    assert data["maps"][0]["box"] == pytest.approx([40, 0, 200, 160])
+    assert "<img" not in view.page and view.page.count("</script>") == 2
+    assert "http" not in re.sub(r'content="[^"]*"|http-equiv', "", view.page)
+    view.save(tmp_path / "view.html")
+    assert (tmp_path / "view.html").read_text("utf-8") == view.page
+    assert html.unescape(view._repr_html_()).count(view.page) == 1
+
+
+def test_a_view_is_of_one_photograph() -> None:
+    model = small(("newt", "cat", "dog"))
+    images = [Image.new("RGB", (30, 30), colour) for colour in ("red", "blue")]
+    with pytest.raises(UsageError, match=r"of one photograph; of several `camkit\.sheet`"):
+        camkit.view(camkit.explain_many(model, images))
+    with pytest.raises(UsageError, match="at least one"):
+        camkit.view([])

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from camkit.errors import CamkitError
     from camkit.explaining.explain import explain, explain_many
     from camkit.explaining.explanation import Explanation
+    from camkit.explaining.interactive import View, view
     from camkit.explaining.sheets import sheet
     from camkit.images.decoding import Photo
     from camkit.images.preprocess import Preprocess
@@ -50,6 +51,7 @@ _HOMES = {
     "camkit.errors": "CamkitError",
     "camkit.explaining.explain": "explain explain_many",
     "camkit.explaining.explanation": "Explanation",
+    "camkit.explaining.interactive": "View view",
     "camkit.explaining.sheets": "sheet",
     "camkit.images.decoding": "Photo",
     "camkit.images.preprocess": "Preprocess",
@@ -77,6 +79,7 @@ __all__ = [
     "TrainRequest",
     "TrainResult",
     "Trainer",
+    "View",
     "class_maps",
     "explain",
     "explain_many",
@@ -88,6 +91,7 @@ __all__ = [
     "save_bundle",
     "sheet",
     "train",
+    "view",
     "wide",
 ]
 
