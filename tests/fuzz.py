@@ -34,7 +34,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from random import Random
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import click
 import numpy as np
@@ -52,7 +52,7 @@ from camkit.contracts.trainer import TrainResult
 from camkit.core import layers
 from camkit.core.targets import class_selector
 from camkit.drawing import charts
-from camkit.drawing.style import Style
+from camkit.drawing.style import USUAL, Style
 from camkit.errors import (
     CamkitError,
     ImageError,
@@ -62,7 +62,7 @@ from camkit.errors import (
     TargetError,
     UsageError,
 )
-from camkit.explaining import manifest, merging, redrawing, stored_maps, verification
+from camkit.explaining import embedding, manifest, merging, redrawing, repeating, stored_maps, verification
 from camkit.explaining.checked_reading import Reader
 from camkit.explaining.shard import Shard
 from camkit.images import decoding
@@ -307,6 +307,8 @@ def command(*words: object) -> None:
 
 def _images(box: Path) -> Case:
     seeds, path = photographs(), box / "x.jpg"
+    np.save(array := io.BytesIO(), np.zeros((40, 48, 3), np.uint8))
+    seeds["npy"] = array.getvalue()
 
     def case(random: Random) -> None:
         name, other = random.choices(list(seeds), k=2)
@@ -314,6 +316,30 @@ def _images(box: Path) -> Case:
         path.write_bytes(with_right_checksums(data) if "png" in name and random.random() < 0.7 else data)
         photo = decoding.load(path)
         assert photo.image.mode == "RGB" and min(photo.image.size) > 0
+
+    return case
+
+
+def _pictures(box: Path) -> Case:
+    """What a picture tells of itself, and the command that makes it again."""
+    line = _lines(results(box)["png"])[0]
+    picture, path = Image.new("RGB", (24, 16)), box / "x.png"
+    formats: tuple[embedding.ImageFormat, ...] = get_args(embedding.ImageFormat)
+
+    def case(random: Random) -> None:
+        format, count = random.choice(formats), random.choice((1, 1, 3))
+        told = [odd_json(random, copy.deepcopy(line)) if random.random() < 0.7 else line] * count
+        try:
+            data = embedding.encoded(picture, format, [one for one in told if isinstance(one, dict)])
+        except (ValueError, IndexError):  # numbers that JSON has not, and no lines: what no camkit writes
+            data = embedding.encoded(picture, format, [line])
+        if random.random() < 0.5:
+            data = odd_bytes(random, data)
+            data = with_right_checksums(data) if format == "png" and random.random() < 0.7 else data
+        path.write_bytes(data)
+        lines = embedding.read(path)
+        assert repeating.command(lines).startswith("camkit explain ")
+        repeating.lacks(lines[0])
 
     return case
 
@@ -526,11 +552,12 @@ def _verify(folder: Path, out: Path, random: Random) -> None:
 
 
 def _render(folder: Path, out: Path, random: Random) -> None:
-    view: Literal["model", "original"] = random.choice(("model", "original"))
+    look = random.choice(list(USUAL))
+    scale: Literal["image", "run"] = "run" if look == "contour" and random.random() < 0.5 else "image"
     if random.random() < 0.05:
-        command("render", folder, "--view", view)
+        command("render", folder, "--look", look, "--scale", scale)
         return
-    drawn = redrawing.redraw(folder, style=Style(), view=view, processes=processes())
+    drawn = redrawing.redraw(folder, style=Style(look=look, scale=scale), processes=processes())
     for error in [error for _, error in drawn if error is not None]:
         raise error
 
@@ -769,6 +796,10 @@ def _commands(box: Path) -> Case:
         "--device": ("cpu", "auto"),
         "--batch-size": ("1", "16"),
         "--view": ("model", "original"),
+        "--look": ("default", "lesson", "contour", "spotlight"),
+        "--scale": ("image", "run", "0.5"),
+        "--image-size": ("64", "640"),
+        "--image-format": ("png", "jpeg", "webp"),
         "--format": ("png", "npz", "parquet"),
     }
 
@@ -803,6 +834,7 @@ MEMORY = 1024  # MiB
 SEVERAL = (CamkitError, click.ClickException)
 TARGETS = {
     "images": Target(_images, (ImageError,), 6),
+    "pictures": Target(_pictures, (CamkitError,), 2),
     "masks": Target(_masks, (ImageError,), 2),
     "bundle": Target(_config, (ModelError,), 2),
     "weights": Target(_weights, (ModelError,), 2),

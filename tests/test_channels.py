@@ -128,8 +128,8 @@ def test_every_form_of_a_photograph_is_the_same(form: str, tmp_path: Path) -> No
     assert result.map.abs().max() > 0
     drawn = Image.fromarray(pixels()[:, :, :3])
     seen = Preprocess(size=(32, 32), resize=40).view(drawn)
-    assert np.array_equal(np.asarray(result.overlay(alpha=0)), np.asarray(seen))
-    whole = result.overlay(alpha=0, view="original")
+    assert np.array_equal(np.asarray(result.overlay(look="lesson", alpha=0)), np.asarray(seen))
+    whole = result.overlay(alpha=0, caption=False, size=max(drawn.size))
     assert whole.size == drawn.size and np.array_equal(np.asarray(whole)[25, 30], pixels()[25, 30, :3])
     assert "pictures show the first 3 of 4 channels" in result.caption()
 
@@ -145,7 +145,7 @@ def test_two_channels() -> None:
     model = camkit.LoadedModel(Net(2).eval(), ("a", "b", "c"), shown, "net")
     values = pixels(2, 32, 32)
     result = camkit.explain(model, values, layer="conv")
-    assert np.array_equal(np.asarray(result.overlay(alpha=0)), values[:, :, [0, 0, 0]])
+    assert np.array_equal(np.asarray(result.overlay(look="lesson", alpha=0)), values[:, :, [0, 0, 0]])
     assert "pictures show the first of 2 channels" in result.caption()
 
 

@@ -129,7 +129,7 @@ def test_only_what_is_missing_is_done_and_the_end_is_that_of_an_undisturbed_run(
     "other",
     [
         *(["--class", "tabby"], ["--method", "activations"], ["--layer", "stem"], ["-o", "reduction=mean"]),
-        *(["--cmap", "viridis"], ["--relu"], ["--view", "original"], ["--format", "npz"]),
+        *(["--cmap", "viridis"], ["--relu"], ["--view", "model"], ["--format", "npz"]),
         *(["--dtype", "bfloat16"], ["--model", "tiny:flat"]),
     ],
     ids=" ".join,
@@ -211,7 +211,7 @@ def test_what_stands_beside_an_earlier_run_keeps_its_names_when_it_is_resumed(fo
 def test_requests_that_differ_share_a_folder_and_lose_nothing() -> None:
     photos(2)
     requests: list[tuple[str, ...]] = [
-        *((), ("--relu",), ("--counterfactual",), ("--view", "original"), ("--cmap", "viridis")),
+        *((), ("--relu",), ("--counterfactual",), ("--view", "model"), ("--cmap", "viridis")),
         *(("--layer", "stem"), ("-o", "reduction=mean"), ("--dtype", "bfloat16"), ("--alpha", "0.2")),
     ]
     seen: dict[str, bytes] = {}

@@ -60,7 +60,7 @@ def test_batches_rows_and_files_of_fastai_give_the_same(learner: Any) -> None:
         torch.testing.assert_close(batch.map, file.map, atol=1e-6, rtol=1e-4)
         assert torch.equal(row.map, file.map) and type(batch.map) is torch.Tensor
         assert batch.class_name == row.class_name == file.class_name
-        pictures = [np.asarray(one.overlay(alpha=0)).astype(int) for one in (batch, file)]
+        pictures = [np.asarray(one.overlay(look="lesson", alpha=0)).astype(int) for one in (batch, file)]
         assert np.abs(pictures[0] - pictures[1]).max() <= 1
     one = camkit.explain(model, loaders.valid_ds[2], target="dog")
     assert torch.equal(one.map, camkit.explain(model, loaders.valid.items[2], target="dog").map)
