@@ -338,17 +338,18 @@ def files_up_to(size: int) -> Iterator[None]:
 
 @pytest.mark.parametrize(("size", "kept", "what"), [(30_000, 16, "manifest.jsonl"), (1000, 0, ".png")])
 def test_a_full_disk_ends_the_run_and_what_was_finished_stays(size: int, kept: int, what: str) -> None:
-    photos(12)
+    photos(24)
+    asked = ("--look", "lesson")  # whose pictures are smaller than the manifest
     with files_up_to(size):
-        done = quick(*MANY, "--class", "all", code=1)
+        done = quick(*MANY, *asked, code=1)
     assert len(done.stderr.splitlines()) == 1 and "unexpected" not in done.stderr
     assert done.stderr.startswith("Error: cannot write out/")
     assert done.stderr.splitlines()[-1].rpartition(what)[2].startswith(": File too large")
     assert kept - 8 < len(told()) < kept + 8 if kept else not Path("out/manifest.jsonl").exists()
     known = {line[key] for line in lines() for key in ("map_file", "overlay_file")} if kept else set()
     assert content().keys() == known  # no draft, and no file without its line
-    quick(*MANY, "--class", "all", "--resume")
-    assert (content(), told()) == undisturbed("--class", "all")
+    quick(*MANY, *asked, "--resume")
+    assert (content(), told()) == undisturbed(*asked)
     assert camkit_("verify", "out").exit_code == 0
 
 

@@ -122,7 +122,11 @@ class Output:
         first = results[0]
         name = output_name(first.photo.name if isinstance(first, Explanation) else first.name)
         lines = [self._line(result, name, len(results)) for result in results]
-        everything = [result for result in results if isinstance(result, Explanation)]
+        everything = [
+            (result, dict(line))
+            for result, line in zip(results, lines, strict=True)
+            if isinstance(result, Explanation)
+        ]
         # What is there already is left out, but for failures, which are told again.
         new = [i for i, line in enumerate(lines) if line["status"] == "error" or self._is_new(line)]
         results, lines = [results[i] for i in new], [lines[i] for i in new]

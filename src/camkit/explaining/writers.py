@@ -44,6 +44,9 @@ class Written:
     maps: tuple[Map | None, ...] = field(default=(), repr=False)
 
 
+Everything = Sequence[tuple[Explanation, Line]]  # the results of a photograph, with what is told of each
+
+
 @dataclass(frozen=True)
 class Writer:
     """Writes the results of photographs into a folder in one format.
@@ -58,10 +61,10 @@ class Writer:
     image_format: ImageFormat
     photographs: ClassVar[int] = 1
 
-    def write(self, name: str, written: Written, everything: Sequence[Explanation]) -> Written:
+    def write(self, name: str, written: Written, everything: Everything) -> Written:
         """Files of one photograph, called `name`, in a thread; with what the lines tell of them.
 
-        written: what is not there yet. everything: also the results that are.
+        written: what is not there yet. everything: also the results that are, with what is told of them.
         """
         return written
 
@@ -72,7 +75,7 @@ class Writer:
 class PngWriter(Writer):
     """An overlay and a raw map (`.npy`) for each result, and a sheet of several."""
 
-    def write(self, name: str, written: Written, everything: Sequence[Explanation]) -> Written:
+    def write(self, name: str, written: Written, everything: Everything) -> Written:
         """Overlays, maps and the sheet."""
         return self._with_sheet(name, self._with_pictures(name, written), everything)
 
@@ -107,17 +110,17 @@ class PngWriter(Writer):
         self.names.put(file, data)
         return result, file
 
-    def _with_sheet(self, name: str, written: Written, everything: Sequence[Explanation]) -> Written:
+    def _with_sheet(self, name: str, written: Written, everything: Everything) -> Written:
         style = replace(self.style, scale="image") if self.style.scale == "run" else self.style
-        picture = sheet_of(everything, style)
+        results = [result for result, _ in everything]
+        picture = sheet_of(results, style)
         if picture is None:
             return written
-        data = encoded(
-            picture, self.image_format, [line for line in written.lines if line["status"] == "ok"]
-        )
-        stem = [name, *parts(MAP, self.keys.common(everything)), *picture_parts(style), "sheet"]
+        told = [line | {"picture": asdict(style)} for _, line in everything]
+        data = encoded(picture, self.image_format, told)
+        stem = [name, *parts(MAP, self.keys.common(results)), *picture_parts(style), "sheet"]
         suffix = ENCODINGS[self.image_format].suffix
-        file = self.names.choose(".".join(stem), suffix, self.keys.answer(everything), data)
+        file = self.names.choose(".".join(stem), suffix, self.keys.answer(results), data)
         self.names.put(file, data)
         lines = [line | {"sheet_file": file if line["status"] == "ok" else None} for line in written.lines]
         return replace(written, lines=tuple(lines), sheet=self.folder / file)
@@ -126,12 +129,13 @@ class PngWriter(Writer):
 class NpzWriter(Writer):
     """The raw maps of a photograph in one file."""
 
-    def write(self, name: str, written: Written, everything: Sequence[Explanation]) -> Written:
+    def write(self, name: str, written: Written, everything: Everything) -> Written:
         """The file of a photograph."""
-        arrays = {self.keys.of(result): result.map.numpy() for result in everything}
+        results = [result for result, _ in everything]
+        arrays = {self.keys.of(result): result.map.numpy() for result in results}
         data = _bytes(np.savez, **arrays)
-        stem = ".".join([name, *parts(MAP, self.keys.common(everything))])
-        answer = self.keys.answer(everything)
+        stem = ".".join([name, *parts(MAP, self.keys.common(results))])
+        answer = self.keys.answer(results)
         # `cat.jpg~2` is what the second photograph of that name is called.
         file = self.names.choose(stem, ".npz", answer, data, again=f"{name}." if stem == name else None)
         self.names.put(file, data)
