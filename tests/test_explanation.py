@@ -306,6 +306,16 @@ def test_counterfactual_and_rectified_pictures_differ(imagenet: LoadedModel) -> 
     assert len({p.tobytes() for p in pictures}) == 3
 
 
+def test_a_picture_can_be_drawn_on_a_scale_that_is_given(imagenet: LoadedModel, tmp_path: Path) -> None:
+    result = camkit.explain(imagenet, sample())
+    full = float(result.map.abs().max())
+    assert result.overlay(caption=False, scale=full).tobytes() == result.overlay(caption=False).tobytes()
+    result.save(tmp_path / "weak.png", caption=False, scale=1000 * full)
+    weak = np.asarray(Image.open(tmp_path / "weak.png")).astype(int)
+    plain = np.asarray(result.overlay(caption=False, alpha=0)).astype(int)
+    assert np.abs(weak - plain).max() <= 2, "next to nothing on such a scale"
+
+
 def test_on_pets_the_heat_lies_on_the_head_more_often_than_not(pets: Path, imagenet: LoadedModel) -> None:
     """Energy within the head box against the box's share of the picture: the map must beat chance."""
     import xml.etree.ElementTree as ElementTree

@@ -95,12 +95,12 @@ class Explanation:
         self,
         *,
         style: Style | None = None,
-        scale: Scale | None = None,
+        together: Scale | None = None,
         **look: Any,
     ) -> Image.Image:
         """The photograph with the map over it, and below what it shows; see `Style`.
 
-        style: how, or the fields of one as `look`. scale: of maps that are drawn together.
+        style: how, or the fields of one as `look`. together: the scale of maps that are drawn together.
         """
         style = style or Style(**look)
         if style.scale == "run":
@@ -108,7 +108,7 @@ class Explanation:
                 "scale run is of a folder: of single pictures give the value of the full scale"
             )
         caption = captions.caption(self.facts(), self.map, style)
-        return overlay.draw(self.photo, self.map, self.model.preprocess, style, caption, scale)
+        return overlay.draw(self.photo, self.map, self.model.preprocess, style, caption, together)
 
     def facts(self) -> dict[str, Any]:
         """What the manifest tells of it, whatever is written."""

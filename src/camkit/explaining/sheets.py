@@ -120,7 +120,7 @@ def _cell(
 
 
 def _panel(result: Explanation, scale: Scale, style: Style, title: str) -> Panel:
-    return Panel(title, result.overlay(style=style, scale=scale), " · ".join(result.remarks(style)))
+    return Panel(title, result.overlay(style=style, together=scale), " · ".join(result.remarks(style)))
 
 
 def _difference(a: Explanation, b: Explanation | None, scale: Scale, style: Style) -> Panel | None:

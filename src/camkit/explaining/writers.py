@@ -91,7 +91,7 @@ class PngWriter(Writer):
                 if self.style.scale != "run":  # which is known when all is done
                     scale = scale_of([result.map], self.style)
                     line |= look_of(self.style, scale.high)
-                    picture = result.overlay(style=self.style, scale=scale)
+                    picture = result.overlay(style=self.style, together=scale)
                     line |= drawn(self.names, line, self.style, picture, self.image_format)
             lines.append(line)
             remarks.append(own)
