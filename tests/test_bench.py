@@ -40,7 +40,6 @@ from camkit.bench import (
     typed_json,
 )
 from camkit.bench import runner as run
-from camkit.bench.controls import CONTROLS
 from camkit.bench.entrants import Entrant
 from camkit.bench.latency import Measured
 from camkit.bench.request import BenchRequest
@@ -48,6 +47,7 @@ from camkit.bench.results import Against, Document, Median
 from camkit.bench.timing import Cold, Rounds, Sample, Timed
 from camkit.cli import cli
 from camkit.errors import AmbiguousPlugin, CamkitError, OptionError, PluginError, UsageError
+from camkit.metrics.controls import CONTROLS
 from camkit.registry import discovery, loading
 
 # A model source whose model is small and whose classes have odd names, and explainers that go wrong.

@@ -8,8 +8,8 @@ from torch import Tensor
 
 import camkit
 from camkit.bench import shapes
-from camkit.bench.controls import CONTROLS
 from camkit.contracts.model import LoadedModel
+from camkit.metrics.controls import CONTROLS
 from camkit.metrics.faithfulness import symmetric_relevance_gain
 from camkit.metrics.localisation import energy_pointing_game, pointing_game
 from camkit.metrics.sanity import cascading

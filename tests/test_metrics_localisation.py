@@ -10,10 +10,10 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from camkit.bench.controls import CONTROLS, OF_MAPS
 from camkit.errors import UsageError
 from camkit.metrics import localisation
 from camkit.metrics.complexity import entropy, gini
+from camkit.metrics.controls import CONTROLS, OF_MAPS
 from camkit.metrics.localisation import (
     energy_pointing_game,
     iou,

@@ -17,27 +17,39 @@ if TYPE_CHECKING:
     from camkit.contracts.model import LoadedModel, ModelSource
     from camkit.contracts.options import NoOptions, option
     from camkit.contracts.trainer import Trainer, TrainRequest, TrainResult
+    from camkit.core.class_names import class_index
     from camkit.core.devices import pick_device, pick_dtype
     from camkit.core.hooks import forward
+    from camkit.core.layer_lookup import map_layers
     from camkit.core.layout import layout_of
+    from camkit.core.scored import classifier
     from camkit.core.stand_in import StandIn, wide
+    from camkit.drawing import colours
+    from camkit.explaining.class_maps import ClassMaps, explain_classes
+    from camkit.explaining.past_run import PastRun, past_run
+    from camkit.explaining.prediction import Prediction, predict
     from camkit.images.decoding import Photo
     from camkit.images.decoding import load as load_image
     from camkit.images.decoding import sample as sample_image
     from camkit.images.finding import expand as find_images
     from camkit.images.preprocess import Preprocess
+    from camkit.images.workers import photo_reader
+    from camkit.metrics import controls
+    from camkit.metrics.measure import measure
     from camkit.models import fastai_architecture
     from camkit.models.bundle import save_bundle
     from camkit.models.fastai import FastaiSource
     from camkit.models.timm import TimmSource
     from camkit.models.torchvision import TorchvisionSource
     from camkit.models.weights import put_weights, read_weights
+    from camkit.registry.discovery import names as plugin_names
     from camkit.registry.loading import make
     from camkit.training import dataset, finetune, objective, recipe
     from camkit.training.run_folder import Run, is_main, report_line
 
 # Where each name is from, and what it is called there: nothing for a module itself.
 _HOMES = {
+    "ClassMaps": "camkit.explaining.class_maps:ClassMaps",
     "Explainer": "camkit.contracts.explainer:Explainer",
     "FastaiSource": "camkit.models.fastai:FastaiSource",
     "LoadedModel": "camkit.contracts.model:LoadedModel",
@@ -45,7 +57,9 @@ _HOMES = {
     "Metric": "camkit.contracts.metric:Metric",
     "ModelSource": "camkit.contracts.model:ModelSource",
     "NoOptions": "camkit.contracts.options:NoOptions",
+    "PastRun": "camkit.explaining.past_run:PastRun",
     "Photo": "camkit.images.decoding:Photo",
+    "Prediction": "camkit.explaining.prediction:Prediction",
     "Preprocess": "camkit.images.preprocess:Preprocess",
     "Query": "camkit.contracts.explainer:Query",
     "Run": "camkit.training.run_folder:Run",
@@ -57,7 +71,12 @@ _HOMES = {
     "TrainRequest": "camkit.contracts.trainer:TrainRequest",
     "TrainResult": "camkit.contracts.trainer:TrainResult",
     "Trainer": "camkit.contracts.trainer:Trainer",
+    "class_index": "camkit.core.class_names:class_index",
+    "classifier": "camkit.core.scored:classifier",
+    "colours": "camkit.drawing.colours:",
+    "controls": "camkit.metrics.controls:",
     "dataset": "camkit.training.dataset:",
+    "explain_classes": "camkit.explaining.class_maps:explain_classes",
     "fastai_architecture": "camkit.models.fastai_architecture:",
     "find_images": "camkit.images.finding:expand",
     "finetune": "camkit.training.finetune:",
@@ -66,10 +85,16 @@ _HOMES = {
     "layout_of": "camkit.core.layout:layout_of",
     "load_image": "camkit.images.decoding:load",
     "make": "camkit.registry.loading:make",
+    "map_layers": "camkit.core.layer_lookup:map_layers",
+    "measure": "camkit.metrics.measure:measure",
     "objective": "camkit.training.objective:",
     "option": "camkit.contracts.options:option",
+    "past_run": "camkit.explaining.past_run:past_run",
+    "photo_reader": "camkit.images.workers:photo_reader",
     "pick_device": "camkit.core.devices:pick_device",
     "pick_dtype": "camkit.core.devices:pick_dtype",
+    "plugin_names": "camkit.registry.discovery:names",
+    "predict": "camkit.explaining.prediction:predict",
     "put_weights": "camkit.models.weights:put_weights",
     "read_weights": "camkit.models.weights:read_weights",
     "recipe": "camkit.training.recipe:",
@@ -80,6 +105,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "ClassMaps",
     "Explainer",
     "FastaiSource",
     "LoadedModel",
@@ -87,7 +113,9 @@ __all__ = [
     "Metric",
     "ModelSource",
     "NoOptions",
+    "PastRun",
     "Photo",
+    "Prediction",
     "Preprocess",
     "Query",
     "Run",
@@ -99,7 +127,12 @@ __all__ = [
     "TrainRequest",
     "TrainResult",
     "Trainer",
+    "class_index",
+    "classifier",
+    "colours",
+    "controls",
     "dataset",
+    "explain_classes",
     "fastai_architecture",
     "find_images",
     "finetune",
@@ -108,10 +141,16 @@ __all__ = [
     "layout_of",
     "load_image",
     "make",
+    "map_layers",
+    "measure",
     "objective",
     "option",
+    "past_run",
+    "photo_reader",
     "pick_device",
     "pick_dtype",
+    "plugin_names",
+    "predict",
     "put_weights",
     "read_weights",
     "recipe",

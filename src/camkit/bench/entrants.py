@@ -5,11 +5,11 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass, field
 
-from camkit.bench.controls import CONTROLS
 from camkit.bench.request import BenchRequest
 from camkit.bench.results import FORWARD, MAX_ROWS, LatencyRecord, Row, Score
 from camkit.contracts.explainer import Explainer, unknown_method
 from camkit.errors import CamkitError, PluginError, UsageError, typed_reason
+from camkit.metrics.controls import CONTROLS
 from camkit.registry import discovery, loading, options
 
 REFERENCE = "native"  # comes first, if it takes part

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from camkit.bench import statistics
-from camkit.bench.controls import CONTROLS, OF_MAPS
 from camkit.bench.entrants import Entrant
 from camkit.bench.request import AGREEMENT, BenchRequest
 from camkit.bench.results import Agreement, Measure, Score
@@ -21,6 +20,7 @@ from camkit.core.call_types import Call
 from camkit.core.run_explainer import run as explain
 from camkit.core.targets import target_selector
 from camkit.metrics import agreement
+from camkit.metrics.controls import CONTROLS, OF_MAPS
 from camkit.metrics.map_tools import all_finite, not_constant
 from camkit.metrics.measure import measure, passes
 

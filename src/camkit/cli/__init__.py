@@ -34,7 +34,10 @@ class Commands(click.Group):
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
         """One of camkit's own, or else of a plugin, which is imported only when it is called."""
         command = super().get_command(ctx, name)
-        if command is None and any(f.name == name for f in discovery.find("command")):
+        known = ("command", name) in discovery.OURS or any(
+            f.name == name for f in discovery.find("command")
+        )
+        if command is None and known:
             command = loading.load(discovery.get("command", name))
             _debug_too(click.Group(commands=[command]))
         return command
@@ -114,6 +117,7 @@ def cli(debug: bool) -> None:
     camkit train photos/               a classifier of your own, with a report
     camkit bench --quick               how fast, and whether the maps tell the truth
     camkit model layers imagenet       which layers can carry a map
+    camkit explore photos/             the same in the browser, to play with (pip install camkit-explorer)
     camkit plugin list                 which explainers, and further commands, are installed
     """
     warnings.showwarning = _show_warning

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from camkit.contracts.model import LoadedModel
 from camkit.core import hooks, layers
 from camkit.core.automatic_layer import Choice, choose
 from camkit.core.call_types import PLAIN, Call, Layer
@@ -19,6 +20,23 @@ def resolve_layers(
     """Dotted names of what `layer` means; `auto` takes a forward of the first row at its first call."""
     wanted = as_list(layer)
     return layers.resolve(module, wanted, lambda: automatic_layer(module, inputs, *extras, call=call).name)
+
+
+def map_layers(model: LoadedModel) -> tuple[list[layers.LayerRecord], str | None]:
+    """The layers of a model that can carry a map, in the order in which they finish, and what `auto` is.
+
+    From one forward of noise. The latter is `None` if no layer is the automatic one.
+    """
+    like = next(p for p in model.module.parameters() if p.is_floating_point())
+    inputs = layers.example_inputs(model.preprocess.size, like, model.preprocess.channels)
+    with hooks.as_it_was(model.module, inputs.device):
+        records = [record for record in layers.trace(model.module, inputs) if record.name and record.grid]
+    try:
+        call = Call(output=model.output)
+        auto = resolve_layers(model.module, model.default_layer, inputs, call=call)[0]
+    except LayerError:
+        auto = None
+    return records, auto
 
 
 def as_list(layer: Layer | Sequence[Layer]) -> list[Layer]:

@@ -5,28 +5,23 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from functools import cache, partial
+from dataclasses import replace
+from functools import cache
 from itertools import islice
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from camkit.contracts import scores as meanings
-from camkit.contracts.model import LoadedModel
-from camkit.contracts.scores import ScoreKind
 from camkit.core.call_types import Answer, Call
-from camkit.core.hooks import as_it_was
 from camkit.core.layer_lookup import better_layer
 from camkit.core.run_explainer import run
-from camkit.core.scored import classifier
 from camkit.core.targets import Fixed, Selector, every
 from camkit.drawing import evidence, overlay
-from camkit.errors import MapError, ModelError, UsageError, counted
+from camkit.errors import MapError, UsageError
 from camkit.explaining.explanation import Explanation
 from camkit.explaining.plan import Backend, Plan
+from camkit.explaining.prediction import Prediction, prediction
 from camkit.images.decoding import Photo
 from camkit.images.workers import Failure, ImageSource, read
 
@@ -94,7 +89,7 @@ def _explain_photos(
             for backend in work.backends
             for name in asked
             for result in _results(
-                work, backend, answers[backend.name, name], row, position, photo, hint, name
+                work, backend, answers[backend.name, name], row, batch, position, photo, hint, name
             )
         ]
 
@@ -104,6 +99,7 @@ def _results(
     backend: Backend,
     answer: Answer,
     row: int,
+    inputs: Tensor,
     position: int,
     photo: Photo,
     hint: Callable[[str, str], str],
@@ -115,10 +111,11 @@ def _results(
     """
     model, scores = work.model, answer.scores.float().cpu()
     if function:
-        predicted = _Prediction(scores[row], scores[row], {"scores": "none", "exclusive": False}, ())
+        predicted = Prediction(scores[row], scores[row], "none", False, (), ())
+        fields: dict[str, Any] = {"scores": "none", "exclusive": False}
     else:
-        predicted = _prediction(model, scores, row, photo)
-    kind = predicted.fields["scores"]
+        predicted = prediction(model, scores, row, inputs)
+        fields = predicted.fields(model.classes)
     columns = {index: column for column, index in reversed(list(enumerate(answer.targets[row].tolist())))}
     for (method, layer), maps in answer.maps.items():
         for index, column in sorted(columns.items(), key=lambda item: item[1]):
@@ -148,77 +145,12 @@ def _results(
                 layout=work.layout,
                 class_index=None if function else index,
                 class_name=name,
-                probability=None if kind == "none" else float(predicted.likely[index]),
+                probability=None if predicted.kind == "none" else float(predicted.likely[index]),
                 logit=float(predicted.logits[index]),
                 photo=photo,
                 model=model,
                 options=vars(backend.explainer.options),
                 position=position,
                 warnings=(*photo.warnings, *predicted.warnings, *doubts),
-                **predicted.fields,
+                **fields,
             )
-
-
-@dataclass(frozen=True)
-class _Prediction:
-    """What a model predicts for a photograph.
-
-    logits: the score of each class; likely: what predictions are made by: probabilities, if there are any.
-    fields: those of an `Explanation` that all of its results share. warnings: that it is a guess what the
-    scores are.
-    """
-
-    logits: Tensor
-    likely: Tensor
-    fields: dict[str, Any]
-    warnings: tuple[str, ...]
-
-
-def _prediction(model: LoadedModel, scores: Tensor, row: int, photo: Photo) -> _Prediction:
-    logits, names = scores[row], model.classes
-    if len(names) != len(logits):
-        raise ModelError(
-            f"model {model.name!r} names {counted(len(names), 'class', 'classes')} but returns "
-            f"{counted(len(logits), 'score')}"
-        )
-    kind, warnings = _meaning(model, scores, photo)
-    probabilities = meanings.probabilities(scores, kind)
-    likely = logits if probabilities is None else probabilities[row]
-    exclusive = meanings.excludes(scores, kind)
-    predicted = meanings.predictions(likely, exclusive=exclusive)
-    top = likely.topk(min(5, len(logits)))
-    fields = {
-        "top": tuple((names[i], p) for i, p in zip(top.indices.tolist(), top.values.tolist(), strict=True)),
-        "predicted": tuple(names[i] for i in predicted),
-        "predicted_index": predicted[0] if predicted else None,
-        "predicted_name": names[predicted[0]] if predicted else None,
-        "scores": kind,
-        "exclusive": exclusive,
-    }
-    return _Prediction(logits, likely, fields, warnings)
-
-
-# Of modules whose scores alone do not tell what they are, found out once.
-_SQUASHED: WeakKeyDictionary[nn.Module, bool | None] = WeakKeyDictionary()
-
-
-def _squashed(model: LoadedModel, photo: Photo) -> bool | None:
-    if model.module not in _SQUASHED:
-        inputs = model.preprocess.batch([overlay.seen(photo, model.preprocess)], model.device)
-        with as_it_was(model.module, model.device):
-            _SQUASHED[model.module] = meanings.squashed(classifier(model), inputs.to(model.dtype))
-    return _SQUASHED[model.module]
-
-
-def _meaning(model: LoadedModel, scores: Tensor, photo: Photo) -> tuple[ScoreKind, tuple[str, ...]]:
-    """What the scores of a batch are, and a warning where that is a guess."""
-    kind = meanings.meaning(model.scores, scores, partial(_squashed, model, photo))
-    if (model.scores, kind) == ("softmax", "sigmoid"):
-        return kind, ("a softmax over one score is always 1, so the score was taken for that of a sigmoid",)
-    ambiguous = model.scores == "auto" and kind != "probabilities" and meanings.within_unit(scores)
-    if not ambiguous or _SQUASHED[model.module] is not None:
-        return kind, ()
-    return kind, (
-        f"all scores lie between 0 and 1, and were taken for logits ({kind}); of a model that returns "
-        "probabilities say so: --scores probabilities",
-    )

@@ -232,6 +232,26 @@ def processes(count: int) -> Iterator[Processes | None]:
             pool.stop()
 
 
+@contextmanager
+def photo_reader() -> Iterator[Callable[..., Photo]]:
+    """A function that reads one photograph of a stranger, in a process of little memory and time.
+
+    It takes a path or bytes, a `Preprocess` and `side`, to which the longest side of a larger photograph is
+    reduced; what the model sees is then in `Photo.view`. It raises `ImageError`; several threads may call
+    it. As with `processes`, there is a warning where the system lets no process be started.
+    """
+    with processes(1) as pool:
+        read_ahead = pool.read if pool else read
+
+        def one(source: ImageSource, preprocess: Preprocess, *, side: int) -> Photo:
+            (found,) = read_ahead([source], preprocess, side=side)
+            if isinstance(found, Failure):
+                raise found.error
+            return found[1]
+
+        yield one
+
+
 def _failure(position: int, source: ImageSource, error: ImageError) -> Failure:
     path = _content(source)
     real = os.fspath(path) if isinstance(path, str | os.PathLike) else None

@@ -35,10 +35,11 @@ Kind = Literal["explainer", "metric", "trainer", "model", "command"]
 
 # Plugins of our own that come as separate packages: an error can say which one.
 OURS = {
-    ("trainer", "fastai"),
-    ("explainer", "captum"),
-    ("explainer", "pytorch-grad-cam"),
-    ("explainer", "torchcam"),
+    ("trainer", "fastai"): "camkit-fastai",
+    ("explainer", "captum"): "camkit-captum",
+    ("explainer", "pytorch-grad-cam"): "camkit-pytorch-grad-cam",
+    ("explainer", "torchcam"): "camkit-torchcam",
+    ("command", "explore"): "camkit-explorer",
 }
 
 GROUPS: dict[Kind, str] = {
@@ -109,12 +110,20 @@ def get(kind: Kind, name: str) -> Found:
         raise BrokenPlugin(f"{kind} {name!r} from {broken.dist} cannot be used: {broken.problem}")
     known = [f.name for f in find(kind) if not f.problem]
     hint = closest(name, known) or f"; installed: {', '.join(known) or 'none'}"
+    hint = "" if kind == "command" else hint  # camkit's own are no plugins
     way_out = "`camkit plugin list` shows all"
     if (kind, name) in OURS:
-        way_out = f"pip install camkit-{name}"
+        way_out = f"pip install {OURS[kind, name]}"
     elif "CAMKIT_PLUGINS" in os.environ:
         way_out = "the variable CAMKIT_PLUGINS restricts what may be used"
     raise PluginNotFound(f"there is no {kind} {name!r}{hint} ({way_out})")
+
+
+def names(kind: Kind) -> list[str]:
+    """The names by which the plugins of a kind can be used, camkit's own first."""
+    usable = [found for found in find(kind) if not found.problem]
+    usable.sort(key=lambda found: found.dist != HOST)
+    return [found.full_name if found.ambiguous else found.name for found in usable]
 
 
 def _named(kind: Kind, name: str) -> list[Found]:

@@ -1,0 +1,104 @@
+"""What a model says to a photograph: its scores, what they are, and what they predict."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+
+from camkit.contracts import scores as meanings
+from camkit.contracts.model import LoadedModel
+from camkit.contracts.scores import ScoreKind
+from camkit.core import hooks
+from camkit.core.scored import classifier
+from camkit.core.targets import checked_targets, every
+from camkit.errors import ModelError, counted
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a model predicts for a photograph.
+
+    logits: the score of each class, float32 `[n_classes]`. likely: what predictions are made by:
+    probabilities, or the scores again where these are of the kind `none`.
+    kind: what the scores are, never `auto`. exclusive: whether just one class is right.
+    predicted: the classes, the highest first. warnings: that it is a guess what the scores are.
+    """
+
+    logits: Tensor
+    likely: Tensor
+    kind: ScoreKind
+    exclusive: bool
+    predicted: tuple[int, ...]
+    warnings: tuple[str, ...]
+
+    def fields(self, names: tuple[str, ...]) -> dict[str, Any]:
+        """Those of an `Explanation` that all of its results share; names: of the classes."""
+        top = self.likely.topk(min(5, len(self.logits)))
+        first = self.predicted[0] if self.predicted else None
+        return {
+            "top": tuple(
+                (names[i], p) for i, p in zip(top.indices.tolist(), top.values.tolist(), strict=True)
+            ),
+            "predicted": tuple(names[i] for i in self.predicted),
+            "predicted_index": first,
+            "predicted_name": None if first is None else names[first],
+            "scores": self.kind,
+            "exclusive": self.exclusive,
+        }
+
+
+def predict(model: LoadedModel, inputs: Tensor) -> Prediction:
+    """The prediction for one photograph, `[1, C, H, W]` as `model.preprocess` makes them.
+
+    Its device and type are those of the model. Raises `ModelError` for what returns no scores.
+    """
+    with hooks.as_it_was(model.module, model.device), torch.inference_mode():
+        scores = classifier(model)(inputs)
+    checked_targets(every, len(inputs), scores)
+    return prediction(model, scores.float().cpu(), 0, inputs)
+
+
+def prediction(model: LoadedModel, scores: Tensor, row: int, inputs: Tensor) -> Prediction:
+    """The prediction of a row of `scores` `[B, n_classes]`, which `model` has for `inputs`."""
+    logits = scores[row]
+    if len(model.classes) != len(logits):
+        raise ModelError(
+            f"model {model.name!r} names {counted(len(model.classes), 'class', 'classes')} but returns "
+            f"{counted(len(logits), 'score')}"
+        )
+    kind, warnings = _meaning(model, scores, inputs[row : row + 1])
+    probabilities = meanings.probabilities(scores, kind)
+    likely = logits if probabilities is None else probabilities[row]
+    exclusive = meanings.excludes(scores, kind)
+    predicted = tuple(meanings.predictions(likely, exclusive=exclusive))
+    return Prediction(logits, likely, kind, exclusive, predicted, warnings)
+
+
+# Of modules whose scores alone do not tell what they are, found out once.
+_SQUASHED: WeakKeyDictionary[nn.Module, bool | None] = WeakKeyDictionary()
+
+
+def _squashed(model: LoadedModel, inputs: Tensor) -> bool | None:
+    if model.module not in _SQUASHED:
+        with hooks.as_it_was(model.module, model.device):
+            _SQUASHED[model.module] = meanings.squashed(classifier(model), inputs)
+    return _SQUASHED[model.module]
+
+
+def _meaning(model: LoadedModel, scores: Tensor, inputs: Tensor) -> tuple[ScoreKind, tuple[str, ...]]:
+    """What the scores of a batch are, and a warning where that is a guess."""
+    kind = meanings.meaning(model.scores, scores, partial(_squashed, model, inputs))
+    if (model.scores, kind) == ("softmax", "sigmoid"):
+        return kind, ("a softmax over one score is always 1, so the score was taken for that of a sigmoid",)
+    ambiguous = model.scores == "auto" and kind != "probabilities" and meanings.within_unit(scores)
+    if not ambiguous or _SQUASHED[model.module] is not None:
+        return kind, ()
+    return kind, (
+        f"all scores lie between 0 and 1, and were taken for logits ({kind}); of a model that returns "
+        "probabilities say so: --scores probabilities",
+    )
