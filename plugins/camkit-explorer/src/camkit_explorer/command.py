@@ -1,0 +1,140 @@
+"""`camkit explore`: what the command line says, and the start of everything."""
+
+from __future__ import annotations
+
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from camkit.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from camkit_explorer.session import Given
+
+# Always in the list of the page, after those that were named.
+BUNDLED = ("pets", "imagenet")
+
+
+@click.command()
+@click.argument("photographs", nargs=-1, metavar="[PHOTOS|RUN]...")
+@click.option(
+    *("--model", "models"),
+    multiple=True,
+    metavar="SPEC",
+    help="As for `camkit explain`: pets, imagenet, a file, a bundle, timm:NAME, ...; repeatable.",
+)
+@click.option("--port", type=click.IntRange(0, 65535), default=0, show_default="a free one")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Where to listen.")
+@click.option("--i-know", is_flag=True, help="Listen where others on the network can reach it.")
+@click.option("--no-open", is_flag=True, help="Only print the address.")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+@click.option("--trust-pickle", is_flag=True, help="Let a model source load pickles. They run code.")
+def explore(
+    photographs: tuple[str, ...],
+    models: tuple[str, ...],
+    port: int,
+    host: str,
+    i_know: bool,
+    no_open: bool,
+    device: str,
+    trust_pickle: bool,
+) -> None:
+    """Play with the maps of photographs in the browser.
+
+    PHOTOS are files, folders or globs; RUN is a folder that `camkit explain` wrote, whose photographs and
+    model are taken. Without any it begins with the bundled photograph. More can be dropped into the page.
+    Only this machine, and only who has the printed address, can open it. Ctrl-C ends it.
+
+    \b
+    camkit explore
+    camkit explore photos/ --model weights.pth --model pets
+    camkit explore camkit-out --no-open
+    """
+    # Nothing of this is needed for --help.
+    from camkit_explorer.server import (
+        address_of,
+        has_display,
+        is_loopback,
+        listening,
+        open_browser,
+        serving,
+    )
+
+    if not is_loopback(host) and not i_know:
+        raise UsageError(
+            f"--host {host} lets others on the network reach the explorer, unencrypted; --i-know says that "
+            "you want this"
+        )
+    found, of_run = sources(photographs)
+    specs = list(dict.fromkeys([*(models or of_run or BUNDLED[:1]), *BUNDLED]))
+    bound = listening(host, port)
+
+    import camkit
+    from camkit.plugin import photo_reader
+    from camkit_explorer.app import create_app
+    from camkit_explorer.jobs import Jobs
+    from camkit_explorer.models import Models
+    from camkit_explorer.security import Policy
+    from camkit_explorer.session import MAX_LISTED, Photographs, Session
+
+    def load(spec: str) -> camkit.LoadedModel:
+        return camkit.load_model(spec, device=device, trust_pickle=trust_pickle)
+
+    with photo_reader() as read:  # its process starts while the model is loaded
+        known = Models(specs, load)
+        first = known[0].model
+        if first.note:
+            click.echo(f"Note: {first.note}", err=True)
+        if len(found) > MAX_LISTED:
+            click.echo(f"Note: only the first {MAX_LISTED:,} photographs are listed", err=True)
+        own = {host.lower()} if not is_loopback(host) else set()
+        policy = Policy(bound.getsockname()[1], addresses=bool(own))
+        policy = Policy(policy.port, policy.hosts | own | _own_names(own), policy.addresses, policy.token)
+        address = address_of(bound, host)
+        jobs = Jobs()
+
+        def begun() -> None:
+            text = f"Explaining with {first.name}; Ctrl-C ends it. Open this address:"
+            click.echo(text, err=True)
+            click.echo(f"{address}/?token={policy.token}")
+            if not no_open and has_display():
+                open_browser(f"{address}/?token={policy.ticket()}")
+
+        app = create_app(Session(known, Photographs(found, read)), policy, jobs)
+        try:
+            serving(app, begun).run(sockets=[bound])
+        except KeyboardInterrupt:  # which is how it ends
+            pass
+        finally:
+            jobs.end()
+
+
+def _own_names(wanted: set[str]) -> set[str]:
+    """What this machine is called, where others may ask for it."""
+    import socket
+
+    return {socket.gethostname().lower()} if wanted else set()
+
+
+def sources(given: Sequence[str]) -> tuple[list[Given], tuple[str, ...]]:
+    """The photographs that are meant, and the model of a run if it is one.
+
+    Raises `UsageError` for what is not there, and for a run whose photographs are gone.
+    """
+    from camkit.plugin import find_images, past_run, sample_image
+    from camkit_explorer.session import MAX_LISTED, Given
+
+    if not given:
+        return [Given("chelsea.png", sample_image())], ()
+    run = past_run(Path(given[0])) if len(given) == 1 else None
+    if run is None:
+        paths = list(islice(find_images(given), MAX_LISTED + 1))
+        return [Given(path.name, path) for path in paths], ()
+    if not run.photographs:
+        raise UsageError(f"{given[0]} is a run of camkit, but none of its photographs is where it was")
+    named = [Given(one.name, one.path, one.sha256) for one in run.photographs]
+    return named, (run.model,) if run.model else ()

@@ -1,0 +1,423 @@
+"""The page in a real browser: Debian's Chromium, driven by Playwright."""
+
+from __future__ import annotations
+
+import base64
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from camkit_explorer.models import Models
+from camkit_explorer.session import Given, Photographs, Session
+
+import camkit
+from camkit import LoadedModel
+from camkit.plugin import load_image, sample_image
+
+playwright = pytest.importorskip(
+    "playwright.sync_api", reason="the page is tested with playwright (pip install playwright)"
+)
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+pytestmark = pytest.mark.skipif(not CHROMIUM, reason="there is no Chromium (apt-get install chromium)")
+
+Page = Any
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with playwright.sync_playwright() as made:
+        opened = made.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield opened
+        opened.close()
+
+
+@pytest.fixture(scope="module")
+def address(
+    models: Models, read: Callable[..., Any], serve: Callable[..., AbstractContextManager[str]]
+) -> Iterator[str]:
+    with serve(Session(models, Photographs([Given("chelsea.png", sample_image())], read))) as found:
+        yield found
+
+
+class Watched:
+    """A page, what it asked for, and what went wrong in it."""
+
+    def __init__(self, page: Page) -> None:
+        self.page = page
+        self.requests: list[str] = []
+        self.troubles: list[str] = []
+        page.on("request", lambda request: self.requests.append(f"{request.method} {request.url}"))
+        page.on("console", lambda message: self.troubles.append(message.text))
+        page.on("pageerror", lambda error: self.troubles.append(str(error)))
+
+    def answered(self, path: str, act: Callable[[], object]) -> Any:
+        """What the server answers to what `act` makes the page ask."""
+        with self.page.expect_response(lambda answer: answer.url.endswith(path)) as found:
+            act()
+        return found.value
+
+
+@pytest.fixture
+def watched(browser: Any, address: str) -> Iterator[Watched]:
+    """The page, ready; afterwards nothing may have gone wrong, and nobody else been asked."""
+    context = browser.new_context(viewport={"width": 1280, "height": 900})
+    context.grant_permissions(["clipboard-read", "clipboard-write"])
+    found = Watched(context.new_page())
+    found.page.set_default_timeout(15_000)
+    found.page.goto(address)
+    found.page.wait_for_selector("body[data-ready]")
+    yield found
+    context.close()
+    own = address.partition("/?")[0]
+    elsewhere = [r for r in found.requests if not r.partition(" ")[2].startswith((own, "blob:" + own))]
+    assert (elsewhere, found.troubles) == ([], [])
+
+
+def selected(page: Page) -> str:
+    return str(page.locator("#classes [aria-selected=true] .name").inner_text())
+
+
+def pixels(page: Page, canvas: str = "#picture") -> str:
+    return str(page.evaluate("(id) => document.querySelector(id).toDataURL()", canvas))
+
+
+def choose(page: Page, name: str, value: str) -> None:
+    page.locator(f"input[name={name}][value={value}]").check(force=True)
+
+
+# --- playing --------------------------------------------------------------------------------------
+
+
+def test_the_address_shows_no_token_and_a_reload_works(watched: Watched) -> None:
+    page = watched.page
+    assert page.url.endswith("/") and "token" not in page.url
+    page.reload()
+    page.wait_for_selector("body[data-ready]")
+    assert page.title().endswith("camkit explorer")
+
+
+def test_keys_change_the_class_at_once_and_ask_nobody(watched: Watched) -> None:
+    page = watched.page
+    first, before, asked = selected(page), pixels(page), len(watched.requests)
+    page.locator("#classes").focus()
+    page.keyboard.press("ArrowDown")
+    assert selected(page) != first and pixels(page) != before
+    assert page.locator("#shown").inner_text().startswith(selected(page))
+    page.keyboard.press("ArrowUp")
+    assert selected(page) == first and pixels(page) == before
+    page.locator("#classes li").nth(3).click()
+    for view in ("for", "against", "signed"):
+        choose(page, "view", view)
+    for scale in ("classes", "held", "map"):
+        choose(page, "scale", scale)
+    page.locator("#opacity").fill("0.3")
+    page.locator("#colours").select_option("magma")
+    page.locator("#cells").check()
+    assert len(watched.requests) == asked
+    # The whole of a change, by the browser's own clock, the median of some.
+    milliseconds = page.evaluate("""() => {
+        const times = [];
+        for (let i = 0; i < 21; i++) {
+            const begun = performance.now();
+            document.querySelector("#classes").dispatchEvent(
+                new KeyboardEvent("keydown", {key: i % 2 ? "ArrowUp" : "ArrowDown", bubbles: true}));
+            document.querySelector("#picture").getContext("2d").getImageData(0, 0, 1, 1);
+            times.push(performance.now() - begun);
+        }
+        return times.sort((a, b) => a - b)[10];
+    }""")
+    assert milliseconds < 250, "50 on a quiet machine; this one may be shared"
+    watched.troubles.clear()  # the advice to read canvases in another way
+
+
+def test_what_is_drawn_depends_on_what_is_asked_for(
+    watched: Watched, small: Callable[..., LoadedModel]
+) -> None:
+    page, model = watched.page, small()
+    view = model.preprocess(load_image(sample_image()).image)[None]
+    peaks = camkit.class_maps(model.module, view, layer="high")[0].abs().amax((1, 2))
+    page.locator(f"#class-{int(peaks.argmin())}").click()  # whose own scale is not that of all
+    looks = {pixels(page)}
+    for name, value in (("view", "for"), ("view", "against"), ("view", "signed"), ("scale", "classes")):
+        choose(page, name, value)
+        looks.add(pixels(page))
+    choose(page, "scale", "map")
+    page.locator("#cells").check()
+    looks.add(pixels(page))
+    page.locator("#cells").uncheck()
+    drawn = pixels(page)
+    page.locator("#opacity").fill("0")
+    assert pixels(page) != drawn
+    page.locator("#opacity").fill("0.8")
+    assert pixels(page) == drawn and drawn in looks and len(looks) >= 5
+
+
+def test_pointing_reads_the_raw_value_and_so_do_keys(
+    watched: Watched, small: Callable[..., LoadedModel]
+) -> None:
+    page, model = watched.page, small()
+    view = model.preprocess(load_image(sample_image()).image)[None]
+    scores = model.module(view)[0]
+    map = camkit.maps(model.module, view, int(scores.argmax()), layer="high")[0]
+    place = page.locator("#marks").bounding_box()
+    page.mouse.move(place["x"] + place["width"] / 2 + 4, place["y"] + place["height"] / 2 + 4)
+    text = page.locator("#reading").inner_text()
+    row, column = (int(n) - 1 for n in re.findall(r"Row (\d+), column (\d+) of 8 × 8", text)[0])
+    assert (row, column) == (4, 4)
+    assert float(re.findall(r": ([+−]?[\d.]+)", text)[0].replace("−", "-")) == pytest.approx(
+        float(map[4, 4]), rel=6e-3, abs=1e-3
+    )
+    assert page.locator("#needle").is_visible()
+    page.mouse.move(0, 0)
+    assert page.locator("#needle").is_hidden()
+    page.locator("#marks").focus()
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("ArrowRight")
+    assert page.locator("#reading").inner_text().startswith("Row 4, column 5 ")
+    assert selected(page) == model.classes[int(scores.argmax())], "no other class"
+
+
+def test_arrow_keys_are_for_classes_after_a_click_on_a_method(watched: Watched) -> None:
+    page = watched.page
+    first = selected(page)
+    watched.answered("/api/maps", lambda: page.locator(".chip", has_text="layercam").click())
+    page.keyboard.press("ArrowDown")
+    assert selected(page) != first
+    assert page.locator("input[name=method]:checked").get_attribute("value") == "layercam"
+    page.locator("input[name=method]:checked").focus()
+    page.keyboard.press("ArrowRight")  # who came by the keyboard stays there
+    assert page.locator("input[name=method]:checked").get_attribute("value") != "layercam"
+
+
+def test_layers_methods_and_models_are_asked_for(watched: Watched) -> None:
+    page = watched.page
+    before = pixels(page)
+    watched.answered("/api/maps", lambda: page.locator("#layer").fill("0"))
+    page.wait_for_function("() => document.querySelector('#shown').textContent.includes('low')")
+    assert "low · 32 × 32" in page.locator("#layer-name").inner_text() and pixels(page) != before
+    watched.answered("/api/maps", lambda: page.locator("input[value=eigencam]").check(force=True))
+    page.wait_for_function("() => document.querySelector('#notes').textContent.includes('knows no class')")
+    watched.answered("/api/model", lambda: page.locator("#model").select_option("1"))
+    page.wait_for_function("() => document.querySelector('#shown').textContent.startsWith('other.pth')")
+    page.locator("#search").fill("other.pth 5")
+    page.keyboard.press("Enter")
+    assert selected(page) == "other.pth 5"
+
+
+# --- photographs ----------------------------------------------------------------------------------
+
+
+def test_photographs_are_chosen_dropped_and_pasted(watched: Watched, png: Callable[..., bytes]) -> None:
+    page = watched.page
+    file = {"name": "猫 <b>.png", "mimeType": "image/png", "buffer": png(colour="teal")}
+    watched.answered("/picture", lambda: page.locator("#file").set_input_files(file))
+    page.wait_for_function("() => document.querySelector('#shown').textContent.includes('猫 <b>.png')")
+    assert page.locator("#photographs li").count() == 2
+    for event, holder, name in (
+        ("drop", "dataTransfer", "dropped.png"),
+        ("paste", "clipboardData", "pasted.png"),
+    ):
+        page.evaluate(
+            """([event, holder, name, data]) => {
+                const bytes = Uint8Array.from(atob(data), (sign) => sign.charCodeAt(0));
+                const carried = new DataTransfer();
+                carried.items.add(new File([bytes], name, {type: "image/png"}));
+                document.body.dispatchEvent(event === "drop"
+                    ? new DragEvent(event, {bubbles: true, cancelable: true, dataTransfer: carried})
+                    : new ClipboardEvent(event, {bubbles: true, clipboardData: carried}));
+            }""",
+            [event, holder, name, base64.b64encode(png(colour="red")).decode()],
+        )
+        page.wait_for_function(
+            "(name) => document.querySelector('#shown').textContent.includes(name)", arg=name
+        )
+    page.keyboard.press("PageUp")
+    page.wait_for_function("() => document.querySelector('#shown').textContent.includes('dropped.png')")
+    assert page.locator("#photographs [aria-current=true]").get_attribute("title") == "dropped.png"
+
+
+def test_a_file_that_cannot_be_read_is_said_and_leaves_no_picture_of_another(
+    models: Models,
+    read: Callable[..., Any],
+    serve: Callable[..., AbstractContextManager[str]],
+    browser: Any,
+    tmp_path: Path,
+) -> None:
+    broken = tmp_path / "broken.jpg"
+    broken.write_bytes(b"not a picture")
+    given = [Given("chelsea.png", sample_image()), Given("broken.jpg", broken)]
+    with serve(Session(models, Photographs(given, read))) as address:
+        page = browser.new_page()
+        page.goto(address)
+        page.wait_for_selector("body[data-ready]")
+        page.locator("#photographs button").nth(1).click()
+        page.wait_for_selector("#alert:not([hidden])")
+        page.wait_for_function(
+            "() => document.querySelector('#shown').textContent === 'broken.jpg could not be explained'"
+        )
+        assert page.evaluate("() => document.querySelector('#picture').width") == 1
+        page.keyboard.press("PageUp")
+        page.wait_for_function("() => document.querySelector('#shown').textContent.includes('chelsea.png')")
+        page.close()
+
+
+def test_what_is_no_photograph_is_said_and_the_page_goes_on(watched: Watched) -> None:
+    page = watched.page
+    bad = {"name": "notes.txt", "mimeType": "text/plain", "buffer": b"not a picture"}
+    watched.answered("/api/photographs", lambda: page.locator("#file").set_input_files(bad))
+    page.wait_for_selector("#alert:not([hidden])")
+    assert "notes.txt: " in page.locator("#alert").inner_text()
+    first = selected(page)
+    page.locator("#classes").focus()
+    page.keyboard.press("ArrowDown")
+    assert selected(page) != first
+    assert [t for t in watched.troubles if "422" not in t] == []
+    watched.troubles.clear()  # the browser notes every refused request
+
+
+# --- believing ------------------------------------------------------------------------------------
+
+
+def test_the_brush_compares_what_the_map_predicts_with_what_happens(
+    watched: Watched, small: Callable[..., LoadedModel]
+) -> None:
+    page, model = watched.page, small()
+    page.locator("#brush").click()
+    page.locator("#marks").focus()
+
+    def cover_two_cells() -> None:
+        page.keyboard.press(" ")  # row 4, column 4 of 8 x 8
+        page.keyboard.press("ArrowRight")
+        page.keyboard.press(" ")
+
+    cover_two_cells()
+    page.wait_for_function("() => document.querySelector('#covered').textContent.includes('3.1 %')")
+    said = dict(
+        zip(
+            page.locator("#covered dt").all_inner_texts(),
+            page.locator("#covered dd").all_inner_texts(),
+            strict=True,
+        )
+    )
+    view = model.preprocess(load_image(sample_image()).image)[None]
+    with torch.no_grad():
+        scores = model.module(view)[0]
+    target = int(scores.argmax())
+    map = camkit.maps(model.module, view, target, layer="high")[0]
+    number = lambda text: float(re.findall(r"[+−]?[\d.]+", text)[0].replace("−", "-"))  # noqa: E731
+    assert number(said["The map predicts"]) == pytest.approx(
+        -float(map[3, 3] + map[3, 4]), rel=6e-3, abs=2e-3
+    )
+    from camkit_explorer.asking import FILLS
+
+    covered = view.clone()
+    covered[:, :, 24:32, 24:40] = FILLS["blur"](view)[:, :, 24:32, 24:40]
+    with torch.no_grad():
+        after = model.module(covered)[0, target]
+    assert number(said["Measured"]) == pytest.approx(float(after - scores[target]), rel=6e-3, abs=2e-3)
+    assert "→" in page.locator("#classes li .value").first.inner_text()
+    choose(page, "fill", "colour")
+    page.locator("#clear").click()
+    assert "→" not in page.locator("#classes li .value").first.inner_text()
+    place = page.locator("#marks").bounding_box()
+    page.mouse.move(place["x"] + place["width"] / 2, place["y"] + place["height"] / 2)
+    page.mouse.down()
+    watched.answered(
+        "/api/cover", lambda: page.mouse.move(place["x"] + place["width"] / 2 + 20, place["y"] + 99)
+    )
+    page.mouse.up()
+    page.wait_for_selector("#covered dl")
+    assert re.match("The score (hardly )?changes ", page.locator("#covered h3").inner_text())
+    page.keyboard.press("Escape")
+    assert page.locator("#brushing").is_hidden() and page.locator("#covered").inner_text() == ""
+
+
+def test_curves_and_the_sanity_check_belong_to_the_map_that_is_shown(watched: Watched) -> None:
+    page = watched.page
+    page.locator("#curves").click()
+    page.wait_for_selector("#tested svg")
+    assert page.locator("#tested polyline").count() == 6
+    assert page.locator("#tested .legend").first.inner_text().startswith("this map 0.")
+    page.locator("#sanity").click()
+    page.wait_for_selector("#tested .stages li")
+    assert re.match("Passed|Failed", page.locator("#tested h3").inner_text())
+    page.locator("#classes").focus()
+    page.keyboard.press("ArrowDown")
+    assert page.locator("#tested").inner_text() == ""
+
+
+def test_another_method_beside_comes_with_its_rank_correlation(watched: Watched) -> None:
+    page = watched.page
+    watched.answered("/api/beside", lambda: page.locator("#beside").select_option("native"))
+    page.wait_for_selector("#agreement:not([hidden])")
+    assert "Rank correlation" in page.locator("#agreement").inner_text()
+    assert page.locator("#between").is_hidden(), "other units"
+    watched.answered("/api/beside", lambda: page.locator("#beside-method").select_option("gradcam"))
+    page.wait_for_selector("#between:not([hidden])")
+    assert "Rank correlation 1.000" in page.locator("#agreement").inner_text()
+    assert "Largest difference 0 of the peak" in page.locator("#agreement").inner_text()
+    page.locator("#beside").select_option("")
+    assert page.locator("#other").is_hidden()
+
+
+# --- taking away ----------------------------------------------------------------------------------
+
+
+def test_the_picture_and_the_lines_can_be_taken_away(watched: Watched) -> None:
+    page = watched.page
+    with page.expect_download() as download:
+        page.locator("#save").click()
+    assert re.fullmatch(r"chelsea\.png\.gradcam\..+\.png", download.value.suggested_filename)
+    image = load_image(download.value.path().read_bytes()).image
+    assert image.width >= 450 and len(np.unique(np.asarray(image).reshape(-1, 3), axis=0)) > 1000
+    for kind, begins in (("command", "camkit explain "), ("python", "import camkit\n")):
+        watched.answered("/api/lines", lambda kind=kind: page.locator(f"#{kind}").click())
+        page.wait_for_function("() => document.querySelector('#done').value === 'Copied'")
+        assert page.evaluate("() => navigator.clipboard.readText()").startswith(begins)
+
+
+# --- everybody ------------------------------------------------------------------------------------
+
+WIDTHS = (390, 820, 1440)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_nothing_is_cut_off_and_axe_finds_no_serious_fault(watched: Watched, scheme: str) -> None:
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe is not installed")
+    page = watched.page
+    page.emulate_media(color_scheme=scheme)
+    page.locator("#brush").click()
+    page.locator("#beside").select_option("native")
+    page.wait_for_selector("#agreement:not([hidden])")
+    page.locator("#curves").click()
+    page.wait_for_selector("#tested svg")
+    for width in WIDTHS:
+        page.set_viewport_size({"width": width, "height": 900})
+        shown = page.evaluate("() => document.documentElement.scrollWidth")
+        assert shown <= width, "it scrolls to the side"
+        names = page.locator("#classes .name").all_inner_texts()
+        assert any("außergewöhnlich langem" in name for name in names)
+        assert any("阿比西尼亚猫" in name for name in names) and "<img src=x onerror=alert(1)>" in names
+        if width == 820:
+            continue
+        found = axe.Axe().run(page).response["violations"]
+        assert [
+            (v["id"], v["nodes"][0]["html"]) for v in found if v["impact"] in ("serious", "critical")
+        ] == []
+
+
+def test_the_keys_are_told(watched: Watched) -> None:
+    page = watched.page
+    page.locator("#help").click()
+    assert page.locator("#keys").is_visible()
+    before = selected(page)
+    page.keyboard.press("ArrowDown")
+    assert selected(page) == before, "the dialog has the keys"
+    page.keyboard.press("Escape")
+    assert page.locator("#keys").is_hidden()
