@@ -50,7 +50,7 @@ GROUPS: dict[Kind, str] = {
     "command": "camkit.commands",
 }
 # Commands of camkit's own, which nobody else may be called.
-COMMANDS = ("bench", "explain", "model", "plugin", "render", "train", "verify")
+COMMANDS = ("bench", "explain", "model", "plugin", "render", "show", "train", "verify")
 HOST = "camkit"
 # Where the body of a class ends, or its first method begins.
 _BODY_END = re.compile(r"^(?:[^\s)#]|    (?:def|async|@))", re.MULTILINE)
