@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from camkit.errors import CamkitError
     from camkit.explaining.explain import explain, explain_many
     from camkit.explaining.explanation import Explanation
-    from camkit.explaining.interactive import View, view
+    from camkit.explaining.interactive import view
     from camkit.explaining.sheets import sheet
     from camkit.images.decoding import Photo
     from camkit.images.preprocess import Preprocess
@@ -51,7 +51,7 @@ _HOMES = {
     "camkit.errors": "CamkitError",
     "camkit.explaining.explain": "explain explain_many",
     "camkit.explaining.explanation": "Explanation",
-    "camkit.explaining.interactive": "View view",
+    "camkit.explaining.interactive": "view",
     "camkit.explaining.sheets": "sheet",
     "camkit.images.decoding": "Photo",
     "camkit.images.preprocess": "Preprocess",
@@ -79,7 +79,6 @@ __all__ = [
     "TrainRequest",
     "TrainResult",
     "Trainer",
-    "View",
     "class_maps",
     "explain",
     "explain_many",

@@ -34,10 +34,7 @@ class Commands(click.Group):
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
         """One of camkit's own, or else of a plugin, which is imported only when it is called."""
         command = super().get_command(ctx, name)
-        known = ("command", name) in discovery.OURS or any(
-            f.name == name for f in discovery.find("command")
-        )
-        if command is None and known:
+        if command is None and _is_plugin(name):
             command = loading.load(discovery.get("command", name))
             _debug_too(click.Group(commands=[command]))
         return command
@@ -63,6 +60,11 @@ class Commands(click.Group):
                 raise
             say(f"Error: {_message(error)}", err=True)
             ctx.exit(error.exit_code if isinstance(error, CamkitError) else 1)
+
+
+def _is_plugin(name: str) -> bool:
+    """Whether a command is that of a package, installed or not."""
+    return ("command", name) in discovery.OURS or any(f.name == name for f in discovery.find("command"))
 
 
 @contextmanager

@@ -11,8 +11,11 @@ import click
 from camkit.errors import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    import socket
+    from collections.abc import Callable, Sequence
 
+    from camkit.plugin import LoadedModel
+    from camkit_explorer.security import Policy
     from camkit_explorer.session import Given
 
 # Always in the list of the page, after those that were named.
@@ -55,14 +58,7 @@ def explore(
     camkit explore camkit-out --no-open
     """
     # Nothing of this is needed for --help.
-    from camkit_explorer.server import (
-        address_of,
-        has_display,
-        is_loopback,
-        listening,
-        open_browser,
-        serving,
-    )
+    from camkit_explorer.server import is_loopback, listening
 
     if not is_loopback(host) and not i_know:
         raise UsageError(
@@ -74,15 +70,29 @@ def explore(
     bound = listening(host, port)
 
     import camkit
+
+    def load(spec: str) -> camkit.LoadedModel:
+        return camkit.load_model(spec, device=device, trust_pickle=trust_pickle)
+
+    _serve(found, specs, load, bound, host, shown=not no_open)
+
+
+def _serve(
+    found: list[Given],
+    specs: list[str],
+    load: Callable[[str], LoadedModel],
+    bound: socket.socket,
+    host: str,
+    *,
+    shown: bool,
+) -> None:
+    """Answer until Ctrl-C. shown: whether the page is opened."""
     from camkit.plugin import photo_reader
     from camkit_explorer.app import create_app
     from camkit_explorer.jobs import Jobs
     from camkit_explorer.models import Models
-    from camkit_explorer.security import Policy
+    from camkit_explorer.server import address_of, has_display, open_browser, serving
     from camkit_explorer.session import MAX_LISTED, Photographs, Session
-
-    def load(spec: str) -> camkit.LoadedModel:
-        return camkit.load_model(spec, device=device, trust_pickle=trust_pickle)
 
     with photo_reader() as read:  # its process starts while the model is loaded
         known = Models(specs, load)
@@ -91,17 +101,13 @@ def explore(
             click.echo(f"Note: {first.note}", err=True)
         if len(found) > MAX_LISTED:
             click.echo(f"Note: only the first {MAX_LISTED:,} photographs are listed", err=True)
-        own = {host.lower()} if not is_loopback(host) else set()
-        policy = Policy(bound.getsockname()[1], addresses=bool(own))
-        policy = Policy(policy.port, policy.hosts | own | _own_names(own), policy.addresses, policy.token)
-        address = address_of(bound, host)
-        jobs = Jobs()
+        policy, address, jobs = _policy(bound, host), address_of(bound, host), Jobs()
 
         def begun() -> None:
             text = f"Explaining with {first.name}; Ctrl-C ends it. Open this address:"
             click.echo(text, err=True)
             click.echo(f"{address}/?token={policy.token}")
-            if not no_open and has_display():
+            if shown and has_display():
                 open_browser(f"{address}/?token={policy.ticket()}")
 
         app = create_app(Session(known, Photographs(found, read)), policy, jobs)
@@ -113,11 +119,17 @@ def explore(
             jobs.end()
 
 
-def _own_names(wanted: set[str]) -> set[str]:
-    """What this machine is called, where others may ask for it."""
+def _policy(bound: socket.socket, host: str) -> Policy:
+    """Who may ask: where others may, also by the name of this machine."""
     import socket
 
-    return {socket.gethostname().lower()} if wanted else set()
+    from camkit_explorer.security import Policy
+    from camkit_explorer.server import is_loopback
+
+    port = bound.getsockname()[1]
+    if is_loopback(host):
+        return Policy(port)
+    return Policy(port, Policy(port).hosts | {host.lower(), socket.gethostname().lower()}, addresses=True)
 
 
 def sources(given: Sequence[str]) -> tuple[list[Given], tuple[str, ...]]:
