@@ -49,6 +49,11 @@ def _cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
+def is_of_page(path: Path) -> bool:
+    """Whether what lies in a folder of results belongs to its page, which is made of all else."""
+    return "thumbs" in (path.name, path.parent.name) or path.match("index*.html")
+
+
 CLASSES = ("tabby", "Egyptian cat", "golden retriever", "red fox")
 
 # A package that loads models: small ones, broken ones, and that of the lesson.

@@ -29,7 +29,8 @@ PUBLIC = {"errors", "plugin", "testing"}
 
 # Who may import what is heavy or belongs to one place: a package or a module.
 OWNERS = {
-    "jinja2": {"bench.page_formats"},
+    "jinja2": {"pages.page"},
+    "markupsafe": {"pages.page"},
     "click": {"cli", "registry.loading"},  # the latter to know a command when it sees one
     "rich": {"cli"},
     "matplotlib": {"drawing"},

@@ -97,7 +97,7 @@ def test_without_images_the_bundled_photograph_is_explained_by_the_default_model
     saved = np.load(Path(shown[1]).with_suffix(".npy"))
     assert saved.shape == (7, 7) and saved.dtype == np.float32
     assert [line["predicted_name"] for line in lines("camkit-out")] == ["Abyssinian"]
-    assert result.stderr.endswith(" camkit-out\n") and result.stderr.count("\n") == 1
+    assert result.stderr.endswith(" camkit-out/index.html\n") and result.stderr.count("\n") == 1
 
 
 def test_json_is_the_manifest_and_nothing_else() -> None:
@@ -113,7 +113,7 @@ def test_json_is_the_manifest_and_nothing_else() -> None:
     assert result.stderr.splitlines() == [
         "Error: bad.png is not an image that camkit reads (JPEG, PNG, WEBP, GIF, BMP, TIFF, PPM)",
         "4 maps done, 1 failed",
-        "Raw maps and manifest.jsonl are in out",
+        "Raw maps and manifest.jsonl are in out; to look through all of it, open out/index.html",
     ]
 
 
@@ -598,7 +598,9 @@ def test_camkits_warnings_are_one_line_and_others_are_not_shown(site: Path, tmp_
     assert child.returncode == 0, err
     told = err.decode().splitlines()
     assert re.match(r"Warning: the package metadata in .*camkit_broken.* cannot be read", told[0])
-    assert told[1:] == ["Raw maps and manifest.jsonl are in camkit-out"]
+    assert [text.partition(";")[0] for text in told[1:]] == [
+        "Raw maps and manifest.jsonl are in camkit-out"
+    ]
     assert [json.loads(line)["status"] for line in out.splitlines()] == ["ok"]
     with warnings.catch_warnings():  # the same source, so that the silence above means something
         warnings.simplefilter("error")

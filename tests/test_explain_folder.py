@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tests.conftest import is_of_page
 from tests.test_cli import camkit_, explain, lines, photo, process
 from torch import nn
 from torch.nn.modules.module import register_module_forward_pre_hook
@@ -34,8 +35,9 @@ def photos(count: int, folder: str = "photos") -> list[str]:
 
 
 def content(folder: str = "out") -> dict[str, bytes]:
-    """All files but the manifest and its lock, by name."""
-    files = (path for path in Path(folder).rglob("*") if path.is_file() and "manifest" not in path.name)
+    """All files but the manifest and its lock, and the page, by name."""
+    every = (path for path in Path(folder).rglob("*") if path.is_file() and not is_of_page(path))
+    files = (path for path in every if "manifest" not in path.name)
     return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
@@ -482,7 +484,7 @@ def test_verbose_tells_what_is_run_and_how_much_was_done() -> None:
         f"batches of 2, 0 processes read; request {request}"
     )
     assert options.startswith("native: reduction=sum, ") and "fast=False" in options
-    assert where.endswith(" out")
+    assert where.endswith("; to look through all of it, open out/index.html")
     assert last.startswith("3 photographs, 6 maps in ")
 
 

@@ -276,7 +276,10 @@ def test_a_large_photograph_is_drawn_reduced_and_its_map_is_the_same(
     monkeypatch.setattr(decoding, "DRAWN", 150)
     monkeypatch.setattr("camkit.explaining.runner.DRAWN", 150)
     done = explain(*given)
-    assert (done.exit_code, done.stderr) == (0, "Raw maps and manifest.jsonl are in out\n")
+    assert (done.exit_code, done.stderr) == (
+        0,
+        "Raw maps and manifest.jsonl are in out; to look through all of it, open out/index.html\n",
+    )
     cat, dog = lines()
     whole = {line["name"]: line for line in lines("whole")}
     for line in (cat, dog):

@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tests.conftest import is_of_page
 from torch import nn
 
 import camkit
@@ -42,9 +43,10 @@ from camkit.images.workers import Failure
 FIELDS = """
     schema request name results image image_path image_name image_sha256 status error backend
     backend_dist backend_version method options layer layout class_index class_name scores probability
-    logit predicted predicted_index predicted_name map_file map_key map_sha256 map_shape map_range
-    overlay_file overlay_sha256 picture full_scale sheet_file model model_spec model_facts model_sha256
-    preprocessing camkit_version torch_version device dtype warnings
+    logit predicted predicted_index predicted_name predicted_probability label map_file map_key
+    map_sha256 map_shape map_range border_share overlay_file overlay_sha256 overlay_box picture
+    full_scale sheet_file model model_spec model_facts model_sha256 preprocessing camkit_version
+    torch_version device dtype warnings
 """.split()
 
 
@@ -97,8 +99,9 @@ def put(out: Output, *results: Result) -> list[dict[str, Any]]:
 
 
 def written(folder: Path) -> list[str]:
-    """The names in a folder, hidden ones too, without the manifest."""
-    return sorted({path.name for path in folder.iterdir()} - {manifest.NAME, manifest.LOCK})
+    """The names in a folder, hidden ones too, without the manifest and what belongs to the page."""
+    names = {path.name for path in folder.iterdir() if not is_of_page(path)}
+    return sorted(names - {manifest.NAME, manifest.LOCK})
 
 
 def manifest_lines(folder: Path) -> list[dict[str, Any]]:
@@ -312,14 +315,18 @@ def test_a_manifest_line_has_exactly_the_documented_fields(tmp_path: Path) -> No
         "predicted_index": 1,
         "predicted_name": "dog",
         "predicted": ["dog"],
+        "predicted_probability": 0.75,
+        "label": None,
         "scores": "softmax",
         "map_file": "cat.jpg.native.gradcam.cat.the_spec.npy",
         "map_key": "native.gradcam.cat.the_spec",
         "map_sha256": hashlib.sha256(MAP.numpy().tobytes()).hexdigest(),
         "map_shape": [2, 2],
         "map_range": [-1.5, 3.0],
+        "border_share": None,
         "overlay_file": "cat.jpg.native.gradcam.cat.the_spec.png",
         "overlay_sha256": hashlib.sha256((tmp_path / line["overlay_file"]).read_bytes()).hexdigest(),
+        "overlay_box": [32, 0, 288, 192],
         "picture": LOOK,
         "full_scale": 3.0,
         "sheet_file": None,
@@ -715,7 +722,7 @@ def test_others_read_the_parquet_table(tmp_path: Path, reader: str) -> None:
     for row, line, result in zip(rows, lines, several(), strict=True):
         assert set(row) == {*FIELDS, "height", "width", "map"} - {
             *("map_file", "overlay_file", "overlay_sha256", "sheet_file", "map_range", "layout"),
-            "full_scale",
+            *("full_scale", "overlay_box"),
         }
         assert row["schema"] == 2 and row["status"] == line["status"]
         if isinstance(result, Failure):
@@ -760,7 +767,7 @@ def test_resuming_adds_exactly_what_is_missing(tmp_path: Path, format: Any) -> N
     first = several()
     settings = {"format": format, "request": "r"}
     put(output(tmp_path, **settings), *first[:3])
-    before = {path: path.read_bytes() for path in tmp_path.iterdir() if "manifest" not in path.name}
+    before = {path: path.read_bytes() for path in map(tmp_path.joinpath, written(tmp_path))}
     out = output(tmp_path, **settings, resume=True)
     assert [out.has(name, "ab" * 32) for name in ("cat.jpg", "bad.jpg", "b.jpg")] == [True, False, False]
     assert not out.has("cat.jpg", "cd" * 32)  # another photograph by now
@@ -879,7 +886,7 @@ def test_a_full_disk_leaves_the_old_file_and_no_half_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
     put(output(tmp_path), explanation(), explanation(index=1))
-    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    before = {path: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
 
     def full(*_: Any) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -887,7 +894,7 @@ def test_a_full_disk_leaves_the_old_file_and_no_half_one(
     monkeypatch.setattr(*((os, "fsync") if step == "fsync" else (Path, "replace")), full)
     with pytest.raises(CamkitError, match=r"cat\.jpg.*: No space left on device"):
         put(output(tmp_path), explanation(map=-MAP))
-    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+    assert {path: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()} == before
 
 
 def test_what_was_begun_is_finished_when_the_photographs_end_with_an_exception(tmp_path: Path) -> None:

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import base64
-import html
-import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+from camkit.pages import page
 
 MARKDOWN, HTML = "report.md", "report.html"
 Picture = bytes  # of a PNG file
@@ -31,21 +28,4 @@ class Section:
 
 def render(template: str, sections: Iterable[Section]) -> Iterator[str]:
     """The text of `MARKDOWN` or `HTML` piece by piece: of a stranger's document it may be large."""
-    templates = Environment(
-        loader=PackageLoader("camkit.bench"),
-        autoescape=select_autoescape(["html"]),
-        undefined=StrictUndefined,
-        keep_trailing_newline=True,
-    )
-    templates.filters |= {"text": _markdown, "base64": lambda data: base64.b64encode(data).decode("ascii")}
-    return templates.get_template(template).generate(sections=sections)
-
-
-def _markdown(text: str) -> str:
-    """A text that means nothing to Markdown, on one line."""
-    escaped = _ACTIVE.sub(r"\\\g<0>", html.escape(" ".join(text.split()), quote=False))
-    return _BEGINS.sub(r"\1\\\2", escaped)
-
-
-_ACTIVE = re.compile(r"[\\`*_\[\]|~]")
-_BEGINS = re.compile(r"^(\d*)([#+=.)-])")  # a heading, a line or a list, where a text begins with it
+    return page.render(template, sections=sections)

@@ -116,8 +116,8 @@ class Report:
         if self.picture is None and (sheet or files):
             self.picture = sheet or folder / files[0]
 
-    def end(self, folder: Path, seconds: float) -> None:
-        """How much was done, and where everything is."""
+    def end(self, folder: Path, seconds: float, *, page: Path | None) -> None:
+        """How much was done, and where everything is; page: to look through it, if there is one."""
         if self.skipped:
             verb = "was" if self.skipped == 1 else "were"
             self._say(f"{counted(self.skipped, 'photograph')} {verb} done already")
@@ -125,7 +125,8 @@ class Report:
             say(f"{counted(self.done, 'map')} done, {self.failed} failed", err=True)
         self._say_kept()
         if self.done:
-            self._say(f"Raw maps and manifest.jsonl are in {folder}")
+            look = f"; to look through all of it, open {page}" if page else ""
+            self._say(f"Raw maps and manifest.jsonl are in {folder}{look}")
         if self._verbose:
             done = f"{counted(self.photos, 'photograph')}, {counted(self.done, 'map')}"
             self._say(f"{done} in {seconds:.1f} s with start-up")

@@ -28,7 +28,7 @@ from camkit.cli.parameters import (
     pop_style,
     repeatable,
 )
-from camkit.cli.result_folder import merge
+from camkit.cli.result_folder import merge, write_page
 from camkit.cli.terminal import say
 from camkit.errors import UsageError
 from camkit.explaining.shard import Shard
@@ -163,7 +163,9 @@ def explain(images: tuple[str, ...], **values: Any) -> None:
         from camkit.explaining.request import ExplainRequest
 
         report = _run(ExplainRequest(images, style=style, **values), pool, count, **output)
-    report.end(values["out"], time.monotonic() - begun)
+    is_any = report.photos + report.skipped > 0
+    page = write_page(values["out"], is_new=report.photos > 0) if is_any else None
+    report.end(values["out"], time.monotonic() - begun, page=page)
     if open_picture and report.picture and click.launch(str(report.picture)):
         say(f"Warning: nothing here opens pictures; it is {report.picture}", err=True)
     if report.failed:

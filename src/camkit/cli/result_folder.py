@@ -11,10 +11,28 @@ import click
 from camkit.cli import early_checks
 from camkit.cli.parameters import FOLDER, PARTLY, PATH, look_options, pop_style
 from camkit.cli.terminal import say, say_json
-from camkit.errors import UsageError, counted
+from camkit.errors import CamkitError, UsageError, counted, typed_reason
 
 if TYPE_CHECKING:
     from camkit.explaining.manifest import Finding
+
+
+def write_page(folder: Path, *, is_new: bool = True) -> Path | None:
+    """Write the page of a folder of results, and say where it is. That there is none is but a warning.
+
+    is_new: whether something was added; without, a page that is not older than the manifest stays.
+    """
+    from camkit.explaining import run_page
+
+    try:
+        remarks = run_page.write(folder) if is_new or not run_page.is_current(folder) else []
+    except Exception as error:  # whatever it is, the results are there
+        why = error if isinstance(error, CamkitError) else typed_reason(error)
+        say(f"Warning: no page was made: {why}", err=True)
+        return None
+    for remark in remarks:
+        say(f"Warning: {remark}", err=True)
+    return folder / run_page.NAME
 
 
 @click.command()
@@ -40,6 +58,8 @@ def merge(folders: tuple[Path, ...], out: Path) -> None:
         f"{counted(merged.added, 'result')} of {counted(len(folders), 'folder')} "
         f"{'is' if merged.added == 1 else 'are'} in {out}"
     )
+    if merged.added:
+        write_page(out)
     if merged.findings:
         raise SystemExit(PARTLY if merged.added else 1)
 
@@ -135,6 +155,8 @@ def render(folder: Path, images: Path | None, image_format: Any, **look: Any) ->
         raise UsageError(f"{folder} holds no results")
     if conflicts := names.conflicts():
         say(conflicts, err=True)
+    if done:
+        write_page(folder)
     if failed:
         say(f"{counted(done, 'picture')} drawn, {failed} failed", err=True)
         raise SystemExit(PARTLY if done else 1)

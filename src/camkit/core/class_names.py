@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import operator
 import re
+from collections import Counter
 from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import PurePath
 
 from camkit.errors import TargetError, closest, counted
 
 LISTED = 10  # classes that a message names, all of them
+_NUMBERED = re.compile(r"(?P<label>.+)_\d+\.\w+")  # as `camkit train` reads file names
 
 
 def top_count(text: str) -> int:
@@ -70,6 +74,32 @@ def class_of(target: str | int, classes: Sequence[str]) -> int:
     if not 0 <= index < len(classes):
         raise no_class(index, len(classes))
     return index
+
+
+def said_by_name(path: str | None, classes: tuple[str, ...]) -> str | None:
+    """The class that a photograph is named after: that of its folder, or what a number follows in its name.
+
+    `Bengal/1.jpg` and `bengal_12.jpg` are a Bengal, in any spelling. `None` of no class, or several.
+    """
+    if path is None:
+        return None
+    known, pure = _by_spelling(classes), PurePath(path)
+    numbered = _NUMBERED.fullmatch(pure.name)
+    for said in (pure.parent.name, numbered["label"] if numbered else ""):
+        if found := known.get(_folded(said)):
+            return found
+    return None
+
+
+@lru_cache(maxsize=8)
+def _by_spelling(classes: tuple[str, ...]) -> dict[str, str | None]:
+    """Each class by its plainest spelling, and `None` by one that several share."""
+    spelled = [_folded(name) for name in classes]
+    count = Counter(spelled)
+    return {
+        text: name if text and count[text] == 1 else None
+        for text, name in zip(spelled, classes, strict=True)
+    }
 
 
 def no_class(index: int | str, count: int) -> TargetError:

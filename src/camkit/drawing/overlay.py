@@ -22,6 +22,7 @@ DIM = 0.55  # how bright the part is that the model did not see
 BORDER = (255, 255, 255)
 DIMMED = "the model did not see the dimmed part"
 CUT = "cut to what the model saw"
+PHOTOGRAPH = "photograph"  # in the `info` of a picture with a caption: the box of what is above it
 
 
 @dataclass(frozen=True)
@@ -159,8 +160,10 @@ def dimmed(image: Image.Image) -> Image.Image:
 def above(picture: Image.Image, below: Image.Image) -> Image.Image:
     """A picture, in the middle, over another one."""
     paper = Image.new("RGB", (below.width, picture.height + below.height), "white")
-    paper.paste(picture, ((below.width - picture.width) // 2, 0))
+    left = (below.width - picture.width) // 2
+    paper.paste(picture, (left, 0))
     paper.paste(below, (0, picture.height))
+    paper.info[PHOTOGRAPH] = left, 0, left + picture.width, picture.height
     return paper
 
 

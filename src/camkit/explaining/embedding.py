@@ -30,6 +30,7 @@ LEFT_OUT = {
     "map_file": "map.npy",
     "overlay_file": None,
     "overlay_sha256": None,
+    "overlay_box": None,
     "sheet_file": None,
 }
 KEPT = [name for name in FIELDS if name not in LEFT_OUT]

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from camkit.contracts.model import LoadedModel
 from camkit.contracts.scores import THRESHOLD, ScoreKind, figure
+from camkit.core.class_names import said_by_name
 from camkit.drawing import overlay
 from camkit.drawing.evidence import Scale
 from camkit.drawing.style import Style
@@ -125,6 +126,8 @@ class Explanation:
             "backend_version": found.version,
             "options": dict(self.options),
             "predicted": list(self.predicted),
+            "predicted_probability": self.top[0][1] if self.top and self.scores != "none" else None,
+            "label": said_by_name(photo.path, tuple(model.classes)),
             "model": model.name,
             "model_sha256": model.sha256,
             "preprocessing": model.preprocess.to_dict(),

@@ -18,7 +18,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -32,9 +32,10 @@ LOCK = ".manifest.lock"  # stays there: whoever removed it might take it from a 
 FIELDS = (
     "schema request name results image image_path image_name image_sha256 status error backend "
     "backend_dist backend_version method options layer layout class_index class_name scores probability "
-    "logit predicted predicted_index predicted_name map_file map_key map_sha256 map_shape map_range "
-    "overlay_file overlay_sha256 picture full_scale sheet_file model model_spec model_facts model_sha256 "
-    "preprocessing camkit_version torch_version device dtype warnings"
+    "logit predicted predicted_index predicted_name predicted_probability label map_file map_key "
+    "map_sha256 map_shape map_range border_share overlay_file overlay_sha256 overlay_box picture "
+    "full_scale sheet_file model model_spec model_facts model_sha256 preprocessing camkit_version "
+    "torch_version device dtype warnings"
 ).split()
 MAX_LINE = 2**20  # bytes; a stranger's manifest may hold anything
 TORN = "it is damaged or cut off"  # said of a line that is no JSON
@@ -42,6 +43,7 @@ MAX_FINDINGS = 20  # lines that are told one by one
 MAX_DEPTH = 100  # of lists and tables in each other
 
 Line = dict[str, Any]
+T = TypeVar("T")
 _SORTED = json.JSONEncoder(sort_keys=True).encode
 
 
@@ -148,31 +150,43 @@ def latest(folder: Path, findings: list[Finding] | None = None) -> list[Line]:
     A map may have several pictures, so long as it stays the same. What a request found in a photograph does
     not hold any more when it was asked again of other contents.
     """
-    lines: dict[tuple[Any, ...], Line] = {}
-    pictures: dict[tuple[Any, ...], list[Any]] = {}
-    contents: dict[tuple[Any, ...], Any] = {}
-    for line in read(folder, findings):
+    return _holding((line, line) for line in read(folder, findings))
+
+
+def numbers(folder: Path) -> list[int]:
+    """Which of the lines of `read` hold, as `latest` says, without keeping any: some 500 bytes for each."""
+    return sorted(_holding((line, number) for number, line in enumerate(read(folder))))
+
+
+def _holding(lines: Iterable[tuple[Line, T]]) -> list[T]:
+    """What stands beside the lines that hold."""
+    found: dict[bytes, tuple[T, bytes | None, Any]] = {}  # with the photograph and its contents
+    pictures: dict[
+        bytes, dict[bytes, Any]
+    ] = {}  # of a map, by name (`b""`: none), with the hash of the map
+    contents: dict[bytes, Any] = {}
+    for line, value in lines:
         if line["status"] == "error":
-            key: tuple[Any, ...] = _identity(line)
-            lines.pop(key, None)
-            lines[key] = line
+            found.pop(key := digest(line), None)
+            found[key] = value, None, None
             continue
-        map, picture = map_id(line), line["overlay_file"]
-        contents[_photograph(line)] = line["image_sha256"]
-        same = [p for p in pictures.get(map, ()) if lines[*map, p]["map_sha256"] == line["map_sha256"]]
-        kept = [p for p in same if p not in (None, picture)]
-        for gone in pictures.get(map, ()):
-            if gone not in kept:
-                del lines[*map, gone]
-        if picture is not None or not kept:
-            lines[*map, picture] = line
-            kept.append(picture)
+        map, picture, photo = _key(map_id(line)), line["overlay_file"], _key(_photograph(line))
+        contents[photo] = line["image_sha256"]
+        before = pictures.get(map, {})
+        own = b"" if picture is None else _key(picture)
+        kept = {p: sha for p, sha in before.items() if p not in (b"", own) and sha == line["map_sha256"]}
+        for gone in before.keys() - kept.keys():
+            del found[map + gone]
+        if own or not kept:
+            found[map + own] = value, photo, line["image_sha256"]
+            kept[own] = line["map_sha256"]
         pictures[map] = kept
-    return [
-        line
-        for line in lines.values()
-        if line["status"] == "error" or contents[_photograph(line)] == line["image_sha256"]
-    ]
+    return [value for value, photo, sha in found.values() if photo is None or contents[photo] == sha]
+
+
+def _key(value: Any) -> bytes:
+    """What tells a value from all others."""
+    return hashlib.blake2b(as_json({"": value}).encode(), digest_size=12).digest()
 
 
 def map_id(line: Mapping[str, Any]) -> tuple[str, str, str]:
@@ -252,7 +266,7 @@ class Done:
 
 def digest(line: Mapping[str, Any]) -> bytes:
     """What tells a result from all others."""
-    return hashlib.blake2b(as_json({"": _identity(line)}).encode(), digest_size=12).digest()
+    return _key(_identity(line))
 
 
 def as_json(line: Mapping[str, Any]) -> str:

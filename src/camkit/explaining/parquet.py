@@ -20,10 +20,14 @@ KINDS = {
     "probability": "float64",
     "logit": "float64",
     "predicted_index": "int32",
+    "predicted_probability": "float64",
+    "border_share": "float64",
 }
 JSON = ("options", "predicted", "map_shape", "picture", "model_facts", "preprocessing", "warnings")
 # Of a file that this table is, of pictures that it has not, and what its maps say themselves.
-LEFT_OUT = ("map_file", "overlay_file", "overlay_sha256", "sheet_file", "full_scale", "map_range", "layout")
+LEFT_OUT = (
+    "map_file overlay_file overlay_sha256 overlay_box sheet_file full_scale map_range layout"
+).split()
 
 
 def to_bytes(lines: Sequence[Mapping[str, Any]], maps: Sequence[Map | None]) -> bytes:

@@ -15,7 +15,7 @@ from camkit.drawing import evidence
 from camkit.drawing.overlay import draw
 from camkit.drawing.style import Style
 from camkit.errors import CamkitError, ImageError
-from camkit.explaining import captions, manifest
+from camkit.explaining import captions, manifest, thumbnails
 from camkit.explaining.checked_reading import Reader, message, photo_id, photograph, table
 from camkit.explaining.embedding import ENCODINGS, ImageFormat
 from camkit.explaining.manifest import Finding, Line
@@ -143,4 +143,6 @@ def _redrawn(
     remarks = captions.remarks(values, style, line["backend"], line["method"])
     new = line | look_of(look.style, scale.high) | {"warnings": warnings(line, remarks)}
     inside(folder, file_name(picture_stem(new, look.style), ENCODINGS[look.format].suffix))
-    return new | drawn(look.names, new, look.style, picture, look.format)
+    new |= drawn(look.names, new, look.style, picture, look.format)
+    thumbnails.put(folder, new, picture)
+    return new

@@ -18,8 +18,9 @@ import torch
 from PIL import Image
 
 from camkit.drawing.evidence import scale_of
+from camkit.drawing.overlay import PHOTOGRAPH
 from camkit.drawing.style import Style
-from camkit.explaining import parquet, stored_maps
+from camkit.explaining import parquet, stored_maps, thumbnails
 from camkit.explaining.embedding import ENCODINGS, ImageFormat, encoded
 from camkit.explaining.explanation import Explanation
 from camkit.explaining.manifest import Line, question
@@ -93,6 +94,7 @@ class PngWriter(Writer):
                     line |= look_of(self.style, scale.high)
                     picture = result.overlay(style=self.style, together=scale)
                     line |= drawn(self.names, line, self.style, picture, self.image_format)
+                    thumbnails.put(self.folder, line, picture)
             lines.append(line)
             remarks.append(own)
         return replace(written, lines=tuple(lines), remarks=tuple(remarks))
@@ -181,7 +183,11 @@ def drawn(names: Names, line: Line, style: Style, picture: Image.Image, format: 
     data, suffix = encoded(picture, format, [line]), ENCODINGS[format].suffix
     overlay_file = names.choose(picture_stem(line, style), suffix, question(line, "picture"), data)
     names.put(overlay_file, data)
-    return {"overlay_file": overlay_file, "overlay_sha256": hashlib.sha256(data).hexdigest()}
+    return {
+        "overlay_file": overlay_file,
+        "overlay_sha256": hashlib.sha256(data).hexdigest(),
+        "overlay_box": list(picture.info.get(PHOTOGRAPH, (0, 0, *picture.size))),
+    }
 
 
 def _bytes(save: Callable[..., None], *values: Any, **named: Any) -> bytes:
