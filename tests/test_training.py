@@ -319,6 +319,7 @@ def test_the_report_counts_what_the_bundle_says(tmp_path: Path, whole: camkit.Tr
     verdicts, written = training_report.write(result, tmp_path / "out", device="cpu")
     assert verdicts is not None and verdicts.error_rate == result.metrics["error_rate"]
     assert [p.name for p in written if p.suffix == ".png"] == ["curves.png", "confusion.png", "worst.png"]
+    assert written[-1].name == "index.html"
     for path in written:
         if path.suffix == ".png":
             assert min(Image.open(path).size) > 100

@@ -450,7 +450,10 @@ def test_the_report_is_made_anew_wherever_the_photographs_lie(
 
     tables = run("train", "report", out)
     assert tables.exit_code == 3 and "--images DATA` says where" in tables.stderr
-    assert listing(out) == sorted(["bundle", "curves.png", "history.csv", "result.json", "steps.csv"])
+    assert listing(out) == sorted(
+        ["bundle", "curves.png", "history.csv", "index.html", "result.json", "steps.csv"]
+    )
+    assert "no held-out photographs to judge" in (out / "index.html").read_text("utf-8")
     assert "error" not in tables.stdout and f"bundle: {out / 'bundle'}" in tables.stdout
 
     there = run("train", "report", out, "--images", moved)

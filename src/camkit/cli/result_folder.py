@@ -23,6 +23,7 @@ def write_page(folder: Path, *, is_new: bool = True) -> Path | None:
     is_new: whether something was added; without, a page that is not older than the manifest stays.
     """
     from camkit.explaining import run_page
+    from camkit.pages.page import NAME
 
     try:
         remarks = run_page.write(folder) if is_new or not run_page.is_current(folder) else []
@@ -32,7 +33,7 @@ def write_page(folder: Path, *, is_new: bool = True) -> Path | None:
         return None
     for remark in remarks:
         say(f"Warning: {remark}", err=True)
-    return folder / run_page.NAME
+    return folder / NAME
 
 
 @click.command()

@@ -9,16 +9,14 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from camkit.errors import UNPRINTABLE, CamkitError, counted, printable
+from camkit.errors import UNPRINTABLE, counted, printable
 from camkit.explaining import manifest, thumbnails
 from camkit.explaining.manifest import FIELDS, Line
 from camkit.explaining.repeating import command, lacks
-from camkit.files import inside, is_file, read_regular, write_whole
+from camkit.files import inside, is_file, write_whole
 from camkit.pages import page
 
-NAME = "index.html"
 MAX_ROWS = 10_000  # of a page: a browser opens so many at once; of more there are several pages
-MARK = b'<meta name="generator" content="camkit">'  # of a page that may be replaced
 AGAIN = 3  # times at most, if other processes go on adding to the manifest
 # What most results of a folder share.
 SETUP = (
@@ -50,8 +48,8 @@ def write(folder: Path) -> list[str]:
 
 def is_current(folder: Path) -> bool:
     """Whether the page is younger than what it shows."""
-    page, told = folder / NAME, folder / manifest.NAME
-    return is_file(page) and page.stat().st_mtime_ns >= told.stat().st_mtime_ns
+    shown, told = folder / page.NAME, folder / manifest.NAME
+    return is_file(shown) and shown.stat().st_mtime_ns >= told.stat().st_mtime_ns
 
 
 def _size(folder: Path) -> int:
@@ -61,9 +59,9 @@ def _size(folder: Path) -> int:
 def _write(folder: Path) -> list[str]:
     held = manifest.numbers(folder)
     parts = [held[start : start + MAX_ROWS] for start in range(0, len(held), MAX_ROWS)]
-    names = [NAME if n == 1 else f"index-{n}.html" for n in range(1, len(parts) + 1)]
+    names = [page.NAME if n == 1 else f"index-{n}.html" for n in range(1, len(parts) + 1)]
     for name in names:
-        _check_ours(folder / name)
+        page.check_ours(folder / name)
     lines = _those(manifest.read(folder), held)
     whys: list[str] = []
     for number, (name, part) in enumerate(zip(names, parts, strict=True), 1):
@@ -164,15 +162,3 @@ def visible(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {printable(str(key)): visible(item) for key, item in value.items()}
     return [visible(item) for item in value] if isinstance(value, list) else value
-
-
-def _check_ours(path: Path) -> None:
-    """Raise `CamkitError` if there is a file of that name which is not a page of camkit."""
-    try:
-        start = read_regular(path, 2**30)[:1000]
-    except FileNotFoundError:
-        return
-    except (OSError, ValueError):
-        start = b""
-    if MARK not in start:
-        raise CamkitError(f"{path} is not a page of camkit and is kept: rename it")

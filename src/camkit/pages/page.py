@@ -13,12 +13,18 @@ import json
 import re
 from collections.abc import Iterator
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 from markupsafe import Markup
 
+from camkit.errors import CamkitError
+from camkit.files import read_regular
+
+NAME = "index.html"  # of the page of a folder
 STYLE, SCRIPT = "page.css", "page.js"
+MARK = b'<meta name="generator" content="camkit">'  # of a page that may be replaced
 # `file:` is how some browsers call 'self' of a page from the disk.
 POLICY = (
     "default-src 'none'; img-src 'self' file: data:; style-src '{style}'; script-src '{script}'; "
@@ -32,6 +38,23 @@ def render(template: str, **values: Any) -> Iterator[str]:
     values: what the template shows; a filter `json` makes data for the script of a value.
     """
     return _templates().get_template(template).generate(**values)
+
+
+def check_ours(path: Path) -> None:
+    """Raise `CamkitError` if there is a file of that name which is not a page of camkit.
+
+    A link is no file: it is replaced, as everywhere, and what it leads to stays.
+    """
+    if path.is_symlink():
+        return
+    try:
+        start = read_regular(path, 2**30)[:1000]
+    except FileNotFoundError:
+        return
+    except (OSError, ValueError):
+        start = b""
+    if MARK not in start:
+        raise CamkitError(f"{path} is not a page of camkit and is kept: rename it")
 
 
 def as_data(value: Any) -> str:

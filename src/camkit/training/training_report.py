@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -23,6 +23,8 @@ from camkit.explaining.explain import explain
 from camkit.files import write_whole
 from camkit.images import decoding, finding
 from camkit.models.loading import load_quietly
+from camkit.pages import page
+from camkit.training import training_page
 from camkit.training.label_verdicts import LabelVerdicts
 
 if TYPE_CHECKING:
@@ -40,6 +42,7 @@ FILES = {
     "confused.csv": "validation",
     "classes.csv": "validation",
     "worst.png": "validation",
+    page.NAME: "bundle",
 }
 EXCLUSIVE = {"confusion.png", "confused.csv"}  # several labels are not taken for each other
 # What a spreadsheet would compute, unless it is a number.
@@ -166,22 +169,30 @@ def write(
     """Write the report of a training into `out`; what the bundle says to the held-out photographs.
 
     `history.csv` and `steps.csv` (loss and learning rate of every step), `curves.png`, `confusion.png`,
-    `confused.csv`, `classes.csv` (photographs and figures of each class) and `worst.png`: the photographs
-    of highest loss, each with the Grad-CAM of the class that was predicted, or of several labels the worst.
+    `confused.csv`, `classes.csv` (photographs and figures of each class), `worst.png` (the photographs of
+    highest loss, each with the Grad-CAM of the class that was predicted, or of several labels the worst)
+    and `index.html`, which shows all of it. Raises `CamkitError` if another page has that name.
     """
+    page.check_ours(out / page.NAME)
     if result.history:
         write_whole(out / "history.csv", table(result.history))
     if result.steps:
         write_whole(out / "steps.csv", table(result.steps))
     if result.history:
         picture(out / "curves.png", charts.curves(result.history, result.steps))
-    verdicts = None
+    verdicts, shown = None, training_page.text(result, ())
     if result.validation:
         verdicts = judge(load_quietly(result.bundle, device=device), result.validation)
         if isinstance(verdicts, Verdicts):
             _write_confusion(verdicts, out)
-        write_whole(out / "classes.csv", table(_classes(verdicts, result)))
-        picture(out / "worst.png", worst(verdicts))
+        classes, panels = _classes(verdicts, result), worst(verdicts)
+        write_whole(out / "classes.csv", table(classes))
+        rows = [panels[start : start + 3] for start in range(0, len(panels), 3)]
+        picture(out / "worst.png", sheet.sheet(rows, verdicts.CAPTION))
+        said = {} if isinstance(verdicts, LabelVerdicts) else _mistaken(verdicts)
+        words = list(verdicts.lines())
+        shown = training_page.text(result, words, panels, verdicts.CAPTION, classes, **said)
+    write_whole(out / page.NAME, shown)
     return verdicts, due(result, out)
 
 
@@ -210,8 +221,13 @@ def _classes(verdicts: Verdicts | LabelVerdicts, result: TrainResult) -> list[di
     ]
 
 
-def worst(verdicts: Verdicts | LabelVerdicts) -> Image:
-    """The photographs of highest loss with the Grad-CAM of the class that is wrong, as one picture."""
+def _mistaken(verdicts: Verdicts) -> dict[str, Any]:
+    """What the page tells of classes that are taken for each other."""
+    return {"pairs": verdicts.confused(), "confusion": verdicts.confusion(training_page.MOST)}
+
+
+def worst(verdicts: Verdicts | LabelVerdicts) -> list[sheet.Panel]:
+    """The photographs of highest loss with the Grad-CAM of the class that is wrong, the worst first."""
     panels = []
     order = verdicts.losses.argsort(descending=True)[:WORST].tolist()
     for i in order:
@@ -219,8 +235,7 @@ def worst(verdicts: Verdicts | LabelVerdicts) -> Image:
         shown = explain(verdicts.model, verdicts.paths[i], target=target).overlay(caption=False)
         loss = f"loss {abs(float(verdicts.losses[i])):.2f}"
         panels.append(sheet.Panel(f"{finding.display(verdicts.paths[i].name)}\n{said}{loss}", shown))
-    rows = [panels[start : start + 3] for start in range(0, len(panels), 3)]
-    return sheet.sheet(rows, verdicts.CAPTION)
+    return panels
 
 
 def table(rows: Sequence[Mapping[str, object]], columns: Sequence[str] = ()) -> str:

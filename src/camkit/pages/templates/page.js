@@ -21,6 +21,26 @@ const count = (n, noun) => `${n.toLocaleString("en")} ${noun}${n === 1 ? "" : "s
 const compare = new Intl.Collator(undefined, { numeric: true }).compare;
 
 if (at("grid")) run(JSON.parse(at("data").textContent));
+document.querySelectorAll("table.sortable").forEach(sortable);
+
+/** A table whose rows a click on the head of a column sorts: numbers the highest first, texts by the alphabet. */
+function sortable(table) {
+  const body = table.tBodies[0], heads = [...table.tHead.rows[0].cells];
+  heads.forEach((head, column) => {
+    const isNumber = head.classList.contains("number");
+    const sort = () => {
+      const is = head.getAttribute("aria-sort");
+      const up = is ? is === "descending" : !isNumber;
+      heads.forEach((other) => other.removeAttribute("aria-sort"));
+      head.setAttribute("aria-sort", up ? "ascending" : "descending");
+      const value = (row) => row.cells[column].textContent;
+      const empty = (row) => value(row) === "";
+      body.append(...[...body.rows].sort((a, b) => empty(a) - empty(b)
+        || (up ? 1 : -1) * (isNumber ? parseFloat(value(a)) - parseFloat(value(b)) : compare(value(a), value(b)))));
+    };
+    head.replaceChildren(make("button", { type: "button", onclick: sort }, head.textContent));
+  });
+}
 
 /** The page of a run: rows of a manifest, of which every one knows the setup that it shares with others. */
 function run(data) {
