@@ -211,10 +211,12 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "a flat array": (pixels()[0], r"is \[60, 4\], but the model takes 4"),
     "an empty array": (pixels()[:0], r"is \[0, 60, 4\], but"),
     "a strip": (pixels(4, 1, 99), "no photograph"),
-    "counts": (pixels().astype(np.uint16) * 40, "whole numbers have values from 0 to 255"),
-    "metres": (pixels().astype(np.float32), r"fractions have values in \[0, 1\], not 0 to 255"),
-    "no numbers": (np.full((9, 9, 4), np.nan), "fractions have values"),
-    "complex": (np.zeros((9, 9, 4), complex), "from 0 to 255, not complex128"),
+    "counts": (pixels().astype(np.int64) + 1, "has values of int64 from 1 to 256"),
+    # Dark ones would pass for bytes.
+    "16 bits in an array": (pixels().astype(np.uint16), "has values of uint16: give bytes"),
+    "metres": (pixels().astype(np.float32), r"has fractions from 0 to 255, not in \[0, 1\]"),
+    "no numbers": (np.full((9, 9, 4), np.nan), "has fractions from nan to nan"),
+    "complex": (np.zeros((9, 9, 4), complex), "has values of complex128"),
 }  # fmt: skip
 
 
@@ -224,6 +226,12 @@ def test_what_has_other_channels_is_refused_in_one_line(case: str) -> None:
     with pytest.raises(ImageError, match=message) as caught:
         decoding.load(source, 4)
     assert "\n" not in str(caught.value)
+
+
+def test_an_array_in_a_file_is_refused_by_the_name_of_the_file(tmp_path: Path) -> None:
+    np.save(tmp_path / "dark.npy", np.zeros((9, 9, 3), np.uint16))
+    with pytest.raises(ImageError, match=r"dark\.npy has values of uint16"):
+        decoding.load(tmp_path / "dark.npy")
 
 
 def test_the_tiff_of_this_test_is_one_that_pillow_reads() -> None:

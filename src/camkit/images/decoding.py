@@ -124,8 +124,8 @@ def _of_object(source: Any, count: int, name: str = "the image") -> tuple[Image.
     if isinstance(source, Image.Image):
         return _prepared(source, name, count)
     if count == 3:
-        return _prepared(inputs.picture(source), name, count)
-    image = channels.of_array(inputs.values(source, count), count, name)
+        return _prepared(inputs.picture(source, name), name, count)
+    image = channels.of_array(inputs.values(source, count, name), count, name)
     _check_size(image.size, name)
     return image, []
 

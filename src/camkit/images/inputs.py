@@ -187,30 +187,30 @@ def fetch(address: str) -> bytes:
     return data
 
 
-def picture(array: Any) -> Image.Image:
+def picture(array: Any, name: str = "the image") -> Image.Image:
     """An array `[H, W]` or `[H, W, 3]` or a tensor `[C, H, W]`, of bytes or of values in [0, 1].
 
-    Raises `ImageError` for anything else, such as a tensor that is normalised already.
+    Raises `ImageError`, with its `name`, for anything else, such as a tensor that is normalised already.
     """
     pixels = _channels_last(array, (1, 3, 4))
     shape = list(pixels.shape)
     if pixels.ndim == 3 and pixels.shape[2] == 1:
         pixels = pixels[:, :, 0]
     if pixels.ndim not in (2, 3) or (pixels.ndim == 3 and pixels.shape[2] not in (3, 4)) or 0 in shape:
-        raise ImageError(f"an image is [H, W] or [H, W, 3], a tensor [C, H, W], not {shape}")
-    pixels = _in_range(pixels)
+        raise ImageError(f"{name} is {shape}: an image is [H, W] or [H, W, 3], a tensor [C, H, W]")
+    pixels = _in_range(pixels, name)
     if pixels.dtype != np.uint8:
         pixels = np.rint(pixels * 255).astype(np.uint8)
     return Image.fromarray(np.ascontiguousarray(pixels))
 
 
-def values(array: Any, count: int) -> np.ndarray[Any, Any]:
+def values(array: Any, count: int, name: str) -> np.ndarray[Any, Any]:
     """An array `[H, W, count]` or a tensor `[count, H, W]` as `[H, W, count]`: bytes, or float32 in [0, 1].
 
     Raises `ImageError` for other values; other shapes stay as they are.
     """
     pixels = _channels_last(array, (count,))
-    return pixels if 0 in pixels.shape else np.ascontiguousarray(_in_range(pixels))
+    return pixels if 0 in pixels.shape else np.ascontiguousarray(_in_range(pixels, name))
 
 
 def _channels_last(array: Any, counts: Sequence[int]) -> np.ndarray[Any, Any]:
@@ -222,19 +222,26 @@ def _channels_last(array: Any, counts: Sequence[int]) -> np.ndarray[Any, Any]:
     return np.moveaxis(found, 0, 2) if found.ndim == 3 and found.shape[0] in counts else found
 
 
-def _in_range(pixels: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """Bytes, or fractions in [0, 1] as float32; `ImageError` for other values."""
+def _in_range(pixels: np.ndarray[Any, Any], name: str) -> np.ndarray[Any, Any]:
+    """Bytes, or fractions in [0, 1] as float32; `ImageError` for other values.
+
+    Of 16 bits nobody knows what stands for white: a dark one would look like bytes.
+    """
     if pixels.dtype == np.bool_:
         return pixels.astype(np.float32)
     if np.issubdtype(pixels.dtype, np.floating):
-        check_fractions(pixels)
+        check_fractions(pixels, name)
         return pixels.astype(np.float32)
-    if not np.issubdtype(pixels.dtype, np.integer) or pixels.min() < 0 or pixels.max() > 255:
-        raise ImageError(f"images of whole numbers have values from 0 to 255, not {pixels.dtype}")
+    whole = np.issubdtype(pixels.dtype, np.integer) and pixels.dtype != np.uint16
+    if not whole or pixels.min() < 0 or pixels.max() > 255:
+        told = f" from {pixels.min()} to {pixels.max()}" if whole else ""
+        raise ImageError(
+            f"{name} has values of {pixels.dtype}{told}: give bytes from 0 to 255, or fractions from 0 to 1"
+        )
     return pixels.astype(np.uint8)
 
 
-def check_fractions(values: Any) -> None:
+def check_fractions(values: Any, name: str = "the image") -> None:
     """Refuse an array or tensor of fractions that are not all in [0, 1]."""
     kind = str(values.dtype)
     if "float" not in kind:
@@ -242,6 +249,6 @@ def check_fractions(values: Any) -> None:
     low, high = float(values.min()), float(values.max())
     if not (low >= 0 and high <= 1):  # nor NaN
         raise ImageError(
-            f"images of fractions have values in [0, 1], not {low:.3g} to {high:.3g}: tensors that are "
+            f"{name} has fractions from {low:.3g} to {high:.3g}, not in [0, 1]: in Python tensors that are "
             "normalised already are given to the model as they are with prepared=True"
         )
