@@ -81,6 +81,11 @@ class Preprocess:
             raise ModelError(f"unknown padding {self.padding!r}")
         if self.rounding not in get_args(Rounding):
             raise ModelError(f"unknown rounding {self.rounding!r}")
+        if not isinstance(self.grey, bool) or (self.grey and self.photo_channels != 3):
+            raise ModelError(
+                f"grey is true or false, and false for {self.channels} channels if these are not 1 or 3, "
+                f"not {self.grey!r}"
+            )
         if self.resize is not None:
             self._check_resize()
         known = 1 <= self.channels <= MAX_CHANNELS and len(self.mean) == len(self.std)
