@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import dataclasses
 import html
+import io
 import json
 import re
 from pathlib import Path
@@ -15,6 +16,7 @@ import pytest
 import torch
 from matplotlib import colormaps
 from PIL import Image
+from tests import browser
 from tests.conftest import SmallNet
 
 import camkit
@@ -512,3 +514,27 @@ def test_a_view_is_of_one_photograph() -> None:
         camkit.view(camkit.explain_many(model, images))
     with pytest.raises(UsageError, match="at least one"):
         camkit.view([])
+
+
+def test_a_view_in_a_browser_draws_what_the_pictures_show(tmp_path: Path) -> None:
+    """Pixel by pixel, but for the photograph's JPEG: a grey one, which that leaves as it is."""
+    model = small(("newt", "cat", "dog"))
+    torch.manual_seed(0)
+    image = Image.new("RGB", (300, 200), GREY)
+    results = [
+        dataclasses.replace(result, map=torch.randn(5, 5))
+        for result in camkit.explain_many(model, [image], target=["newt", "dog"])
+    ]
+    camkit.view(results).save(tmp_path / "view.html")
+    with browser.launched() as chromium, browser.opened(chromium, tmp_path / "view.html") as page:
+        for result in results:
+            assert page.inner_text("#head") == f"{result.class_name} {result.figure}"
+            canvas = page.evaluate("() => document.getElementById('picture').toDataURL('image/png')")
+            seen = numbers(Image.open(io.BytesIO(base64.b64decode(canvas.partition(",")[2]))))
+            expected = numbers(result.overlay(caption=False))
+            off = np.abs(seen - expected).max(axis=2)
+            off[:, [49, 250]] = 0  # the line around what the model saw
+            assert off.max() <= 4
+            page.focus("#picture")
+            page.keyboard.press("ArrowRight")
+        assert page.inner_text("#head").startswith("newt")
