@@ -466,13 +466,17 @@ def test_show_and_bundle(resnet: Any, tmp_path: Path) -> None:
 
 
 FUNCTIONS = """
-import torchvision
+import torch, torchvision
 
 def build():
     return torchvision.models.resnet18(num_classes=3)
 
 def fails():
     return [][1]
+
+def small():
+    layers = torch.nn.Conv2d(3, 4, 8, 8), torch.nn.Flatten(), torch.nn.Linear(4 * 8 * 8, 3)
+    return torch.nn.Sequential(*layers)
 
 number = 3
 """
@@ -494,3 +498,15 @@ def test_a_function_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     for spec, text in refused.items():
         with pytest.raises(ModelError, match=text):
             camkit.load_model(spec, device="cpu")
+
+
+def test_a_function_whose_network_takes_one_size_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its outputs are counted with photographs of the size that is said."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "small_network_of_camkit.py").write_text(FUNCTIONS)
+    spec = "small_network_of_camkit.py:small"
+    assert camkit.load_model(spec, size=64, device="cpu").classes == labels.numbered(3)
+    with pytest.raises(ModelError, match="size="):
+        camkit.load_model(spec, device="cpu")

@@ -16,6 +16,7 @@ from camkit.contracts.model import LoadedModel, ModelSource
 from camkit.errors import ModelError, typed_reason
 from camkit.models import fastai_pickle, labels
 from camkit.models.checkpoint import WEIGHTS, WholeModel
+from camkit.models.facts import ModelFacts
 from camkit.models.objects import from_object, load_export
 from camkit.models.weights_file import load_weights
 
@@ -57,5 +58,9 @@ def _whole(path: Path, device: torch.device) -> LoadedModel:
     if module is None:
         raise ModelError(f"{path} holds no module, but {type(content).__name__}")
     model = from_object(module.float().to(device).eval(), name=str(path))
-    named = (names for _, names in labels.beside(path) if len(names) == len(model.classes))
-    return model if labels.named(model.classes) else replace(model, classes=next(named, model.classes))
+    beside = [names for _, names in labels.beside(path)]
+    if labels.named(model.classes) or not beside:
+        return model
+    counted = from_object(model, facts=ModelFacts())
+    named = (names for names in beside if len(names) == len(counted.classes))
+    return replace(model, classes=next(named, counted.classes))

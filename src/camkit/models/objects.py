@@ -41,7 +41,8 @@ def from_object(
 
     preprocess: what it is shown, see `as_preprocess`; needed where the object does not say it.
     output: where it returns a tuple or a dict, the index, key or name of the scores. facts: what else the
-    user says of it; `None` where that is not known yet. inputs: `[C, H, W]` of tensors that are prepared.
+    user says of it; `None` where that is not known yet: then a model that names no classes has none either,
+    as it takes photographs of the right size to count them. inputs: `[C, H, W]` of prepared tensors.
     Raises `ModelError` for what is no model, and `UsageError` if something is missing.
     """
     given = None if preprocess is None else as_preprocess(preprocess)
@@ -58,12 +59,12 @@ def from_object(
         model = _showing(model, PreparedInputs.like(model.preprocess, inputs, known=known))
     if output is not None:
         model = replace(model, output=output)
+    if facts is None:
+        return model
     if not model.classes:
-        shown = facts.shown(model) if facts else model.preprocess
-        count = len(facts.classes or ()) if facts else 0
-        count = count or _count(replace(model, preprocess=shown))
+        count = len(facts.classes or ()) or _count(replace(model, preprocess=facts.shown(model)))
         model = replace(model, classes=labels.numbered(count))
-    return facts.apply(model) if facts else model
+    return facts.apply(model)
 
 
 def _showing(model: LoadedModel, preprocess: Preprocess) -> LoadedModel:
