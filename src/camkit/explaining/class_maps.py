@@ -14,7 +14,7 @@ from camkit.core.run_explainer import run
 from camkit.drawing import evidence
 from camkit.errors import MapError, UsageError
 from camkit.explaining.plan import plan
-from camkit.explaining.prediction import Prediction, prediction
+from camkit.explaining.prediction import Prediction, predictions
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def explain_classes(
     columns = {index: column for column, index in reversed(list(enumerate(answer.targets[0].tolist())))}
     wanted = sorted(columns, key=lambda index: columns[index])
     maps = answer.maps[method, name][0, [columns[index] for index in wanted]].float().cpu()
-    found = prediction(model, answer.scores.float().cpu(), 0, inputs)
+    (found,) = predictions(model, answer.scores.float().cpu(), inputs)
     evidence.check_finite(maps)
     if not bool(torch.isfinite(found.logits + found.likely).all()):
         raise MapError("a score of the model is NaN or infinite (try --dtype float32)")

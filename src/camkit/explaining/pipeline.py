@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import cache
 from itertools import islice
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,7 +20,7 @@ from camkit.drawing import evidence, overlay
 from camkit.errors import MapError, UsageError
 from camkit.explaining.explanation import Explanation
 from camkit.explaining.plan import Backend, Plan
-from camkit.explaining.prediction import Prediction, prediction
+from camkit.explaining.prediction import Prediction, predictions
 from camkit.images.decoding import Photo
 from camkit.images.workers import Failure, ImageSource, read
 
@@ -74,24 +73,44 @@ def _explain_photos(
         name: (every, replace(usual, score=score)) for name, score in work.functions.items()
     } or {"": (selector, usual)}
     answers = {
-        (backend.name, name): run(
-            *(backend.explainer, backend.name, model.module, batch),
-            *(work.layers, backend.methods, select),
-            call=call,
+        (backend.name, name): _on_host(
+            run(
+                *(backend.explainer, backend.name, model.module, batch),
+                *(work.layers, backend.methods, select),
+                call=call,
+            )
         )
         for backend in work.backends
         for name, (select, call) in asked.items()
     }
+    predicted = {key: _predicted(work, answer.scores, batch, key[1]) for key, answer in answers.items()}
     hint = cache(lambda layer, name: better_layer(model.module, layer, batch, call=asked[name][1]))
     for row, (position, photo) in enumerate(photos):
         yield [
             result
             for backend in work.backends
             for name in asked
+            for key in [(backend.name, name)]
             for result in _results(
-                work, backend, answers[backend.name, name], row, batch, position, photo, hint, name
+                work, backend, answers[key], row, predicted[key][row], position, photo, hint, name
             )
         ]
+
+
+def _on_host(answer: Answer) -> Answer:
+    """An answer on the CPU, in float32: all photographs of a batch come down at once."""
+    maps = {key: maps.float().cpu() for key, maps in answer.maps.items()}
+    return replace(answer, maps=maps, scores=answer.scores.float().cpu(), targets=answer.targets.cpu())
+
+
+def _predicted(work: Plan, scores: Tensor, inputs: Tensor, function: str) -> list[Prediction]:
+    """What each photograph of a batch is predicted to be.
+
+    function: what a target is called that is no class; then the scores are its values.
+    """
+    if function:
+        return [Prediction(values, values, "none", False, (), ()) for values in scores]
+    return predictions(work.model, scores, inputs)
 
 
 def _results(
@@ -99,27 +118,19 @@ def _results(
     backend: Backend,
     answer: Answer,
     row: int,
-    inputs: Tensor,
+    predicted: Prediction,
     position: int,
     photo: Photo,
     hint: Callable[[str, str], str],
     function: str = "",
 ) -> Iterator[Explanation | Failure]:
-    """The results of one backend for one photograph, each with the scores of the forward it explains.
-
-    function: what a target is called that is no class; then the scores are its values.
-    """
-    model, scores = work.model, answer.scores.float().cpu()
-    if function:
-        predicted = Prediction(scores[row], scores[row], "none", False, (), ())
-        fields: dict[str, Any] = {"scores": "none", "exclusive": False}
-    else:
-        predicted = prediction(model, scores, row, inputs)
-        fields = predicted.fields(model.classes)
+    """The results of one backend for one photograph, each with the scores of the forward it explains."""
+    model = work.model
+    fields = {"scores": "none", "exclusive": False} if function else predicted.fields(model.classes)
     columns = {index: column for column, index in reversed(list(enumerate(answer.targets[row].tolist())))}
     for (method, layer), maps in answer.maps.items():
         for index, column in sorted(columns.items(), key=lambda item: item[1]):
-            map, name = maps[row, column].float().cpu().clone(), function or model.classes[index]
+            map, name = maps[row, column].clone(), function or model.classes[index]
             try:
                 evidence.check_finite(map)
                 # One NaN among the scores leaves no class a probability.

@@ -60,23 +60,28 @@ def predict(model: LoadedModel, inputs: Tensor) -> Prediction:
     with hooks.as_it_was(model.module, model.device), torch.inference_mode():
         scores = classifier(model)(inputs)
     checked_targets(every, len(inputs), scores)
-    return prediction(model, scores.float().cpu(), 0, inputs)
+    return predictions(model, scores.float().cpu(), inputs)[0]
 
 
-def prediction(model: LoadedModel, scores: Tensor, row: int, inputs: Tensor) -> Prediction:
-    """The prediction of a row of `scores` `[B, n_classes]`, which `model` has for `inputs`."""
-    logits = scores[row]
-    if len(model.classes) != len(logits):
+def predictions(model: LoadedModel, scores: Tensor, inputs: Tensor) -> list[Prediction]:
+    """The prediction of each row of `scores`, `[B, n_classes]` on the CPU, of `model` for `inputs`."""
+    if len(model.classes) != scores.shape[1]:
         raise ModelError(
             f"model {model.name!r} names {counted(len(model.classes), 'class', 'classes')} but returns "
-            f"{counted(len(logits), 'score')}"
+            f"{counted(scores.shape[1], 'score')}"
         )
-    kind, warnings = _meaning(model, scores, inputs[row : row + 1])
+    kind, warnings = _meaning(model, scores, inputs[:1])
     probabilities = meanings.probabilities(scores, kind)
-    likely = logits if probabilities is None else probabilities[row]
+    likely = scores if probabilities is None else probabilities
     exclusive = meanings.excludes(scores, kind)
-    predicted = tuple(meanings.predictions(likely, exclusive=exclusive))
-    return Prediction(logits, likely, kind, exclusive, predicted, warnings)
+    return [
+        Prediction(
+            *(logits, own, kind, exclusive),
+            tuple(meanings.predictions(own, exclusive=exclusive)),
+            warnings,
+        )
+        for logits, own in zip(scores, likely, strict=True)
+    ]
 
 
 # Of modules whose scores alone do not tell what they are, found out once.
