@@ -21,7 +21,7 @@ from tests.conftest import SmallNet
 
 import camkit
 from camkit import LoadedModel
-from camkit.drawing import caption, colours, looks, text
+from camkit.drawing import caption, colours, looks, png, text
 from camkit.drawing.caption import Caption, Legend
 from camkit.drawing.evidence import Scale, sampled, scale_of
 from camkit.drawing.overlay import draw, overlay, sized
@@ -51,6 +51,27 @@ def drawn(map: torch.Tensor = SIGNED, size: tuple[int, int] = (300, 200), **look
     photo = Photo(Image.new("RGB", size, GREY), "a.jpg", "00")
     said = look.pop("said", SAID)
     return draw(photo, map, Preprocess(size=(32, 32)), Style(**look), said)
+
+
+# --- files ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("compress", [png._compressed, png._with_zlib])
+@pytest.mark.parametrize("size", [(1, 1), (3, 1), (1, 3), (67, 41)])
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_a_png_has_the_pixels(
+    mode: str, size: tuple[int, int], compress: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every byte of them, with the compression that is installed and with that of every Python."""
+    monkeypatch.setattr(png, "_compressed", compress)
+    width, height = size
+    count = len(mode) * width * height
+    pixels = np.random.default_rng(0).integers(0, 256, count, np.uint8).tobytes()
+    data = png.to_png(Image.frombytes(mode, size, pixels), {"camkit": "a line"})
+    with Image.open(io.BytesIO(data)) as image:
+        image.load()
+        assert (image.mode, image.size, image.tobytes()) == (mode, size, pixels)
+        assert image.info == {"camkit": "a line"}
 
 
 # --- colours --------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -43,15 +44,24 @@ def lesson(photo: Image.Image, values: Values, scale: Scale, style: Style) -> Im
     """The lesson's: matplotlib's colours, everywhere equally opaque."""
     pixels = np.asarray(photo)
     result = np.empty_like(pixels)
-    colour = colours.floats(style.cmap)
+    mixtures = _mixtures(style.cmap, style.alpha)
+    count = mixtures.shape[1] // 256
     height = max(1, BAND // photo.width)
     for y in range(0, photo.height, height):
         rows = slice(y, y + height)
-        places = scale.places(values[rows])
-        heat = colour[np.minimum((places * len(colour)).astype(np.int64), len(colour) - 1)]
-        mixed = (1 - style.alpha) * pixels[rows].astype(np.float32) + style.alpha * heat
-        result[rows] = mixed.round().clip(0, 255).astype(np.uint8)
+        index = (scale.places(values[rows]) * count).astype(np.int32)
+        first = 256 * np.minimum(index, count - 1)
+        for channel, mixed in enumerate(mixtures):
+            result[rows, :, channel] = mixed[first + pixels[rows, :, channel]]
     return Image.fromarray(result)
+
+
+@lru_cache(maxsize=8)
+def _mixtures(cmap: str, alpha: float) -> Table:
+    """What each of N colours makes of each byte of a pixel: uint8 `[3, N * 256]`, by channel."""
+    colour = colours.floats(cmap).T[:, :, None]
+    mixed = (1 - alpha) * np.arange(256, dtype=np.float32) + alpha * colour
+    return mixed.round().clip(0, 255).astype(np.uint8).reshape(3, -1)
 
 
 def contour(photo: Image.Image, values: Values, scale: Scale, style: Style) -> Image.Image:
@@ -104,4 +114,7 @@ LOOKS: dict[Look, Callable[[Image.Image, Values, Scale, Style], Image.Image]] = 
 
 def _index(values: Values, scale: Scale) -> Any:
     """The colour of each value by its number, uint8."""
-    return (scale.places(values) * 255 + 0.5).astype(np.uint8)
+    places = scale.places(values)
+    places *= 255
+    places += 0.5
+    return places.astype(np.uint8)

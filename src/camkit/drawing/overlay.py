@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
@@ -19,6 +20,7 @@ from camkit.images.preprocess import Preprocess
 
 SMALL = 256  # pixels: a photograph with a shorter longest side is enlarged
 DIM = 0.55  # how bright the part is that the model did not see
+DIMMER = (DIM * np.arange(256)).round().astype(np.uint8)  # what that makes of a byte
 BORDER = (255, 255, 255)
 DIMMED = "the model did not see the dimmed part"
 CUT = "cut to what the model saw"
@@ -80,13 +82,13 @@ def overlay(
     if is_flat(drawn) and not lesson and not (scale and scale.shared):
         drawn = drawn * 0  # a colour everywhere would look like evidence
     if inside[0] >= inside[2] or inside[1] >= inside[3]:
-        return dimmed(image)
+        return dimmed(image, (0, 0, 0, 0))
     values = sampled(drawn, box, inside, smooth=not lesson)
     look = looks.LOOKS[style.look]
     scale = scale or scale_of([map], style)
     if inside == (0, 0, *image.size):
         return look(image, values, scale, style)
-    result = dimmed(image)
+    result = dimmed(image, inside)
     result.paste(look(image.crop(inside), values, scale, style), inside[:2])
     _frame(result, inside)
     return result
@@ -152,9 +154,14 @@ def picture(pixels: Tensor) -> Image.Image:
     return Image.fromarray(values.to(torch.uint8).numpy())
 
 
-def dimmed(image: Image.Image) -> Image.Image:
-    """A picture, darker."""
-    return image.point([round(DIM * (value % 256)) for value in range(768)])
+def dimmed(image: Image.Image, but: tuple[int, int, int, int]) -> Image.Image:
+    """A picture, RGB, that is darker outside of a box."""
+    pixels = np.array(image)
+    left, top, right, bottom = but
+    beside = pixels[top:bottom]
+    for part in (pixels[:top], pixels[bottom:], beside[:, :left], beside[:, right:]):
+        part[...] = DIMMER[part]
+    return Image.fromarray(pixels)
 
 
 def above(picture: Image.Image, below: Image.Image) -> Image.Image:

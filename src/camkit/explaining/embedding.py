@@ -8,13 +8,12 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from PIL import ExifTags, Image
-from PIL.PngImagePlugin import PngInfo
 
+from camkit.drawing.png import to_png
 from camkit.errors import CamkitError, ImageError
 from camkit.explaining import manifest
 from camkit.explaining.manifest import FIELDS, Line
@@ -40,15 +39,14 @@ MAX_FILE = 2**26  # bytes of a picture that is read
 
 
 class Encoding(NamedTuple):
-    """How pictures of a format are written: their suffix, and what Pillow is told."""
+    """How pictures of a format are written: their suffix, and what Pillow is told, if it writes them."""
 
     suffix: str
     options: Mapping[str, Any]
 
 
-# PNG by the quickest level: 7 times faster than the usual one, and 15 % larger.
 ENCODINGS: dict[ImageFormat, Encoding] = {
-    "png": Encoding(".png", {"format": "PNG", "compress_level": 1}),
+    "png": Encoding(".png", {}),
     "jpeg": Encoding(".jpg", {"format": "JPEG", "quality": 90, "subsampling": 0}),
     "webp": Encoding(".webp", {"format": "WEBP", "quality": 90}),
 }
@@ -57,15 +55,11 @@ SUFFIXES = tuple(encoding.suffix for encoding in ENCODINGS.values())
 
 def encoded(picture: Image.Image, format: ImageFormat, lines: Sequence[Mapping[str, Any]]) -> bytes:
     """The bytes of a picture's file, with what made it."""
-    buffer = io.BytesIO()
     told = [{name: line.get(name) for name in KEPT} for line in lines]
     if format == "png":
-        info = PngInfo()
-        info.add_text(KEY, _json(told))
-        save = partial(picture.save, pnginfo=info)
-    else:
-        save = partial(picture.save, exif=_exif(told))
-    save(buffer, **ENCODINGS[format].options)
+        return to_png(picture, {KEY: _json(told)})
+    buffer = io.BytesIO()
+    picture.save(buffer, exif=_exif(told), **ENCODINGS[format].options)
     return buffer.getvalue()
 
 

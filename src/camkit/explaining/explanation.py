@@ -19,6 +19,7 @@ from camkit.contracts.scores import THRESHOLD, ScoreKind, figure
 from camkit.core.class_names import said_by_name
 from camkit.drawing import overlay
 from camkit.drawing.evidence import Scale
+from camkit.drawing.png import to_png
 from camkit.drawing.style import Style
 from camkit.errors import UsageError
 from camkit.explaining import captions
@@ -172,21 +173,15 @@ class Explanation:
         return captions.remarks(self.map, style or Style(), self.backend, self.method)
 
     def _repr_png_(self) -> bytes:
-        return _png(self.overlay())
+        return to_png(self.overlay())
 
     def _repr_html_(self) -> str:
         return self._html(self.overlay())
 
     def _html(self, picture: Image.Image) -> str:
-        data = base64.b64encode(_png(picture)).decode()
+        data = base64.b64encode(to_png(picture)).decode()
         caption = html.escape(f"{self.photo.source}: {self.caption()}")
         return (
             f'<figure style="margin:0"><img alt="{caption}" src="data:image/png;base64,{data}">'
             f"<figcaption>{caption}</figcaption></figure>"
         )
-
-
-def _png(picture: Image.Image) -> bytes:
-    buffer = io.BytesIO()
-    picture.save(buffer, "PNG")
-    return buffer.getvalue()

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from camkit.errors import ImageError, ModelError
@@ -263,7 +263,8 @@ class Preprocess:
     def to_dict(self) -> dict[str, Any]:
         """As JSON holds it; without what older versions do not know, where nothing is said by it."""
         unsaid = {"padding": "zeros", "presize": None, "rounding": "pillow", "grey": False}
-        return {name: value for name, value in asdict(self).items() if unsaid.get(name, ...) != value}
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: value for name, value in values.items() if unsaid.get(name, ...) != value}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Preprocess:
