@@ -70,14 +70,15 @@ def architecture_of(checkpoint: Checkpoint) -> Found:
     likely = list(kinds.values())
     for rule in (_of_both, _published):
         likely = [rows for rows in likely if rule(rows)] or likely
-    names = [rows[0].name for rows in likely]
-    if len(names) > 1:
+    first = {id(rows) for rows in likely}
+    names = [rows[0].name for rows in sorted(kinds.values(), key=lambda rows: id(rows) not in first)]
+    if len(likely) > 1:
         more = f" and {len(names) - 3} more" if len(names) > 3 else ""
         raise ModelError(
             f"{checkpoint.path} fits {', '.join(names[:3])}{more}, which compute different things from the "
             f"same tensors: say which with --arch, such as --arch {names[0]}"
         )
-    return Found(names[0], tuple(rows[0].name for rows in kinds.values() if rows[0].name != names[0]))
+    return Found(names[0], tuple(names[1:]))
 
 
 def _matches(checkpoint: Checkpoint) -> list[Signature]:
