@@ -338,9 +338,9 @@ def files_up_to(size: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-@pytest.mark.parametrize(("size", "kept", "what"), [(30_000, 16, "manifest.jsonl"), (1000, 0, ".png")])
+@pytest.mark.parametrize(("size", "kept", "what"), [(40_000, 16, "manifest.jsonl"), (1000, 0, ".png")])
 def test_a_full_disk_ends_the_run_and_what_was_finished_stays(size: int, kept: int, what: str) -> None:
-    photos(24)
+    photos(40)  # of which 16 are told at once
     asked = ("--look", "lesson")  # whose pictures are smaller than the manifest
     with files_up_to(size):
         done = quick(*MANY, *asked, code=1)

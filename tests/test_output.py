@@ -28,6 +28,7 @@ from camkit.drawing import colours
 from camkit.drawing.style import Style
 from camkit.errors import CamkitError, ImageError, MapError
 from camkit.explaining import manifest, redrawing, sheets
+from camkit.explaining import output as output_module
 from camkit.explaining.explanation import Explanation
 from camkit.explaining.manifest_lines import Result, request_id
 from camkit.explaining.naming import output_name, slug
@@ -910,7 +911,9 @@ def test_what_was_begun_is_finished_when_the_photographs_end_with_an_exception(t
     assert len(written(tmp_path)) == 10
 
 
-def test_not_more_photographs_are_in_memory_than_asked(tmp_path: Path) -> None:
+def test_not_more_photographs_are_in_memory_than_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     gate, begun = threading.Event(), []
 
     class Blocked(Output):
@@ -924,11 +927,24 @@ def test_not_more_photographs_are_in_memory_than_asked(tmp_path: Path) -> None:
             yield [explanation(f"{position}.jpg", position=position)]
 
     out = Blocked(tmp_path, style=Style())
+    monkeypatch.setattr(output_module, "PHOTOGRAPHS", 3)
     threading.Timer(0.3, gate.set).start()  # enough for all of them, if nothing held them back
     found = out.write_all(photos(), ahead=5)
     assert next(found).lines[0]["image"] == "0.jpg"
-    assert len(begun) == 6
+    assert len(begun) <= 5 + 3 + 1  # that wait to be written, and to be told of
     assert [written.lines[0]["image"] for written in found] == [f"{i}.jpg" for i in range(1, 20)]
+
+
+@pytest.mark.parametrize("format", ["npz", "parquet"])
+def test_what_was_begun_is_told_when_the_photographs_end_with_an_error(tmp_path: Path, format: Any) -> None:
+    def photos() -> Iterator[list[Result]]:
+        for position in range(3):
+            yield [explanation(f"{position}.jpg", position=position)]
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        list(Output(tmp_path, style=Style(), format=format).write_all(photos()))
+    assert [line["image"] for line in manifest.read(tmp_path)] == ["0.jpg", "1.jpg", "2.jpg"]
 
 
 # --- sheets ---------------------------------------------------------------------------------------

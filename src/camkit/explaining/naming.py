@@ -69,11 +69,12 @@ PICTURE = {
 }
 
 
-def picture_parts(style: Style) -> list[str]:
+@lru_cache(maxsize=16)
+def picture_parts(style: Style) -> tuple[str, ...]:
     """What the name of a picture says of how it was drawn: what is not as usual for its look."""
     usual = asdict(Style(look=style.look))
     drawn = {name: value for name, value in asdict(style).items() if value != usual[name]}
-    return parts(PICTURE, {**drawn, "look": style.look})
+    return tuple(parts(PICTURE, {**drawn, "look": style.look}))
 
 
 def parts(table: Mapping[str, Part], facts: Mapping[str, Any]) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
+import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -25,6 +26,8 @@ from camkit.images.workers import WAITING, Failure
 from camkit.models.facts import ModelFacts
 
 THREADS = 2  # that write; more only take turns
+# Lines reach the disk together, as each time takes milliseconds: of so many photographs, at least so often.
+PHOTOGRAPHS, SECONDS = 16, 1.0
 
 
 class Output:
@@ -61,7 +64,8 @@ class Output:
         said = (facts or ModelFacts()).told()
         self._keys = Keys({"request": request, "model_spec": spec, "model_facts": said}, name_layers)
         self._writer = WRITERS[format](folder, self.names, self._keys, style, image_format)
-        self._together: list[Written] = []  # photographs whose results become one file
+        self._together: list[Written] = []  # photographs that the manifest does not tell of yet
+        self._told = time.monotonic()  # when it last told of some
         self._place: Place | None = Place(folder) if folder.is_dir() else None
         self._manifest: Place | None = None  # once there is one
         self._hold_manifest()
@@ -102,7 +106,8 @@ class Output:
             finally:
                 for _, future in waiting:
                     if future.exception() is None:
-                        list(self._finish(future.result()))
+                        deque(self._finish(future.result()), 0)
+                deque(self._flush(), 0)
 
     def write(self, results: Sequence[Result]) -> Written:
         """The files of one photograph; nothing in the manifest yet.
@@ -159,15 +164,23 @@ class Output:
         return line
 
     def _finish(self, written: Written) -> Iterator[Written]:
-        """Into the manifest, with the photographs whose results become one file."""
+        """Into the manifest, with other photographs."""
         if not written.results:
             return
         if not any(map(self._is_new, written.lines)):
             yield written
             return
         self._together.append(written)
-        if len(self._together) >= self._writer.photographs:
+        if self._is_time():
             yield from self._flush()
+
+    def _is_time(self) -> bool:
+        """Whether the manifest is to tell of what is finished."""
+        if self._writer.photographs:
+            return len(self._together) >= self._writer.photographs
+        many = len(self._together) >= PHOTOGRAPHS
+        large = sum(_weight(written.results) for written in self._together) > WAITING
+        return many or large or time.monotonic() - self._told >= SECONDS
 
     def _flush(self) -> Iterator[Written]:
         photos, self._together = self._together, []
@@ -175,6 +188,7 @@ class Output:
             self._check_place()
             self._writer.finish(photos)
         self._append([line for photo in photos for line in photo.lines])
+        self._told = time.monotonic()
         yield from photos
 
     def _is_new(self, line: Line) -> bool:

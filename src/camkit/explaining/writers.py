@@ -52,7 +52,8 @@ Everything = Sequence[tuple[Explanation, Line]]  # the results of a photograph, 
 class Writer:
     """Writes the results of photographs into a folder in one format.
 
-    photographs: of so many the results make a file together; the last ones may be fewer.
+    photographs: of so many the results make a file together, of the last ones of fewer; 0 where each has
+        files of its own.
     """
 
     folder: Path
@@ -60,7 +61,7 @@ class Writer:
     keys: Keys
     style: Style
     image_format: ImageFormat
-    photographs: ClassVar[int] = 1
+    photographs: ClassVar[int] = 0
 
     def write(self, name: str, written: Written, everything: Everything) -> Written:
         """Files of one photograph, called `name`, in a thread; with what the lines tell of them.
@@ -70,7 +71,7 @@ class Writer:
         return written
 
     def finish(self, photos: Sequence[Written]) -> None:
-        """Files of `photographs` together; their lines are told of them."""
+        """Files of `photographs` together, if there are such; their lines are told of them."""
 
 
 class PngWriter(Writer):
