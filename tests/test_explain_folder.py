@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import time
@@ -477,7 +478,7 @@ def test_quiet_and_json_are_the_lines_alone() -> None:
 def test_verbose_tells_what_is_run_and_how_much_was_done() -> None:
     photos(3)
     done = quick("photos", "-v", "--batch-size", 2, "--class", "top:2")
-    first, options, where, last = done.stderr.splitlines()
+    first, options, where, last, stages = done.stderr.splitlines()
     request, sha256 = lines()[0]["request"], lines()[0]["model_sha256"]
     assert first == (
         f"model tiny:net ({sha256[:12]}) on cpu in float32, layers body; "
@@ -486,6 +487,8 @@ def test_verbose_tells_what_is_run_and_how_much_was_done() -> None:
     assert options.startswith("native: reduction=sum, ") and "fast=False" in options
     assert where.endswith("; to look through all of it, open out/index.html")
     assert last.startswith("3 photographs, 6 maps in ")
+    shares = [int(share) for share in re.findall(r"(\d+)%", stages)]
+    assert len(shares) == 3 and 98 <= sum(shares) <= 102 and "--workers" in stages
 
 
 @pytest.mark.parametrize("format", ["npz", "parquet"])

@@ -10,6 +10,7 @@ import os
 import re
 import socket
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 from pathlib import Path, PurePosixPath
@@ -34,6 +35,7 @@ from camkit.explaining.manifest_lines import Result, request_id
 from camkit.explaining.naming import output_name, slug
 from camkit.explaining.output import Output
 from camkit.explaining.plan import plan
+from camkit.explaining.stages import Stages
 from camkit.explaining.stored_maps import load_map
 from camkit.images import decoding
 from camkit.images.decoding import Photo
@@ -945,6 +947,23 @@ def test_what_was_begun_is_told_when_the_photographs_end_with_an_error(tmp_path:
     with pytest.raises(KeyboardInterrupt):
         list(Output(tmp_path, style=Style(), format=format).write_all(photos()))
     assert [line["image"] for line in manifest.read(tmp_path)] == ["0.jpg", "1.jpg", "2.jpg"]
+
+
+def test_the_stages_of_a_run_share_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
+    stages = Stages()
+
+    def photographs() -> Iterator[int]:
+        for number in range(3):
+            clock[0] += 1
+            yield number
+
+    for _ in stages.each("reading", photographs()):
+        clock[0] += 2  # of the model
+    with stages.waiting("writing"):
+        clock[0] += 3
+    assert stages.shares() == {"explaining": 0.5, "reading": 0.25, "writing": 0.25}
 
 
 # --- sheets ---------------------------------------------------------------------------------------

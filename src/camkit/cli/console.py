@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -22,6 +22,13 @@ if TYPE_CHECKING:
     from camkit.explaining.runner import Run
     from camkit.explaining.writers import Written
 
+# What the stages of a run are called here.
+WAYS = {
+    "explaining": "explaining",
+    "reading": "waiting for photographs (--workers)",
+    "writing": "waiting for files",
+}
+
 
 class Report:
     """Prints what was done, as a table or as manifest lines, and counts it.
@@ -34,6 +41,7 @@ class Report:
         self.names: Names | None = None  # of the files that are written, if any are
         self.picture: Path | None = None  # the first, or the sheet of the first photograph
         self.quiet = quiet
+        self.shares: Mapping[str, float] = {}  # of the time, see `Stages`
         self._verbose = verbose
         self._as_json = as_json
         self._table = not as_json and not quiet
@@ -130,6 +138,9 @@ class Report:
         if self._verbose:
             done = f"{counted(self.photos, 'photograph')}, {counted(self.done, 'map')}"
             self._say(f"{done} in {seconds:.1f} s with start-up")
+            if self.photos:
+                parts = ", ".join(f"{WAYS[stage]} {share:.0%}" for stage, share in self.shares.items())
+                self._say(f"of the time after start-up: {parts}")
 
     def interrupted(self, folder: Path, finished: int) -> None:
         """After Ctrl-C, when what was begun is finished."""

@@ -205,7 +205,7 @@ def _run(request: ExplainRequest, pool: Processes | None, workers: int, **output
     except KeyboardInterrupt:
         report.interrupted(request.out, run.output.finished)
         raise SystemExit(130) from None
-    report.skipped = run.skipped
+    report.skipped, report.shares = run.skipped, run.stages.shares()
     if request.style.scale == "run":
         _draw(request, run, pool, report)
     return report

@@ -20,6 +20,7 @@ from camkit.explaining.manifest_lines import Format, Result, facts, measured
 from camkit.explaining.map_keys import Keys
 from camkit.explaining.naming import Names, output_name
 from camkit.explaining.parquet import Map
+from camkit.explaining.stages import Stages
 from camkit.explaining.writers import WRITERS, Written
 from camkit.files import Place, check_writable, sweep
 from camkit.images.workers import WAITING, Failure
@@ -37,6 +38,7 @@ class Output:
     name_layers: whether the layer is part of the names, as it is where one was asked for.
     spec: the model as it was asked for, so that the maps can be computed again; facts: what was said of it.
     request: what makes two runs the same; `resume`: leave out what the folder holds of it already.
+    stages: is told how long results were waited for.
     """
 
     def __init__(
@@ -51,7 +53,9 @@ class Output:
         facts: ModelFacts | None = None,
         request: str = "",
         resume: bool = False,
+        stages: Stages | None = None,
     ) -> None:
+        self._stages = stages or Stages()
         check_writable(folder)
         manifest.check_writable(folder)
         if resume:
@@ -98,9 +102,9 @@ class Output:
                         or sum(weight for weight, _ in waiting) > WAITING
                         or waiting[0][1].done()
                     ):
-                        yield from self._finish(_first(waiting))
+                        yield from self._finish(self._first(waiting))
                 while waiting:
-                    yield from self._finish(_first(waiting))
+                    yield from self._finish(self._first(waiting))
                 yield from self._flush()
                 self._check_place()  # whatever went away until now is told
             finally:
@@ -163,6 +167,13 @@ class Output:
             line |= measured(result.map)
         return line
 
+    def _first(self, waiting: deque[tuple[int, Future[Written]]]) -> Written:
+        """What is finished first; until then it stays among those that wait, if Ctrl-C comes meanwhile."""
+        with self._stages.waiting("writing"):
+            written = waiting[0][1].result()
+        waiting.popleft()
+        return written
+
     def _finish(self, written: Written) -> Iterator[Written]:
         """Into the manifest, with other photographs."""
         if not written.results:
@@ -186,8 +197,9 @@ class Output:
         photos, self._together = self._together, []
         if photos:
             self._check_place()
-            self._writer.finish(photos)
-        self._append([line for photo in photos for line in photo.lines])
+            with self._stages.waiting("writing"):
+                self._writer.finish(photos)
+                self._append([line for photo in photos for line in photo.lines])
         self._told = time.monotonic()
         yield from photos
 
@@ -206,13 +218,6 @@ class Output:
             self.finished += sum(line["status"] == "ok" for line in new)
         except CamkitError as error:
             raise CamkitError(f"{error}; what was finished stays valid") from None
-
-
-def _first(waiting: deque[tuple[int, Future[Written]]]) -> Written:
-    """What is finished first; until then it stays among those that wait, if Ctrl-C comes meanwhile."""
-    written = waiting[0][1].result()
-    waiting.popleft()
-    return written
 
 
 def _too_large(results: Sequence[Result]) -> Failure:

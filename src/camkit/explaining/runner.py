@@ -14,6 +14,7 @@ from camkit.explaining.naming import output_name
 from camkit.explaining.output import Output
 from camkit.explaining.plan import make_backends, plan
 from camkit.explaining.request import ExplainRequest
+from camkit.explaining.stages import Stages
 from camkit.explaining.writers import Written
 from camkit.images import workers
 from camkit.images.decoding import DRAWN, digest, sample
@@ -26,7 +27,8 @@ class Run:
     """A request with everything that it names: made, loaded and checked before any photograph is read.
 
     work: what is computed. id: the same for two runs with the same results. is_any: whether a photograph
-    falls into the part that is asked for. skipped: photographs that were done before. names: the files.
+    falls into the part that is asked for. skipped: photographs that were done before. stages: what the time
+    goes into.
     """
 
     def __init__(
@@ -72,6 +74,7 @@ class Run:
             image_format=request.image_format,
         )
         self.skipped = 0
+        self.stages = Stages()
         self.output = Output(
             request.out,
             style=request.style,
@@ -82,6 +85,7 @@ class Run:
             facts=request.facts,
             request=self.id,
             resume=request.resume,
+            stages=self.stages,
         )
 
     def sources(self) -> Iterator[Source]:
@@ -105,7 +109,7 @@ class Run:
             self.work,
             self._missing() if request.resume else self.sources(),
             batch_size=size,
-            read=read,
+            read=lambda *args, **options: self.stages.each("reading", read(*args, **options)),
             whole=request.style.view == "original" and request.format == "png",
             side=request.style.size or DRAWN,
         )
