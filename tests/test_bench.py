@@ -46,6 +46,7 @@ from camkit.bench.request import BenchRequest
 from camkit.bench.results import Against, Document, Median
 from camkit.bench.timing import Cold, Rounds, Sample, Timed
 from camkit.cli import cli
+from camkit.cli.bench import bench as bench_command
 from camkit.errors import AmbiguousPlugin, CamkitError, OptionError, PluginError, UsageError
 from camkit.metrics.controls import CONTROLS
 from camkit.registry import discovery, loading
@@ -1207,7 +1208,7 @@ def test_the_command_repeats_the_request_without_private_folders() -> None:
 
 def test_every_field_of_a_request_has_its_option() -> None:
     assert list(request.OPTIONS) == [*vars(BenchRequest())]
-    options = {option for param in cli.commands["bench"].params for option in param.opts}
+    options = {option for param in bench_command.params for option in param.opts}
     assert set(request.OPTIONS.values()) <= options
 
 

@@ -9,7 +9,7 @@ import pytest
 from click.testing import Result
 from tests.conftest import runner
 
-from camkit.cli import cli
+from camkit.cli import COMMANDS, cli
 from camkit.errors import BrokenPlugin
 from camkit.registry import discovery, loading
 
@@ -83,4 +83,4 @@ def test_what_is_no_command_hurts_nobody_and_built_in_names_are_taken() -> None:
     broken = camkit_("seven")
     assert broken.exit_code == 1 and broken.stderr.startswith("Error: command 'seven' from camkit-talk 1.0")
     assert camkit_("explain", "--help").stdout.startswith("Usage: cli explain [OPTIONS] [IMAGES]")
-    assert set(discovery.COMMANDS) == set(cli.commands)
+    assert set(discovery.COMMANDS) == set(COMMANDS)

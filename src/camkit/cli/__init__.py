@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 import sys
 import traceback
@@ -13,31 +14,56 @@ from typing import Any
 import click
 
 import camkit
-from camkit.cli.bench import bench
-from camkit.cli.explain import explain
-from camkit.cli.model import model
-from camkit.cli.plugin import plugin
-from camkit.cli.result_folder import merge, render, show, verify
+from camkit.cli.parameters import CommandBeside
 from camkit.cli.terminal import say
-from camkit.cli.train import report, train
-from camkit.errors import ESCAPES, CamkitError, CamkitWarning
+from camkit.errors import ESCAPES, CamkitError, CamkitWarning, closest
 from camkit.registry import discovery, loading
 
 # What the system says of a library that it has no memory for.
 NO_ROOM = ("failed to map segment", "cannot allocate memory", "Cannot allocate memory")
 NO_LIBRARIES = "out of memory: there is too little for the libraries of torch; allow more (`ulimit -v`)"
 
+# Camkit's own commands: the module here that each is in, and what `camkit --help` says of it.
+COMMANDS = {
+    "explain": ("explain", "Draw where a model looked in photographs"),
+    "show": ("result_folder", "How a picture was made, and the command that makes it again"),
+    "verify": ("result_folder", "Whether files and maps still are what they were"),
+    "render": ("result_folder", "Draw the maps of a folder again, in another look"),
+    "train": ("train", "Train a classifier on photographs with labels, and report on it"),
+    "bench": ("bench", "Measure explainers: speed, memory, and whether they tell the truth"),
+    "model": ("model", "Which models there are, what is known of one, bundles of them"),
+    "plugin": ("plugin", "Which plugins are installed; check one, or begin your own"),
+}
+
 
 class Commands(click.Group):
-    """A group that turns errors into one line and the documented exit code."""
+    """A group that turns errors into one line and the documented exit code.
+
+    A command is imported only when it is called, camkit's own as that of a plugin.
+    """
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Camkit's own."""
+        return list(COMMANDS)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """What each of them does, without importing it."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
 
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
-        """One of camkit's own, or else of a plugin, which is imported only when it is called."""
-        command = super().get_command(ctx, name)
-        if command is None and _is_plugin(name):
+        """One of camkit's own, or else of a plugin."""
+        if name in COMMANDS:
+            command = getattr(importlib.import_module(f"camkit.cli.{COMMANDS[name][0]}"), name)
+        elif _is_plugin(name):
             command = loading.load(discovery.get("command", name))
-            _debug_too(click.Group(commands=[command]))
-        return command
+        elif ctx.resilient_parsing or name.startswith("-"):
+            return None
+        else:
+            known = [*COMMANDS, *(found.name for found in discovery.find("command"))]
+            raise click.UsageError(f"No such command {name!r}{closest(name, known)}", ctx)
+        _debug_too(click.Group(commands=[command]))
+        return command  # type: ignore[no-any-return]
 
     def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
         """Read the options that stand before the command."""
@@ -127,10 +153,6 @@ def cli(debug: bool) -> None:
     logging.getLogger("matplotlib").setLevel(logging.ERROR)
 
 
-for command in (explain, show, verify, render, train, bench, model, plugin):
-    cli.add_command(command)
-
-
 def _debug(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
     ctx.find_root().params["debug"] |= wanted
 
@@ -145,10 +167,8 @@ def _debug_too(group: click.Group) -> None:
         command.params.append(option)
         if isinstance(command, click.Group):
             _debug_too(command)
-
-
-_debug_too(cli)
-_debug_too(click.Group(commands=[merge, report]))
+        if isinstance(command, CommandBeside):
+            _debug_too(click.Group(commands=[command.beside]))
 
 
 def main(args: Sequence[str] | None = None) -> None:

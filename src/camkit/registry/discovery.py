@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
-from importlib.machinery import PathFinder
+from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -30,6 +30,8 @@ from camkit.errors import (
 
 if TYPE_CHECKING:
     from importlib.metadata import Distribution  # it takes a third of the time of `--help`
+
+    from packaging.version import Version
 
 Kind = Literal["explainer", "metric", "trainer", "model", "command"]
 
@@ -53,6 +55,7 @@ GROUPS: dict[Kind, str] = {
 COMMANDS = ("bench", "explain", "model", "plugin", "render", "show", "train", "verify")
 HOST = "camkit"
 # Where the body of a class ends, or its first method begins.
+_CLASS = re.compile(r"^class (\w+)", re.MULTILINE)
 _BODY_END = re.compile(r"^(?:[^\s)#]|    (?:def|async|@))", re.MULTILINE)
 NAME = re.compile(r"[a-z0-9-]+")
 
@@ -97,6 +100,7 @@ def get(kind: Kind, name: str) -> Found:
     matches = _named(kind, name)
     if all(f.problem for f in matches):  # perhaps it was just installed or repaired, from a notebook
         _scan.cache_clear()
+        _spec.cache_clear()
         importlib.invalidate_caches()
         matches = _named(kind, name)
     working = [f for f in matches if not f.problem]
@@ -137,7 +141,7 @@ def summary(found: Found) -> str:
     """
     module, _, cls = found.value.partition(":")
     package, *rest = module.split(".")
-    spec = PathFinder.find_spec(package)
+    spec = _spec(package, tuple(sys.path))
     folders = [Path(folder) for folder in (spec and spec.submodule_search_locations) or ()]
     files = [folder.joinpath(*rest, "__init__.py") for folder in folders]
     files += [folder.joinpath(*rest).with_suffix(".py") for folder in folders if rest]
@@ -155,6 +159,12 @@ def summary(found: Found) -> str:
     return ""
 
 
+@cache
+def _spec(package: str, path: tuple[str, ...]) -> ModuleSpec | None:
+    """Where a package is; many plugins share one, and each folder of `path` is looked into."""
+    return PathFinder.find_spec(package)
+
+
 def _first_line_of(source: Path, function: str) -> str:
     """The first line of a function's docstring."""
     try:
@@ -169,7 +179,7 @@ def _class_body(source: Path, cls: str) -> list[ast.stmt]:
     """The statements of a class before its methods; only they are parsed, for a module takes long."""
     try:
         text = source.read_text(encoding="utf-8")
-        begin = re.search(rf"^class {re.escape(cls)}\b", text, re.MULTILINE)
+        begin = next((found for found in _CLASS.finditer(text) if found[1] == cls), None)
         end = begin and _BODY_END.search(text, begin.end())
         node = ast.parse(text[begin.start() : end.start() if end else None]).body[0] if begin else None
     except (OSError, SyntaxError, ValueError):
@@ -246,11 +256,9 @@ def _misfit(requirement: str, dist: str) -> str | None:
     """Why this camkit is not the one that a line of Requires-Dist asks for, and which side to upgrade."""
     if not re.match(rf"{HOST}(?![\w.-])", requirement, re.IGNORECASE):
         return None
-    from importlib.metadata import version
-
     from packaging.version import Version
 
-    here = Version(version(HOST))
+    here = _own_version()
     lower = re.fullmatch(rf"{HOST}\s*>=\s*([\d.]*\d)", requirement)
     if lower and here >= Version(lower[1]):
         return None  # what nearly everyone writes; the next import takes longer than all the rest of a list
@@ -266,6 +274,15 @@ def _misfit(requirement: str, dist: str) -> str | None:
         return None
     newer = any(one.operator == ">" or Version(one.version.removesuffix(".*")) > here for one in unmet)
     return f"it needs {HOST}{wanted.specifier}, this is {here}: upgrade {HOST if newer else dist}"
+
+
+@cache
+def _own_version() -> Version:
+    from importlib.metadata import version
+
+    from packaging.version import Version
+
+    return Version(version(HOST))  # for which the metadata are parsed
 
 
 def _unshadowed(item: Found, found: list[Found]) -> Found:
