@@ -30,6 +30,7 @@ from camkit.cli.parameters import (
 )
 from camkit.cli.result_folder import merge, write_page
 from camkit.cli.terminal import say
+from camkit.core.device_names import check_device_name
 from camkit.errors import UsageError
 from camkit.explaining.shard import Shard
 from camkit.registry import extras, options
@@ -145,7 +146,7 @@ def explain(images: tuple[str, ...], **values: Any) -> None:
     early_checks.model(values["model"])
     values["facts"] = facts(values)
     early_checks.classes(values["model"], values["classes"], values["facts"].classes)
-    early_checks.device(values["device"])
+    check_device_name(values["device"])
     early_checks.results_folder(values["out"])
     early_checks.photographs(images)
 

@@ -15,7 +15,7 @@ from torchvision import transforms
 
 from camkit.contracts.options import option
 from camkit.contracts.trainer import Trainer, TrainRequest, TrainResult
-from camkit.core.devices import pick_device, pick_dtype
+from camkit.core.devices import pick_device, pick_dtype, random_state_kept
 from camkit.images.preprocess import Preprocess
 from camkit.training import dataset, finetune, recipe
 from camkit.training.objective import Objective, final, objective
@@ -83,7 +83,7 @@ class TorchTrainer(Trainer):
         say = request.progress or (lambda _, __: None)
         for line in told:
             say(0.0, line)
-        with torch.random.fork_rng([model.device] if model.device.type == "cuda" else []):
+        with random_state_kept(model.device):
             for stage in stages:
                 begin, end = end, end + stage.epochs
                 groups = finetune.groups(model.module, head, stage.lr, stage.body_lr)
@@ -110,8 +110,7 @@ class TorchTrainer(Trainer):
         plan, _ = recipe.read(request.recipe, Recipe, Stage)
         preprocess = finetune.pretrained(request.arch, request.weights, torch.device("cpu")).preprocess
         augment = augmentation(preprocess, plan)
-        with torch.random.fork_rng([]):
-            torch.manual_seed(request.seed)
+        with random_state_kept(torch.device("cpu"), request.seed):
             return {"random crops, mirrored, in other colours": [augment(photo) for _ in range(9)]}
 
 

@@ -1,0 +1,116 @@
+"""camkit on an accelerator in CPU memory; run by `tests/test_fake_device.py` in a process of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from tests import fake_device
+from tests.conftest import SmallNet
+from torch import Tensor, nn
+
+import camkit
+from camkit.contracts.metric import MapBatch
+from camkit.core import devices
+from camkit.metrics.measure import measure
+from camkit.native.method_table import METHODS
+from camkit.registry import discovery, loading
+
+NATIVE = fake_device.start()
+FAKE = torch.device("fake:0")
+
+
+@pytest.fixture(autouse=True)
+def _as_it_was() -> Iterator[None]:
+    """A device that can do everything, before and after each test."""
+    yield
+    NATIVE.refuse_waits(False)
+    NATIVE.has_double(True)
+    NATIVE.limit(-1)
+    devices.has_float64.cache_clear()
+
+
+@pytest.fixture
+def without_double() -> None:
+    NATIVE.has_double(False)
+    devices.has_float64.cache_clear()
+
+
+@pytest.fixture
+def net() -> nn.Module:
+    return SmallNet().eval()
+
+
+@pytest.fixture
+def there(net: nn.Module) -> nn.Module:
+    """The same network on the device."""
+    import copy
+
+    return copy.deepcopy(net).to(FAKE)
+
+
+@pytest.fixture
+def x() -> Tensor:
+    return torch.randn(3, 3, 16, 12, generator=torch.Generator().manual_seed(1))
+
+
+def close(found: Tensor, wanted: Tensor, bound: float = 1e-5) -> None:
+    """Equal but for rounding, relative to the peak, NaN included."""
+    torch.testing.assert_close(
+        found.cpu(), wanted, rtol=0, atol=bound * float(wanted.nan_to_num().abs().max()), equal_nan=True
+    )
+
+
+def test_the_device() -> None:
+    assert devices.pick_device("auto") == devices.pick_device("fake") == FAKE
+    assert devices.pick_device("fake:1") == torch.device("fake:1")
+    with pytest.raises(camkit.errors.UsageError, match="'fake:2' is not there: torch sees 2 fake devices"):
+        devices.pick_device("fake:2")
+    assert devices.kind(FAKE) == devices.kind(torch.device("fake:1")) == "fake Fake accelerator"
+    assert devices.has_float64(FAKE) and devices.has_graphs(FAKE) and not devices.has_graphs(devices.CPU)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_as_on_the_cpu(method: str, net: nn.Module, there: nn.Module, x: Tensor) -> None:
+    found = camkit.maps(there, x.to(FAKE), [0, 3, 1], layer="act", method=method)
+    assert found.device == FAKE
+    close(found, camkit.maps(net, x, [0, 3, 1], layer="act", method=method))
+
+
+@pytest.mark.usefixtures("without_double")
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_without_float64(method: str, net: nn.Module, there: nn.Module, x: Tensor) -> None:
+    assert not devices.has_float64(FAKE)
+    found = camkit.maps(there, x.to(FAKE), [0, 3, 1], layer="act", method=method)
+    assert found.device == FAKE
+    close(found, camkit.maps(net, x, [0, 3, 1], layer="act", method=method))
+
+
+@pytest.mark.usefixtures("without_double")
+@pytest.mark.parametrize("name", discovery.names("metric"))
+def test_every_metric_without_float64(name: str, net: nn.Module, there: nn.Module, x: Tensor) -> None:
+    if name == "ssim":
+        pytest.importorskip("skimage")
+
+    def scores(module: nn.Module, inputs: Tensor) -> Tensor:
+        def explain(inputs: Tensor, targets: Tensor) -> Tensor:
+            return camkit.maps(module, inputs, targets, layer="act")
+
+        targets = torch.tensor([0, 3, 1]).to(inputs.device)
+        truth = torch.zeros(3, *inputs.shape[-2:], dtype=torch.bool)
+        truth[:, 2:9, 3:8] = True
+        batch = MapBatch(
+            explain(inputs, targets),
+            *(module, inputs, targets),
+            truth=truth.to(inputs.device),
+            reference=camkit.maps(module, inputs, targets, layer="act", method="layercam"),
+            explain=explain,
+        )
+        metric: Any = loading.make("metric", name, {})
+        found = measure(metric, name, batch).values
+        assert found.device == inputs.device and found.dtype == torch.float32
+        return found
+
+    close(scores(there, x.to(FAKE)), scores(net, x), 1e-4)

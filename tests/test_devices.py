@@ -1,0 +1,94 @@
+"""What is not the same on all devices, as far as a CPU can show it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from camkit.core import devices
+from camkit.errors import CamkitWarning
+
+CUDA = torch.device("cuda:0")
+
+
+def test_auto_is_an_accelerator_that_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda check_available=False: None)
+    assert devices.pick_device("auto") == torch.device("cpu")
+    # One that torch believes in, and that holds no values.
+    broken = torch.device("meta")
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda check_available=False: broken)
+    with pytest.warns(CamkitWarning, match="accelerator meta does not answer, so the CPU computes"):
+        assert devices.pick_device("auto") == torch.device("cpu")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+        RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:126] DefaultCPUAllocator: can't allocate memory"),
+        RuntimeError("MPS backend out of memory (MPS allocated: 9.00 GB)"),
+        getattr(torch, "AcceleratorError", RuntimeError)("CUDA error: out of memory"),
+    ],
+)
+def test_out_of_memory_has_many_names(error: Exception) -> None:
+    assert devices.is_out_of_memory(error)
+
+
+@pytest.mark.parametrize(
+    "error", [RuntimeError("shape mismatch"), ValueError("out of memory of the elephants")]
+)
+def test_other_errors_are_not_out_of_memory(error: Exception) -> None:
+    assert not devices.is_out_of_memory(error)
+
+
+def test_random_states_are_kept_and_seeded() -> None:
+    before = torch.get_rng_state()
+    with devices.random_state_kept(devices.CPU, 7):
+        first = torch.rand(3)
+    with pytest.raises(KeyError), devices.random_state_kept(devices.CPU, 7):
+        assert torch.equal(torch.rand(3), first)
+        raise KeyError
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def switches() -> list[Any]:
+    """All that torch says of how float32 is multiplied, in both of its ways."""
+    backends: Any = torch.backends
+    return [
+        *(of.fp32_precision for of in (backends.cuda.matmul, backends.cudnn.conv, backends.cudnn.rnn)),
+        *(
+            backends.mkldnn.matmul.fp32_precision,
+            backends.cudnn.allow_tf32,
+            backends.cuda.matmul.allow_tf32,
+        ),
+        torch.get_float32_matmul_precision(),
+    ]
+
+
+@pytest.mark.parametrize("usual", ["highest", "high", "medium"])
+@pytest.mark.parametrize("precision", devices.PRECISIONS)
+def test_the_precision_of_float32_holds_inside_alone(precision: str, usual: str) -> None:
+    first = torch.get_float32_matmul_precision(), torch.backends.mkldnn.matmul.fp32_precision
+    try:
+        torch.set_float32_matmul_precision(usual)
+        before = switches()
+        with pytest.raises(KeyError), devices.multiplied(CUDA, precision):
+            assert devices.float32_precision(CUDA) == precision
+            switches()  # torch's compiler reads all of them: none may raise
+            raise KeyError
+        assert switches() == before
+        with devices.multiplied(torch.device("cpu"), precision):  # where there is nothing to choose
+            assert switches() == before
+    finally:
+        torch.set_float32_matmul_precision(first[0])
+        torch.backends.mkldnn.matmul.fp32_precision = first[1]
+        torch.backends.cuda.matmul.fp32_precision = "none"
+
+
+def test_by_default_torch_rounds_on_cuda_devices() -> None:
+    """Which is why camkit says what it wants."""
+    assert devices.float32_precision(CUDA) == "tf32" and devices.float32_precision(devices.CPU) == "ieee"
