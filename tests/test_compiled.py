@@ -535,7 +535,7 @@ def test_a_body_that_is_not_that_of_the_model(
 ) -> None:
     model = scaled()
     model.fc.weight.data[:, 3] = 0
-    monkeypatch.setattr("camkit.native.compiled._compiled", lambda body, example, _: wrong(body, example))
+    monkeypatch.setattr("camkit.native.compiled._compiled", lambda body, example, *_: wrong(body, example))
     plain = camkit.maps(model, batch, 1, layer="stem", method="eigencam")
     with pytest.warns(CamkitWarning, match="something else"):
         quick = camkit.maps(model, batch, 1, layer="stem", method="eigencam", fast=True)

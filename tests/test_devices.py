@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from tests.conftest import runner
 
+from camkit.cli import cli
 from camkit.core import devices
+from camkit.core.device_names import PRECISIONS
+from camkit.drawing.style import Style
 from camkit.errors import CamkitWarning
+from camkit.explaining import manifest, repeating, stored_maps
+from camkit.explaining.manifest_lines import request_id
+from camkit.explaining.plan import plan
+from camkit.models.loading import load_model
 
 CUDA = torch.device("cuda:0")
 
@@ -70,7 +79,7 @@ def switches() -> list[Any]:
 
 
 @pytest.mark.parametrize("usual", ["highest", "high", "medium"])
-@pytest.mark.parametrize("precision", devices.PRECISIONS)
+@pytest.mark.parametrize("precision", PRECISIONS)
 def test_the_precision_of_float32_holds_inside_alone(precision: str, usual: str) -> None:
     first = torch.get_float32_matmul_precision(), torch.backends.mkldnn.matmul.fp32_precision
     try:
@@ -92,3 +101,37 @@ def test_the_precision_of_float32_holds_inside_alone(precision: str, usual: str)
 def test_by_default_torch_rounds_on_cuda_devices() -> None:
     """Which is why camkit says what it wants."""
     assert devices.float32_precision(CUDA) == "tf32" and devices.float32_precision(devices.CPU) == "ieee"
+
+
+# --- what a folder of results tells of them -----------------------------------------------------------
+
+
+def test_rounded_products_are_told_wherever_results_are(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(devices, "float32_precision", lambda device: "tf32")  # as on a CUDA device
+    arguments = "explain --model tiny:net --precision tf32 --device cpu --workers 0 --out out --layer body"
+    done = runner().invoke(cli, arguments.split())
+    assert done.exit_code == 0, done.stderr
+    (line,) = manifest.latest(here / "out")
+    assert line["precision"] == "tf32" and ".tf32." in line["map_file"]
+    assert "--precision tf32" in repeating.command([line])
+    assert stored_maps.tolerance(line) == 1e-2
+    assert stored_maps.tolerance({"dtype": "float32", "precision": None}) == 1e-4  # of an older folder
+
+
+def test_the_request_does_not_depend_on_which_card_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, asked = load_model("timm:test_resnet@none", device="cpu"), ("pred",)
+    picture: Any = {"style": Style(), "format": "png", "image_format": "png"}
+    monkeypatch.setattr(devices, "name", lambda device: {0: "H100", 1: "H100", 2: "A100"}[device.index])
+    work = plan(model, layer="layer4")
+    ids = []
+    for index in range(3):
+        card = torch.device("cuda", index)
+        monkeypatch.setattr(type(model), "device", property(lambda self, card=card: card))
+        ids += [request_id(work, asked, **picture)]
+    assert ids[0] == ids[1] != ids[2]
+    told = dict.fromkeys(manifest.FIELDS)
+    same, other = ({**told, "device": name} for name in ("cuda:0", "cuda:1"))
+    assert manifest.question(same, "map") == manifest.question(other, "map")
+    assert manifest.question(same, "map") != manifest.question({**told, "device": "cpu"}, "map")

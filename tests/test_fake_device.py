@@ -1,4 +1,4 @@
-"""camkit on an accelerator that lies in CPU memory: `tests/fake_device/checks.py`, in a process of its own."""
+"""camkit on an accelerator in CPU memory: `tests/fake_device/checks.py`, in a process of its own."""
 
 from __future__ import annotations
 

@@ -156,7 +156,8 @@ def _in_process(request: BenchRequest, paths: Sequence[Path], keys: Collection[s
     )
     scene = scenes.photographs(model, request.layer, paths, request.photographs)
     rows = [row for row in all_rows(request) if row.key in keys]
-    return measured(request, scene, rows, first_calls(request, scene, rows))
+    with devices.multiplied(model.device, request.precision):
+        return measured(request, scene, rows, first_calls(request, scene, rows))
 
 
 # --- what it comes to -------------------------------------------------------------------------------

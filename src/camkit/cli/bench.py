@@ -9,9 +9,9 @@ import click
 
 from camkit.cli import early_checks
 from camkit.cli.hints import about
-from camkit.cli.parameters import BATCH_SIZE, DEVICE, FOLDER, PATH, SEED
+from camkit.cli.parameters import BATCH_SIZE, DEVICE, FOLDER, PATH, SEED, choice
 from camkit.cli.terminal import say, say_json, say_table
-from camkit.core.device_names import check_device_name
+from camkit.core.device_names import PRECISIONS, check_device_name
 from camkit.registry import extras, options
 
 if TYPE_CHECKING:
@@ -89,6 +89,7 @@ def _names(_: click.Context, __: click.Parameter, text: str) -> tuple[str, ...]:
     show_default=True,
     help="Type of weights and activations.",
 )
+@choice("--precision", PRECISIONS, "How float32 is multiplied on CUDA devices; tf32 is quick and coarse.")
 @click.option(
     "--batch-size",
     "batch_sizes",

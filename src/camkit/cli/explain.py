@@ -30,7 +30,7 @@ from camkit.cli.parameters import (
 )
 from camkit.cli.result_folder import merge, write_page
 from camkit.cli.terminal import say
-from camkit.core.device_names import check_device_name
+from camkit.core.device_names import PRECISIONS, check_device_name
 from camkit.errors import UsageError
 from camkit.explaining.shard import Shard
 from camkit.registry import extras, options
@@ -77,6 +77,7 @@ if TYPE_CHECKING:
 @look_options
 @DEVICE
 @choice("--dtype", ["float32", "bfloat16", "float16"], "Type of weights and activations.")
+@choice("--precision", PRECISIONS, "How float32 is multiplied on CUDA devices; tf32 is quick and coarse.")
 @click.option(
     "--batch-size",
     type=BATCH_SIZE,

@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -281,8 +281,6 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 # --- how exactly float32 is multiplied ----------------------------------------------------------------
 
-Precision = Literal["ieee", "tf32"]
-PRECISIONS: tuple[Precision, ...] = ("ieee", "tf32")
 _EXACT = ("none", "ieee")
 _LOCK = threading.RLock()  # the switches are one for the whole process
 
@@ -320,6 +318,12 @@ def multiplied(device: torch.device, precision: str | None) -> Iterator[None]:
             torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
             torch.backends.cudnn.allow_tf32 = precision == "tf32"
             yield
+
+
+def as_multiplied(device: torch.device, precision: str | None) -> str:
+    """What `float32_precision` says inside of `multiplied`."""
+    with multiplied(device, precision):
+        return float32_precision(device)
 
 
 @contextmanager

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from camkit.contracts.explainer import Explainer, Sweep, unknown_method
-from camkit.core import hooks, torch_errors
+from camkit.core import devices, hooks, torch_errors
 from camkit.core.call_types import PLAIN, Answer, Call, Remark
 from camkit.core.layer_lookup import better_layer
 from camkit.core.layout import SPACE, OpenLayout, settle
@@ -63,7 +63,13 @@ def run(
         layout=call.layout,
         frozen=call.frozen,
     )
-    with hooks.as_it_was(model, inputs.device), hooks.differentiable_rnns(model, inputs.device):
+    device = inputs.device
+    with (
+        hooks.as_it_was(model, device),
+        hooks.differentiable_rnns(model, device),
+        devices.multiplied(device, call.precision),
+    ):
+        precision = devices.float32_precision(device)
         found = _explained(explainer, sweep, module)
     maps = {(method, named[layer]): value.detach() for (method, layer), value in found.maps.items()}
     count = found.targets.shape[1]
@@ -73,7 +79,7 @@ def run(
     ]
     hint = partial(better_layer, module, inputs=inputs, extras=others, call=call)
     remarks += zero_maps(maps, explainer.class_agnostic, found.scores, found.targets, hint)
-    return Answer(maps, found.scores, found.targets, tuple(remarks))
+    return Answer(maps, found.scores, found.targets, tuple(remarks), precision)
 
 
 def _explained(explainer: Explainer, sweep: Sweep, module: nn.Module) -> _Explained:

@@ -68,7 +68,7 @@ def _explain_photos(
     if work.targets is not None:
         selector = Fixed(torch.tensor([[work.targets[position]] for position, _ in photos]))
     # Nobody changes the model while it is camkit's.
-    usual = Call(output=model.output, layout=work.layout, frozen=True)
+    usual = Call(output=model.output, layout=work.layout, frozen=True, precision=work.precision)
     asked: dict[str, tuple[Selector, Call]] = {
         name: (every, replace(usual, score=score)) for name, score in work.functions.items()
     } or {"": (selector, usual)}
@@ -154,6 +154,7 @@ def _results(
                 method=method,
                 layer=layer,
                 layout=work.layout,
+                precision=answer.precision,
                 class_index=None if function else index,
                 class_name=name,
                 probability=None if predicted.kind == "none" else float(predicted.likely[index]),

@@ -65,6 +65,7 @@ class Run:
             layer=request.layers,
             layout=request.layout,
             options=request.options,
+            precision=request.precision,
         )
         self.id = request_id(
             self.work,
