@@ -33,23 +33,27 @@ def stream(
     read: Callable[..., Iterator[tuple[int, Photo] | Failure]] = read,
     whole: bool = True,
     side: int | None = None,
+    rows: int | None = None,
 ) -> Iterator[Explanation | Failure]:
     """Every explanation of every photograph, batch by batch; failures take their place in the order.
 
     whole: keep photographs, reduced to a longest `side` of so many pixels; else only what the model sees.
+    rows: of the batches of fast mode, all of which have as many, since another number would be compiled
+    anew; by default as many as the first batch was asked for.
     """
     if not 1 <= batch_size <= sys.maxsize:
         raise UsageError(f"batch size must be at least 1, and no more than there is, not {batch_size}")
     photos = read(sources, work.model.preprocess, whole=whole, side=side)
     while batch := list(islice(photos, batch_size)):
-        yield from _explain_batch(work, batch)
+        rows = rows or len(batch)
+        yield from _explain_batch(work, batch, rows)
 
 
 def _explain_batch(
-    work: Plan, batch: Sequence[tuple[int, Photo] | Failure]
+    work: Plan, batch: Sequence[tuple[int, Photo] | Failure], rows: int
 ) -> Iterator[Explanation | Failure]:
     photos = [item for item in batch if not isinstance(item, Failure)]
-    results = _explain_photos(work, photos) if photos else iter(())
+    results = _explain_photos(work, photos, rows) if photos else iter(())
     for item in batch:
         if isinstance(item, Failure):
             yield item
@@ -58,15 +62,21 @@ def _explain_batch(
 
 
 def _explain_photos(
-    work: Plan, photos: Sequence[tuple[int, Photo]]
+    work: Plan, photos: Sequence[tuple[int, Photo]], rows: int
 ) -> Iterator[list[Explanation | Failure]]:
-    """For each photograph the list of its results, from one batch."""
+    """For each photograph the list of its results, from one batch.
+
+    rows: of the batch in fast mode; the last photograph fills it up.
+    """
     model = work.model
     views = [overlay.seen(photo, model.preprocess) for _, photo in photos]
     batch = model.preprocess.batch(views, model.device).to(model.dtype)
+    missing = max(0, rows - len(photos)) if any(map(_is_fast, work.backends)) else 0
+    batch = torch.cat([batch, batch[-1:].expand(missing, *batch.shape[1:])]) if missing else batch
     selector = work.selector
     if work.targets is not None:
-        selector = Fixed(torch.tensor([[work.targets[position]] for position, _ in photos]))
+        classes = [[work.targets[position]] for position, _ in photos]
+        selector = Fixed(torch.tensor([*classes, *classes[-1:] * missing]))
     # Nobody changes the model while it is camkit's.
     usual = Call(output=model.output, layout=work.layout, frozen=True, precision=work.precision)
     asked: dict[str, tuple[Selector, Call]] = {
@@ -95,6 +105,11 @@ def _explain_photos(
                 work, backend, answers[key], row, predicted[key][row], position, photo, hint, name
             )
         ]
+
+
+def _is_fast(backend: Backend) -> bool:
+    """Whether a backend compiles for the number of photographs that it is given."""
+    return bool(getattr(backend.explainer.options, "fast", False))
 
 
 def _on_host(answer: Answer) -> Answer:
