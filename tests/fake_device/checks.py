@@ -15,6 +15,7 @@ import camkit
 from camkit.contracts.metric import MapBatch
 from camkit.core import devices
 from camkit.metrics.measure import measure
+from camkit.native import graphs
 from camkit.native.method_table import METHODS
 from camkit.registry import discovery, loading
 
@@ -114,3 +115,85 @@ def test_every_metric_without_float64(name: str, net: nn.Module, there: nn.Modul
         return found
 
     close(scores(there, x.to(FAKE)), scores(net, x), 1e-4)
+
+
+# --- fast mode and its graphs -------------------------------------------------------------------------
+
+
+@pytest.fixture
+def compiled(monkeypatch: pytest.MonkeyPatch) -> list[torch.Size]:
+    """The shapes that were compiled; inductor does not know the device: what it is given runs as it is."""
+    import torch._inductor
+
+    shapes = []
+
+    def compile(graph: Any, examples: list[Tensor], **_: Any) -> Any:
+        shapes.append(examples[0].shape)
+        return graph
+
+    monkeypatch.setattr(torch._inductor, "compile", compile)
+    return shapes
+
+
+@pytest.mark.parametrize("method", ["gradcam", "layercam", "eigencam", "finercam", "ablationcam"])
+def test_fast_mode_as_on_the_cpu(
+    method: str, net: nn.Module, there: nn.Module, x: Tensor, compiled: list[torch.Size]
+) -> None:
+    def fast(inputs: Tensor) -> Tensor:
+        return camkit.maps(there, inputs.to(FAKE), [0, 3, 1], layer="act", method=method, fast=True)
+
+    def plain(inputs: Tensor) -> Tensor:
+        return camkit.maps(net, inputs, [0, 3, 1], layer="act", method=method)
+
+    first = fast(x)
+    kept = first.clone()
+    close(fast(x.flip(0)), plain(x.flip(0)), 1e-4)
+    assert torch.equal(first.cpu(), kept.cpu()), "the second call wrote into the result of the first"
+    close(first, plain(x), 1e-4)
+    assert fast(x * torch.nan).isnan().all()
+    close(fast(x), plain(x), 1e-4)
+    assert compiled == [x.shape]
+    close(
+        camkit.maps(there, x[:2].to(FAKE), 1, layer="act", fast=True),
+        camkit.maps(net, x[:2], 1, layer="act"),
+        1e-4,
+    )
+    with torch.no_grad():
+        for module in (net, there):
+            module.get_submodule("stem.0").weight.mul_(1.5)
+    close(fast(x), plain(x), 1e-4)
+
+
+def test_threads_on_one_model_and_several_shapes(net: nn.Module, there: nn.Module, compiled: Any) -> None:
+    from concurrent.futures import ThreadPoolExecutor
+
+    inputs = [
+        torch.randn(2 + n % 2, 3, 16, 12, generator=torch.Generator().manual_seed(n)) for n in range(12)
+    ]
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda x: camkit.maps(there, x.to(FAKE), 1, layer="act", fast=True), inputs))
+    for x, map in zip(inputs, found, strict=True):
+        close(map, camkit.maps(net, x, 1, layer="act"), 1e-4)
+
+
+def test_a_graph_of_another_device_than_the_current_one(there: nn.Module, x: Tensor, compiled: Any) -> None:
+    other = torch.device("fake:1")
+    assert torch.accelerator.current_device_index() == 0
+    import copy
+
+    moved = copy.deepcopy(there).to(other)
+    found = camkit.maps(moved, x.to(other), 1, layer="act", fast=True)
+    assert found.device == other
+    close(found, camkit.maps(there, x.to(FAKE), 1, layer="act").cpu(), 1e-4)
+
+
+def test_what_a_graph_refuses(x: Tensor) -> None:
+    pool = graphs.Pool(FAKE)
+    with pytest.raises(RuntimeError, match="the host waits"):
+        graphs.Graph(lambda t: t + float(t.sum()), (x.to(FAKE),), pool)
+    with pytest.raises(camkit.CamkitError, match="nothing was recorded"):
+        graphs.Graph(lambda t: "nothing", (x.to(FAKE),), pool)
+    graph = graphs.Graph(lambda t: (t * 2, "a text"), (x.to(FAKE),), pool)
+    twice, text = graph(x.to(FAKE) + 1)
+    close(twice, (x + 1) * 2)
+    assert text == "a text"

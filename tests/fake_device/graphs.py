@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
@@ -76,9 +77,11 @@ def add_to(module: Any, native: Any) -> None:
         finally:
             native.refuse_waits(False)
         made.steps = recorded.steps
+        if not made.steps:
+            warnings.warn("The CUDA Graph is empty. This usually means [...]", stacklevel=2)
 
     module.CUDAGraph, module.Stream, module.Event, module.graph = Graph, Stream, Event, graph
     module.graph_pool_handle = lambda: (0, 0)
     module.current_stream = lambda device=None: Stream(device)
     module.stream = lambda stream: nullcontext()
-    module.device = torch.accelerator.device_index
+    module.device = lambda device: torch.accelerator.device_index(device.index)

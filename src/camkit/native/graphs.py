@@ -54,7 +54,7 @@ class Graph:
                 ):
                     self._output = run(*self._inputs)
             module.current_stream(pool.device).wait_stream(stream)
-        if any("graph is empty" in str(warning.message) for warning in told):
+        if any("graph is empty" in str(warning.message).lower() for warning in told):
             raise CamkitError("nothing was recorded, as where it runs on another device")
 
     def __call__(self, *inputs: Tensor) -> Any:
