@@ -197,3 +197,83 @@ def test_what_a_graph_refuses(x: Tensor) -> None:
     twice, text = graph(x.to(FAKE) + 1)
     close(twice, (x + 1) * 2)
     assert text == "a text"
+
+
+# --- how often the host waits -------------------------------------------------------------------------
+
+
+def waits(call: Any) -> int:
+    """Of the second call: the first finds out how the layer is to be read, and more."""
+    call()
+    before = NATIVE.waits()
+    call()
+    return int(NATIVE.waits() - before)
+
+
+ONE_PASS = [
+    "gradcam",
+    "gradcam++",
+    "xgradcam",
+    "hirescam",
+    "layercam",
+    "gradcam-elementwise",
+    "activations",
+]
+TARGETS: dict[str, Any] = {
+    "one for all": 2,
+    "predicted": None,
+    "a list": [0, 3, 1],
+    "on the device": torch.tensor([0, 3, 1]).to(FAKE),
+    "a function": lambda scores: scores[:, 1] - scores[:, 0],
+}
+
+
+@pytest.mark.parametrize("targets", TARGETS.values(), ids=TARGETS.keys())
+@pytest.mark.parametrize("method", [*ONE_PASS, "finercam", "ablationcam", "shapleycam", ONE_PASS])
+def test_a_call_waits_once(
+    method: Any, targets: Any, there: nn.Module, x: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(devices, "COPIED_AT_ONCE", {"fake"})
+    if callable(targets) and method == "finercam":
+        pytest.skip("it holds a class against others")
+    inputs = x.to(FAKE)
+    assert waits(lambda: camkit.maps_by(there, inputs, targets, layer=["act", "body"], method=method)) <= 1
+
+
+def test_all_classes_wait_once(there: nn.Module, x: Tensor) -> None:
+    inputs = x.to(FAKE)
+    assert waits(lambda: camkit.class_maps(there, inputs, layer="act")) <= 1
+
+
+def test_fast_mode_waits_once(there: nn.Module, x: Tensor, compiled: Any) -> None:
+    inputs = x.to(FAKE)
+    assert waits(lambda: camkit.maps(there, inputs, 1, layer="act", fast=True, frozen=True)) <= 1
+    # Whether the model has changed is another question.
+    assert waits(lambda: camkit.maps(there, inputs, 1, layer="act", fast=True)) <= 2
+
+
+@pytest.mark.parametrize("fast", [False, True])
+def test_a_class_that_is_not_there_is_told_though_nobody_waited(
+    fast: bool, there: nn.Module, x: Tensor, compiled: Any
+) -> None:
+    for wrong in ([0, 5, 1], [0, -1, 1]):
+        for targets in (wrong, torch.tensor(wrong), torch.tensor(wrong).to(FAKE)):
+            with pytest.raises(camkit.errors.TargetError, match=r"there is no class (5|-1)"):
+                camkit.maps(there, x.to(FAKE), targets, layer="act", fast=fast)
+
+
+class Normed(nn.Module):
+    """A LayerNorm over the channels, then their means."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.nn.functional.layer_norm(x.movedim(1, -1), x.shape[1:2], eps=0.0).mean((1, 2))
+
+
+def test_what_has_to_be_said_is_said_though_nobody_waited(there: nn.Module, x: Tensor) -> None:
+    there.fc.weight.data[3] = 0
+    with pytest.warns(camkit.errors.CamkitWarning, match="image 1: gradcam is zero everywhere"):
+        camkit.maps(there, x.to(FAKE), [0, 3, 1], layer="act")
+    torch.manual_seed(0)
+    normed = nn.Sequential(nn.Conv2d(3, 8, 3), Normed(), nn.Linear(8, 3)).eval()
+    with pytest.warns(camkit.errors.CamkitWarning, match="hirescam at layer '0' is only rounding noise"):
+        camkit.maps(normed.to(FAKE), x.to(FAKE), 1, layer="0", method="hirescam")

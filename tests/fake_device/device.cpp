@@ -27,7 +27,8 @@ static thread_local c10::DeviceIndex current = 0;
 static thread_local int inside = 0;  // a kernel, whose own copies are none of the program
 static std::atomic<long> waits{0};
 static std::atomic<long> bytes_left{-1};  // negative: no limit
-static bool refuses_waits = false, has_double = true;
+static thread_local bool refuses_waits = false;
+static bool has_double = true;
 
 struct Inside {
   Inside() { ++inside; }
@@ -262,7 +263,7 @@ TORCH_LIBRARY_IMPL(aten, PrivateUse1, m) {
 
 PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.def("waits", [] { return waits.load(); });
-  m.def("refuse_waits", [](bool on) { refuses_waits = on; });
+  m.def("refuse_waits", [](bool on) { refuses_waits = on; });  // of this thread
   m.def("has_double", [](bool on) { has_double = on; });
   m.def("limit", [](long bytes) { bytes_left = bytes; });  // of one allocation
 }

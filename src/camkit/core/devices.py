@@ -146,17 +146,20 @@ def pins(device: torch.device) -> bool:
     return device.type in ("cuda", "xpu")
 
 
+COPIED_AT_ONCE = {"cuda"}  # kinds of devices whose drivers take small host tensors before a copy returns
+
+
 def put(tensor: Tensor, device: torch.device) -> Tensor:
     """A small tensor on a device, without a wait where that is safe.
 
-    One value for all is written by the device itself. CUDA copies what a small host tensor holds before the
+    One value for all is written by the device itself. Some copy what a small host tensor holds before the
     call returns; others may read it later, when it could be gone.
     """
     if tensor.device == device:
         return tensor
     if tensor.device.type == "cpu" and tensor.numel() and bool((tensor == tensor.flatten()[0]).all()):
         return torch.full(tensor.shape, tensor.flatten()[0].item(), dtype=tensor.dtype, device=device)
-    return tensor.to(device, non_blocking=device.type == "cuda" and tensor.device.type == "cpu")
+    return tensor.to(device, non_blocking=device.type in COPIED_AT_ONCE and tensor.device.type == "cpu")
 
 
 def waiting_bytes(device: torch.device, on_cpu: int) -> int:

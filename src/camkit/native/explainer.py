@@ -149,8 +149,7 @@ class _Run:
                     slopes = kept.layout.to_map(gradient)
                     if not pieces[method, layer] and method not in UNDOUBTED:
                         noise = cams.is_noise(formula, kept.features, slopes)
-                        if bool(noise.any()):
-                            self.sweep.remark(method, layer, noise, cams.NOISY)
+                        self.sweep.remark(method, layer, noise, cams.NOISY)
                     pieces[method, layer].append(formula(kept.features, slopes))
         return {key: torch.cat(parts, dim=1) for key, parts in pieces.items()}
 
@@ -335,7 +334,7 @@ def _scaled(
         return compute(1.0)
     for scale in SCALES:
         found = compute(scale)
-        if all(bool(gradient.isfinite().all()) for gradient in found):
+        if bool(torch.stack([gradient.isfinite().all() for gradient in found]).all()):
             break
     return tuple(gradient.float() / scale for gradient in found)
 
