@@ -7,16 +7,22 @@ from typing import Any
 
 import pytest
 import torch
-from tests.conftest import runner
+from PIL import Image
+from tests.conftest import SmallNet, runner
+from torch import Tensor, nn
 
+import camkit
 from camkit.cli import cli
 from camkit.core import devices
 from camkit.core.device_names import PRECISIONS
 from camkit.drawing.style import Style
-from camkit.errors import CamkitWarning
+from camkit.errors import CamkitWarning, ModelError
 from camkit.explaining import manifest, repeating, stored_maps
+from camkit.explaining.explanation import Explanation
 from camkit.explaining.manifest_lines import request_id
+from camkit.explaining.pipeline import stream
 from camkit.explaining.plan import plan
+from camkit.images.preprocess import Preprocess
 from camkit.models.loading import load_model
 
 CUDA = torch.device("cuda:0")
@@ -101,6 +107,58 @@ def test_the_precision_of_float32_holds_inside_alone(precision: str, usual: str)
 def test_by_default_torch_rounds_on_cuda_devices() -> None:
     """Which is why camkit says what it wants."""
     assert devices.float32_precision(CUDA) == "tf32" and devices.float32_precision(devices.CPU) == "ieee"
+
+
+# --- out of memory ------------------------------------------------------------------------------------
+
+
+class Tight(nn.Module):
+    """There is room for so many images."""
+
+    def __init__(self, room: int, error: Exception) -> None:
+        super().__init__()
+        self.net, self.room, self.error = SmallNet(), room, error
+
+    def forward(self, x: Tensor) -> Tensor:
+        if len(x) > self.room:
+            raise self.error
+        return self.net(x)
+
+
+NO_ROOM = [
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+    getattr(torch, "AcceleratorError", RuntimeError)("CUDA error: out of memory"),
+    RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+]
+
+
+def photographs(folder: Path, count: int) -> list[Path]:
+    paths = [folder / f"{number}.png" for number in range(count)]
+    for number, path in enumerate(paths):
+        Image.new("RGB", (12, 16), (20 * number, 90, 160)).save(path)
+    return paths
+
+
+@pytest.mark.parametrize("error", NO_ROOM, ids=["torch", "driver", "cudnn"])
+def test_a_batch_that_does_not_fit_is_halved(error: Exception, tmp_path: Path) -> None:
+    model = load_model(Tight(3, error).eval(), classes=list("abcde"), preprocess=Preprocess((16, 12)))
+    work = plan(model, layer="net.act")
+    with pytest.warns(CamkitWarning, match="out of memory") as told:
+        found = list(stream(work, photographs(tmp_path, 9), batch_size=8))
+    assert [str(one.message) for one in told] == [
+        "out of memory on cpu with 8 photographs at once: 2 at once from here on"
+    ]
+    model.module.room = 9
+    whole = list(stream(work, photographs(tmp_path, 9), batch_size=8))
+    assert [one.position for one in found] == [*range(9)]
+    for one, other in zip(found, whole, strict=True):
+        assert isinstance(one, Explanation) and isinstance(other, Explanation)
+        torch.testing.assert_close(one.map, other.map)
+    model.module.room = 0
+    with pytest.raises(ModelError, match="out of memory on cpu: a smaller size may fit"):
+        list(stream(work, photographs(tmp_path, 9), batch_size=8))
+    with pytest.raises(ModelError, match="out of memory on cpu: fewer images at once, or a smaller size"):
+        camkit.maps(model.module, torch.randn(2, 3, 16, 12), 1, layer="net.act")
 
 
 # --- what a folder of results tells of them -----------------------------------------------------------

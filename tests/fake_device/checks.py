@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+import copy
+import warnings
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from tests import fake_device
 from tests.conftest import SmallNet
 from torch import Tensor, nn
 
 import camkit
+from camkit.bench import timing
 from camkit.contracts.metric import MapBatch
+from camkit.contracts.model import LoadedModel
 from camkit.core import devices
+from camkit.explaining.explanation import Explanation
+from camkit.explaining.pipeline import stream
+from camkit.explaining.plan import plan
+from camkit.images.preprocess import Preprocess
 from camkit.metrics.measure import measure
 from camkit.native import graphs
 from camkit.native.method_table import METHODS
@@ -47,8 +57,6 @@ def net() -> nn.Module:
 @pytest.fixture
 def there(net: nn.Module) -> nn.Module:
     """The same network on the device."""
-    import copy
-
     return copy.deepcopy(net).to(FAKE)
 
 
@@ -179,8 +187,6 @@ def test_threads_on_one_model_and_several_shapes(net: nn.Module, there: nn.Modul
 def test_a_graph_of_another_device_than_the_current_one(there: nn.Module, x: Tensor, compiled: Any) -> None:
     other = torch.device("fake:1")
     assert torch.accelerator.current_device_index() == 0
-    import copy
-
     moved = copy.deepcopy(there).to(other)
     found = camkit.maps(moved, x.to(other), 1, layer="act", fast=True)
     assert found.device == other
@@ -277,3 +283,73 @@ def test_what_has_to_be_said_is_said_though_nobody_waited(there: nn.Module, x: T
     normed = nn.Sequential(nn.Conv2d(3, 8, 3), Normed(), nn.Linear(8, 3)).eval()
     with pytest.warns(camkit.errors.CamkitWarning, match="hirescam at layer '0' is only rounding noise"):
         camkit.maps(normed.to(FAKE), x.to(FAKE), 1, layer="0", method="hirescam")
+
+
+# --- time, memory, another card -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["fake:0", "fake:1"])
+def test_time_is_taken_to_the_end_of_the_work(name: str) -> None:
+    device = torch.device(name)
+    x, order = torch.randn(4, 4).to(device), []
+    take, synchronise = timing.timer(device), devices.synchronise
+
+    def noted(where: torch.device) -> None:
+        order.append(str(where))
+        synchronise(where)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(devices, "synchronise", noted)
+        sample = take(lambda: order.append("call") or x @ x)
+    assert order == [name, "call", name], "nothing before it counts, and all of it does"
+    assert sample.enqueue is not None and 0 < sample.enqueue <= sample.host
+    assert timing.peak_memory(lambda: x @ x, device) == {}  # it keeps no account
+    assert devices.kernel_seconds(lambda: x @ x, device) is None
+
+
+def test_inputs_and_model_on_two_devices(net: nn.Module, there: nn.Module, x: Tensor) -> None:
+    other = copy.deepcopy(net).to("fake:1")
+    cases = [(net, x.to(FAKE)), (there, x), (there, x.to("fake:1")), (other, x.to(FAKE))]
+    told = r"the model is on .* and the inputs are on "
+    for module, inputs in cases:
+        for method in ("gradcam", "scorecam", "eigencam"):
+            for options in ({}, {"fast": True}):
+                with pytest.raises(camkit.errors.UsageError, match=told) as caught:
+                    camkit.maps(module, inputs, 1, layer="act", method=method, **options)
+                assert "\n" not in str(caught.value)
+
+
+# --- out of memory ------------------------------------------------------------------------------------
+
+
+def limited(net: nn.Module) -> LoadedModel:
+    loaded = camkit.load_model(net, classes=[str(n) for n in range(5)], preprocess=Preprocess((16, 12)))
+    return loaded.to(device="fake:0")
+
+
+@pytest.mark.parametrize("options", [{}, {"fast": True}])
+def test_a_batch_that_does_not_fit_is_halved(
+    options: dict[str, Any], net: nn.Module, tmp_path: Path, compiled: Any, recwarn: pytest.WarningsRecorder
+) -> None:
+    pixels = torch.randint(
+        256, (9, 16, 12, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    )
+    for number, image in enumerate(pixels):
+        Image.fromarray(image.numpy()).save(tmp_path / f"{number}.png")
+    work, paths = plan(limited(net), layer="act", options=options), sorted(tmp_path.iterdir())
+
+    def found() -> list[Any]:
+        return list(stream(work, paths, batch_size=8))
+
+    whole = found()
+    NATIVE.limit(3 * 6 * 16 * 12 * 4)  # bytes of an allocation: the output of `stem` for three photographs
+    warnings.simplefilter("always")
+    halved = found()
+    assert all(isinstance(result, Explanation) for result in halved)
+    for one, other in zip(whole, halved, strict=True):
+        close(one.map, other.map, 1e-4)
+    told = [str(warning.message) for warning in recwarn if "out of memory" in str(warning.message)]
+    assert told == ["out of memory on fake:0 with 8 photographs at once: 2 at once from here on"]
+    NATIVE.limit(10)
+    with pytest.raises(camkit.errors.ModelError, match="out of memory on fake:0: a smaller size"):
+        found()

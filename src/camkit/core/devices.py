@@ -222,7 +222,12 @@ class Stopwatch:
     @property
     def seconds(self) -> float | None:
         """To be asked after `synchronise`."""
-        return self._events and float(self._events[0].elapsed_time(self._events[1])) / 1000
+        if self._events is None:
+            return None
+        try:
+            return float(self._events[0].elapsed_time(self._events[1])) / 1000
+        except (RuntimeError, NotImplementedError):  # of events that cannot be compared
+            return None
 
 
 def kernel_seconds(call: Callable[[], object], device: torch.device) -> float | None:
@@ -277,9 +282,10 @@ _OUT_OF_MEMORY = re.compile(
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether there was too little memory, as torch, a driver or a library says it."""
-    if isinstance(error, torch.OutOfMemoryError):
-        return True
-    return isinstance(error, RuntimeError) and bool(_OUT_OF_MEMORY.search(str(error)))
+    found = isinstance(error, torch.OutOfMemoryError) or (
+        isinstance(error, RuntimeError) and _OUT_OF_MEMORY.search(str(error)) is not None
+    )
+    return found or (error.__cause__ is not None and is_out_of_memory(error.__cause__))
 
 
 # --- how exactly float32 is multiplied ----------------------------------------------------------------

@@ -134,7 +134,7 @@ def _explained(explainer: Explainer, sweep: Sweep, module: nn.Module) -> _Explai
             settled.add(error.layer)
             settle(error, *inputs)
         except Exception as error:
-            if not isinstance(error, CamkitError):
+            if not isinstance(error, CamkitError) and not devices.is_out_of_memory(error):
                 with in_our_words(module, inputs), torch.no_grad():
                     sweep.seen(sweep.module(*inputs))  # a class that is not there may be the cause
             cause = torch_errors.explained(error, module, inputs) or error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -12,12 +13,13 @@ from itertools import islice
 import torch
 from torch import Tensor
 
+from camkit.core import devices
 from camkit.core.call_types import Answer, Call
 from camkit.core.layer_lookup import better_layer
 from camkit.core.run_explainer import run
 from camkit.core.targets import Fixed, Selector, every
 from camkit.drawing import evidence, overlay
-from camkit.errors import MapError, UsageError
+from camkit.errors import MapError, ModelError, UsageError, warn
 from camkit.explaining.explanation import Explanation
 from camkit.explaining.plan import Backend, Plan
 from camkit.explaining.prediction import Prediction, predictions
@@ -44,16 +46,48 @@ def stream(
     if not 1 <= batch_size <= sys.maxsize:
         raise UsageError(f"batch size must be at least 1, and no more than there is, not {batch_size}")
     photos = read(sources, work.model.preprocess, whole=whole, side=side)
+    memory = _Memory(work)
     while batch := list(islice(photos, batch_size)):
-        rows = rows or len(batch)
-        yield from _explain_batch(work, batch, rows)
+        memory.rows = memory.rows or rows or len(batch)
+        yield from _explain_batch(memory, batch)
+
+
+class _Memory:
+    """Explains as many photographs at once as there is memory for: half of them where it runs out."""
+
+    def __init__(self, work: Plan) -> None:
+        self._work = work
+        self.rows = 0  # of a batch, at most
+
+    def explain(self, photos: Sequence[tuple[int, Photo]]) -> Iterator[list[Explanation | Failure]]:
+        """For each photograph the list of its results; `ModelError` if there is no room for one."""
+        tried, device = 0, self._work.model.device
+        while part := photos[: self.rows]:
+            results = _explain_photos(self._work, part, self.rows)
+            try:
+                first = next(results)
+            except Exception as error:
+                if not devices.is_out_of_memory(error):
+                    raise
+                if len(part) == 1:
+                    raise ModelError(f"out of memory on {device}: a smaller size may fit") from error
+                tried, self.rows = tried or len(part), len(part) // 2
+            else:
+                if tried:
+                    much = f"out of memory on {device} with {tried} photographs at once"
+                    warn(f"{much}: {self.rows} at once from here on")
+                yield first
+                yield from results
+                tried, photos = 0, photos[len(part) :]
+                continue
+            gc.collect()  # the error held what was computed
+            devices.give_memory_back()
 
 
 def _explain_batch(
-    work: Plan, batch: Sequence[tuple[int, Photo] | Failure], rows: int
+    memory: _Memory, batch: Sequence[tuple[int, Photo] | Failure]
 ) -> Iterator[Explanation | Failure]:
-    photos = [item for item in batch if not isinstance(item, Failure)]
-    results = _explain_photos(work, photos, rows) if photos else iter(())
+    results = memory.explain([item for item in batch if not isinstance(item, Failure)])
     for item in batch:
         if isinstance(item, Failure):
             yield item

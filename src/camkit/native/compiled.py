@@ -183,6 +183,8 @@ def _build(
             # Not with the inputs that it was made with: they could have become a part of it.
             same = all(_same(fast, module, parts, _noise(inputs, seed)) for seed in (1, 2))
     except Exception as error:  # of tracing, generating, compiling with a compiler that may not be there
+        if devices.is_out_of_memory(error):  # of a batch this large: nothing to remember of the model
+            raise
         return f"the model cannot be compiled ({_cause(error)})"
     return fast if same else "the compiled model returns something else"
 
