@@ -162,11 +162,6 @@ def put(tensor: Tensor, device: torch.device) -> Tensor:
     return tensor.to(device, non_blocking=device.type in COPIED_AT_ONCE and tensor.device.type == "cpu")
 
 
-def waiting_bytes(device: torch.device, on_cpu: int) -> int:
-    """How much may be computed at once: `on_cpu` fits into caches; accelerators are kept busy by more."""
-    return on_cpu if device.type == "cpu" else 64 * on_cpu
-
-
 # --- random numbers ----------------------------------------------------------------------------------
 
 
