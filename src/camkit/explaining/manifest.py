@@ -224,12 +224,8 @@ class Owners:
 
 
 def question(line: Mapping[str, Any], kind: str) -> int:
-    """What a file of a kind (`map`, `picture`, `run`) tells: the same number for the same answer.
-
-    A map and its picture are told by what made them, a file of several maps by the request. Which of
-    several devices of a kind it was does not matter.
-    """
-    told = dict(line) | {"device": str(line.get("device")).partition(":")[0]}
+    """What a file of a kind (`map`, `picture`, `run`) tells: the same number for the same answer."""
+    told = {**line, "device": str(line.get("device")).partition(":")[0]}
     return _hash(_SORTED([told[key] for key in _QUESTIONS[kind]]))
 
 
@@ -376,6 +372,7 @@ _KINDS = {
     "overlay_file": dict.fromkeys(PICTURES, "picture"),
     "sheet_file": dict.fromkeys(PICTURES, "run"),
 }
+# A map and its picture are told by what made them, on any device of a kind; several maps by the request.
 _MAP = (
     "image_sha256 backend backend_dist backend_version method options layer layout class_index class_name "
     "model_sha256 preprocessing camkit_version torch_version device dtype precision"
@@ -393,11 +390,10 @@ _FIELDS: dict[str, dict[str, Callable[[object], bool]]] = {
     "ok": {
         **_COMMON,
         **dict.fromkeys("image_sha256 backend method layer map_key map_sha256 dtype".split(), _is_text),
-        "precision": _is(str | None),
         "model": _is(str),  # as the user calls it
         "map_file": lambda value: value is not None and _COMMON["map_file"](value),
         "map_shape": _is_shape,
-        "model_spec": _is(str | None),
+        **dict.fromkeys(("model_spec", "precision"), _is(str | None)),
         **dict.fromkeys(("results", "class_index"), _is(int)),
     },
 }
