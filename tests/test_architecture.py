@@ -221,6 +221,47 @@ def test_the_public_names_of_plugins_are_in_order_and_there() -> None:
         getattr(plugin, "Explainr")  # noqa: B009
 
 
+# fastai's mixed precision is for this kind of device alone, and says so itself.
+NAMES_A_DEVICE = {"camkit_fastai.training": {"cuda"}, "camkit_fastai.data": {"cuda"}}
+
+
+def plugin_files() -> dict[str, Path]:
+    """Every module of the plugins in this repository."""
+    folders = (ROOT / "plugins").glob("*/src")
+    return {
+        ".".join(path.relative_to(folder).with_suffix("").parts): path
+        for folder in folders
+        for path in sorted(folder.rglob("*.py"))
+    }
+
+
+def named(path: Path) -> set[str]:
+    """The kinds of accelerator that a module names: in code, and in texts that are no docstrings."""
+    parsed = ast.parse(path.read_text(encoding="utf-8"))
+    said = [
+        node.body[0].value
+        for node in ast.walk(parsed)
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node)
+        if isinstance(node.body[0], ast.Expr)
+    ]
+    words = [
+        getattr(node, "attr", getattr(node, "id", getattr(node, "arg", ""))) for node in ast.walk(parsed)
+    ]
+    words += [
+        node.value
+        for node in ast.walk(parsed)
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and node not in said
+    ]
+    return {kind for word in words for kind in re.findall(r"\b(cuda|mps|xpu)\b", str(word))}
+
+
+def test_one_module_knows_the_kinds_of_accelerators() -> None:
+    found = {name: named(path) for name, path in {**FILES, **plugin_files()}.items()}
+    kinds = {name: kinds for name, kinds in found.items() if kinds}
+    assert kinds.pop("core.devices") and kinds.pop("core.device_names")  # for those who write `--device`
+    assert kinds == NAMES_A_DEVICE
+
+
 def test_the_files_of_slow_tests_are_there() -> None:
     assert sorted(name for name in SLOW if not Path(__file__).with_name(f"{name}.py").exists()) == []
 

@@ -224,7 +224,7 @@ def test_what_cannot_be_done_is_one_line_and_exit_code_1(arguments: list[str], m
     ("arguments", "message"),
     [
         (["--device", "cuda:99"], "'cuda:99'"),
-        (["--device", "tape"], "'tape': .*auto, cpu, cuda or cuda:N"),
+        (["--device", "tape"], r"'tape': .*auto, cpu, cuda\[:N\], mps or xpu"),
         (["--modle", "x"], r"No such option:? '?--modle'?.*'?--model"),
         (["--alpha", "much"], "'much' is not a valid float"),
         (["--alpha", "1.01"], "alpha .*0 and 1, not 1.01"),

@@ -10,11 +10,13 @@ import warnings
 import weakref
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
 import timm
 import torch
+from PIL import Image
 from scipy.stats import spearmanr
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook
@@ -25,7 +27,12 @@ from camkit.core import hooks, model_cache
 from camkit.core.model_cache import KEPT, remembered
 from camkit.core.model_changes import MOST, Contents
 from camkit.errors import CamkitWarning, LayerError
+from camkit.explaining.explanation import Explanation
+from camkit.explaining.pipeline import stream
+from camkit.explaining.plan import plan
 from camkit.images.decoding import load, sample
+from camkit.images.preprocess import Preprocess
+from camkit.images.workers import Failure
 from camkit.native.explainer import Native, NativeOptions
 
 
@@ -535,7 +542,7 @@ def test_a_body_that_is_not_that_of_the_model(
 ) -> None:
     model = scaled()
     model.fc.weight.data[:, 3] = 0
-    monkeypatch.setattr("camkit.native.compiled._compiled", lambda body, example, _: wrong(body, example))
+    monkeypatch.setattr("camkit.native.compiled._compiled", lambda body, example, *_: wrong(body, example))
     plain = camkit.maps(model, batch, 1, layer="stem", method="eigencam")
     with pytest.warns(CamkitWarning, match="something else"):
         quick = camkit.maps(model, batch, 1, layer="stem", method="eigencam", fast=True)
@@ -680,3 +687,30 @@ def test_without_a_compiler(small_net: nn.Module, batch: Tensor) -> None:
     with without, pytest.warns(CamkitWarning, match="C\\+\\+ compiler"):
         quick = camkit.maps(small_net, odd, 1, layer="body", fast=True)
     assert torch.equal(quick, camkit.maps(small_net, odd, 1, layer="body"))
+
+
+def test_batches_with_unreadable_photographs_are_compiled_once(
+    tmp_path: Path, compilations: list[torch.Size]
+) -> None:
+    pixels = torch.randint(
+        256, (7, 12, 16, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    )
+    for number, image in enumerate(pixels):
+        Image.fromarray(image.numpy()).save(tmp_path / f"{number}.png")
+    for broken in ("1.png", "5.png"):
+        (tmp_path / broken).write_bytes(b"no picture")
+    model = camkit.load_model(
+        scaled(), classes=[str(n) for n in range(11)], preprocess=Preprocess((12, 16))
+    )
+
+    def maps(**options: Any) -> list[Explanation | Failure]:
+        work = plan(model, layer="stem", options=options)
+        return list(stream(work, sorted(tmp_path.iterdir()), batch_size=3))
+
+    quick, plain = maps(fast=True), maps()
+    assert compilations == [(3, 3, 12, 16)]  # of batches of 2, 2 and 1
+    assert [isinstance(one, Failure) for one in quick] == [number in (1, 5) for number in range(7)]
+    for one, other in zip(quick, plain, strict=True):
+        if isinstance(one, Explanation) and isinstance(other, Explanation):
+            assert_close_to_peak(one.map, other.map, 1e-4)
+            assert one.class_index == other.class_index

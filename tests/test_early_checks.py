@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 
 from camkit.cli import early_checks
+from camkit.core.device_names import WAYS, check_device_name
 from camkit.metrics import complexity
 from camkit.native.explainer import Native
 from camkit.native.method_table import METHODS
@@ -97,7 +98,7 @@ CASES = {
     "explain cat.png --class 99": "there is no class 99: the model has 37 classes, 0 to 36",
     "explain cat.png --class top:0": "class 'top:0': K in top:K is a positive number",
     "explain cat.png --model imagenet --class top:x": "class 'top:x': K in top:K is a positive number",
-    "explain cat.png --device cuda:x": "there is no device 'cuda:x': use auto, cpu, cuda or cuda:N",
+    "explain cat.png --device cuda:x": f"there is no device 'cuda:x': use {WAYS}",
     "explain cat.png --out ''": "--out is empty: give a name",
     "explain ''": "[IMAGES]... is empty: give a name",
     "explain merge nowhere --out all": "there is no file or folder 'nowhere'",
@@ -247,7 +248,7 @@ def test_a_folder_that_cannot_be_written_is_told_without_torch(folder: Path) -> 
 
 @pytest.mark.parametrize("name", ["auto", "cpu", "cuda:1", "mps", "xpu:0", "fake", "my_device:12"])
 def test_devices_that_a_package_may_bring_are_left_to_torch(name: str) -> None:
-    early_checks.device(name)
+    check_device_name(name)
 
 
 def test_a_recipe_that_a_trainer_of_another_package_does_not_bring(folder: Path) -> None:

@@ -481,7 +481,7 @@ def test_verbose_tells_what_is_run_and_how_much_was_done() -> None:
     first, options, where, last, stages = done.stderr.splitlines()
     request, sha256 = lines()[0]["request"], lines()[0]["model_sha256"]
     assert first == (
-        f"model tiny:net ({sha256[:12]}) on cpu in float32, layers body; "
+        f"model tiny:net ({sha256[:12]}) on cpu in float32 (ieee), layers body; "
         f"batches of 2, 0 processes read; request {request}"
     )
     assert options.startswith("native: reduction=sum, ") and "fast=False" in options

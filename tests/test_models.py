@@ -736,8 +736,9 @@ def test_an_architecture_that_a_source_does_not_know(source: str, change: dict[s
 
 
 def test_the_device() -> None:
-    auto = "cuda" if torch.cuda.is_available() else "cpu"
-    assert pick_device("auto") == torch.device(auto)
+    found = torch.accelerator.current_accelerator(check_available=True)
+    auto = found.type if found else "cpu"
+    assert pick_device("auto").type == auto
     assert pick_device("cpu") == pick_device(torch.device("cpu")) == torch.device("cpu")
     assert load_model("timm:test_resnet@none").device.type == auto
     assert load_model("timm:test_resnet@none", device="cpu").device.type == "cpu"
@@ -746,11 +747,11 @@ def test_the_device() -> None:
 @pytest.mark.parametrize(
     ("device", "message"),
     [
-        ("gpu", "'gpu': .*auto, cpu, cuda or cuda:N"),
+        ("gpu", r"'gpu': .*auto, cpu, cuda\[:N\], mps or xpu"),
         ("", "device ''"),
         (None, "None"),
         ("cuda:-1", "'cuda:-1'"),
-        ("cuda:99", r"'cuda:99'.* \d+ CUDA devices"),
+        ("cuda:99", r"'cuda:99'.* \d+ cuda devices"),
         ("meta", "'meta'"),
         ("hpu", "'hpu'"),
     ],

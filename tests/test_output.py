@@ -49,7 +49,7 @@ FIELDS = """
     logit predicted predicted_index predicted_name predicted_probability label map_file map_key
     map_sha256 map_shape map_range border_share overlay_file overlay_sha256 overlay_box picture
     full_scale sheet_file model model_spec model_facts model_sha256 preprocessing camkit_version
-    torch_version device dtype warnings
+    torch_version device dtype precision warnings
 """.split()
 
 
@@ -349,6 +349,7 @@ def test_a_manifest_line_has_exactly_the_documented_fields(tmp_path: Path) -> No
         "torch_version": torch.__version__,
         "device": "cpu",
         "dtype": "float32",
+        "precision": "ieee",
         "warnings": ["odd"],
     }
 

@@ -24,6 +24,7 @@ from camkit.testing import trainer_checks
 from camkit.testing.trainers import TOY_CLASSES, toy_photos
 from camkit.training import dataset, finetune, training_report
 from camkit.training import recipe as recipes
+from camkit.training.batches import Shuffled
 from camkit.training.torch_trainer import Recipe, Stage, TorchTrainer
 
 RECIPE: dict[str, Any] = {
@@ -415,6 +416,23 @@ def test_a_finished_run_has_nothing_to_resume(whole: camkit.TrainResult, toys: P
 def test_the_folder_of_a_run_is_its_bundle(whole: camkit.TrainResult) -> None:
     model = camkit.load_model(whole.bundle.parent, device="cpu")
     assert model.sha256 == camkit.load_model(whole.bundle, device="cpu").sha256
+
+
+def test_the_model_does_not_depend_on_how_many_processes_read(
+    toys: Path, whole: camkit.TrainResult, tmp_path: Path
+) -> None:
+    """And they stay for all epochs."""
+    found = train(toys, tmp_path / "run", workers=2)
+    assert found.history == whole.history and found.steps == whole.steps
+
+
+def test_the_order_of_photographs_is_another_in_every_epoch_and_the_same_in_every_run() -> None:
+    order = Shuffled(100, seed=3)
+    first, order.epoch = list(order), 1
+    second = list(order)
+    assert sorted(first) == [*range(100)] and sorted(second) == [*range(100, 200)]
+    assert [number - 100 for number in second] != first
+    assert list(Shuffled(100, seed=3)) == first != list(Shuffled(100, seed=4))
 
 
 def test_ctrl_c_says_how_to_go_on(

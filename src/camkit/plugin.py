@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from camkit.contracts.options import NoOptions, option
     from camkit.contracts.trainer import Trainer, TrainRequest, TrainResult
     from camkit.core.class_names import class_index
-    from camkit.core.devices import pick_device, pick_dtype
+    from camkit.core.devices import pick_device, pick_dtype, random_state_kept
     from camkit.core.hooks import forward
     from camkit.core.layer_lookup import map_layers
     from camkit.core.layout import layout_of
@@ -96,6 +96,7 @@ _HOMES = {
     "plugin_names": "camkit.registry.discovery:names",
     "predict": "camkit.explaining.prediction:predict",
     "put_weights": "camkit.models.weights:put_weights",
+    "random_state_kept": "camkit.core.devices:random_state_kept",
     "read_weights": "camkit.models.weights:read_weights",
     "recipe": "camkit.training.recipe:",
     "report_line": "camkit.training.run_folder:report_line",
@@ -152,6 +153,7 @@ __all__ = [
     "plugin_names",
     "predict",
     "put_weights",
+    "random_state_kept",
     "read_weights",
     "recipe",
     "report_line",

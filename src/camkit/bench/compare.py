@@ -23,6 +23,7 @@ SAME: dict[str, Callable[[Document], Any]] = {
     "layer": lambda document: document.settings.layer,
     "input size": lambda document: document.settings.size,
     "dtype": lambda document: document.settings.dtype,
+    "precision": lambda document: document.environment.rest.get("precision", "ieee"),
     "options": lambda document: document.settings.options,
     "device": lambda document: document.environment.device_name,
     "number of threads": lambda document: document.environment.threads,

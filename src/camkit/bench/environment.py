@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 import camkit
+from camkit.core import devices
 
 LIBRARIES = ("camkit", "torch", "torchvision", "timm", "numpy", "scipy", "scikit-image", "pillow")
 # As nvidia-smi calls them. The clocks' event reasons are those of throttling, as bits; 0 is none.
@@ -34,12 +35,9 @@ def environment(device: torch.device, dtype: torch.dtype, packages: Iterable[str
     """
     facts: dict[str, Any] = {
         "device": str(device),
-        "device_name": torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name(),
+        "device_name": cpu_name() if device.type == "cpu" else devices.name(device),
         "dtype": str(dtype).removeprefix("torch."),
-        "tf32": {
-            "matmul": torch.backends.cuda.matmul.allow_tf32,
-            "cudnn": torch.backends.cudnn.allow_tf32,
-        },
+        "precision": devices.float32_precision(device),
         "cpu": cpu_name(),
         "cores": usable_cores(),
         "threads": torch.get_num_threads(),
@@ -47,8 +45,8 @@ def environment(device: torch.device, dtype: torch.dtype, packages: Iterable[str
         "versions": versions(packages),
         "git": git_state(Path(camkit.__file__).parent),
     }
-    if device.type == "cuda":
-        facts["gpu"] = gpu(device)
+    if device.type != "cpu":
+        facts["gpu"] = devices.facts(device)
     return facts
 
 
@@ -59,8 +57,8 @@ def conditions(device: torch.device) -> dict[str, Any]:
         facts["load"] = os.getloadavg()[0]
     if clocks := re.findall(r"^cpu MHz\s*: ([\d.]+)$", _text(Path("/proc/cpuinfo")), re.MULTILINE):
         facts["cpu_mhz"] = max(map(float, clocks))
-    if device.type == "cuda":
-        facts |= nvidia_smi(device.index or 0)
+    if known := devices.tool_index(device):
+        facts |= nvidia_smi(known)
     return facts
 
 
@@ -103,18 +101,7 @@ def git_state(folder: Path) -> dict[str, Any] | None:
     return {"commit": commit.strip(), "changed": bool(changed)} if commit else None
 
 
-def gpu(device: torch.device) -> dict[str, Any]:
-    """Name and size of a CUDA device."""
-    facts = torch.cuda.get_device_properties(device)
-    return {
-        "name": facts.name,
-        "memory_bytes": facts.total_memory,
-        "capability": f"{facts.major}.{facts.minor}",
-        "cuda": torch.version.cuda,
-    }
-
-
-def nvidia_smi(index: int) -> dict[str, str]:
+def nvidia_smi(index: str) -> dict[str, str]:
     """Driver, clocks and throttling of a GPU as its tool tells them; nothing where there is none."""
     query = f"--query-gpu={','.join(GPU_FACTS)}"
     line = _output("nvidia-smi", query, "--format=csv,noheader,nounits", f"--id={index}")

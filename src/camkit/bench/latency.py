@@ -27,6 +27,7 @@ from camkit.bench.scenes import Scene
 from camkit.bench.statistics import Estimate, Spread
 from camkit.bench.survey import Progress, maker
 from camkit.bench.timing import Cold, Sample
+from camkit.core import devices
 from camkit.errors import CamkitError
 from camkit.models.loading import load_quietly
 
@@ -35,12 +36,13 @@ from camkit.models.loading import load_quietly
 class Measured:
     """A row at one batch size in one process: a sample of each round, the first call of all, memory.
 
-    error: the line of what it raised, if it did.
+    kernels: seconds that an accelerator works for one call. error: the line of what it raised, if it did.
     """
 
     samples: list[Sample]
     cold: Cold | None = None
     memory: dict[str, int] = field(default_factory=dict)
+    kernels: float | None = None
     error: str | None = None
 
     @property
@@ -89,6 +91,7 @@ def measured(request: BenchRequest, scene: Scene, rows: Sequence[Entrant], colds
                     own.samples,
                     colds.get((key, batch)),
                     {} if failed else timing.peak_memory(calls[key], device),
+                    None if failed else devices.kernel_seconds(calls[key], device),
                     one_line(own.error) if own.error else None,
                 )
     return found
@@ -121,8 +124,7 @@ def processes(
     one of them dies.
     """
     count, context = request.process_count, multiprocessing.get_context("spawn")
-    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
-        torch.cuda.empty_cache()
+    devices.give_memory_back()
     progress(f"starting {count} processes to measure in")
     with ExitStack() as stack:
         pools = [stack.enter_context(ProcessPoolExecutor(1, mp_context=context)) for _ in range(count)]
@@ -154,7 +156,8 @@ def _in_process(request: BenchRequest, paths: Sequence[Path], keys: Collection[s
     )
     scene = scenes.photographs(model, request.layer, paths, request.photographs)
     rows = [row for row in all_rows(request) if row.key in keys]
-    return measured(request, scene, rows, first_calls(request, scene, rows))
+    with devices.multiplied(model.device, request.precision):
+        return measured(request, scene, rows, first_calls(request, scene, rows))
 
 
 # --- what it comes to -------------------------------------------------------------------------------
@@ -218,7 +221,7 @@ def latency_record(
         against=Against.of(_ratio(own, reference), verdict="UNCLEAR") if reference else None,
         cold=cold.seconds if cold else None,
         compile=max(0.0, cold.seconds - middle.middle) if cold and cold.compiled else None,
-        launch_bound=timing.Timed(samples).launch_bound,
+        launch_bound=timing.launch_bound(own[0].kernels, middle.middle),
         memory={**own[0].memory},
         samples=Samples(
             process=[number for number, one in enumerate(own) for _ in one.samples],

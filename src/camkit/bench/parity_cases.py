@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from camkit.bench.entrants import Entrant, one_line
 from camkit.bench.results import HardCase
-from camkit.bench.survey import EQUAL
+from camkit.bench.survey import equal_within
 from camkit.core.run_explainer import run as explain
 from camkit.core.targets import target_selector
 from camkit.metrics import agreement
@@ -116,7 +116,7 @@ def _compared(case: Case, rows: Sequence[Entrant], device: torch.device, seed: i
                 difference = float(agreement.difference(reference, found).max())
             else:
                 error = f"maps of {list(found.shape[-2:])}, the reference's {list(reference.shape[-2:])}"
-        limit = EQUAL[str(case.dtype).removeprefix("torch.")]
+        limit = equal_within(str(case.dtype).removeprefix("torch."), device)
         equal = None if difference is None else difference <= limit
         yield HardCase(row.method, case.name, row.backend, difference, error, equal)
 

@@ -9,6 +9,7 @@ from pathlib import PurePath
 from typing import Any
 
 from camkit.bench.timing import Rounds
+from camkit.core.device_names import Precision
 
 LATENCY = "latency"  # what is measured beside the categories of metrics
 AGREEMENT = "agreement"
@@ -83,6 +84,7 @@ class BenchRequest:
     truth: str | None = None
     device: str = "auto"
     dtype: str = "float32"
+    precision: Precision = "ieee"
     batch_sizes: tuple[int, ...] = ()
     metrics: tuple[str, ...] = ()
     rounds: int | None = None
@@ -133,7 +135,8 @@ class BenchRequest:
 OPTIONS = {
     **{"model": "--model", "backends": "--backend", "methods": "--method", "layer": "--layer"},
     **{"options": "--option", "images": "--images", "truth": "--truth", "device": "--device"},
-    **{"dtype": "--dtype", "batch_sizes": "--batch-size", "metrics": "--metrics", "rounds": "--rounds"},
+    **{"dtype": "--dtype", "precision": "--precision"},
+    **{"batch_sizes": "--batch-size", "metrics": "--metrics", "rounds": "--rounds"},
     **{"processes": "--processes", "limit": "--limit", "seed": "--seed", "quick": "--quick"},
     "trust_pickle": "--trust-pickle",
 }

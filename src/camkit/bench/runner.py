@@ -28,6 +28,7 @@ from camkit.bench.survey import Progress, Survey, references, survey
 from camkit.bench.typed_json import finite, from_json, mapped
 from camkit.contracts.metric import Metric
 from camkit.contracts.model import LoadedModel
+from camkit.core import devices
 from camkit.drawing import overlay, sheet
 from camkit.drawing.style import Style
 from camkit.errors import CamkitError
@@ -57,6 +58,11 @@ def run(request: BenchRequest, progress: Progress = lambda text: None) -> Outcom
     Raises `CamkitError`s for what concerns everything: names that do not exist, the model, no image that
     can be read, no explainer that works.
     """
+    with devices.multiplied(devices.pick_device(request.device), request.precision):
+        return _run(request, progress)
+
+
+def _run(request: BenchRequest, progress: Progress) -> Outcome:
     measures = chosen(request)
     metrics = measures.make(request)
     rows = all_rows(request)

@@ -16,7 +16,9 @@ from camkit.bench.request import AGREEMENT, BenchRequest
 from camkit.bench.results import Agreement, Measure, Score
 from camkit.bench.scenes import Scene
 from camkit.contracts.metric import MapBatch, Metric, Scores
+from camkit.core import devices
 from camkit.core.call_types import Call
+from camkit.core.device_names import ROUNDED
 from camkit.core.run_explainer import run as explain
 from camkit.core.targets import target_selector
 from camkit.metrics import agreement
@@ -156,6 +158,11 @@ def references(rows: Sequence[Entrant], maps: Mapping[str, Tensor]) -> dict[str,
     return {row.key: first.get(row.method, next(iter(maps))) for row in rows}
 
 
+def equal_within(dtype: str, device: torch.device) -> float:
+    """How far maps may differ that are made in this type on this device, as torch is set now."""
+    return max(EQUAL[dtype], ROUNDED.get(devices.float32_precision(device), 0.0))
+
+
 def _parity(
     dtype: str,
     scene: str,
@@ -173,7 +180,7 @@ def _parity(
             continue
         worst = float(agreement.difference(maps[reference], maps[row.key]).max())
         row.parity = worst if row.parity is None else max(worst, row.parity)
-        if not worst <= EQUAL[dtype]:
+        if not worst <= equal_within(dtype, maps[reference].device):
             row.note(f"its maps of the {scene} differ from those of {reference} by {worst:.1e} of the peak")
 
 

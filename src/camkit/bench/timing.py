@@ -14,20 +14,23 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
 
+from camkit.core import devices
+
 Call = Callable[[], object]
-LAUNCH_BOUND = 0.9  # of the time on the GPU, from which on queueing the work is what takes the time
+BUSY = 0.5  # the share of a call in which a device works, below which it mostly waits to be asked
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
     """Seconds of one call.
 
-    host: from the call to the finished result. On CUDA also `device`, between two events around the call,
-    and `enqueue`, until the call returned, whether or not the result was finished.
+    host: from the call to the finished result. On an accelerator also `device`, between two events around
+    the call, and `enqueue`, until the call returned, whether or not the result was finished.
     """
 
     host: float
@@ -73,16 +76,6 @@ class Timed:
     def host(self) -> list[float]:
         """Seconds from call to result."""
         return [sample.host for sample in self.samples]
-
-    @property
-    def launch_bound(self) -> bool | None:
-        """Whether queueing takes as long as the GPU, so that a faster GPU would not help; `None` on a CPU.
-
-        A call that waits for the GPU itself looks the same.
-        """
-        pairs = [(s.enqueue, s.device) for s in self.samples]
-        shares = sorted(enqueue / device for enqueue, device in pairs if enqueue and device)
-        return shares[len(shares) // 2] >= LAUNCH_BOUND if shares else None
 
 
 def interleaved(
@@ -135,8 +128,8 @@ def _compiler_times() -> object:
 
 
 def timer(device: torch.device) -> Timer:
-    """The way to time calls on `device`."""
-    return _on_cuda if device.type == "cuda" else _on_host
+    """The way to time calls on `device`, to the end of what it was asked to do."""
+    return _on_host if device.type == "cpu" else partial(_on_accelerator, device)
 
 
 def _on_host(call: Call) -> Sample:
@@ -145,18 +138,25 @@ def _on_host(call: Call) -> Sample:
     return Sample(time.perf_counter() - start)
 
 
-def _on_cuda(call: Call) -> Sample:
-    event: Callable[..., torch.cuda.Event] = torch.cuda.Event
-    before, after = event(enable_timing=True), event(enable_timing=True)
-    torch.cuda.synchronize()
+def _on_accelerator(device: torch.device, call: Call) -> Sample:
+    devices.synchronise(device)
     start = time.perf_counter()
-    before.record()
+    watch = devices.Stopwatch(device)
     call()
     enqueue = time.perf_counter() - start
-    after.record()
-    torch.cuda.synchronize()
+    watch.stop()
+    devices.synchronise(device)
     host = time.perf_counter() - start
-    return Sample(host, before.elapsed_time(after) / 1000, enqueue)
+    return Sample(host, watch.seconds, enqueue)
+
+
+def launch_bound(kernels: float | None, host: float) -> bool | None:
+    """Whether a device waits for most of a call, so that a faster one would not help; `None` on a CPU.
+
+    kernels: seconds that it works for the call (`devices.kernel_seconds`), host: those of the call. Not
+    told from how soon the call returns, which one that waits inside does late.
+    """
+    return None if kernels is None else kernels < BUSY * host
 
 
 # --- memory -----------------------------------------------------------------------------------------
@@ -176,18 +176,11 @@ def settled() -> Iterator[None]:
 def peak_memory(call: Call, device: torch.device) -> dict[str, int]:
     """Bytes by which a call goes beyond what was in use before.
 
-    On CUDA `allocated`, by tensors, and `reserved`, what torch holds for them. On Linux `resident`: a lower
-    bound, because memory that the process has kept is used again unseen. Empty where it cannot be read.
+    On accelerators what `devices.peak_memory` says. On Linux `resident`: a lower bound, because memory that
+    the process has kept is used again unseen. Empty where it cannot be read.
     """
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats(device)
-        before = torch.cuda.memory_allocated(device), torch.cuda.memory_reserved(device)
-        call()
-        torch.cuda.synchronize()
-        after = torch.cuda.max_memory_allocated(device), torch.cuda.max_memory_reserved(device)
-        return {"allocated": after[0] - before[0], "reserved": after[1] - before[1]}
+    if device.type != "cpu":
+        return devices.peak_memory(call, device)
     if not _reset_resident_peak():
         return {}
     before_call = _status("VmRSS")

@@ -118,7 +118,8 @@ def _message(error: Exception) -> str:
     """What a user should read about an error."""
     if isinstance(error, CamkitError) and not _lacks_memory(error):
         return str(error)
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's
+    of_torch = isinstance(error, RuntimeError) and "out of memory" in str(error)  # of several kinds
+    if isinstance(error, MemoryError) or of_torch:
         return "out of memory: try a smaller --batch-size, or --device cpu"
     if _lacks_memory(error):
         return NO_LIBRARIES

@@ -9,8 +9,9 @@ import click
 
 from camkit.cli import early_checks
 from camkit.cli.hints import about
-from camkit.cli.parameters import BATCH_SIZE, FOLDER, PATH, SEED
+from camkit.cli.parameters import BATCH_SIZE, DEVICE, FOLDER, PATH, SEED, choice
 from camkit.cli.terminal import say, say_json, say_table
+from camkit.core.device_names import PRECISIONS, check_device_name
 from camkit.registry import extras, options
 
 if TYPE_CHECKING:
@@ -80,7 +81,7 @@ def _names(_: click.Context, __: click.Parameter, text: str) -> tuple[str, ...]:
     metavar="PATH",
     help="Where the objects are: annotations as of the pets, a folder of masks or a COCO json.",
 )
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+@DEVICE
 @click.option(
     "--dtype",
     type=click.Choice(["float32", "bfloat16", "float16"]),
@@ -88,6 +89,7 @@ def _names(_: click.Context, __: click.Parameter, text: str) -> tuple[str, ...]:
     show_default=True,
     help="Type of weights and activations.",
 )
+@choice("--precision", PRECISIONS, "How float32 is multiplied on CUDA devices; tf32 is quick and coarse.")
 @click.option(
     "--batch-size",
     "batch_sizes",
@@ -152,7 +154,7 @@ def bench(out: Path, as_json: bool, fail_if: tuple[str, ...], **settings: Any) -
     early_checks.explainers(settings["backends"], settings["methods"], settings["options"])
     early_checks.metrics(settings["metrics"])
     early_checks.model(settings["model"])
-    early_checks.device(settings["device"])
+    check_device_name(settings["device"])
     early_checks.there(settings["truth"])
     early_checks.writable(out)
     if settings["images"]:

@@ -59,7 +59,8 @@ class Report:
             model = work.model
             self._say(
                 f"model {model.name} ({model.sha256[:12]}) on {model.device} in "
-                f"{str(model.dtype).removeprefix('torch.')}, layers {', '.join(work.layers)}; "
+                f"{str(model.dtype).removeprefix('torch.')} ({work.precision or 'as torch is set'}), "
+                f"layers {', '.join(work.layers)}; "
                 f"batches of {batch}, {workers} processes read; request {request}"
             )
             for backend in work.backends:

@@ -8,7 +8,6 @@ What is not there raises a `CamkitError` of exit code 2; where nothing can be wr
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -37,12 +36,6 @@ def classes(spec: str, given: Sequence[str], names: Sequence[str] | None = None)
             top_count(text)
         elif names is not None and text not in ("pred", "all"):
             class_index(text, names)
-
-
-def device(name: str) -> None:
-    """A device as torch writes them; which kinds there are torch alone knows, for packages add some."""
-    if not re.fullmatch(r"[a-z]\w*(:\d{1,4})?", name):
-        raise UsageError(f"there is no device {name!r}: use auto, cpu, cuda or cuda:N")
 
 
 def writable(folder: Path) -> None:

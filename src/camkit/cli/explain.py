@@ -30,6 +30,7 @@ from camkit.cli.parameters import (
 )
 from camkit.cli.result_folder import merge, write_page
 from camkit.cli.terminal import say
+from camkit.core.device_names import PRECISIONS, check_device_name
 from camkit.errors import UsageError
 from camkit.explaining.shard import Shard
 from camkit.registry import extras, options
@@ -76,6 +77,7 @@ if TYPE_CHECKING:
 @look_options
 @DEVICE
 @choice("--dtype", ["float32", "bfloat16", "float16"], "Type of weights and activations.")
+@choice("--precision", PRECISIONS, "How float32 is multiplied on CUDA devices; tf32 is quick and coarse.")
 @click.option(
     "--batch-size",
     type=BATCH_SIZE,
@@ -145,7 +147,7 @@ def explain(images: tuple[str, ...], **values: Any) -> None:
     early_checks.model(values["model"])
     values["facts"] = facts(values)
     early_checks.classes(values["model"], values["classes"], values["facts"].classes)
-    early_checks.device(values["device"])
+    check_device_name(values["device"])
     early_checks.results_folder(values["out"])
     early_checks.photographs(images)
 

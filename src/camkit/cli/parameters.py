@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 import click
 
+from camkit.core.device_names import WAYS
 from camkit.drawing.style import USUAL, Style
 from camkit.errors import UsageError
 
@@ -48,7 +49,7 @@ def choice(name: str, values: Sequence[str], help: str) -> Callable[[F], F]:
     return click.option(name, type=click.Choice(values), default=values[0], show_default=True, help=help)
 
 
-DEVICE = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+DEVICE = click.option("--device", default="auto", show_default=True, help=f"{WAYS}.")
 SEED = click.option(
     "--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="Random seed."
 )  # what every generator takes

@@ -34,8 +34,9 @@ class Query:
     seen: to be called with the scores of a forward of `inputs`, where an explainer makes one anyway, before
         the targets are looked up in them: it refuses a class that is not there, and saves the host a
         forward. `camkit.StandIn` does it.
-    remark: to be called with the images concerned (bool `[B]`) and what is to be said of their maps, such
-        as "is only rounding noise". The host tells the user.
+    remark: to be called with the images concerned (bool `[B]`, which may be none: asking would wait for the
+        device) and what is to be said of their maps, such as "is only rounding noise". The host tells the
+        user.
     """
 
     module: nn.Module
@@ -60,7 +61,9 @@ class Sweep:
 
     choose: from the model's scores `[B, n_classes]` to the class indices to explain, int64 `[B, T]`. It
         checks scores and indices and raises `TargetError` or `ModelError`; the host keeps the scores.
+        Of targets that lie on the device already the error may come after the maps, to spare a wait.
     targets: what `choose` will say, where it is given and needs no scores, else `None`.
+    seen: as in `Query`: it looks at all targets at once, and waits for the device.
     remark: as in `Query`, to be called with the method and the layer before the images.
     frozen: the caller promises that the model does not change between calls, for those who keep something.
     The other fields are as in `Query`.
@@ -76,6 +79,7 @@ class Sweep:
     layout: str | None = None
     remark: Callable[[str, str, Tensor, str], None] = _ignored
     frozen: bool = False
+    seen: Callable[[Tensor], object] = _ignored
 
     def queries(self, method: str, layer: str, targets: Tensor) -> Iterator[Query]:
         """One query for each column of `targets`, int64 `[B, T]`."""
@@ -83,7 +87,7 @@ class Sweep:
             yield Query(
                 *(self.module, self.inputs, column.contiguous(), layer, method, self.extras),
                 layout=self.layout,
-                seen=self.choose,
+                seen=self.seen,
                 remark=partial(self.remark, method, layer),
             )
 

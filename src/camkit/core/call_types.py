@@ -17,13 +17,15 @@ Inputs = Tensor | Sequence[Tensor]
 class Call:
     """What a call says of the model, beside its inputs and targets.
 
-    output, score: see `Scored`. layout, frozen: see `maps`.
+    output, score: see `Scored`. layout, frozen: see `maps`. precision: how float32 is multiplied, see
+    `devices.multiplied`.
     """
 
     output: Output = None
     score: Score | None = None
     layout: str | None = None
     frozen: bool = False
+    precision: str | None = None
 
     @property
     def adapts(self) -> bool:
@@ -48,10 +50,11 @@ class Remark:
 class Answer:
     """Maps `[B, T, h, w]` by method and layer, with the scores of the forward that they explain.
 
-    scores: `[B, n_classes]`; targets: int64 `[B, T]`.
+    scores: `[B, n_classes]`; targets: int64 `[B, T]`. precision: how float32 was multiplied.
     """
 
     maps: dict[tuple[str, str], Tensor]
     scores: Tensor
     targets: Tensor
     remarks: tuple[Remark, ...]
+    precision: str = "ieee"

@@ -20,6 +20,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from camkit.core.devices import double
+
 
 def gradcam(features: Tensor, gradients: Tensor) -> Tensor:
     """Grad-CAM without the final ReLU: `sum_k a_k A_k`, `a_k` the mean of the gradient over positions.
@@ -223,7 +225,7 @@ def _weighted(features: Tensor, weights: Tensor) -> Tensor:
 
 def _first_component(values: Tensor, dimensions: int) -> Tensor:
     """`[..., C, h, w]` to `[..., h, w]`: positions projected on their first principal axis."""
-    points = values.flatten(-dimensions).transpose(-1, -2).double()  # [..., h w, C]
+    points = double(values.flatten(-dimensions).transpose(-1, -2))  # [..., h w, C]
     points = points - points.mean(-2, keepdim=True)
     sound = points.isfinite().all(-1, keepdim=True).all(-2, keepdim=True)
     points = torch.where(sound, points, 0.0)  # the solver raises on NaN
@@ -235,4 +237,4 @@ def _first_component(values: Tensor, dimensions: int) -> Tensor:
         component = (points @ axes[..., -1:]).squeeze(-1)
     side = (component * points.mean(-1)).sum(-1, keepdim=True)
     signed = torch.where(sound[..., 0], torch.where(side < 0, -component, component), torch.nan)
-    return signed.reshape(*values.shape[: -dimensions - 1], *values.shape[-dimensions:]).to(values.dtype)
+    return signed.reshape(*values.shape[: -dimensions - 1], *values.shape[-dimensions:]).to(values)

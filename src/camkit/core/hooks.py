@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import CheckpointFunction
 
+from camkit.core import devices
 from camkit.core.layout import Layout, layout
 from camkit.core.scored import own_name
 from camkit.errors import LayerError
@@ -132,12 +133,8 @@ def with_output(module: nn.Module, inputs: Sequence[Tensor], name: str, output: 
 def as_it_was(module: nn.Module, device: torch.device) -> Iterator[None]:
     """Eval mode and plain gradient mode inside; afterwards every mode and RNG state is as before."""
     training, compiled = _training(module)
-    # Not by `fork_rng`, which takes five times as long: that is seen beside one image.
-    generators = [torch.default_generator]
-    generators += [torch.cuda.default_generators[device.index]] if device.type == "cuda" else []
-    states = [generator.get_state() for generator in generators]
     eager = torch.compiler.set_stance("force_eager") if compiled else nullcontext()
-    with torch.inference_mode(False), torch.enable_grad(), eager:
+    with devices.random_state_kept(device), torch.inference_mode(False), torch.enable_grad(), eager:
         try:  # one by one, not by `train()`, which modules override
             for part in training:
                 part.training = False
@@ -145,8 +142,6 @@ def as_it_was(module: nn.Module, device: torch.device) -> Iterator[None]:
         finally:
             for part in training:
                 part.training = True
-            for generator, state in zip(generators, states, strict=True):
-                generator.set_state(state)
 
 
 def _training(module: nn.Module) -> tuple[list[nn.Module], bool]:
@@ -204,8 +199,8 @@ class _NeverOff(TorchFunctionMode):
 
 def differentiable_rnns(module: nn.Module, device: torch.device) -> AbstractContextManager[None]:
     """cuDNN differentiates recurrent layers in training mode only; torch's own ones are always."""
-    if device.type == "cuda" and any(isinstance(part, nn.RNNBase) for part in module.modules()):
-        return torch.backends.cudnn.flags(enabled=False)
+    if devices.needs_no_cudnn(device) and any(isinstance(part, nn.RNNBase) for part in module.modules()):
+        return devices.without_cudnn()
     return nullcontext()
 
 

@@ -14,7 +14,7 @@ import functools
 import types
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from typing import Any, TypeVar
 
@@ -81,17 +81,20 @@ class Contents:
     def changes(self, module: nn.Module) -> list[str]:
         """Names of the attributes of `module` that differ, such as `layer1.0.conv1.weight`."""
         walk = _Walk(module)
-        return [
+        names = [
             name
             for name in dict.fromkeys([*self._fingerprints, *walk.fingerprints])
             if name not in self._ignored
-            and not (
-                name in self._fingerprints
-                and name in walk.fingerprints
-                and self._fingerprints[name] == walk.fingerprints[name]
-                and _equal(walk.tensors[name], self._copies[name])
-            )
         ]
+        same = {
+            name: (walk.tensors[name], self._copies[name])
+            for name in names
+            if name in self._fingerprints
+            and name in walk.fingerprints
+            and self._fingerprints[name] == walk.fingerprints[name]
+        }
+        other = _differing(same)
+        return [name for name in names if name not in same or name in other]
 
 
 def copied(module: M) -> M:
@@ -103,12 +106,26 @@ def copied(module: M) -> M:
     return copy.deepcopy(module, memo)
 
 
-def _equal(tensors: list[Tensor], copies: list[Tensor] | None) -> bool:
-    """Whether all bytes are the same: a NaN is then equal to itself, and 0 is not -0."""
-    if copies is None:
-        return True
-    pairs = zip(map(_bits, tensors), copies, strict=True)
-    return all(bits.dtype == kept.dtype and torch.equal(bits, kept) for bits, kept in pairs)
+def _differing(tensors: Mapping[str, tuple[list[Tensor], list[Tensor] | None]]) -> set[str]:
+    """Names of tensors whose bytes are not those of their copies: a NaN equals itself, and 0 is not -0.
+
+    An accelerator compares them all before the host waits for it.
+    """
+    found, names, flags = set[str](), list[str](), list[Tensor]()
+    for name, (there, copies) in tensors.items():
+        for bits, kept in zip(map(_bits, there), copies, strict=True) if copies is not None else ():
+            if (bits.dtype, bits.shape, bits.device) != (kept.dtype, kept.shape, kept.device):
+                found.add(name)
+            elif bits.device.type != "cpu":
+                names.append(name)
+                flags.append((bits != kept).any())
+            elif not torch.equal(bits, kept):
+                found.add(name)
+    for device in {flag.device for flag in flags}:
+        here = [(n, flag) for n, flag in zip(names, flags, strict=True) if flag.device == device]
+        told = torch.stack([flag for _, flag in here]).tolist()
+        found |= {name for (name, _), differs in zip(here, told, strict=True) if differs}
+    return found
 
 
 def _bits(tensor: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
@@ -12,14 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from camkit.contracts.explainer import Explainer, Sweep, unknown_method
-from camkit.core import hooks, torch_errors
+from camkit.core import devices, hooks, torch_errors
 from camkit.core.call_types import PLAIN, Answer, Call, Remark
 from camkit.core.layer_lookup import better_layer
 from camkit.core.layout import SPACE, OpenLayout, settle
 from camkit.core.scored import Scored, inner_name
-from camkit.core.targets import Selector, checked_targets, known_targets
+from camkit.core.targets import Fixed, Selector, checked_targets, known_targets, refuse_targets
 from camkit.core.torch_errors import in_our_words
-from camkit.core.zero_map_remarks import zero_maps
+from camkit.core.zero_map_remarks import are_zero, zero_maps
 from camkit.errors import CamkitError, ModelError, UsageError
 
 
@@ -58,22 +58,65 @@ def run(
     sweep = Sweep(
         *(model, inputs, tuple(named), tuple(methods)),
         choose=partial(checked_targets, selector, len(inputs)),
+        seen=partial(refuse_targets, selector, len(inputs)),
         extras=tuple(others),
         targets=known_targets(selector, len(inputs)),
         layout=call.layout,
         frozen=call.frozen,
     )
-    with hooks.as_it_was(model, inputs.device), hooks.differentiable_rnns(model, inputs.device):
+    device = inputs.device
+    with (
+        hooks.as_it_was(model, device),
+        hooks.differentiable_rnns(model, device),
+        devices.multiplied(device, call.precision),
+    ):
+        precision = devices.float32_precision(device)
         found = _explained(explainer, sweep, module)
     maps = {(method, named[layer]): value.detach() for (method, layer), value in found.maps.items()}
+    hint = partial(better_layer, module, inputs=inputs, extras=others, call=call)
+    remarks = _remarks(found, selector, named, maps, explainer.class_agnostic, hint)
+    return Answer(maps, found.scores, found.targets, tuple(remarks), precision)
+
+
+def _remarks(
+    found: _Explained,
+    selector: Selector,
+    named: Mapping[str, str],
+    maps: Mapping[tuple[str, str], Tensor],
+    agnostic: Sequence[str],
+    hint: Callable[[str], str],
+) -> list[Remark]:
+    """What has to be said of the maps; `TargetError` for a class that is not there, if that is open.
+
+    The host waits for the device once, whatever there is to ask; nearly always the answer is no.
+    """
+    zeros = {key: are_zero(value) for key, value in maps.items() if key[0] not in agnostic}
+    missing = selector.missing(found.scores) if isinstance(selector, Fixed) else None
+    questions = [
+        *(() if missing is None else (missing,)),
+        *(images.any() for _, _, images, _ in found.remarks),
+        *(zero.any() for zero in zeros.values()),
+    ]
+    answers = iter(_answered(questions))
+    if missing is not None and next(answers) and isinstance(selector, Fixed):
+        selector.check(found.scores)
     count = found.targets.shape[1]
     remarks = [
         Remark(m, named[at], images[:, None].expand(-1, count).cpu(), f"{m} at layer {named[at]!r} {text}")
-        for m, at, images, text in found.remarks
+        for (m, at, images, text), said in zip(found.remarks, answers, strict=False)
+        if said
     ]
-    hint = partial(better_layer, module, inputs=inputs, extras=others, call=call)
-    remarks += zero_maps(maps, explainer.class_agnostic, found.scores, found.targets, hint)
-    return Answer(maps, found.scores, found.targets, tuple(remarks))
+    some = {key: zero for (key, zero), is_any in zip(zeros.items(), answers, strict=True) if is_any}
+    return remarks + list(zero_maps(some, found.scores, found.targets, hint))
+
+
+def _answered(questions: Sequence[Tensor]) -> list[bool]:
+    """Bools `[]`, mostly of one device, on the host."""
+    places = list(dict.fromkeys(question.device for question in questions))
+    found = {
+        place: iter(torch.stack([q for q in questions if q.device == place]).tolist()) for place in places
+    }
+    return [next(found[question.device]) for question in questions]
 
 
 def _explained(explainer: Explainer, sweep: Sweep, module: nn.Module) -> _Explained:
@@ -91,9 +134,9 @@ def _explained(explainer: Explainer, sweep: Sweep, module: nn.Module) -> _Explai
             settled.add(error.layer)
             settle(error, *inputs)
         except Exception as error:
-            if not isinstance(error, CamkitError):
+            if not isinstance(error, CamkitError) and not devices.is_out_of_memory(error):
                 with in_our_words(module, inputs), torch.no_grad():
-                    sweep.choose(sweep.module(*inputs))  # a class that is not there may be the cause
+                    sweep.seen(sweep.module(*inputs))  # a class that is not there may be the cause
             cause = torch_errors.explained(error, module, inputs) or error
             if isinstance(cause, torch_errors.NoGradient | torch_errors.Checkpointed) and not careful:
                 first = cause
@@ -130,7 +173,13 @@ def _called(explainer: Explainer, sweep: Sweep) -> _Explained:
         latest = scores.detach(), targets
         return targets
 
-    maps = explainer.many(replace(sweep, choose=choose, remark=lambda *remark: remarks.append(remark)))
+    def seen(scores: Tensor) -> None:
+        choose(scores)
+        sweep.seen(scores)
+
+    maps = explainer.many(
+        replace(sweep, choose=choose, seen=seen, remark=lambda *remark: remarks.append(remark))
+    )
     if latest is None:
         with torch.no_grad():
             choose(sweep.module(sweep.inputs, *sweep.extras))

@@ -82,8 +82,7 @@ class StandIn(nn.Module):
         gradients: of the scores with respect to `features`.
         """
         noise = formulas.is_noise(formulas.hirescam, self.features.detach(), gradients.detach()[None])
-        if bool(noise.any()):
-            self._query.remark(noise, formulas.NOISY)
+        self._query.remark(noise, formulas.NOISY)
 
     def _scale(self, like: Tensor) -> float:
         return SCALE if self._query.inputs.dtype == torch.float16 and self._cut else 1.0

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from camkit.core.class_names import class_of, no_class, top_count
+from camkit.core.devices import put
 from camkit.core.hooks import normal_tensor
 from camkit.core.scored import Score, described
 from camkit.errors import ModelError, TargetError, counted
@@ -29,8 +30,36 @@ class Fixed:
     targets: Tensor
 
     def __call__(self, scores: Tensor) -> Tensor:
-        """The targets, whatever the scores."""
-        return self.targets.expand(len(scores), -1)
+        """The targets, whatever the scores; `TargetError` for a class that is not there.
+
+        Those that lie on the device of the scores already are not waited for: what is out of range is
+        brought into it, and told by `missing`.
+        """
+        if self._is_out_of_sight(scores):
+            return self.targets.clamp(0, scores.shape[1] - 1).expand(len(scores), -1)
+        known = self.targets.cpu()
+        _check(known, scores.shape[1])
+        return put(known, scores.device).expand(len(scores), -1)
+
+    def missing(self, scores: Tensor) -> Tensor | None:
+        """Whether a class is not there, bool `[]` on the device; `None` if that was checked on the host."""
+        if not self._is_out_of_sight(scores):
+            return None
+        return ((self.targets < 0) | (self.targets >= scores.shape[1])).any()
+
+    def check(self, scores: Tensor) -> None:
+        """`TargetError` for a class that is not there, wherever the targets are."""
+        _check(self.targets.cpu(), scores.shape[1])
+
+    def _is_out_of_sight(self, scores: Tensor) -> bool:
+        return self.targets.device.type != "cpu" and self.targets.device == scores.device
+
+
+def _check(targets: Tensor, count: int) -> None:
+    rows = targets.tolist()  # quicker than asking torch, which is seen in the total
+    lowest, highest = min(map(min, rows)), max(map(max, rows))
+    if lowest < 0 or highest >= count:
+        raise no_class(lowest if lowest < 0 else highest, count)
 
 
 def predicted(scores: Tensor) -> Tensor:
@@ -40,7 +69,7 @@ def predicted(scores: Tensor) -> Tensor:
 
 def every(scores: Tensor) -> Tensor:
     """Selects all classes."""
-    return torch.arange(scores.shape[1]).expand(len(scores), -1)
+    return torch.arange(scores.shape[1], device=scores.device).expand(len(scores), -1)
 
 
 def target_selector(targets: Targets, batch: int) -> Selector:
@@ -71,7 +100,7 @@ def class_selector(classes: Sequence[str | int], names: Sequence[str]) -> Select
     fixed = [s.targets for s in selectors if isinstance(s, Fixed)]
     if len(fixed) == len(selectors) > 0:
         return Fixed(torch.cat(fixed, dim=1))
-    return lambda scores: torch.cat([s(scores).to(scores.device) for s in selectors], dim=1)
+    return lambda scores: torch.cat([s(scores) for s in selectors], dim=1)
 
 
 def _one_class(one: str | int, names: Sequence[str]) -> Selector:
@@ -88,16 +117,21 @@ def known_targets(selector: Selector, batch: int) -> Tensor | None:
     return normal_tensor(selector.targets.expand(batch, -1)) if isinstance(selector, Fixed) else None
 
 
+def refuse_targets(selector: Selector, batch: int, scores: Tensor) -> None:
+    """As `checked_targets` raises, and at once for every class that is not there."""
+    checked_targets(selector, batch, scores)
+    if isinstance(selector, Fixed):
+        selector.check(scores)
+
+
 def checked_targets(selector: Selector, batch: int, scores: Tensor) -> Tensor:
-    """The targets, int64 `[B, T]`; `ModelError` or `TargetError` for what cannot be explained."""
+    """The targets, int64 `[B, T]`; `ModelError` or `TargetError` for what cannot be explained.
+
+    That a class is not there may be told later, see `Fixed`: what is returned is in range.
+    """
     if not isinstance(scores, Tensor) or scores.ndim != 2 or len(scores) != batch:
         hint = "" if isinstance(scores, Tensor) else ": choose them with output="
         raise ModelError(
             f"the model returns {described(scores)}; a classifier returns scores [B, n_classes]{hint}"
         )
-    targets = normal_tensor(selector(scores).to(scores.device, torch.int64))
-    rows = targets.tolist()  # quicker than asking torch, which is seen in the total
-    lowest, highest, count = min(map(min, rows)), max(map(max, rows)), scores.shape[1]
-    if lowest < 0 or highest >= count:
-        raise no_class(lowest if lowest < 0 else highest, count)
-    return targets
+    return normal_tensor(selector(scores).to(torch.int64))

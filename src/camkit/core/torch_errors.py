@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from camkit.core import devices
 from camkit.errors import CamkitError, LayerError, ModelError, UsageError
 
 _TORCH = str(Path(torch.__file__).parent)
@@ -98,8 +99,9 @@ def explained(error: Exception, module: nn.Module, inputs: Sequence[Tensor]) -> 
     """The error to raise in the place of `error`, or `None` for what is none of torch's."""
     if isinstance(error, CamkitError):
         return None
-    if isinstance(error, torch.OutOfMemoryError):
-        return ModelError(f"out of memory on {inputs[0].device}: fewer images at once, or a smaller size")
+    if devices.is_out_of_memory(error):
+        fewer = "fewer images at once, or " if len(inputs[0]) > 1 else ""
+        return ModelError(f"out of memory on {inputs[0].device}: {fewer}a smaller size")
     if not _is_of_torch(error):
         return None
     while isinstance(error.__context__, RuntimeError):  # a library says in its words what torch said

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 
+import torch
 from torch import Tensor
 
 from camkit.core.call_types import Remark
@@ -13,26 +14,26 @@ RECTIFIED = {"gradcam++", "layercam", "gradcam-elementwise"}
 SATURATED = 1e-6  # how near a probability is to 0 or 1 where its gradient is lost
 
 
+def are_zero(maps: Tensor) -> Tensor:
+    """Which of the maps `[B, T, ...]` are zero everywhere, bool `[B, T]`; NaN counts as something."""
+    return maps.flatten(2).abs().amax(2) == 0
+
+
 def zero_maps(
-    maps: Mapping[tuple[str, str], Tensor],
-    agnostic: Sequence[str],
+    zeros: Mapping[tuple[str, str], Tensor],
     scores: Tensor,
     targets: Tensor,
     hint: Callable[[str], str],
 ) -> Iterator[Remark]:
-    """What to say of maps that are zero everywhere, and why they are."""
-    saturated: Tensor | None = None
-    for (method, layer), found in maps.items():
-        if method in agnostic:
-            continue
-        peaks = found.flatten(2).abs().amax(2)
-        if bool(peaks.all()):  # NaN counts as something
-            continue
-        zero = (peaks == 0).cpu()
+    """What to say of maps that are zero everywhere, and why they are.
+
+    zeros: which those are, by method and layer, as `are_zero` says; each has some.
+    """
+    saturated = _saturated(scores, targets).cpu() if zeros else torch.empty(0)
+    for (method, layer), found in zeros.items():
+        zero = found.cpu()
         if method in RECTIFIED and not bool(zero.all()):
             continue
-        if saturated is None:
-            saturated = _saturated(scores, targets).cpu()
         if bool((sure := zero & saturated).any()):
             text = (
                 f"{method} is zero at layer {layer!r} because the score is a probability so near to 0 or 1 "

@@ -52,7 +52,7 @@ def scale_of(maps: Sequence[Tensor], style: Style) -> Scale:
 
     The lesson's goes from minimum to maximum; every other has zero in the middle, or at the beginning.
     """
-    low, high = extent([signed(map.detach().double(), style) for map in maps])
+    low, high = extent([signed(map.detach().cpu().double(), style) for map in maps])
     if style.look == "lesson":
         return Scale(low, high, shared=True)  # all of it is used
     given = None if isinstance(style.scale, str) else style.scale

@@ -71,7 +71,7 @@ def overlay(
     """
     check_finite(map)
     image = image.convert("RGB")
-    drawn = signed(map.detach().double(), style)  # in which no range of float32 values overflows
+    drawn = signed(map.detach().cpu().double(), style)  # in which no range of float32 values overflows
     box = box or (0, 0, *image.size)
     left, top, right, bottom = box
     inside = (

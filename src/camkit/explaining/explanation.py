@@ -50,6 +50,7 @@ class Explanation:
     predicted_index, predicted_name: the first of them, or `None`.
     position: of the photograph among those that were asked for.
     layout: how the output of the layer was said to be read, if it was.
+    precision: how float32 was multiplied, `ieee`, or `tf32` with rounded factors.
     """
 
     map: Tensor = field(repr=False)
@@ -72,6 +73,7 @@ class Explanation:
     predicted_name: str | None = None
     scores: ScoreKind = "softmax"
     exclusive: bool = True
+    precision: str = "ieee"
 
     @property
     def figure(self) -> str:
@@ -134,6 +136,7 @@ class Explanation:
             "preprocessing": model.preprocess.to_dict(),
             "device": str(model.device),
             "dtype": str(model.dtype).removeprefix("torch."),
+            "precision": self.precision,
             "warnings": list(self.warnings),
         }
 

@@ -35,7 +35,7 @@ FIELDS = (
     "logit predicted predicted_index predicted_name predicted_probability label map_file map_key "
     "map_sha256 map_shape map_range border_share overlay_file overlay_sha256 overlay_box picture "
     "full_scale sheet_file model model_spec model_facts model_sha256 preprocessing camkit_version "
-    "torch_version device dtype warnings"
+    "torch_version device dtype precision warnings"
 ).split()
 MAX_LINE = 2**20  # bytes; a stranger's manifest may hold anything
 TORN = "it is damaged or cut off"  # said of a line that is no JSON
@@ -224,11 +224,9 @@ class Owners:
 
 
 def question(line: Mapping[str, Any], kind: str) -> int:
-    """What a file of a kind (`map`, `picture`, `run`) tells: the same number for the same answer.
-
-    A map and its picture are told by what made them, a file of several maps by the request.
-    """
-    return _hash(_SORTED([line[key] for key in _QUESTIONS[kind]]))
+    """What a file of a kind (`map`, `picture`, `run`) tells: the same number for the same answer."""
+    told = {**line, "device": str(line.get("device")).partition(":")[0]}
+    return _hash(_SORTED([told[key] for key in _QUESTIONS[kind]]))
 
 
 class Done:
@@ -374,9 +372,10 @@ _KINDS = {
     "overlay_file": dict.fromkeys(PICTURES, "picture"),
     "sheet_file": dict.fromkeys(PICTURES, "run"),
 }
+# A map and its picture are told by what made them, on any device of a kind; several maps by the request.
 _MAP = (
     "image_sha256 backend backend_dist backend_version method options layer layout class_index class_name "
-    "model_sha256 preprocessing camkit_version torch_version device dtype"
+    "model_sha256 preprocessing camkit_version torch_version device dtype precision"
 ).split()
 _QUESTIONS = {"map": _MAP, "picture": [*_MAP, "picture"], "run": ["request", "image_sha256"]}
 # What the fields that are relied on must be, of any line and of one that tells of a map.
@@ -394,7 +393,7 @@ _FIELDS: dict[str, dict[str, Callable[[object], bool]]] = {
         "model": _is(str),  # as the user calls it
         "map_file": lambda value: value is not None and _COMMON["map_file"](value),
         "map_shape": _is_shape,
-        "model_spec": _is(str | None),
+        **dict.fromkeys(("model_spec", "precision"), _is(str | None)),
         **dict.fromkeys(("results", "class_index"), _is(int)),
     },
 }

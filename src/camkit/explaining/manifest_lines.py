@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 
 import camkit
+from camkit.core import devices
 from camkit.drawing.style import Style
 from camkit.explaining import stored_maps
 from camkit.explaining.captions import REMARKS
@@ -92,7 +93,11 @@ def request_id(
         backends.append([found.full_name, found.version, backend.methods, options])
     facts = {
         "model": [model.sha256, model.preprocess.to_dict(), list(model.classes), model.scores],
-        "where": [str(model.device), str(model.dtype)],
+        "where": [
+            devices.kind(model.device),
+            str(model.dtype),
+            devices.as_multiplied(model.device, work.precision),
+        ],
         "backends": backends,
         "layers": [*work.layers, *([work.layout] if work.layout else [])],
         "classes": list(classes),

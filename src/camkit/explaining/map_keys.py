@@ -51,6 +51,7 @@ class Keys:
             "model": self.shared["model_spec"] or MAP["model"].default,
             "options": dict(options),
             "dtype": str(results[0].model.dtype).removeprefix("torch."),
+            "precision": results[0].precision,
         }
 
 

@@ -53,6 +53,7 @@ MAP = {
     "model": Part(loading.DEFAULT, _model),
     "options": Part({}, _options),
     "dtype": Part("float32", str),
+    "precision": Part("ieee", str),
 }
 
 

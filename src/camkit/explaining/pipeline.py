@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -12,12 +13,13 @@ from itertools import islice
 import torch
 from torch import Tensor
 
+from camkit.core import devices
 from camkit.core.call_types import Answer, Call
 from camkit.core.layer_lookup import better_layer
 from camkit.core.run_explainer import run
 from camkit.core.targets import Fixed, Selector, every
 from camkit.drawing import evidence, overlay
-from camkit.errors import MapError, UsageError
+from camkit.errors import MapError, ModelError, UsageError, warn
 from camkit.explaining.explanation import Explanation
 from camkit.explaining.plan import Backend, Plan
 from camkit.explaining.prediction import Prediction, predictions
@@ -33,23 +35,59 @@ def stream(
     read: Callable[..., Iterator[tuple[int, Photo] | Failure]] = read,
     whole: bool = True,
     side: int | None = None,
+    rows: int | None = None,
 ) -> Iterator[Explanation | Failure]:
     """Every explanation of every photograph, batch by batch; failures take their place in the order.
 
     whole: keep photographs, reduced to a longest `side` of so many pixels; else only what the model sees.
+    rows: of the batches of fast mode, all of which have as many, since another number would be compiled
+    anew; by default as many as the first batch was asked for.
     """
     if not 1 <= batch_size <= sys.maxsize:
         raise UsageError(f"batch size must be at least 1, and no more than there is, not {batch_size}")
     photos = read(sources, work.model.preprocess, whole=whole, side=side)
+    memory = _Memory(work)
     while batch := list(islice(photos, batch_size)):
-        yield from _explain_batch(work, batch)
+        memory.rows = memory.rows or rows or len(batch)
+        yield from _explain_batch(memory, batch)
+
+
+class _Memory:
+    """Explains as many photographs at once as there is memory for: half of them where it runs out."""
+
+    def __init__(self, work: Plan) -> None:
+        self._work = work
+        self.rows = 0  # of a batch, at most
+
+    def explain(self, photos: Sequence[tuple[int, Photo]]) -> Iterator[list[Explanation | Failure]]:
+        """For each photograph the list of its results; `ModelError` if there is no room for one."""
+        tried, device = 0, self._work.model.device
+        while part := photos[: self.rows]:
+            results = _explain_photos(self._work, part, self.rows)
+            try:
+                first = next(results)
+            except Exception as error:
+                if not devices.is_out_of_memory(error):
+                    raise
+                if len(part) == 1:
+                    raise ModelError(f"out of memory on {device}: a smaller size may fit") from error
+                tried, self.rows = tried or len(part), len(part) // 2
+            else:
+                if tried:
+                    much = f"out of memory on {device} with {tried} photographs at once"
+                    warn(f"{much}: {self.rows} at once from here on")
+                yield first
+                yield from results
+                tried, photos = 0, photos[len(part) :]
+                continue
+            gc.collect()  # the error held what was computed
+            devices.give_memory_back()
 
 
 def _explain_batch(
-    work: Plan, batch: Sequence[tuple[int, Photo] | Failure]
+    memory: _Memory, batch: Sequence[tuple[int, Photo] | Failure]
 ) -> Iterator[Explanation | Failure]:
-    photos = [item for item in batch if not isinstance(item, Failure)]
-    results = _explain_photos(work, photos) if photos else iter(())
+    results = memory.explain([item for item in batch if not isinstance(item, Failure)])
     for item in batch:
         if isinstance(item, Failure):
             yield item
@@ -58,17 +96,23 @@ def _explain_batch(
 
 
 def _explain_photos(
-    work: Plan, photos: Sequence[tuple[int, Photo]]
+    work: Plan, photos: Sequence[tuple[int, Photo]], rows: int
 ) -> Iterator[list[Explanation | Failure]]:
-    """For each photograph the list of its results, from one batch."""
+    """For each photograph the list of its results, from one batch.
+
+    rows: of the batch in fast mode; the last photograph fills it up.
+    """
     model = work.model
     views = [overlay.seen(photo, model.preprocess) for _, photo in photos]
     batch = model.preprocess.batch(views, model.device).to(model.dtype)
+    missing = max(0, rows - len(photos)) if any(map(_is_fast, work.backends)) else 0
+    batch = torch.cat([batch, batch[-1:].expand(missing, *batch.shape[1:])]) if missing else batch
     selector = work.selector
     if work.targets is not None:
-        selector = Fixed(torch.tensor([[work.targets[position]] for position, _ in photos]))
+        classes = [[work.targets[position]] for position, _ in photos]
+        selector = Fixed(torch.tensor([*classes, *classes[-1:] * missing]))
     # Nobody changes the model while it is camkit's.
-    usual = Call(output=model.output, layout=work.layout, frozen=True)
+    usual = Call(output=model.output, layout=work.layout, frozen=True, precision=work.precision)
     asked: dict[str, tuple[Selector, Call]] = {
         name: (every, replace(usual, score=score)) for name, score in work.functions.items()
     } or {"": (selector, usual)}
@@ -95,6 +139,11 @@ def _explain_photos(
                 work, backend, answers[key], row, predicted[key][row], position, photo, hint, name
             )
         ]
+
+
+def _is_fast(backend: Backend) -> bool:
+    """Whether a backend compiles for the number of photographs that it is given."""
+    return bool(getattr(backend.explainer.options, "fast", False))
 
 
 def _on_host(answer: Answer) -> Answer:
@@ -154,6 +203,7 @@ def _results(
                 method=method,
                 layer=layer,
                 layout=work.layout,
+                precision=answer.precision,
                 class_index=None if function else index,
                 class_name=name,
                 probability=None if predicted.kind == "none" else float(predicted.likely[index]),

@@ -32,7 +32,7 @@ class Plan:
     """What to compute for every photograph: checked against model and plugins before any work.
 
     targets: the class of each photograph by its position, in place of what `selector` says. functions: what
-    is explained in place of classes, by name.
+    is explained in place of classes, by name. precision: how float32 is multiplied, if that is said.
     """
 
     model: LoadedModel
@@ -42,6 +42,7 @@ class Plan:
     layout: str | None = None
     targets: Mapping[int, int] | None = None
     functions: Mapping[str, Score] = field(default_factory=dict)
+    precision: str | None = None
 
 
 def plan(
@@ -54,6 +55,7 @@ def plan(
     layer: Layer | Sequence[Layer] = "auto",
     layout: str | None = None,
     options: Mapping[str, Any] | None = None,
+    precision: str | None = None,
 ) -> Plan:
     """Resolve names; raises `UsageError`s and `PluginError`s for whatever does not exist.
 
@@ -67,7 +69,7 @@ def plan(
         raise LayerError(f"layer {name!r} has a name that no manifest can hold: rename the module")
     selector = class_selector(classes, model.classes)
     made = make_backends(backends, methods, options or {})
-    return Plan(model, made, tuple(names), selector, layout, functions=functions or {})
+    return Plan(model, made, tuple(names), selector, layout, functions=functions or {}, precision=precision)
 
 
 def make_backends(

@@ -43,6 +43,8 @@ def command(lines: Sequence[Line]) -> str:
     words += _look(first)
     if first["dtype"] != "float32":
         words += ["--dtype", first["dtype"]]
+    if first["precision"] == "tf32":
+        words += ["--precision", "tf32"]
     return shlex.join(map(str, words))
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from camkit.core.device_names import Precision
 from camkit.drawing.style import Style
 from camkit.explaining.embedding import ImageFormat
 from camkit.explaining.manifest_lines import Format
@@ -39,6 +40,7 @@ class ExplainRequest:
     out: Path = Path("camkit-out")
     device: str = "auto"
     dtype: str = "float32"
+    precision: Precision = "ieee"
     facts: ModelFacts = field(default_factory=ModelFacts)
     batch_size: int = 16
     resume: bool = False

@@ -21,7 +21,7 @@ AGAIN = 3  # times at most, if other processes go on adding to the manifest
 # What most results of a folder share.
 SETUP = (
     "schema request backend backend_dist backend_version method options layer layout scores picture model "
-    "model_spec model_facts model_sha256 preprocessing camkit_version torch_version device dtype"
+    "model_spec model_facts model_sha256 preprocessing camkit_version torch_version device dtype precision"
 ).split()
 OWN = [field for field in FIELDS if field not in SETUP]
 # What the script reckons with, of a line that may be a stranger's: what is of another kind is left out.

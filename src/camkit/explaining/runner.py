@@ -65,6 +65,7 @@ class Run:
             layer=request.layers,
             layout=request.layout,
             options=request.options,
+            precision=request.precision,
         )
         self.id = request_id(
             self.work,
@@ -112,6 +113,7 @@ class Run:
             read=lambda *args, **options: self.stages.each("reading", read(*args, **options)),
             whole=request.style.view == "original" and request.format == "png",
             side=request.style.size or DRAWN,
+            rows=sum(1 for _ in islice(self.sources(), size)),  # the same when the run is resumed
         )
         groups: Iterator[list[Result]] = (
             list(group) for _, group in groupby(stream, key=lambda result: result.position)

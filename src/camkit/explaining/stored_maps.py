@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from camkit.core.device_names import ROUNDED
 from camkit.errors import CamkitError, reason
 from camkit.explaining import parquet
 from camkit.explaining.parquet import Map
@@ -22,8 +23,13 @@ from camkit.files import opened, read_regular, regular, sha256
 MAX_MAP = 2**24  # values
 MAX_NPY = 8 * MAX_MAP + 2**16  # bytes, of doubles
 MAX_FILE = 2**30  # bytes of an archive or a table of maps
-# How far two computations of one map may lie apart, relative to its peak.
+# How far two computations of one map may lie apart on any devices, relative to its peak.
 TOLERANCES = {"float64": 1e-6, "float32": 1e-4, "bfloat16": 5e-2, "float16": 1e-2}
+
+
+def tolerance(line: Mapping[str, Any]) -> float:
+    """How far a map may be from that of a manifest line, relative to its peak."""
+    return max(TOLERANCES.get(line["dtype"], 0.0), ROUNDED.get(line["precision"], 0.0))
 
 
 def load_map(folder: Path, line: Mapping[str, Any]) -> Map:
@@ -49,13 +55,13 @@ def check_map(folder: Path, line: Mapping[str, Any]) -> bool:
     return load_map(folder, line) is not None
 
 
-def stored(path: Path, values: Map, dtype: str) -> Map | None:
-    """The map `[h, w]` that lies in a `.npy` file, if it is `values` but for rounding."""
+def stored(path: Path, values: Map, line: Mapping[str, Any]) -> Map | None:
+    """The map `[h, w]` that lies in a `.npy` file, if it is `values`, those of a line, but for rounding."""
     try:
         there = np.array(_npy(path, {"map_shape": list(values.shape)}), np.float32)
     except Exception:  # none, or a damaged one, of which numpy raises nearly anything
         return None
-    bound = TOLERANCES.get(dtype, 0.0) * float(np.abs(values).max())
+    bound = tolerance(line) * float(np.abs(values).max())
     return there if float(np.abs(there - values).max()) <= bound else None
 
 

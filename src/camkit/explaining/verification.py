@@ -96,7 +96,7 @@ def verify(
         difference = findings.attempt(line["map_file"], recomputed, line)
         if difference is not None:
             largest = max(largest, difference)
-            if not difference <= stored_maps.TOLERANCES.get(line["dtype"], 0.0):
+            if not difference <= stored_maps.tolerance(line):
                 findings.add(line["map_file"], f"recomputed, it differs by {difference:.1e} of its peak")
     counts = len(lines), len(sound), len(pictures), len(photos), len(sampled)
     return Verdict(*counts, largest, tuple(findings))
@@ -128,6 +128,7 @@ def _computed(line: Line, model: LoadedModel, photograph: Path, reader: Reader) 
         layer=line["layer"],
         layout=line["layout"],
         options=table(line["options"]),
+        precision="tf32" if line["precision"] == "tf32" else "ieee",
     )
     for backend in work.backends:
         _check_effort(backend)

@@ -107,7 +107,7 @@ class PngWriter(Writer):
         """
         data = _bytes(np.save, result.map.numpy())
         file = self.names.choose(stem, ".npy", question(line, "map"), data)
-        there = stored_maps.stored(self.folder / file, result.map.numpy(), line["dtype"])
+        there = stored_maps.stored(self.folder / file, result.map.numpy(), line)
         if there is not None:
             return replace(result, map=torch.from_numpy(there)), file
         self.names.put(file, data)

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from camkit.contracts.metric import MapBatch
 from camkit.contracts.options import option
+from camkit.core.devices import double
 from camkit.metrics.function_metric import FunctionMetric
 from camkit.metrics.map_tools import all_finite, not_constant, positions, scaled, uniform, where_defined
 from camkit.registry import extras
@@ -26,8 +27,8 @@ def pearson(first: Tensor, second: Tensor) -> Tensor:
 
     NaN if either map is constant or not finite. Pearson 1895, doi:10.1098/rspl.1895.0041.
     """
-    values = _correlation(first.flatten(1).double(), second.flatten(1).double())
-    return where_defined(not_constant(first) & not_constant(second), values.to(first.dtype))
+    values = _correlation(double(first.flatten(1)), double(second.flatten(1)))
+    return where_defined(not_constant(first) & not_constant(second), values.to(first))
 
 
 def spearman(first: Tensor, second: Tensor) -> Tensor:
@@ -36,7 +37,7 @@ def spearman(first: Tensor, second: Tensor) -> Tensor:
     NaN if either map is constant or not finite. Spearman 1904, doi:10.2307/1412159.
     """
     values = _correlation(_shared_ranks(first), _shared_ranks(second))
-    return where_defined(not_constant(first) & not_constant(second), values.to(first.dtype))
+    return where_defined(not_constant(first) & not_constant(second), values.to(first))
 
 
 def ssim(first: Tensor, second: Tensor) -> Tensor:
@@ -87,10 +88,10 @@ def difference(first: Tensor, second: Tensor) -> Tensor:
 
     Absolute if `first` is zero everywhere; NaN if either map is not finite.
     """
-    a, b = first.double().flatten(1), second.double().flatten(1)
+    a, b = double(first.flatten(1)), double(second.flatten(1))
     peak = a.abs().amax(1)
     values = (a - b).abs().amax(1) / torch.where(peak > 0, peak, 1.0)
-    return where_defined(all_finite(first) & all_finite(second), values.to(first.dtype))
+    return where_defined(all_finite(first) & all_finite(second), values.to(first))
 
 
 MEASURES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
@@ -124,7 +125,7 @@ def _shared_ranks(maps: Tensor) -> Tensor:
     flat = maps.flatten(1).contiguous()
     ordered = flat.sort(dim=1).values
     below, upto = (torch.searchsorted(ordered, flat, right=right) for right in (False, True))
-    return (below + upto).double()  # twice the rank: correlation does not mind
+    return double(below + upto)  # twice the rank: correlation does not mind
 
 
 # --- as plugins --------------------------------------------------------------------

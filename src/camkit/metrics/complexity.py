@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor
 
+from camkit.core.devices import double
 from camkit.metrics.function_metric import FunctionMetric
 from camkit.metrics.map_tools import all_finite, where_defined
 
@@ -18,11 +19,11 @@ def gini(maps: Tensor) -> Tensor:
     finite. Hurley and Rickard 2009, arXiv:0811.4706; for attributions Chalasani et al. 2020,
     arXiv:1810.06583.
     """
-    values = maps.abs().flatten(1).double().sort(dim=1).values
+    values = double(maps.abs().flatten(1)).sort(dim=1).values
     count, total = values.shape[1], values.sum(1)
-    weights = torch.arange(count - 0.5, 0, -1, device=maps.device, dtype=values.dtype)
+    weights = torch.arange(count - 0.5, 0, -1, device=values.device, dtype=values.dtype)
     index = 1 - 2 * (values @ weights) / (count * total)
-    return where_defined(all_finite(maps) & (total > 0), index.to(maps.dtype))
+    return where_defined(all_finite(maps) & (total > 0).to(maps.device), index.to(maps))
 
 
 def entropy(maps: Tensor) -> Tensor:
@@ -31,10 +32,10 @@ def entropy(maps: Tensor) -> Tensor:
     In units of its largest value, `log N`, so that resolutions can be compared. NaN if the map is zero
     everywhere or not finite. Bhatt et al. 2020, arXiv:2005.00631.
     """
-    values = maps.abs().flatten(1).double()
+    values = double(maps.abs().flatten(1))
     total = values.sum(1, keepdim=True)
     shares = torch.special.entr(values / total).sum(1) / max(math.log(values.shape[1]), 1e-12)
-    return where_defined(all_finite(maps) & (total[:, 0] > 0), shares.to(maps.dtype))
+    return where_defined(all_finite(maps) & (total[:, 0] > 0).to(maps.device), shares.to(maps))
 
 
 # --- as plugins --------------------------------------------------------------------

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from camkit.contracts.options import option
 from camkit.contracts.scores import ScoreKind
+from camkit.core.devices import double
 from camkit.metrics.evaluation import CHUNK, FaithfulnessMetric, Model, ScoreOptions, evaluate
 from camkit.metrics.map_tools import all_finite, resized, uniform, where_defined
 
@@ -52,14 +53,14 @@ def infidelity(
         square = squares[(step - 1).clamp(min=0)] & (step > 0)[:, None, None]
         return torch.where(square[:, None], 0.0, inputs[image])
 
-    found = evaluate(f, targets, change, samples + 1, chunk, logits, scores).double()
+    found = double(evaluate(f, targets, change, samples + 1, chunk, logits, scores))
     drops = found[:, :1] - found[:, 1:]
-    full = resized(maps, (height, width)).double()
-    foretold = full.flatten(1) @ squares.flatten(1).double().T
+    full = double(resized(maps, (height, width)))
+    foretold = full.flatten(1) @ double(squares.flatten(1)).T
     energy = (foretold**2).mean(1)
     factor = ((foretold * drops).mean(1) / energy).clamp(min=0)
     error = ((factor[:, None] * foretold - drops) ** 2).mean(1)
-    return where_defined(all_finite(maps) & (energy > 0), error.to(maps.dtype))
+    return where_defined(all_finite(maps) & (energy > 0).to(maps.device), error.to(maps))
 
 
 def max_sensitivity(

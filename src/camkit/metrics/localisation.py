@@ -16,6 +16,7 @@ from torch import Tensor
 
 from camkit.contracts.options import option
 from camkit.contracts.scores import ScoreKind, meaning, probabilities, squashed
+from camkit.core.devices import double
 from camkit.errors import UsageError
 from camkit.metrics.function_metric import FunctionMetric
 from camkit.metrics.map_tools import all_finite, not_constant, resized, where_defined
@@ -37,10 +38,11 @@ def energy_pointing_game(maps: Tensor, truth: Tensor) -> Tensor:
 
     Chance is the share of the truth in the image. Wang et al. 2020 (Score-CAM), arXiv:1910.01279.
     """
-    mass = resized(maps, truth.shape[-2:]).clamp(min=0).double()
+    mass = double(resized(maps, truth.shape[-2:]).clamp(min=0))
     total = mass.sum((-2, -1))
-    inside = (mass * truth).sum((-2, -1)) / total
-    return where_defined(all_finite(maps) & (total > 0) & _any(truth), inside.to(maps.dtype))
+    inside = (mass * truth.to(mass.device)).sum((-2, -1)) / total
+    positive = (total > 0).to(maps.device)
+    return where_defined(all_finite(maps) & positive & _any(truth), inside.to(maps))
 
 
 def relevance_rank(maps: Tensor, truth: Tensor) -> Tensor:

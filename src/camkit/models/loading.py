@@ -44,7 +44,7 @@ def load_model(
     model: a file of weights, a bundle folder, `pets`, `imagenet`, `torchvision:NAME[@WEIGHTS]`,
         `timm:NAME[@FILE]`, `FILE.py:FUNCTION`. Or a model that is there: any `nn.Module`, a fastai
         `Learner`, a Hugging Face model, a `LightningModule`, a `YOLO`; it stays where it is.
-    device: `auto` (a CUDA device if there is one), `cpu`, `cuda`, `cuda:1`, ...
+    device: `auto` (an accelerator, if there is one and it answers), `cpu`, `cuda:1`, `mps`, ...
     preprocess: what the model is shown; see `camkit.models.transforms.as_preprocess`.
     output: where it returns a tuple or a dict, the index, key or name of the scores.
     facts: what belongs to the model, where it does not say it itself; see `ModelFacts`.

@@ -91,7 +91,7 @@ def put_weights(module: nn.Module, state: Mapping[str, Tensor], where: str) -> N
 def seeded(build: Callable[[], nn.Module]) -> nn.Module:
     """Build a module whose random weights are the same every time, without touching the global RNG."""
     with torch.random.fork_rng([]):
-        torch.default_generator.manual_seed(0)  # `torch.manual_seed` would seed CUDA's generators too
+        torch.default_generator.manual_seed(0)  # `torch.manual_seed` would seed those of accelerators too
         return build()
 
 

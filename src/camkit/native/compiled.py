@@ -2,15 +2,16 @@
 
 The model is split at the layer. A copy of its body goes through `torch.export` to inductor, which folds
 BatchNorm into convolutions and lays weights out for the machine; on a CPU most 3x3 convolutions take fewer
-multiplications (`winograd`), on a GPU a CUDA graph replays it all. The head stays as it is, and with it the
-gradients. What was compiled belongs to one model, layer, shape and dtype; it goes when the model goes, and
-when anything in it changes: each call reads all of it (`model_changes`), unless the caller promises that
-nothing does (`frozen`).
+multiplications (`winograd`), on a GPU a CUDA graph replays it all (`graphs`). The head stays as it is, and
+with it the gradients. What was compiled belongs to one model, layer, shape and dtype; it goes when the
+model goes, and when anything in it changes: each call reads all of it (`model_changes`), unless the caller
+promises that nothing does (`frozen`).
 """
 
 from __future__ import annotations
 
 import io
+import math
 import sys
 import threading
 import warnings
@@ -22,15 +23,15 @@ from typing import Any, TextIO, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils._pytree import tree_leaves
 
-from camkit.core import hooks, model_cache
+from camkit.core import devices, hooks, model_cache
 from camkit.core.hooks import Captured
 from camkit.core.layout import layout
 from camkit.core.model_changes import Contents, copied
 from camkit.core.scored import Scored, own_name
 from camkit.errors import CamkitError, reason, warn
-from camkit.native import cache, winograd
+from camkit.native import cache, graphs, winograd
 from camkit.native.split import Split, split_or_reason
 
 # How far compiled scores may be from those of the model, relative to their norm; for an example of noise.
@@ -119,23 +120,22 @@ def _fast(
         if key not in kept and (reason := _unsafe() or _unsteady(owner, inputs)):
             return reason
         weights: dict[str, Tensor] = kept.part("transformed", dict)  # which all compiled shapes share
-        return kept.get(key, lambda: _build(owner, parts, inputs, weights))
+        pool = kept.part(("pool", inputs.device), lambda: _pool(inputs.device))
+        return kept.get(key, lambda: _build(owner, parts, inputs, weights, pool))
+
+
+def _pool(device: torch.device) -> graphs.Pool | None:
+    """What the graphs of a model share, on devices that have graphs."""
+    return graphs.Pool(device) if devices.has_graphs(device) else None
 
 
 def _settings() -> tuple[Any, ...]:
     """What compiled code keeps of the switches that are one for the whole process."""
-    backends: Any = torch.backends
     return (
         torch.get_num_threads(),
         torch.get_default_dtype(),
         torch.are_deterministic_algorithms_enabled(),
-        backends.cudnn.deterministic,
-        *(switch.enabled for switch in (backends.cudnn, backends.mkldnn)),
-        # Not `get_float32_matmul_precision`, which fails where it is said in the new way.
-        *(of.fp32_precision for of in (backends.cuda.matmul, backends.mkldnn.matmul)),
-        *(of.conv.fp32_precision for of in (backends.cudnn, backends.mkldnn)),
-        backends.cuda.matmul.allow_fp16_reduced_precision_reduction,
-        backends.cuda.matmul.allow_bf16_reduced_precision_reduction,
+        *devices.kernel_switches(),
     )
 
 
@@ -172,16 +172,20 @@ def _unsteady(module: nn.Module, inputs: Tensor) -> str | None:
     return f"its first forward changes the model ({first[0]})" if first else None
 
 
-def _build(module: nn.Module, parts: Split, inputs: Tensor, kept: dict[str, Tensor]) -> _Fast | str:
+def _build(
+    module: nn.Module, parts: Split, inputs: Tensor, kept: dict[str, Tensor], pool: graphs.Pool | None
+) -> _Fast | str:
     try:
         with warnings.catch_warnings(), cache.compiling(), _silent(), torch.no_grad():
             warnings.simplefilter("ignore")
-            fast = _Fast(_compiled(parts.body, _noise(inputs, 0), kept), parts.head)
+            fast = _Fast(_compiled(parts.body, _noise(inputs, 0), kept, pool), parts.head)
             if not isinstance(fast.body(_noise(inputs, 0))[0], Tensor):
                 return "the layer returns something else than a tensor"
             # Not with the inputs that it was made with: they could have become a part of it.
             same = all(_same(fast, module, parts, _noise(inputs, seed)) for seed in (1, 2))
     except Exception as error:  # of tracing, generating, compiling with a compiler that may not be there
+        if devices.is_out_of_memory(error):  # of a batch this large: nothing to remember of the model
+            raise
         return f"the model cannot be compiled ({_cause(error)})"
     return fast if same else "the compiled model returns something else"
 
@@ -206,7 +210,7 @@ def _agree(found: Any, wanted: Any) -> bool:
 
 
 def _compiled(
-    body: nn.Module, example: Tensor, kept: dict[str, Tensor]
+    body: nn.Module, example: Tensor, kept: dict[str, Tensor], pool: graphs.Pool | None
 ) -> Callable[[Tensor], Sequence[Any]]:
     import torch._inductor  # takes its time
     from torch._inductor.codecache import PyCodeCache
@@ -215,13 +219,16 @@ def _compiled(
     example = example.clone(memory_format=memory_format)
     own = _copy(body).to(memory_format=torch.channels_last)
     graph = winograd.rewritten(torch.export.export(own, (example,)), kept)
-    before = len(PyCodeCache.modules)
+    before, is_cpu = len(PyCodeCache.modules), example.device.type == "cpu"
     code = torch._inductor.compile(graph, [example], options={"freezing": True})
     generated = PyCodeCache.modules[before:]
-    run = _Replayed(code, example) if example.is_cuda else code
+    run = graphs.Graph(code, (example,), pool) if pool else code
 
     @torch.no_grad()
     def call(inputs: Tensor) -> Sequence[Any]:
+        # In the ReLU that oneDNN fuses with a convolution a NaN becomes zero, and the map looks fine.
+        if is_cpu and not math.isfinite(float(inputs.sum())):
+            return body(inputs.clone())  # type: ignore[no-any-return]
         # Gradients of a head, pooling above all, are slower in the layout that convolutions like.
         values: Sequence[Any] = run(inputs.clone(memory_format=memory_format))
         return [value.contiguous() if isinstance(value, Tensor) else value for value in values]
@@ -243,28 +250,6 @@ def _forget(generated: Sequence[Any]) -> None:
     for module in generated:
         for name in [name for name, value in vars(module).items() if isinstance(value, Tensor)]:
             delattr(module, name)
-
-
-class _Replayed:
-    """A function of one tensor as a CUDA graph, which is launched at once."""
-
-    def __init__(self, run: Callable[[Tensor], Any], example: Tensor) -> None:
-        self._lock = threading.Lock()  # there is one place for inputs and outputs
-        self._inputs, self._graph = example.clone(), torch.cuda.CUDAGraph()
-        side = torch.cuda.Stream(example.device)  # type: ignore[no-untyped-call]
-        side.wait_stream(torch.cuda.current_stream(example.device))
-        with torch.cuda.stream(side):
-            for _ in range(3):  # whatever is tuned or allocated in the first runs does not belong in it
-                run(self._inputs)
-        torch.cuda.current_stream(example.device).wait_stream(side)
-        with torch.cuda.device(example.device), torch.cuda.graph(self._graph):
-            self._output = run(self._inputs)
-
-    def __call__(self, inputs: Tensor) -> Any:
-        with self._lock, torch.cuda.device(inputs.device):
-            self._inputs.copy_(inputs)
-            self._graph.replay()
-            return tree_map_only(Tensor, Tensor.clone, self._output)
 
 
 @contextmanager
@@ -289,8 +274,8 @@ def _close(fast: Any, plain: Any) -> bool:
         return type(fast) is type(plain) and bool(fast == plain)
     if fast.shape != plain.shape or fast.dtype != plain.dtype:
         return False
-    difference = (fast.double() - plain.double()).norm()
-    return bool(difference <= TOLERANCE.get(plain.dtype, 1e-3) * plain.double().norm())
+    one, other = devices.double(fast), devices.double(plain)
+    return bool((one - other).norm() <= TOLERANCE.get(plain.dtype, 1e-3) * other.norm())
 
 
 def _cause(error: BaseException) -> str:

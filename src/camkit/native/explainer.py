@@ -23,9 +23,11 @@ from camkit.native import compiled, perturbation
 from camkit.native.method_table import FEATURES, GRADIENTS, METHODS, NativeOptions
 from camkit.native.perturbation import Head
 
-# Gradients of several classes are computed together; a chunk of classes holds at most this much. Larger
-# chunks are slower: they fall out of the caches, and the system takes their memory back each time.
+# Gradients of several classes are computed together; a chunk of classes holds at most this much. On a CPU
+# larger chunks are slower: they fall out of the caches, and the system takes their memory back each time.
+# Accelerators wait for the host with less.
 GRADIENT_BYTES = 16 * 2**20
+GRADIENT_BYTES_OF_ACCELERATORS = 2**30
 
 
 # Of the features alone: [B, C, h, w] -> [B, 1, h, w].
@@ -149,8 +151,7 @@ class _Run:
                     slopes = kept.layout.to_map(gradient)
                     if not pieces[method, layer] and method not in UNDOUBTED:
                         noise = cams.is_noise(formula, kept.features, slopes)
-                        if bool(noise.any()):
-                            self.sweep.remark(method, layer, noise, cams.NOISY)
+                        self.sweep.remark(method, layer, noise, cams.NOISY)
                     pieces[method, layer].append(formula(kept.features, slopes))
         return {key: torch.cat(parts, dim=1) for key, parts in pieces.items()}
 
@@ -227,14 +228,15 @@ def class_gradients(
 
 
 def classes_at_once(outputs: Sequence[Tensor]) -> int:
-    """How many classes fit into `GRADIENT_BYTES`, at least one.
+    """How many classes fit into the bytes that suit the device, at least one.
 
-    The formulas make a few copies of what they get, and eigengradcam a float64 one, so memory does not
-    grow with the number of classes. At batch 32 and 224 pixels 5 classes of the last layer of a ResNet-34
-    fit (3 MB each), of its first one (26 MB).
+    The formulas make a few copies of what they get, and eigengradcam a float64 one, so memory does not grow
+    with the number of classes. On a CPU, at batch 32 and 224 pixels 5 classes of the last layer of a
+    ResNet-34 fit (3 MB each), of its first one (26 MB).
     """
     per_class = sum(output.numel() * output.element_size() for output in outputs)
-    return max(1, GRADIENT_BYTES // per_class)
+    on_cpu = outputs[0].device.type == "cpu"
+    return max(1, (GRADIENT_BYTES if on_cpu else GRADIENT_BYTES_OF_ACCELERATORS) // per_class)
 
 
 def pooled_slopes(module: nn.Module, layer: str, captured: Captured) -> Tensor | None:
@@ -335,7 +337,7 @@ def _scaled(
         return compute(1.0)
     for scale in SCALES:
         found = compute(scale)
-        if all(bool(gradient.isfinite().all()) for gradient in found):
+        if bool(torch.stack([gradient.isfinite().all() for gradient in found]).all()):
             break
     return tuple(gradient.float() / scale for gradient in found)
 

@@ -68,7 +68,8 @@ def without_channel(head: Head, captured: Captured, targets: Tensor, batch_size:
 
     def scores(image: Tensor, channel: Tensor) -> Tensor:
         altered = output.index_select(captured.layout.batch, image)
-        captured.layout.to_map(altered)[torch.arange(len(image)), channel] = 0  # a view
+        rows = torch.arange(len(image), device=image.device)
+        captured.layout.to_map(altered)[rows, channel] = 0  # a view
         return head.scores(altered, image)
 
     return _every_channel(scores, images, count, targets, _rows(batch_size, output, images))

@@ -88,7 +88,7 @@ def equal(actual: Tensor, expected: Tensor, what: str, relative: float = 1e-5) -
     """Assert that maps are equal but for an error relative to the peak."""
     assert actual.shape == expected.shape, f"{what}: shape {list(actual.shape)}, not {list(expected.shape)}"
     peak = float(expected.abs().max())
-    error = float((actual.double() - expected.double()).abs().max())
+    error = float((actual.cpu().double() - expected.cpu().double()).abs().max())
     assert error <= relative * peak + 1e-12, f"{what}: differ by {error:.3g}, peak {peak:.3g}"
 
 

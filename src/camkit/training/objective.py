@@ -7,7 +7,7 @@ each label of several.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -36,11 +36,14 @@ class Objective:
 
     def loss(self, scores: Tensor, targets: Tensor) -> Tensor:
         """Cross-entropy, or the binary one of each label, with smoothed labels."""
-        weights = None if self.weights is None else self.weights.to(scores.device)
         if not self.several:
-            return F.cross_entropy(scores, targets, weights, label_smoothing=self.smoothing)
+            return F.cross_entropy(scores, targets, self.weights, label_smoothing=self.smoothing)
         targets = targets * (1 - self.smoothing) + self.smoothing / 2
-        return F.binary_cross_entropy_with_logits(scores, targets, pos_weight=weights)
+        return F.binary_cross_entropy_with_logits(scores, targets, pos_weight=self.weights)
+
+    def to(self, device: torch.device) -> Objective:
+        """The same for scores on a device."""
+        return self if self.weights is None else replace(self, weights=self.weights.to(device))
 
     def figures(self, scores: Tensor, targets: Tensor) -> dict[str, float]:
         """Plain loss and figures on photographs that are held out, on the CPU."""

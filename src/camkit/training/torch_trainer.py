@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -15,9 +14,10 @@ from torchvision import transforms
 
 from camkit.contracts.options import option
 from camkit.contracts.trainer import Trainer, TrainRequest, TrainResult
-from camkit.core.devices import pick_device, pick_dtype
+from camkit.core.devices import pick_device, pick_dtype, random_state_kept
 from camkit.images.preprocess import Preprocess
 from camkit.training import dataset, finetune, recipe
+from camkit.training.batches import Augmented, Shuffled, loader
 from camkit.training.objective import Objective, final, objective
 from camkit.training.run_folder import Run, report_line
 
@@ -48,7 +48,9 @@ class Recipe(recipe.Recipe):
 class Settings:
     """Options of the trainer."""
 
-    workers: int = option(0, min=0, help="processes that read photographs beside the training")
+    workers: int | None = option(
+        None, min=0, help="processes that read photographs; by default none on a CPU, else half the cores"
+    )
     half: bool = option(False, help="weights of the bundle as float16, for half the size")
 
 
@@ -74,16 +76,18 @@ class TorchTrainer(Trainer):
         model = replace(model, scores=aim.scores)
         told = run.begin(model, valid, recipe=recipe.complete(plan, stages), half=self.options.half)
         prepare = transforms.Compose([augmentation(model.preprocess, plan), model.preprocess.tensor])
-        loader: Any = partial(DataLoader, batch_size=plan.batch_size, num_workers=self.options.workers)
+        photos = Augmented(dataset.Photos(data, train, prepare), request.seed)
+        order = Shuffled(len(train), request.seed)
         alone = len(train) % plan.batch_size == 1  # BatchNorm cannot learn from one
-        batches = loader(dataset.Photos(data, train, prepare), shuffle=True, drop_last=alone)
-        held_out = loader(dataset.Photos(data, valid, model.preprocess))
+        loaded = partial(loader, device=model.device, size=plan.batch_size, workers=self.options.workers)
+        batches = loaded(photos, sampler=order, drop_last=alone)
+        held_out = loaded(dataset.Photos(data, valid, model.preprocess))
         history, steps, end = state["history"], state["steps"], 0
         total = sum(stage.epochs for stage in stages)
         say = request.progress or (lambda _, __: None)
         for line in told:
             say(0.0, line)
-        with torch.random.fork_rng([model.device] if model.device.type == "cuda" else []):
+        with random_state_kept(model.device):
             for stage in stages:
                 begin, end = end, end + stage.epochs
                 groups = finetune.groups(model.module, head, stage.lr, stage.body_lr)
@@ -95,7 +99,8 @@ class TorchTrainer(Trainer):
                             part.load_state_dict(kept)
                 for epoch in range(max(begin, state["epoch"]), end):
                     torch.manual_seed(request.seed * 1_000_003 + epoch)
-                    done = list(loop.epoch(batches))
+                    order.epoch = epoch
+                    done = loop.epoch(batches)
                     loss = sum(step["loss"] for step in done) / len(done)
                     history.append({"epoch": epoch, "train_loss": loss, **loop.validate(held_out)})
                     steps += done
@@ -110,8 +115,7 @@ class TorchTrainer(Trainer):
         plan, _ = recipe.read(request.recipe, Recipe, Stage)
         preprocess = finetune.pretrained(request.arch, request.weights, torch.device("cpu")).preprocess
         augment = augmentation(preprocess, plan)
-        with torch.random.fork_rng([]):
-            torch.manual_seed(request.seed)
+        with random_state_kept(torch.device("cpu"), request.seed):
             return {"random crops, mirrored, in other colours": [augment(photo) for _ in range(9)]}
 
 
@@ -129,8 +133,8 @@ class Loop:
     def __init__(
         self, module: nn.Module, groups: list[Any], aim: Objective, decay: float, steps: int, dtype: str
     ) -> None:
-        self.module, self.aim, self.dtype = module, aim, pick_dtype(dtype)
         self.device = next(module.parameters()).device
+        self.module, self.aim, self.dtype = module, aim.to(self.device), pick_dtype(dtype)
         self.whole = all(parameter.requires_grad for parameter in module.parameters())
         self.optimiser = torch.optim.AdamW(groups, weight_decay=decay)
         self.schedule = OneCycleLR(self.optimiser, [group["lr"] for group in groups], steps)
@@ -138,26 +142,34 @@ class Loop:
         # Everything that a later epoch depends on.
         self.parts: tuple[Any, ...] = (module, self.optimiser, self.schedule, self.scaler)
 
-    def epoch(self, batches: DataLoader[Any]) -> Iterator[dict[str, float]]:
-        """One pass; loss and learning rate of each step."""
+    def epoch(self, batches: DataLoader[Any]) -> list[dict[str, float]]:
+        """One pass; loss and learning rate of each step, which nobody waits for before its end."""
         self.module.train(self.whole)  # a body at rest keeps its BatchNorm statistics, too
+        losses, rates = [], []
         for inputs, labels in batches:
-            loss = self.aim.loss(self._scores(inputs), labels.to(self.device))
+            loss = self.aim.loss(self._scores(inputs), self._there(labels))
             self.optimiser.zero_grad()
             self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
             self.scaler.step(self.optimiser)
             self.scaler.update()
-            yield {"loss": float(loss.detach()), "lr": float(self.schedule.get_last_lr()[0])}
+            losses.append(loss.detach())
+            rates.append(float(self.schedule.get_last_lr()[0]))
             self.schedule.step()
+        found = torch.stack(losses).tolist()
+        return [{"loss": one, "lr": rate} for one, rate in zip(found, rates, strict=True)]
 
     @torch.inference_mode()
     def validate(self, batches: DataLoader[Any]) -> dict[str, float]:
         """The figures on photographs that are held out."""
         self.module.eval()
-        pairs = [(self._scores(inputs).cpu(), labels) for inputs, labels in batches]
+        pairs = [(self._scores(inputs), labels) for inputs, labels in batches]
         scores, labels = (torch.cat(part) for part in zip(*pairs, strict=True))
-        return self.aim.figures(scores, labels)
+        return self.aim.figures(scores.cpu(), labels)
 
     def _scores(self, inputs: Tensor) -> Tensor:
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
-            return self.module(inputs.to(self.device)).float()  # type: ignore[no-any-return]
+            return self.module(self._there(inputs)).float()  # type: ignore[no-any-return]
+
+    def _there(self, part: Tensor) -> Tensor:
+        """On the device; of pinned memory without a wait, since torch keeps that until it was read."""
+        return part.to(self.device, non_blocking=part.is_pinned())

@@ -14,7 +14,7 @@ from captum import attr  # type: ignore[import-untyped]
 from torch import Tensor
 
 from camkit.errors import OptionError, UsageError
-from camkit.plugin import Explainer, Query, option, wide
+from camkit.plugin import Explainer, Query, option, random_state_kept, wide
 from camkit_captum.network import DEEPLIFT, GUIDED, Network, StandIns, replace
 
 
@@ -237,12 +237,8 @@ class Captum(Explainer):
 @contextmanager
 def _seeded(seed: int, device: torch.device) -> Iterator[None]:
     """captum draws from the global generators of torch and numpy: seeded inside, as before afterwards."""
-    state, devices = np.random.get_state(), [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices):
-        torch.default_generator.manual_seed(seed)
-        for cuda in devices:
-            with torch.cuda.device(cuda):
-                torch.cuda.manual_seed(seed)
+    state = np.random.get_state()
+    with random_state_kept(device, seed):
         np.random.seed(seed)
         try:
             yield

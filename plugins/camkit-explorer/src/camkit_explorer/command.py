@@ -34,7 +34,7 @@ BUNDLED = ("pets", "imagenet")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Where to listen.")
 @click.option("--i-know", is_flag=True, help="Listen where others on the network can reach it.")
 @click.option("--no-open", is_flag=True, help="Only print the address.")
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+@click.option("--device", default="auto", show_default=True, help="Where the model runs.")
 @click.option("--trust-pickle", is_flag=True, help="Let a model source load pickles. They run code.")
 def explore(
     photographs: tuple[str, ...],

@@ -50,6 +50,7 @@ from camkit.plugin import (
 from camkit_fastai import Settings, data
 
 AMP = {"bfloat16": "bf16", "float16": "fp16"}
+AMP_DEVICE = "cuda"  # the only one that fastai's mixed precision names
 
 
 @dataclass(frozen=True)
@@ -302,16 +303,16 @@ def _together(learner: Learner) -> AbstractContextManager[Any]:
     if num_distrib() < 2:
         return nullcontext()
     learner.dls.loaders = [InStep(batches) for batches in learner.dls.loaders]
-    cuda = learner.dls.device.type == "cuda"
-    return cast("AbstractContextManager[Any]", learner.distrib_ctx(sync_bn=cuda, cpu=not cuda))
+    alone = learner.dls.device.type == "cpu"
+    return cast("AbstractContextManager[Any]", learner.distrib_ctx(sync_bn=not alone, cpu=alone))
 
 
 def _device(request: TrainRequest) -> torch.device:
     """Of this process. Mixed precision is fastai's, which has it on CUDA devices alone."""
-    if num_distrib() > 1 and torch.cuda.is_available() and request.device != "cpu":
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    if num_distrib() > 1 and torch.accelerator.is_available() and request.device != "cpu":
+        torch.accelerator.set_device_index(int(os.environ["LOCAL_RANK"]))
     device = pick_device(request.device)
-    if request.precision != "float32" and device.type != "cuda":
+    if request.precision != "float32" and device.type != AMP_DEVICE:
         raise UsageError(f"fastai trains in {request.precision} on CUDA devices only, not on {device}")
     return device
 
