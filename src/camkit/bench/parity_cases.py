@@ -16,8 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from camkit.bench.entrants import Entrant, one_line
-from camkit.bench.results import HardCase
-from camkit.bench.survey import EQUAL
+from camkit.bench.results import EQUAL, HardCase
 from camkit.core.run_explainer import run as explain
 from camkit.core.targets import target_selector
 from camkit.metrics import agreement

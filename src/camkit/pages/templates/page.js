@@ -34,7 +34,7 @@ function sortable(table) {
       heads.forEach((other) => other.removeAttribute("aria-sort"));
       head.setAttribute("aria-sort", up ? "ascending" : "descending");
       const value = (row) => row.cells[column].textContent;
-      const empty = (row) => value(row) === "";
+      const empty = (row) => value(row) === "" || (isNumber && Number.isNaN(parseFloat(value(row))));
       body.append(...[...body.rows].sort((a, b) => empty(a) - empty(b)
         || (up ? 1 : -1) * (isNumber ? parseFloat(value(a)) - parseFloat(value(b)) : compare(value(a), value(b)))));
     };
