@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from camkit.cli import early_checks
+from camkit.cli import early_checks, inline
 from camkit.cli.console import Report, progress
 from camkit.cli.hints import about
 from camkit.cli.model_options import MODEL, facts, model_options
@@ -35,6 +35,7 @@ from camkit.explaining.shard import Shard
 from camkit.registry import extras, options
 
 if TYPE_CHECKING:
+    from camkit.cli.inline import Show
     from camkit.drawing.style import Style
     from camkit.explaining.request import ExplainRequest
     from camkit.explaining.runner import Run
@@ -103,6 +104,11 @@ if TYPE_CHECKING:
     "png: overlays and .npy; npz, parquet: raw maps alone (`camkit render` draws them).",
 )
 @click.option("--open", "open_picture", is_flag=True, help="Open the picture or sheet when all is done.")
+@click.option(
+    "--inline",
+    is_flag=True,
+    help="Show each picture or sheet in the terminal (kitty's protocol or sixel; camkit[terminal]).",
+)
 @click.option("--resume", is_flag=True, help="Do only what --out does not hold already.")
 @click.option(
     "--shard",
@@ -151,6 +157,10 @@ def explain(images: tuple[str, ...], **values: Any) -> None:
 
     if values["format"] == "parquet":
         extras.require("parquet", "--format parquet")
+    show = None
+    if values.pop("inline"):
+        extras.require("terminal", "--inline")
+        show = inline.viewer()
 
     from camkit.images import workers
 
@@ -162,7 +172,7 @@ def explain(images: tuple[str, ...], **values: Any) -> None:
     ):
         from camkit.explaining.request import ExplainRequest
 
-        report = _run(ExplainRequest(images, style=style, **values), pool, count, **output)
+        report = _run(ExplainRequest(images, style=style, **values), pool, count, show=show, **output)
     is_any = report.photos + report.skipped > 0
     page = write_page(values["out"], is_new=report.photos > 0) if is_any else None
     report.end(values["out"], time.monotonic() - begun, page=page)
@@ -176,10 +186,13 @@ def explain(images: tuple[str, ...], **values: Any) -> None:
 def _check_pictures(values: dict[str, Any], style: Style) -> None:
     """Raise `UsageError` for what is asked of pictures where there are none, or not yet."""
     asked = {"--scale run": style.scale == "run", "--open": values["open_picture"]}
+    asked |= {"--inline": values["inline"]}
     for option in (option for option, is_given in asked.items() if is_given and values["format"] != "png"):
         raise UsageError(
             f"--format {values['format']} draws none of the pictures of {option}: leave it out"
         )
+    if values["inline"] and values["as_json"]:
+        raise UsageError("--inline and --json both write on stdout: leave one out")
     if style.scale == "run" and values["shard"].count > 1:
         raise UsageError(
             "--scale run needs all maps, and a shard has a part: leave it out here, and when all is done "
@@ -187,12 +200,14 @@ def _check_pictures(values: dict[str, Any], style: Style) -> None:
         )
 
 
-def _run(request: ExplainRequest, pool: Processes | None, workers: int, **output: bool) -> Report:
-    """Explain, and report; output: what of it."""
+def _run(
+    request: ExplainRequest, pool: Processes | None, workers: int, *, show: Show | None, **output: bool
+) -> Report:
+    """Explain, and report; output: what of it; show: shows a picture in the terminal."""
     from camkit.explaining.runner import Run
 
     run = Run(request, pool, lambda text: None if output["quiet"] else say(f"Note: {text}", err=True))
-    report = Report(run.work, **output)
+    report = Report(run.work, show=show, **output)
     report.begin(run.work, run.id, request.batch_size, workers if pool else 0)
     if not run.is_any:
         report.nothing("no photograph belongs to this shard")
