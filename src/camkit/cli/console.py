@@ -139,10 +139,11 @@ class Report:
             done = f"{counted(self.photos, 'photograph')}, {counted(self.done, 'map')}"
             self._say(f"{done} in {seconds:.1f} s with start-up")
 
-    def interrupted(self, folder: Path, finished: int) -> None:
-        """After Ctrl-C, when what was begun is finished."""
+    def interrupted(self, folder: Path, finished: int, *, page: Path | None) -> None:
+        """After Ctrl-C, when what was begun is finished; page: to look through it, if there is one."""
         verb = "is" if finished == 1 else "are"
-        result = f"{counted(finished, 'map')} {verb} finished, in {folder}; --resume does the rest"
+        look = f", to look through in {page}" if page else ""
+        result = f"{counted(finished, 'map')} {verb} finished, in {folder}{look}; --resume does the rest"
         if not finished:
             result = "nothing was finished"
         say(f"\nInterrupted: {result}", err=True)

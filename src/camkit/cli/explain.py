@@ -213,21 +213,26 @@ def _run(
         report.nothing("no photograph belongs to this shard")
         return report
     report.names = run.output.names
-    try:
-        with _interrupts() as interrupted, progress(run, report, request.out) as done:
-            for written in run.written(interrupted):
-                done(written)
-    except KeyboardInterrupt:
-        report.interrupted(request.out, run.output.finished)
-        raise SystemExit(130) from None
-    report.skipped = run.skipped
-    if request.style.scale == "run":
-        _draw(request, run, pool, report)
+    with _interrupts() as interrupted:
+        try:
+            with progress(run, report, request.out) as done:
+                for written in run.written(interrupted):
+                    done(written)
+            report.skipped = run.skipped
+            if request.style.scale == "run":
+                _draw(request, run, pool, report, interrupted)
+        except KeyboardInterrupt:
+            finished = run.output.finished
+            page = write_page(request.out, is_new=True, complete=False) if finished else None
+            report.interrupted(request.out, finished, page=page)
+            raise SystemExit(130) from None
     return report
 
 
-def _draw(request: ExplainRequest, run: Run, pool: Processes | None, report: Report) -> None:
-    """Draw all maps of a run on one scale, which is known now."""
+def _draw(
+    request: ExplainRequest, run: Run, pool: Processes | None, report: Report, interrupted: Event
+) -> None:
+    """Draw all maps of a run on one scale, which is known now; `KeyboardInterrupt` once it is set."""
     from camkit.explaining.redrawing import redraw
 
     for line, error in redraw(
@@ -238,6 +243,8 @@ def _draw(request: ExplainRequest, run: Run, pool: Processes | None, report: Rep
         request=run.id,
     ):
         report.drawn(line, error, request.out)
+        if interrupted.is_set():
+            raise KeyboardInterrupt
 
 
 @contextmanager

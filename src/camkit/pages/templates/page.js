@@ -185,7 +185,7 @@ function run(data) {
   function tile(place) {
     const row = shown[place], bar = make("i"), border = orders[asked.order][1] === "border_share" && row.border_share;
     bar.style.width = `${100 * (row.probability ?? 0)}%`;
-    const why = row.status === "error" ? row.error : row.thumb ? null : row.overlay_file ? "the picture is not there" : "not drawn";
+    const why = row.status === "error" ? row.error : row.thumb ? null : row.large ? "no small picture" : row.overlay_file ? "the picture is not there" : "not drawn";
     return make("li", { "data-place": place, "aria-setsize": shown.length, "aria-posinset": place + 1 },
       make("button", { type: "button", class: "tile", title: row.image, onclick: () => open(place) },
         make("span", { class: "thumb" },
