@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from camkit.bench import environment, ground_truth, latency, results, scenes
+from camkit.bench import environment, latency, results, scenes
 from camkit.bench.bench_json import FIGURES, figure_name
 from camkit.bench.entrants import Entrant, all_rows
 from camkit.bench.examples import disagreements, side_by_side
@@ -30,6 +30,7 @@ from camkit.contracts.metric import Metric
 from camkit.contracts.model import LoadedModel
 from camkit.errors import CamkitError
 from camkit.images import decoding, finding
+from camkit.metrics import ground_truth
 from camkit.models.loading import load_quietly
 
 if TYPE_CHECKING:

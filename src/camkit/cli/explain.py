@@ -103,6 +103,12 @@ if TYPE_CHECKING:
     ["png", "npz", "parquet"],
     "png: overlays and .npy; npz, parquet: raw maps alone (`camkit render` draws them).",
 )
+@click.option(
+    "--truth",
+    metavar="PATH",
+    help="Where the objects are: annotations as of the pets, a folder of masks or a COCO json. The page "
+    "then orders by the share of the evidence on them.",
+)
 @click.option("--open", "open_picture", is_flag=True, help="Open the picture or sheet when all is done.")
 @click.option(
     "--inline",
@@ -153,6 +159,7 @@ def explain(images: tuple[str, ...], **values: Any) -> None:
     early_checks.classes(values["model"], values["classes"], values["facts"].classes)
     early_checks.device(values["device"])
     early_checks.results_folder(values["out"])
+    early_checks.there(values["truth"])
     early_checks.photographs(images)
 
     if values["format"] == "parquet":

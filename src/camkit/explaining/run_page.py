@@ -26,7 +26,8 @@ SETUP = (
 OWN = [field for field in FIELDS if field not in SETUP]
 # What the script reckons with, of a line that may be a stranger's: what is of another kind is left out.
 TEXTS = set("image status error class_name predicted_name label scores method layer backend model".split())
-NUMBERS = set("probability logit predicted_probability border_share full_scale".split())
+NUMBERS = set("probability logit predicted_probability full_scale".split())
+NUMBERS |= {"border_share", "truth_share", "truth_area"}
 LISTS = {"predicted": str, "warnings": str, "map_shape": int, "map_range": float}
 
 
