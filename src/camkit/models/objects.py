@@ -16,7 +16,7 @@ from torch import nn
 from camkit.contracts.model import LoadedModel, ModelSource
 from camkit.core.layers import example_inputs
 from camkit.core.scored import classifier
-from camkit.errors import CamkitError, ModelError, typed_reason
+from camkit.errors import CamkitError, ModelError, counted, typed_reason
 from camkit.images.prepared import PreparedInputs
 from camkit.images.preprocess import Preprocess
 from camkit.models import labels, recognition
@@ -59,11 +59,20 @@ def from_object(
     if output is not None:
         model = replace(model, output=output)
     if not model.classes:
-        shown = facts.shown(model) if facts else model.preprocess
-        count = len(facts.classes or ()) if facts else 0
-        count = count or _count(replace(model, preprocess=shown))
-        model = replace(model, classes=labels.numbered(count))
+        model = replace(model, classes=_numbered(model, facts))
     return facts.apply(model) if facts else model
+
+
+def _numbered(model: LoadedModel, facts: ModelFacts | None) -> tuple[str, ...]:
+    """Names of classes that have none; none yet of a model that may need facts to be shown anything."""
+    if facts and facts.classes:
+        return labels.numbered(len(facts.classes))
+    if facts:
+        return labels.numbered(_count(replace(model, preprocess=facts.shown(model))))
+    try:
+        return labels.numbered(_count(model))
+    except ModelError:
+        return ()
 
 
 def _showing(model: LoadedModel, preprocess: Preprocess) -> LoadedModel:
@@ -192,8 +201,9 @@ def _count(model: LoadedModel) -> int:
     except Exception as error:
         height, width = model.preprocess.size
         raise ModelError(
-            f"{model.name} cannot take photographs of {height} x {width} (say size= or preprocess=): "
-            f"{typed_reason(error)}"
+            f"{model.name} cannot take photographs of {height} x {width} and "
+            f"{counted(model.preprocess.channels, 'channel')} (say size=, channels= or preprocess= to "
+            f"camkit.load_model; --size, --channels): {typed_reason(error)}"
         ) from None
     if not isinstance(scores, torch.Tensor) or scores.ndim != 2:
         kind = list(scores.shape) if isinstance(scores, torch.Tensor) else type(scores).__name__
