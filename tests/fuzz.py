@@ -44,7 +44,7 @@ from PIL import Image
 from tests.conftest import runner
 
 import camkit
-from camkit.bench import conditions, ground_truth
+from camkit.bench import conditions
 from camkit.cli import cli
 from camkit.contracts.model import LoadedModel
 from camkit.contracts.options import option
@@ -68,6 +68,7 @@ from camkit.explaining.shard import Shard
 from camkit.images import decoding
 from camkit.images.preprocess import Preprocess
 from camkit.images.workers import Processes
+from camkit.metrics import ground_truth
 from camkit.native.explainer import NativeOptions
 from camkit.registry import loading, options
 from camkit.training import recipe

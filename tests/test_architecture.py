@@ -36,7 +36,7 @@ OWNERS = {
     "matplotlib": {"drawing"},
     # Explanations hand pictures out and take them in; the check of trainers writes toy photographs.
     # Polygons of a ground truth are drawn by Pillow.
-    "PIL": {"images", "drawing", "explaining", "testing", "bench.ground_truth"},
+    "PIL": {"images", "drawing", "explaining", "testing", "metrics.ground_truth"},
     "skimage": {"metrics.agreement"},
     "timm": {"models"},
     "fastai": {"models"},

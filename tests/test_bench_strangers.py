@@ -392,7 +392,7 @@ def test_nothing_hides_in_a_report(tmp_path: Path) -> None:
     "text", ["# a", "- a", "+ a", "1. a", "12) a", "=== a", "~~a~~", "*a*", "<a>", "`a`"]
 )
 def test_a_text_stays_a_text_in_markdown(text: str) -> None:
-    parts = page_formats.render(page_formats.MARKDOWN, [page_formats.Section("t", [text])])
-    told = "".join(parts).splitlines()[2]
+    parts = page_formats.render(page_formats.MARKDOWN, page_formats.Report("t", [text], [], []))
+    told = "".join(parts).splitlines()[4]
     assert re.sub(r"\\(.)", r"\1", told).replace("&lt;", "<").replace("&gt;", ">") == text
     assert told != text

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 import camkit
 from camkit.cli import cli
-from camkit.errors import CamkitWarning, ImageError, ModelError
+from camkit.errors import CamkitWarning, ImageError, ModelError, UsageError
 from camkit.images import decoding, finding
 from camkit.images.preprocess import Preprocess
 
@@ -378,3 +378,44 @@ def test_explain_verify_and_render(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert verified.exit_code == 0 and "2 recomputed maps" in verified.stdout, verified.output
     drawn = runner().invoke(cli, ["render", "camkit-out", "--cmap", "viridis"])
     assert drawn.exit_code == 0, drawn.output
+
+
+HIDDEN = """
+import torch
+from torch import nn
+
+
+class Hidden(nn.Module):
+    # Takes one channel, which no convolution of its own tells.
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Parameter(torch.randn(4, 1, 3, 3))
+        self.conv, self.head = nn.Conv2d(4, 4, 3), nn.Linear(4, 2)
+
+    def forward(self, x):
+        x = nn.functional.conv2d(x, self.stem)
+        return self.head(self.conv(x).relu().mean((2, 3)))
+
+
+def build():
+    return Hidden()
+"""
+
+
+def test_the_line_that_refuses_other_channels_says_how_to_name_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("hidden_one.py").write_text(HIDDEN)
+    photo = pixels(3)
+    known = camkit.load_model("hidden_one.py:build", channels=1, size=32, device="cpu")
+    assert len(known.classes) == 2 and camkit.explain(known, photo).map.shape == (28, 28)
+    with pytest.raises(ModelError, match=r"hidden_one.py:build cannot take .* channels="):
+        camkit.load_model("hidden_one.py:build", device="cpu")
+    module = known.module
+    with pytest.raises(ModelError, match=r"224 x 224 and 3 channels \(say size=, channels= or"):
+        camkit.explain(module, photo)
+    assert len(camkit.load_model(module, channels=1).classes) == 2
+    named = camkit.load_model(module, classes=["a", "b"], mean=MEAN[:3], std=STD[:3])
+    with pytest.raises(UsageError, match=r"1 for the model and 3 .* channels=1 to camkit.load_model"):
+        camkit.explain(named, photo)

@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,12 +16,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tests.conftest import is_of_page
+from tests.conftest import is_of_page, runner
 from tests.test_cli import camkit_, explain, lines, photo, process
 from torch import nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
-from camkit.explaining import manifest, stored_maps
+from camkit.cli import cli
+from camkit.cli.console import Report
+from camkit.explaining import manifest, run_page, stored_maps
 
 resource: Any = pytest.importorskip("resource", reason="limits and signals are those of POSIX")
 pytestmark = pytest.mark.usefixtures("here")
@@ -295,13 +298,59 @@ def test_ctrl_c_finishes_what_was_begun_and_says_so(site: Path) -> None:
         "",
         "Finishing what was begun; press Ctrl-C again to stop at once",
         "",
-        f"Interrupted: {finished} maps are finished, in out; --resume does the rest",
+        f"Interrupted: {finished} maps are finished, in out, to look through in out/index.html; "
+        "--resume does the rest",
         "",
     ]
+    page = Path("out/index.html").read_text("utf-8")
+    assert page.count('"overlay_file":') == page.count('"thumb":') == finished
     assert camkit_("verify", "out").exit_code == 0
     assert not [name for name in content() if "partial" in name]
     assert camkit_("explain", *MANY, "--out", "out", "--resume").exit_code == 0
     assert (content(), told()) == undisturbed()
+
+
+def test_ctrl_c_again_stops_at_once_while_the_page_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    if threading.current_thread() is not threading.main_thread():
+        pytest.skip("signals go to the main thread")
+    photos(9)
+    printed = Report.written
+
+    class Stopped(BaseException):
+        """Instead of the end of the process."""
+
+    def stop(code: int) -> None:
+        assert code == 130
+        raise Stopped
+
+    def written(*given: Any, **named: Any) -> None:
+        printed(*given, **named)
+        if not Path("first").exists():
+            Path("first").touch()
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(os, "_exit", stop)
+    monkeypatch.setattr(Report, "written", written)
+    monkeypatch.setattr(run_page, "write", lambda *_, **__: signal.raise_signal(signal.SIGINT))
+    with pytest.raises(Stopped):
+        runner().invoke(cli, ["explain", *MANY, "--out", "out", "--workers", "0"], prog_name="camkit")
+
+
+def test_ctrl_c_while_pictures_are_drawn_on_one_scale_has_a_page(monkeypatch: pytest.MonkeyPatch) -> None:
+    if threading.current_thread() is not threading.main_thread():
+        pytest.skip("signals go to the main thread")
+    photos(5)
+    printed = Report.drawn
+
+    def drawn(*given: Any) -> None:
+        printed(*given)
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(Report, "drawn", drawn)
+    done = camkit_("explain", *MANY, "--out", "out", "--workers", "0", "--scale", "run")
+    assert done.exit_code == 130 and "5 maps are finished" in done.stderr
+    page = Path("out/index.html").read_text("utf-8")
+    assert page.count('"thumb":') == 1 and page.count('"map_file":') == 5
 
 
 def test_ctrl_c_before_anything_was_begun(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,7 +18,6 @@ from tests import fuzz
 from tests.fuzz import TARGETS, Outcome, Target, results
 
 import camkit
-from camkit.bench import ground_truth
 from camkit.core.layers import find
 from camkit.core.targets import class_selector
 from camkit.drawing.style import Style
@@ -29,6 +28,7 @@ from camkit.explaining.redrawing import redraw
 from camkit.explaining.verification import verify
 from camkit.images import finding as images
 from camkit.images.preprocess import Preprocess
+from camkit.metrics import ground_truth
 from camkit.models.weights import built_for
 from camkit.registry import loading
 from camkit.training import recipe

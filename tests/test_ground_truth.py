@@ -14,9 +14,9 @@ import torch
 from PIL import Image
 
 from camkit import Preprocess
-from camkit.bench import ground_truth
 from camkit.errors import CamkitError, CamkitWarning, ImageError, UsageError
 from camkit.images import decoding, finding
+from camkit.metrics import ground_truth
 
 SIZE = (6, 4)  # width, height
 VOC = """<annotation><size><width>6</width><height>4</height></size>

@@ -267,7 +267,7 @@ def test_without_small_pictures_the_page_says_why() -> None:
 
 
 def test_any_other_error_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run_page, "write", lambda folder: 1 / 0)
+    monkeypatch.setattr(run_page, "write", lambda *_, **__: 1 / 0)
     done = explain(photo())
     assert done.exit_code == 0 and "Warning: no page was made: ZeroDivisionError" in done.stderr
 

@@ -1,8 +1,9 @@
-"""Markdown and one self-contained HTML page from a document: nothing is measured or fetched here."""
+"""What the report of a document says and shows: nothing is measured or fetched here."""
 
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import is_dataclass
 from pathlib import Path
@@ -12,20 +13,28 @@ import numpy as np
 
 from camkit.bench import bench_json, statistics
 from camkit.bench.bench_json import NOTHING, headers, headline, mean, span
-from camkit.bench.page_formats import HTML, MARKDOWN, Picture, Section, render
-from camkit.bench.results import GAIN, Agreement, Document, SceneFacts, Score
+from camkit.bench.conclusion import conclusion
+from camkit.bench.page_formats import HTML, MARKDOWN, Map, Photograph, Picture, Report, Section, render
+from camkit.bench.results import GAIN, Agreement, Document, SceneFacts, Score, ShownMap
 from camkit.bench.significance import ALIKE, BETTER, BETTER_WORDS, Curves, better
 from camkit.bench.typed_json import mapped, to_json
-from camkit.drawing import charts
+from camkit.drawing import looks
+from camkit.drawing.caption import BLANK
+from camkit.drawing.evidence import Scale
+from camkit.drawing.style import Style
+from camkit.drawing.thumbnail import thumbnail
 from camkit.errors import ESCAPES, CamkitError, warn
 from camkit.files import inside, write_whole
 from camkit.images import decoding
+from camkit.pages.charts import STEPS, Cell, Chart, Matrix, Strips, chart, scatter, strips
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 LEFT_OUT = "Pictures that are left out"
-MAX_MATRIX = 40  # names: a picture with the numbers of more of them is too large to be read
+MAX_MATRIX = 40  # names: a table with the numbers of more of them is too large to be read
+SIDE = 320  # pixels of a photograph
+LEGEND_STEPS = 16
 CURVES = {  # with what happens along the way
     "deletion": "share of the pixels set to zero, the most relevant first",
     "insertion": "share of the pixels put into a blurred image, the most relevant first",
@@ -38,23 +47,41 @@ def write(document: Document, folder: Path) -> list[Path]:
 
     A `CamkitWarning` tells of each picture that is left out.
     """
-    sections = list(contents(document, folder))
-    for picture in (text for section in sections if section.title == LEFT_OUT for text in section.words):
+    made = report(document, folder)
+    for picture in (
+        text for section in made.sections if section.title == LEFT_OUT for text in section.words
+    ):
         warn(f"left out of the report: {picture}")
-    return [write_whole(folder / name, render(name, sections)) for name in (MARKDOWN, HTML)]
+    return [write_whole(folder / name, render(name, made)) for name in (MARKDOWN, HTML)]
 
 
-def contents(document: Document, folder: Path) -> Iterator[Section]:
-    """The report, section by section; what was not measured is left out."""
+def report(document: Document, folder: Path) -> Report:
+    """All of a report; what was not measured is left out."""
     document = mapped(document, _visible)
-    yield Section("camkit bench", tuple(_introduction(document)), headers(document), headline(document))
+    album = _Album(folder)
+    found = conclusion(document)
+    photographs = list(_photographs(document, album))
+    return Report(
+        found.headline,
+        found.words,
+        found.missing,
+        [*_sections(document), *_pictures(document, album)],
+        photographs,
+        MAPS_WORDS,
+        _legend() if photographs else (),
+    )
+
+
+def _sections(document: Document) -> Iterator[Section]:
+    words = list(_introduction(document))
+    yield Section("All in one table", words, headers(document), headline(document), [TABLE_WORDS])
     if rows := list(_latency(document)):
-        pictures = _encoded(_distributions(document))
-        yield Section("Latency and memory", [TIMING_WORDS], LATENCY, rows, pictures)
+        drawn = _distributions(document)
+        yield Section("Latency and memory", (), LATENCY, rows, [TIMING_WORDS], drawn)
     if found := _tradeoff(document):
-        yield Section("Speed against faithfulness", [FRONT_WORDS], pictures=_encoded([found]))
+        yield Section("Speed against faithfulness", [FRONT_WORDS], drawings=[found])
     if rows := better(document):
-        yield Section("Better than maps that know nothing?", [BETTER_WORDS], BETTER, rows)
+        yield Section("Better than maps that know nothing?", (), BETTER, rows, [BETTER_WORDS])
     if rows := list(_parity(document)):
         yield Section("Parity", [PARITY_WORDS], ("BACKEND", "METHOD", "DIFFERENCE"), rows)
     cases, rows = bench_json.hard_table(document)
@@ -62,25 +89,35 @@ def contents(document: Document, folder: Path) -> Iterator[Section]:
         yield Section("Parity in hard cases", [HARD_WORDS], cases, rows)
     for name, agreement in document.agreement.items():
         if agreement.measures:
-            pictures = _encoded(_matrices(agreement, name))
+            matrices = list(_matrices(agreement, name))
             words = [MATRIX_WORDS, *bench_json.null_lines(document, name)]
-            words += [] if pictures else [f"They are not drawn: there are more than {MAX_MATRIX} maps."]
-            yield Section(f"Agreement: {name}", words, pictures=pictures)
+            words += [] if matrices else [f"They are not drawn: there are more than {MAX_MATRIX} maps."]
+            yield Section(f"Agreement: {name}", words, drawings=matrices)
     for scene in document.scenes:
         columns, rows = _scores(document, scene.name)
         if len(columns) > 2:
-            words = [_scene(scene), *_metric_lines(document, columns[2:])]
-            pictures = _encoded(_bands(document, scene.name))
-            yield Section(f"Scores: {scene.name}", words, columns, rows, pictures)
-    examples, left_out = _examples(document, folder)
+            details = list(_metric_lines(document, columns[2:]))
+            curves = list(_bands(document, scene.name))
+            yield Section(f"Scores: {scene.name}", [_scene(scene)], columns, rows, details, curves)
+
+
+def _pictures(document: Document, album: _Album) -> Iterator[Section]:
+    """What is left: pictures of disagreement, what could not be shown, and how it was made."""
+    examples = list(_examples(document, album))
     if examples:
         yield Section("Where explainers disagree most", pictures=examples)
-    if left_out:
-        yield Section(LEFT_OUT, left_out)
+    if album.left_out:
+        yield Section(LEFT_OUT, album.left_out)
     yield Section("Environment", headers=("FACT", "VALUE"), rows=list(_environment(document)))
     yield Section("Again", code=document.command)
 
 
+MAPS_WORDS = (
+    "What the model saw, with the maps of its predicted class. Yellow is what speaks for the class, blue "
+    "what speaks against it; where a map says nothing, the photograph stays as it is. Maps of one method "
+    "share the scale of its reference, so their strength can be compared, too; below each is the value of "
+    "the strongest colour."
+)
 TIMING_WORDS = (
     "Each process has a median of its rounds; shown is their geometric mean with its 95 % interval over "
     "processes (Student's t), of a single process the median with that over rounds, which says nothing of "
@@ -92,7 +129,7 @@ TIMING_WORDS = (
     "checks included, less what a cache on disk spared. Both, and memory, are those of the first process. "
     "Resident memory is a lower bound."
 )
-FRONT_WORDS = "On the line are those that no other beats in both."
+FRONT_WORDS = "Those that no other beats in both have another colour, and a line joins them."
 MATRIX_WORDS = (
     "Means over the images, at the maps' own resolution; empty where resolutions differ or a map is "
     "constant."
@@ -114,7 +151,6 @@ def _introduction(document: Document) -> Iterator[str]:
     yield from map(_scene, document.scenes)
     if line := bench_json.busy(document.load, machine.cores):
         yield f"Note: {line}."
-    yield TABLE_WORDS
 
 
 TABLE_WORDS = (
@@ -160,18 +196,18 @@ def _ms(seconds: float | None) -> str:
     return NOTHING if seconds is None else f"{1000 * seconds:.1f}"
 
 
-def _distributions(document: Document) -> Iterator[tuple[str, Image]]:
+def _distributions(document: Document) -> list[Strips]:
     by_batch: dict[int, dict[str, list[float]]] = {}
     for row in document.rows:
         for record in row.latency:
             if samples := [1000 * seconds for seconds in record.samples.host]:
                 by_batch.setdefault(record.batch, {})[row.key] = samples
-    for batch, by_row in by_batch.items():
-        label = f"ms from call to result, batch of {batch}"
-        yield label, charts.distributions(by_row, label)
+    return [
+        strips(f"ms from call to result, batch of {batch}", by_row) for batch, by_row in by_batch.items()
+    ]
 
 
-def _tradeoff(document: Document) -> tuple[str, Image] | None:
+def _tradeoff(document: Document) -> Chart | None:
     points = {}
     for row in document.rows:
         best, gain = row.best, row.score(GAIN)
@@ -181,8 +217,7 @@ def _tradeoff(document: Document) -> tuple[str, Image] | None:
         return None
     names = list(points)
     front = [names[i] for i in statistics.pareto(list(points.values()))]
-    labels = ("ms per image, at the best batch size", "symmetric relevance gain")
-    return "speed against faithfulness", charts.tradeoff(points, front, labels)
+    return scatter("Symmetric relevance gain", "ms per image, at the best batch size", points, front)
 
 
 def _parity(document: Document) -> Iterator[list[str]]:
@@ -191,15 +226,21 @@ def _parity(document: Document) -> Iterator[list[str]]:
             yield [row.backend, row.method, f"{row.parity:.1e}"]
 
 
-def _matrices(agreement: Agreement, scene: str) -> Iterator[tuple[str, Image]]:
+def _matrices(agreement: Agreement, scene: str) -> Iterator[Matrix]:
     if len(agreement.names) > MAX_MATRIX:
         return
     for name in ("spearman", "ssim"):
         if measure := agreement.measures.get(name):
             low, _, high = measure.null
             null = "" if low is None or high is None else f"; random maps {low:.2f} to {high:.2f}"
-            title = f"{name}, {scene}{null}"
-            yield title, charts.matrix(agreement.names, measure.mean, title)
+            cells = [[_correlation(value) for value in values] for values in measure.mean]
+            yield Matrix(f"{name}, {scene}{null}", agreement.names, cells)
+
+
+def _correlation(value: float | None) -> Cell:
+    if value is None:
+        return Cell("", 0, True)
+    return Cell(f"{value:.2f}", min(STEPS, math.ceil(STEPS * abs(value))), value > 0)
 
 
 def _scores(document: Document, scene: str) -> tuple[list[str], list[list[str]]]:
@@ -225,7 +266,8 @@ def _metric_lines(document: Document, names: Iterable[str]) -> Iterator[str]:
         yield f"{title}: {metric.summary}; {metric.direction} is better{passed}. {metric.paper}"
 
 
-def _bands(document: Document, scene: str) -> Iterator[tuple[str, Image]]:
+def _bands(document: Document, scene: str) -> Iterator[Chart]:
+    """The mean curves of each row, with a band between the quartiles."""
     for metric, along in CURVES.items():
         lines = {}
         for row in document.rows:
@@ -233,8 +275,14 @@ def _bands(document: Document, scene: str) -> Iterator[tuple[str, Image]]:
             curves = score.curves if score and score.curves else []
             if defined := [curve for curve in curves if None not in curve]:
                 lines[row.key] = np.array(defined)
-        if lines:
-            yield f"{metric}, {scene}", charts.bands(_apart(lines), (along, metric))
+        means, bands = {}, {}
+        for name, drawn in _apart(lines).items():
+            shares = np.linspace(0, 1, drawn.shape[1]).tolist()
+            low, high = np.quantile(drawn, [0.25, 0.75], axis=0).tolist()
+            means[name] = list(zip(shares, drawn.mean(0).tolist(), strict=True))
+            bands[name] = list(zip(shares, low, high, strict=True))
+        if found := chart(f"{metric}, {scene}", along, means, bands, axis="share"):
+            yield found
 
 
 def _apart(lines: Mapping[str, Curves]) -> dict[str, Curves]:
@@ -253,22 +301,54 @@ def _apart(lines: Mapping[str, Curves]) -> dict[str, Curves]:
     }
 
 
-def _examples(document: Document, folder: Path) -> tuple[list[tuple[str, Picture]], list[str]]:
-    """The pictures of examples, made anew, and a line for each that is left out."""
-    found, left_out = list[tuple[str, Picture]](), list[str]()
-    for example in document.examples:
+class _Album:
+    """The pictures of a folder, made anew; left_out: a line for each that could not be shown."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self.left_out: list[str] = []
+
+    def picture(self, file: str) -> Image | None:
         # The document may come from anybody: nothing outside of the folder is read.
-        name = f"{bench_json.EXAMPLES}/{example.file}"
         try:
-            found.append((example.title, _png(decoding.load_png(inside(folder, name)))))
+            return decoding.load_png(inside(self._folder, f"{bench_json.EXAMPLES}/{file}"))
         except CamkitError as error:
-            left_out.append(str(error))
-    return found, left_out
+            self.left_out.append(str(error))
+            return None
 
 
-def _encoded(pictures: Iterable[tuple[str, Image]]) -> list[tuple[str, Picture]]:
-    """Pictures as PNG, one after the other: what is drawn takes a hundred times the memory."""
-    return [(text, _png(image)) for text, image in pictures]
+def _examples(document: Document, album: _Album) -> Iterator[tuple[str, Picture]]:
+    for example in document.examples:
+        if image := album.picture(example.file):
+            yield example.title, _png(image)
+
+
+def _photographs(document: Document, album: _Album) -> Iterator[Photograph]:
+    for shown in document.shown:
+        if not (image := album.picture(shown.file)):
+            continue
+        likely = "" if shown.probability is None else f" {shown.probability:.1%}"
+        maps = [_map(one, album) for one in shown.maps]
+        yield Photograph(shown.title, [f"{shown.class_name}{likely}"], thumbnail(image, side=SIDE), maps)
+
+
+def _map(shown: ShownMap, album: _Album) -> Map:
+    """A map, with the value of its strongest colour and what else has to be said."""
+    image = album.picture(shown.file) if shown.file else None
+    lines = [] if shown.full is None else [f"up to {shown.full:.3g}"]
+    return Map(
+        shown.row,
+        [*lines, *([shown.remark] if shown.remark else [])],
+        thumbnail(image, side=SIDE) if image else None,
+    )
+
+
+def _legend() -> list[str]:
+    """The colours of maps on the grey of a colour bar."""
+    scale, style = Scale(-1, 1), Style()
+    cover = looks.opacity(scale, style)[:, None] / 255
+    colours = (BLANK * (1 - cover) + looks.table(scale, style) * cover).round().astype(np.uint8)
+    return [f"#{colour.tobytes().hex()}" for colour in colours[:: len(colours) // LEGEND_STEPS]]
 
 
 def _png(image: Image) -> Picture:

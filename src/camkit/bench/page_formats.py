@@ -1,31 +1,82 @@
-"""Sections of words, tables and pictures as Markdown, and as one HTML page that loads and runs nothing."""
+"""A report as Markdown, and as one HTML page with its pictures in it, which opens from the disk."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 
 from camkit.pages import page
+from camkit.pages.charts import Chart, Matrix, Strips
 
 MARKDOWN, HTML = "report.md", "report.html"
+TEMPLATES = {MARKDOWN: "bench.md", HTML: "bench.html"}
 Picture = bytes  # of a PNG file
+NUMBER = re.compile(r"[-+]?\d")
+NOTHING = "-"
 
 
 @dataclass(frozen=True)
 class Section:
-    """A heading with words, a table, pictures and a line of code below it, each of which may be missing.
+    """A heading with words, a table, drawings, pictures and a line of code, each of which may be missing.
 
-    pictures: with a text that says what is to be seen; only the page has them.
+    details: further words, of which there may be many. pictures: with a text that says what is to be seen.
+    Only the page has drawings and pictures.
     """
 
     title: str
     words: Sequence[str] = ()
     headers: Sequence[str] = ()
     rows: Sequence[Sequence[str]] = ()
+    details: Sequence[str] = ()
+    drawings: Sequence[Chart | Strips | Matrix] = ()
     pictures: Sequence[tuple[str, Picture]] = ()
     code: str = ""
 
+    @property
+    def numeric(self) -> list[bool]:
+        """Which columns have nothing but numbers, with what belongs to them."""
+        return [
+            all(cell == NOTHING or NUMBER.match(cell) for cell in column)
+            for column in zip(*self.rows, strict=True)
+        ]
 
-def render(template: str, sections: Iterable[Section]) -> Iterator[str]:
+
+@dataclass(frozen=True)
+class Map:
+    """A map on a photograph: its explainer, lines that say how it is drawn, and the picture as JPEG."""
+
+    row: str
+    lines: Sequence[str]
+    picture: bytes | None
+
+
+@dataclass(frozen=True)
+class Photograph:
+    """A photograph as the model saw it, with lines that say what is explained, and its maps."""
+
+    title: str
+    lines: Sequence[str]
+    picture: bytes
+    maps: Sequence[Map]
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was found in words, what was not measured, maps side by side, and everything else.
+
+    legend: the colours of maps, from the most negative to the most positive, `#rrggbb`.
+    """
+
+    headline: str
+    words: Sequence[str]
+    missing: Sequence[str]
+    sections: Sequence[Section]
+    photographs: Sequence[Photograph] = ()
+    photographs_words: str = ""
+    legend: Sequence[str] = field(default=())
+
+
+def render(name: str, report: Report) -> Iterator[str]:
     """The text of `MARKDOWN` or `HTML` piece by piece: of a stranger's document it may be large."""
-    return page.render(template, sections=sections)
+    return page.render(TEMPLATES[name], report=report)

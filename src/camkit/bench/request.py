@@ -68,7 +68,7 @@ class BenchRequest:
     """What to measure.
 
     backends: none means every installed one. images: files, folders or globs; none is the bundled
-    photograph. truth: annotations of them (see `camkit.bench.ground_truth`); without, localisation is
+    photograph. truth: annotations of them (see `camkit.metrics.ground_truth`); without, localisation is
     measured on drawn shapes. metrics: `latency`, categories, or names of metric plugins; none means all.
     rounds: of timing for each batch size in each process; `None` lets time decide. processes: to time in,
     one after the other; 1 is this one. limit: of photographs, evenly spread. What is left out is decided by

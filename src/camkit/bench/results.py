@@ -21,9 +21,14 @@ ENERGY = "energy-pointing-game"
 GAIN = "symmetric-relevance-gain"
 SANITY = ("sanity-cascading", "sanity-independent", "random-logit")
 
+# How far maps of one method may differ and count as equal, relative to their peak.
+EQUAL = {"float64": 1e-5, "float32": 1e-3, "bfloat16": 5e-2, "float16": 1e-2}
+ALIKE = 0.999  # rank correlation from which on two maps differ by rounding only
+
 MAX_ROWS = 200  # each is a line in every table, and in pictures
 MAX_IMAGES = 1000  # of a scene: intervals take memory for each
 MAX_BATCHES = 64  # each has a picture
+MAX_SHOWN = 24  # maps of a photograph that are shown side by side
 MAX_VALUES = 10**6  # scores of images, of all rows together
 MAX_DEPTH = 16
 
@@ -275,6 +280,32 @@ class Example:
 
 
 @dataclass(kw_only=True)
+class ShownMap:
+    """A map of one row on a photograph: its picture, if it could be drawn, and what has to be said of it.
+
+    full: the value of the strongest colour; low, high: the extremes of the map.
+    """
+
+    row: Annotated[str, Most(401)]
+    file: Line | None = None
+    full: float | None = None
+    low: float | None = None
+    high: float | None = None
+    remark: Line = ""
+
+
+@dataclass(kw_only=True)
+class ShownPhotograph:
+    """A photograph, as the model saw it, with the class that is explained, and maps of all explainers."""
+
+    title: Line
+    class_name: Line
+    probability: float | None = None
+    file: Line
+    maps: Annotated[list[ShownMap], Most(MAX_SHOWN)]
+
+
+@dataclass(kw_only=True)
 class Document:
     """All of a benchmark."""
 
@@ -290,6 +321,7 @@ class Document:
     agreement: Annotated[dict[str, Agreement], Most(4)]
     hard_cases: Annotated[list[HardCase], Most(10_000)] | None = None
     examples: Annotated[list[Example], Most(8)]
+    shown: Annotated[list[ShownPhotograph], Most(8)] = field(default_factory=list)
 
     @property
     def load(self) -> float | None:

@@ -9,16 +9,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import cache
-from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from camkit.bench import environment, ground_truth, latency, results, scenes
+from camkit.bench import environment, latency, results, scenes
 from camkit.bench.bench_json import FIGURES, figure_name
 from camkit.bench.entrants import Entrant, all_rows
+from camkit.bench.examples import disagreements, side_by_side
 from camkit.bench.metric_choice import chosen
 from camkit.bench.parity_cases import hard_cases
 from camkit.bench.request import AGREEMENT, LATENCY, BenchRequest, command
@@ -29,18 +29,13 @@ from camkit.bench.typed_json import finite, from_json, mapped
 from camkit.contracts.metric import Metric
 from camkit.contracts.model import LoadedModel
 from camkit.core import devices
-from camkit.drawing import overlay, sheet
-from camkit.drawing.style import Style
 from camkit.errors import CamkitError
 from camkit.images import decoding, finding
-from camkit.metrics import agreement
+from camkit.metrics import ground_truth
 from camkit.models.loading import load_quietly
 
 if TYPE_CHECKING:
     from PIL.Image import Image
-
-EXAMPLES = 3
-ALIKE = 0.999  # rank correlation from which on two maps differ by rounding only
 
 
 @dataclass(frozen=True)
@@ -98,7 +93,9 @@ def _run(request: BenchRequest, progress: Progress) -> Outcome:
     if request.wants(LATENCY):
         _timed(request, places[0], paths, rows, surveys[0].maps, colds, progress)
     parity_cases = hard_cases(rows, model.device, request.seed) if request.wants(AGREEMENT) else []
-    pictures, examples = _examples(places[0], surveys[0].maps)
+    maps = surveys[0].maps
+    pictures, shown = side_by_side(places[0], maps, references(rows, maps))
+    more_pictures, examples = disagreements(places[0], maps)
     facts = environment.environment(model.device, model.dtype, _packages(rows))
     document = Document(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -112,8 +109,9 @@ def _run(request: BenchRequest, progress: Progress) -> Outcome:
         agreement={scene.name: found.agreement for scene, found in zip(places, surveys, strict=True)},
         hard_cases=parity_cases,
         examples=examples,
+        shown=shown,
     )
-    return Outcome(mapped(document, finite), pictures, places[0].failures)
+    return Outcome(mapped(document, finite), pictures | more_pictures, places[0].failures)
 
 
 def _with_truth(
@@ -173,35 +171,7 @@ def figure_names(request: BenchRequest) -> list[str]:
     return [figure_name(row.backend, row.method, figure) for row in all_rows(request) for figure in figures]
 
 
-# --- examples and descriptions ----------------------------------------------------------------------
-
-
-def _examples(scene: Scene, maps: Mapping[str, Tensor]) -> tuple[dict[str, Image], list[results.Example]]:
-    """The images on which two explainers agree least, drawn side by side."""
-    real = {key: value for key, value in maps.items() if not key.startswith("control ")}
-    pairs = [(a, b) for a, b in combinations(real, 2) if real[a].shape == real[b].shape]
-    if not pairs:
-        return {}, []
-    table = torch.stack([agreement.spearman(real[a], real[b]) for a, b in pairs])  # [pairs, N]
-    worst, which = table.nan_to_num(nan=2.0).min(0)  # where nothing is defined, nothing is shown
-    pictures: dict[str, Image] = {}
-    examples: list[results.Example] = []
-    for index in worst.argsort()[:EXAMPLES].tolist():
-        value, pair = float(worst[index]), pairs[int(which[index])]
-        if value >= ALIKE:
-            continue
-        seen = scene.picture(index)
-        panels = [sheet.Panel("as the model sees it", seen)]
-        for key in pair:
-            panels.append(
-                sheet.Panel(key, overlay.overlay(seen, real[key][index].cpu(), Style(look="lesson")))
-            )
-        name = f"example-{len(examples) + 1}.png"
-        shown = scene.model.classes[int(scene.targets[index])]
-        title = f"{scene.titles[index]}: {shown}, rank correlation {value:.2f}"
-        pictures[name] = sheet.sheet([panels], title)
-        examples.append(results.Example(name, title, list(pair), value))
-    return pictures, examples
+# --- descriptions -----------------------------------------------------------------------------------
 
 
 def _settings(

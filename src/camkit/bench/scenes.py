@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from camkit.bench import shapes
-from camkit.bench.ground_truth import Truth, as_seen
 from camkit.bench.results import ENERGY, MOSAICS
 from camkit.contracts.model import LoadedModel
 from camkit.core import layers
@@ -23,6 +22,7 @@ from camkit.drawing import overlay
 from camkit.errors import ImageError, UsageError
 from camkit.images import decoding, finding
 from camkit.metrics import localisation
+from camkit.metrics.ground_truth import Truth, as_seen
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -13,7 +13,7 @@ from torch import Tensor
 from camkit.bench import statistics
 from camkit.bench.entrants import Entrant
 from camkit.bench.request import AGREEMENT, BenchRequest
-from camkit.bench.results import Agreement, Measure, Score
+from camkit.bench.results import EQUAL, Agreement, Measure, Score
 from camkit.bench.scenes import Scene
 from camkit.contracts.metric import MapBatch, Metric, Scores
 from camkit.core import devices
@@ -28,9 +28,6 @@ from camkit.metrics.measure import measure, passes
 
 Maps = Callable[[Tensor, Tensor], Tensor]
 Progress = Callable[[str], None]
-
-# How far maps of one method may differ and count as equal, relative to their peak.
-EQUAL = {"float64": 1e-5, "float32": 1e-3, "bfloat16": 5e-2, "float16": 1e-2}
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from camkit.cli.terminal import say, say_json
 from camkit.errors import CamkitError, counted
 
 if TYPE_CHECKING:
+    from camkit.cli.inline import Show
     from camkit.explaining.explanation import Explanation
     from camkit.explaining.manifest import Line
     from camkit.explaining.naming import Names
@@ -33,15 +34,16 @@ WAYS = {
 class Report:
     """Prints what was done, as a table or as manifest lines, and counts it.
 
-    quiet: errors alone. verbose: also what is run, how, and how fast.
+    quiet: errors alone. verbose: also what is run, how, and how fast. show: shows a picture, if asked for.
     """
 
-    def __init__(self, work: Plan, *, as_json: bool, quiet: bool, verbose: bool) -> None:
+    def __init__(self, work: Plan, *, show: Show | None, as_json: bool, quiet: bool, verbose: bool) -> None:
         self.done = self.failed = self.photos = self.skipped = 0
         self.names: Names | None = None  # of the files that are written, if any are
         self.picture: Path | None = None  # the first, or the sheet of the first photograph
         self.quiet = quiet
         self.shares: Mapping[str, float] = {}  # of the time, see `Stages`
+        self._show = show
         self._verbose = verbose
         self._as_json = as_json
         self._table = not as_json and not quiet
@@ -82,7 +84,7 @@ class Report:
         self.photos += 1
         self.done += len(good)
         self.failed += len(written.results) - len(good)
-        self._note_picture(written.sheet, written.lines, folder)
+        picture = self._note_picture(written.sheet, written.lines, folder)
         warned: set[str] = set()
         if good and self._table:
             say(f"{good[0].photo.source}: {good[0].verdict()}")
@@ -105,6 +107,8 @@ class Report:
             say(f"  side by side: {written.sheet}")
             for text in _agreement(good):
                 say(f"  {text}")
+        if picture and self._show:
+            self._show(picture)
 
     def drawn(self, line: Line, error: CamkitError | None, folder: Path) -> None:
         """A picture that was drawn when all maps were done, or why it was not."""
@@ -112,18 +116,22 @@ class Report:
             self.failed += 1
             say(f"Error: {error}", err=True)
             return
-        self._note_picture(None, [line], folder)
+        picture = self._note_picture(None, [line], folder)
         if self._as_json:
             from camkit.explaining.manifest import as_json
 
             say_json(as_json(line))
         elif self._table:
             say(folder / line["overlay_file"])
+        if picture and self._show:
+            self._show(picture)
 
-    def _note_picture(self, sheet: Path | None, lines: Sequence[Line], folder: Path) -> None:
+    def _note_picture(self, sheet: Path | None, lines: Sequence[Line], folder: Path) -> Path | None:
+        """The sheet of a photograph, or its first picture; the first of all is remembered."""
         files = [line["overlay_file"] for line in lines if line["overlay_file"]]
-        if self.picture is None and (sheet or files):
-            self.picture = sheet or folder / files[0]
+        picture = sheet or (folder / files[0] if files else None)
+        self.picture = self.picture or picture
+        return picture
 
     def end(self, folder: Path, seconds: float, *, page: Path | None) -> None:
         """How much was done, and where everything is; page: to look through it, if there is one."""
@@ -143,10 +151,11 @@ class Report:
                 parts = ", ".join(f"{WAYS[stage]} {share:.0%}" for stage, share in self.shares.items())
                 self._say(f"of the time after start-up: {parts}")
 
-    def interrupted(self, folder: Path, finished: int) -> None:
-        """After Ctrl-C, when what was begun is finished."""
+    def interrupted(self, folder: Path, finished: int, *, page: Path | None) -> None:
+        """After Ctrl-C, when what was begun is finished; page: to look through it, if there is one."""
         verb = "is" if finished == 1 else "are"
-        result = f"{counted(finished, 'map')} {verb} finished, in {folder}; --resume does the rest"
+        look = f", to look through in {page}" if page else ""
+        result = f"{counted(finished, 'map')} {verb} finished, in {folder}{look}; --resume does the rest"
         if not finished:
             result = "nothing was finished"
         say(f"\nInterrupted: {result}", err=True)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from camkit.cli import early_checks
+from camkit.cli import early_checks, inline
 from camkit.cli.console import Report, progress
 from camkit.cli.hints import about
 from camkit.cli.model_options import MODEL, facts, model_options
@@ -36,6 +36,7 @@ from camkit.explaining.shard import Shard
 from camkit.registry import extras, options
 
 if TYPE_CHECKING:
+    from camkit.cli.inline import Show
     from camkit.drawing.style import Style
     from camkit.explaining.request import ExplainRequest
     from camkit.explaining.runner import Run
@@ -104,7 +105,18 @@ if TYPE_CHECKING:
     ["png", "npz", "parquet"],
     "png: overlays and .npy; npz, parquet: raw maps alone (`camkit render` draws them).",
 )
+@click.option(
+    "--truth",
+    metavar="PATH",
+    help="Where the objects are: annotations as of the pets, a folder of masks or a COCO json. The page "
+    "then orders by the share of the evidence on them.",
+)
 @click.option("--open", "open_picture", is_flag=True, help="Open the picture or sheet when all is done.")
+@click.option(
+    "--inline",
+    is_flag=True,
+    help="Show each picture or sheet in the terminal (kitty's protocol or sixel; camkit[terminal]).",
+)
 @click.option("--resume", is_flag=True, help="Do only what --out does not hold already.")
 @click.option(
     "--shard",
@@ -149,10 +161,15 @@ def explain(images: tuple[str, ...], **values: Any) -> None:
     early_checks.classes(values["model"], values["classes"], values["facts"].classes)
     check_device_name(values["device"])
     early_checks.results_folder(values["out"])
+    early_checks.there(values["truth"])
     early_checks.photographs(images)
 
     if values["format"] == "parquet":
         extras.require("parquet", "--format parquet")
+    show = None
+    if values.pop("inline"):
+        extras.require("terminal", "--inline")
+        show = inline.viewer()
 
     from camkit.images import workers
 
@@ -164,7 +181,7 @@ def explain(images: tuple[str, ...], **values: Any) -> None:
     ):
         from camkit.explaining.request import ExplainRequest
 
-        report = _run(ExplainRequest(images, style=style, **values), pool, count, **output)
+        report = _run(ExplainRequest(images, style=style, **values), pool, count, show=show, **output)
     is_any = report.photos + report.skipped > 0
     page = write_page(values["out"], is_new=report.photos > 0) if is_any else None
     report.end(values["out"], time.monotonic() - begun, page=page)
@@ -178,10 +195,13 @@ def explain(images: tuple[str, ...], **values: Any) -> None:
 def _check_pictures(values: dict[str, Any], style: Style) -> None:
     """Raise `UsageError` for what is asked of pictures where there are none, or not yet."""
     asked = {"--scale run": style.scale == "run", "--open": values["open_picture"]}
+    asked |= {"--inline": values["inline"]}
     for option in (option for option, is_given in asked.items() if is_given and values["format"] != "png"):
         raise UsageError(
             f"--format {values['format']} draws none of the pictures of {option}: leave it out"
         )
+    if values["inline"] and values["as_json"]:
+        raise UsageError("--inline and --json both write on stdout: leave one out")
     if style.scale == "run" and values["shard"].count > 1:
         raise UsageError(
             "--scale run needs all maps, and a shard has a part: leave it out here, and when all is done "
@@ -189,32 +209,39 @@ def _check_pictures(values: dict[str, Any], style: Style) -> None:
         )
 
 
-def _run(request: ExplainRequest, pool: Processes | None, workers: int, **output: bool) -> Report:
-    """Explain, and report; output: what of it."""
+def _run(
+    request: ExplainRequest, pool: Processes | None, workers: int, *, show: Show | None, **output: bool
+) -> Report:
+    """Explain, and report; output: what of it; show: shows a picture in the terminal."""
     from camkit.explaining.runner import Run
 
     run = Run(request, pool, lambda text: None if output["quiet"] else say(f"Note: {text}", err=True))
-    report = Report(run.work, **output)
+    report = Report(run.work, show=show, **output)
     report.begin(run.work, run.id, request.batch_size, workers if pool else 0)
     if not run.is_any:
         report.nothing("no photograph belongs to this shard")
         return report
     report.names = run.output.names
-    try:
-        with _interrupts() as interrupted, progress(run, report, request.out) as done:
-            for written in run.written(interrupted):
-                done(written)
-    except KeyboardInterrupt:
-        report.interrupted(request.out, run.output.finished)
-        raise SystemExit(130) from None
-    report.skipped, report.shares = run.skipped, run.stages.shares()
-    if request.style.scale == "run":
-        _draw(request, run, pool, report)
+    with _interrupts() as interrupted:
+        try:
+            with progress(run, report, request.out) as done:
+                for written in run.written(interrupted):
+                    done(written)
+            report.skipped, report.shares = run.skipped, run.stages.shares()
+            if request.style.scale == "run":
+                _draw(request, run, pool, report, interrupted)
+        except KeyboardInterrupt:
+            finished = run.output.finished
+            page = write_page(request.out, is_new=True, complete=False) if finished else None
+            report.interrupted(request.out, finished, page=page)
+            raise SystemExit(130) from None
     return report
 
 
-def _draw(request: ExplainRequest, run: Run, pool: Processes | None, report: Report) -> None:
-    """Draw all maps of a run on one scale, which is known now."""
+def _draw(
+    request: ExplainRequest, run: Run, pool: Processes | None, report: Report, interrupted: Event
+) -> None:
+    """Draw all maps of a run on one scale, which is known now; `KeyboardInterrupt` once it is set."""
     from camkit.explaining.redrawing import redraw
 
     for line, error in redraw(
@@ -225,6 +252,8 @@ def _draw(request: ExplainRequest, run: Run, pool: Processes | None, report: Rep
         request=run.id,
     ):
         report.drawn(line, error, request.out)
+        if interrupted.is_set():
+            raise KeyboardInterrupt
 
 
 @contextmanager

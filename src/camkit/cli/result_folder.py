@@ -17,16 +17,18 @@ if TYPE_CHECKING:
     from camkit.explaining.manifest import Finding
 
 
-def write_page(folder: Path, *, is_new: bool = True) -> Path | None:
+def write_page(folder: Path, *, is_new: bool = True, complete: bool = True) -> Path | None:
     """Write the page of a folder of results, and say where it is. That there is none is but a warning.
 
     is_new: whether something was added; without, a page that is not older than the manifest stays.
+    complete: whether small pictures are made that are missing, as of an older folder, which takes time.
     """
     from camkit.explaining import run_page
     from camkit.pages.page import NAME
 
     try:
-        remarks = run_page.write(folder) if is_new or not run_page.is_current(folder) else []
+        is_due = is_new or not run_page.is_current(folder)
+        remarks = run_page.write(folder, complete=complete) if is_due else []
     except Exception as error:  # whatever it is, the results are there
         why = error if isinstance(error, CamkitError) else typed_reason(error)
         say(f"Warning: no page was made: {why}", err=True)

@@ -83,11 +83,6 @@ _MEANINGS: tuple[tuple[str, type[CamkitError], str], ...] = (
         "them under no_grad",
     ),
     (
-        r"to have (\d+) channels, but got (\d+) channels",
-        UsageError,
-        "the number of channels is {} for the model and {} for the inputs: a photograph has 3",
-    ),
-    (
         "not supported on ScriptModules",
         ModelError,
         "the model is scripted or traced, so it cannot be looked into: pass the original module",
@@ -132,6 +127,12 @@ def _is_of_torch(error: Exception) -> bool:
 
 def _mismatch(text: str, module: nn.Module, inputs: Tensor) -> CamkitError | None:
     """Weights and inputs that do not go together."""
+    channels = re.search(r"to have (\d+) channels, but got (\d+) channels", text)
+    if channels and inputs.ndim > 2 and int(channels[2]) == inputs.shape[1]:
+        return UsageError(
+            f"the number of channels is {channels[1]} for the model and {channels[2]} for the inputs: "
+            f"for photographs say channels={channels[1]} to camkit.load_model (--channels {channels[1]})"
+        )
     weights = [tensor for tensor in module.parameters() if tensor.is_floating_point()]
     if any(tensor.is_meta for tensor in (*weights, inputs)):
         return ModelError("the model or its inputs are on the meta device: there are shapes but no values")

@@ -26,6 +26,8 @@ KEY = "camkit"  # of the text in a PNG
 LEFT_OUT = {
     "request": "",
     "results": 1,
+    "truth_share": None,
+    "truth_area": None,
     "map_file": "map.npy",
     "overlay_file": None,
     "overlay_sha256": None,

@@ -54,7 +54,7 @@ def view(results: Explanation | Iterable[Explanation]) -> View:
         Layer(result.map, captions.caption(result.facts(), result.map, style), _way(result))
         for result in found
     ]
-    width, height = first.photo.whole or first.photo.image.size
+    width, height = first.photo.image.size
     side = interactive.SIDE / max(width, height)
     return View(interactive.page(first.photo, first.model.preprocess, layers), round(height * side) + 260)
 

@@ -33,9 +33,9 @@ FIELDS = (
     "schema request name results image image_path image_name image_sha256 status error backend "
     "backend_dist backend_version method options layer layout class_index class_name scores probability "
     "logit predicted predicted_index predicted_name predicted_probability label map_file map_key "
-    "map_sha256 map_shape map_range border_share overlay_file overlay_sha256 overlay_box picture "
-    "full_scale sheet_file model model_spec model_facts model_sha256 preprocessing camkit_version "
-    "torch_version device dtype precision warnings"
+    "map_sha256 map_shape map_range border_share truth_share truth_area overlay_file overlay_sha256 "
+    "overlay_box picture full_scale sheet_file model model_spec model_facts model_sha256 preprocessing "
+    "camkit_version torch_version device dtype precision warnings"
 ).split()
 MAX_LINE = 2**20  # bytes; a stranger's manifest may hold anything
 TORN = "it is damaged or cut off"  # said of a line that is no JSON

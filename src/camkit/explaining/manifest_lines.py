@@ -82,7 +82,13 @@ def warnings(line: Line, remarks: Iterable[str]) -> list[str]:
 
 
 def request_id(
-    work: Plan, classes: Sequence[str], *, style: Style, format: Format, image_format: ImageFormat
+    work: Plan,
+    classes: Sequence[str],
+    *,
+    style: Style,
+    format: Format,
+    image_format: ImageFormat,
+    truth: str | None = None,
 ) -> str:
     """What a run asks for, apart from the photographs: the same for two runs with the same results."""
     model = work.model
@@ -102,6 +108,7 @@ def request_id(
         "layers": [*work.layers, *([work.layout] if work.layout else [])],
         "classes": list(classes),
         "picture": [format, image_format, asdict(style)],
+        **({"truth": truth} if truth else {}),
         "versions": [SCHEMA, camkit.__version__, str(torch.__version__)],
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]

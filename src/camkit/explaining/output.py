@@ -19,11 +19,13 @@ from camkit.explaining.manifest import FIELDS, Done, Line
 from camkit.explaining.manifest_lines import Format, Result, facts, measured
 from camkit.explaining.map_keys import Keys
 from camkit.explaining.naming import Names, output_name
+from camkit.explaining.object_seen import ObjectSeen, object_seen
 from camkit.explaining.parquet import Map
 from camkit.explaining.stages import Stages
 from camkit.explaining.writers import WRITERS, Written
 from camkit.files import Place, check_writable, sweep
 from camkit.images.workers import WAITING, Failure
+from camkit.metrics.ground_truth import Truth
 from camkit.models.facts import ModelFacts
 
 THREADS = 2  # that write; more only take turns
@@ -39,6 +41,7 @@ class Output:
     spec: the model as it was asked for, so that the maps can be computed again; facts: what was said of it.
     request: what makes two runs the same; `resume`: leave out what the folder holds of it already.
     stages: is told how long results were waited for.
+    truth: where objects are, if that is known.
     """
 
     def __init__(
@@ -54,6 +57,7 @@ class Output:
         request: str = "",
         resume: bool = False,
         stages: Stages | None = None,
+        truth: Truth | None = None,
     ) -> None:
         self._stages = stages or Stages()
         check_writable(folder)
@@ -68,6 +72,7 @@ class Output:
         said = (facts or ModelFacts()).told()
         self._keys = Keys({"request": request, "model_spec": spec, "model_facts": said}, name_layers)
         self._writer = WRITERS[format](folder, self.names, self._keys, style, image_format)
+        self._truth = truth
         self._together: list[Written] = []  # photographs that the manifest does not tell of yet
         self._told = time.monotonic()  # when it last told of some
         self._place: Place | None = Place(folder) if folder.is_dir() else None
@@ -130,7 +135,8 @@ class Output:
     def _write(self, results: Sequence[Result]) -> Written:
         first = results[0]
         name = output_name(first.photo.name if isinstance(first, Explanation) else first.name)
-        lines = [self._line(result, name, len(results)) for result in results]
+        objects = object_seen(self._truth, results) if self._truth else None
+        lines = [self._line(result, name, len(results), objects) for result in results]
         everything = [
             (result, dict(line))
             for result, line in zip(results, lines, strict=True)
@@ -159,12 +165,15 @@ class Output:
         if self._manifest is None and path.is_file():
             self._manifest = Place(path)
 
-    def _line(self, result: Result, name: str, results: int) -> Line:
+    def _line(self, result: Result, name: str, results: int, objects: ObjectSeen | None) -> Line:
         line: Line = dict.fromkeys(FIELDS) | facts(result) | dict(self._keys.shared)
         line |= {"name": name, "results": results}
         if isinstance(result, Explanation):
             line["map_key"] = self._keys.of(result)
             line |= measured(result.map)
+            if objects is not None:
+                line |= objects.of(result.map)
+                line["warnings"] = [*line["warnings"], *objects.warnings]
         return line
 
     def _first(self, waiting: deque[tuple[int, Future[Written]]]) -> Written:

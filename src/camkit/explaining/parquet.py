@@ -22,6 +22,8 @@ KINDS = {
     "predicted_index": "int32",
     "predicted_probability": "float64",
     "border_share": "float64",
+    "truth_share": "float64",
+    "truth_area": "float64",
 }
 JSON = ("options", "predicted", "map_shape", "picture", "model_facts", "preprocessing", "warnings")
 # Of a file that this table is, of pictures that it has not, and what its maps say themselves.

@@ -22,7 +22,8 @@ class ExplainRequest:
     images: files, folders or globs; none is the bundled photograph. options: of the explainers, as texts or
     values. batch_size: photographs in one forward. on_error: go on without a photograph that cannot be
     explained, or stop at it. trust_pickle: let a model source load pickles, which run code.
-    facts: what belongs to the model, where it does not say it itself.
+    facts: what belongs to the model, where it does not say it itself. truth: annotations of where objects
+    are, see `camkit.metrics.ground_truth`.
     The other fields are called as the options of the command.
     """
 
@@ -47,3 +48,4 @@ class ExplainRequest:
     shard: Shard = field(default_factory=Shard)
     on_error: Literal["skip", "fail"] = "skip"
     trust_pickle: bool = False
+    truth: str | None = None

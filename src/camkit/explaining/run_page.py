@@ -26,21 +26,22 @@ SETUP = (
 OWN = [field for field in FIELDS if field not in SETUP]
 # What the script reckons with, of a line that may be a stranger's: what is of another kind is left out.
 TEXTS = set("image status error class_name predicted_name label scores method layer backend model".split())
-NUMBERS = set("probability logit predicted_probability border_share full_scale".split())
+NUMBERS = set("probability logit predicted_probability full_scale".split())
+NUMBERS |= {"border_share", "truth_share", "truth_area"}
 LISTS = {"predicted": str, "warnings": str, "map_shape": int, "map_range": float}
 
 
-def write(folder: Path) -> list[str]:
+def write(folder: Path, *, complete: bool = True) -> list[str]:
     """Write the page of a folder, with the small pictures that are missing; what could not be as it should.
 
-    More results than `MAX_ROWS` get `index-2.html`, `index-3.html`, ... beside it. Memory grows with a
-    page, and by a kilobyte for each result. Raises `CamkitError` if it cannot be written; an earlier one
-    stays.
+    complete: without, those that are missing stay so, for somebody in a hurry. More results than `MAX_ROWS`
+    get `index-2.html`, `index-3.html`, ... beside it. Memory grows with a page, and by a kilobyte for each
+    result. Raises `CamkitError` if it cannot be written; an earlier one stays.
     """
     remarks: list[str] = []
     for _ in range(AGAIN):  # whoever ends last has to have seen all
         size = _size(folder)
-        remarks = _write(folder)
+        remarks = _write(folder, complete=complete)
         if _size(folder) == size:
             break
     return remarks
@@ -56,7 +57,7 @@ def _size(folder: Path) -> int:
     return inside(folder, manifest.NAME).stat().st_size
 
 
-def _write(folder: Path) -> list[str]:
+def _write(folder: Path, *, complete: bool) -> list[str]:
     held = manifest.numbers(folder)
     parts = [held[start : start + MAX_ROWS] for start in range(0, len(held), MAX_ROWS)]
     names = [page.NAME if n == 1 else f"index-{n}.html" for n in range(1, len(parts) + 1)]
@@ -66,7 +67,7 @@ def _write(folder: Path) -> list[str]:
     whys: list[str] = []
     for number, (name, part) in enumerate(zip(names, parts, strict=True), 1):
         some, setups = _rows(folder, islice(lines, len(part)))
-        whys += thumbnails.complete(folder, some)
+        whys += thumbnails.complete(folder, some) if complete else []
         first = part and number * MAX_ROWS - MAX_ROWS + 1
         facts = {"page": number, "pages": len(parts), "names": names, "total": len(held)}
         facts |= {"first": first, "last": number * MAX_ROWS - MAX_ROWS + len(part)}

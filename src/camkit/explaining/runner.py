@@ -20,6 +20,7 @@ from camkit.images import workers
 from camkit.images.decoding import DRAWN, digest, sample
 from camkit.images.finding import Source, find
 from camkit.images.workers import Failure, Processes
+from camkit.metrics import ground_truth
 from camkit.models.loading import load_quietly, with_classes
 
 
@@ -42,6 +43,7 @@ class Run:
         processes: which read the photographs; without, this one does. note: gets what a user should know.
         """
         self._request, self._processes = request, processes
+        truth = ground_truth.read(request.truth) if request.truth else None
         # Before the model is loaded, so that what is misspelt or broken is told at once.
         for made in make_backends(request.backends, request.methods, request.options):
             if lacking := [m for m in dict.fromkeys(request.methods) if m not in made.methods]:
@@ -73,6 +75,7 @@ class Run:
             style=request.style,
             format=request.format,
             image_format=request.image_format,
+            truth=request.truth,
         )
         self.skipped = 0
         self.stages = Stages()
@@ -87,6 +90,7 @@ class Run:
             request=self.id,
             resume=request.resume,
             stages=self.stages,
+            truth=truth,
         )
 
     def sources(self) -> Iterator[Source]:

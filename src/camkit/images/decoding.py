@@ -68,7 +68,8 @@ class Photo:
     name: how its results are called.
     cut: whether `image` is only what the model sees of it.
     path: the path of its file as the user wrote it, any characters included.
-    view: what the model sees of it, if `image` was reduced for drawing; `whole`: width and height before.
+    view: what the model sees of it, if `image` was reduced for drawing; `whole`: width and height before
+        that, or before it was cut.
     """
 
     image: Image.Image = field(repr=False)

@@ -40,6 +40,10 @@ def shape_of(row: Row) -> tuple[int, int, int]:
 class TensorPreprocess(Preprocess):
     """What a model is shown is made elsewhere: a view is a picture that carries its tensor with it."""
 
+    def cut(self, image: Image.Image) -> Image.Image:
+        """Not known: `ImageError`."""
+        raise ImageError("which part of a photograph the model sees is not known: it is prepared elsewhere")
+
     def batch(self, views: Sequence[Image.Image], device: str | device = "cpu") -> Tensor:
         """The tensors of views, `[B, C, H, W]`."""
         import torch

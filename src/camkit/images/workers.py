@@ -67,7 +67,7 @@ def prepare(
     """
     photo = _loaded(source, preprocess.photo_channels)
     if not whole:
-        return replace(photo, image=preprocess.view(photo.image), cut=True)
+        return replace(photo, image=preprocess.view(photo.image), cut=True, whole=photo.image.size)
     size = photo.image.size
     if side is None or max(size) <= side:
         return photo

