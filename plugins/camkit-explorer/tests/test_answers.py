@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import io
 import json
 import shlex
 import struct
@@ -30,6 +31,7 @@ from camkit_explorer.questions import SIDE
 from camkit_explorer.security import Policy
 from camkit_explorer.session import Given, Photographs, Session
 from click.testing import CliRunner
+from PIL import Image
 from starlette.testclient import TestClient
 from torch import Tensor, nn
 
@@ -122,9 +124,66 @@ def test_the_session_tells_what_there_is(page: TestClient, small: Callable[..., 
     assert "gradcam" in page.get("/api/backends/native").json()["methods"]
     assert page.get("/api/backends/nothing").status_code == 422
     assert page.post("/api/model", json={"model": 1}).json()["name"] == "other.pth"
-    for name in ("picture", "thumbnail"):
-        picture = page.get(f"/api/photographs/0/{name}")
+    for address in ("/api/models/0/photographs/0/picture", "/api/photographs/0/thumbnail"):
+        picture = page.get(address)
         assert picture.headers["content-type"] == "image/jpeg" and picture.content[:2] == b"\xff\xd8"
+
+
+def test_a_model_whose_photographs_a_function_prepares_shows_what_that_makes_of_them(
+    read: Callable[..., Any], small: Callable[..., LoadedModel], policy: Policy
+) -> None:
+    sizes: list[tuple[int, int]] = []
+
+    def corner(image: Image.Image) -> Tensor:
+        sizes.append(image.size)
+        cut = np.array(image.resize((128, 128)).crop((0, 0, 64, 64)))
+        return torch.from_numpy(cut).permute(2, 0, 1) / 255
+
+    usual = small()
+    own = camkit.load_model(usual.module, preprocess=corner, classes=list(usual.classes))
+    models = Models(("own", "pets"), {"own": own, "pets": usual}.__getitem__)
+    photograph = Given("chelsea.png", sample_image())
+    page = client(create_app(Session(models, Photographs([photograph], read)), policy), policy)
+    header, maps = unpacked(page.post("/api/maps", json={"layer": "high"}).content)
+    whole = camkit.plugin.load_image(sample_image()).image
+    expected = camkit.class_maps(usual.module, corner(whole)[None], layer="high")[0].numpy()
+    np.testing.assert_allclose(
+        maps, expected[header["classes"]], atol=float(np.abs(expected).max()) * 2**-10
+    )
+    assert header["box"] == [0, 0, 1, 1] and set(sizes) == {(301, 203), whole.size}
+    shown = {
+        number: Image.open(
+            io.BytesIO(page.get(f"/api/models/{number}/photographs/0/picture").content)
+        ).convert("RGB")
+        for number in (0, 1)
+    }
+    assert shown[1].size == whole.size and shown[0].size == (64, 64)
+    seen = np.asarray(whole.resize((128, 128)).crop((0, 0, 64, 64)), dtype=float)
+    assert np.abs(np.asarray(shown[0]) - seen).mean() < 5, "but for the JPEG"
+    covered = page.post("/api/cover", json={"mask": mask(np.ones((SIDE, SIDE))), "fill": "blur"})
+    assert covered.status_code == 200 and covered.json()["scores"] != header["scores"]
+    dropped = page.post(
+        "/api/photographs", content=sample_image().read_bytes(), headers={"x-name": "a.png"}
+    )
+    again = page.post("/api/maps", json={"layer": "high", "photograph": dropped.json()["number"]})
+    assert unpacked(again.content)[0]["scores"] == header["scores"]
+
+
+def test_a_function_that_fails_on_a_photograph_is_said(
+    read: Callable[..., Any], small: Callable[..., LoadedModel], policy: Policy, png: Callable[..., bytes]
+) -> None:
+    def wide(image: Image.Image) -> Tensor:
+        if image.width < image.height:
+            raise KeyError("upright")
+        return torch.zeros(3, 64, 64) + image.width / 1000
+
+    usual = small()
+    own = camkit.load_model(usual.module, preprocess=wide, classes=list(usual.classes))
+    session = Session(Models(("own",), lambda spec: own), Photographs([], read))
+    page = client(create_app(session, policy), policy)
+    refused = page.post("/api/photographs", content=png((40, 60)), headers={"x-name": "a.png"})
+    assert refused.status_code == 422 and "preprocess failed: KeyError" in refused.json()["error"]
+    assert page.post("/api/photographs", content=png((60, 40))).status_code == 200
 
 
 def test_a_model_that_fails_is_said_and_the_others_go_on(read: Callable[..., Any], small: Any) -> None:

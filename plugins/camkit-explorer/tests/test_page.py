@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
+import io
 import re
 import shutil
 from collections.abc import Callable, Iterator
@@ -15,6 +17,7 @@ import pytest
 import torch
 from camkit_explorer.models import Models
 from camkit_explorer.session import Given, Photographs, Session
+from PIL import Image
 
 import camkit
 from camkit import LoadedModel
@@ -156,6 +159,61 @@ def test_what_is_drawn_depends_on_what_is_asked_for(
     assert pixels(page) != drawn
     page.locator("#opacity").fill("0.8")
     assert pixels(page) == drawn and drawn in looks and len(looks) >= 5
+
+
+@pytest.mark.parametrize("grid", [(7, 7), (2, 3), (14, 9)])
+def test_the_canvas_shows_what_the_pictures_show(
+    browser: Any,
+    read: Callable[..., Any],
+    serve: Callable[..., AbstractContextManager[str]],
+    small: Callable[..., LoadedModel],
+    tmp_path: Path,
+    grid: tuple[int, int],
+) -> None:
+    """Pixel by pixel, of a grey photograph, which a JPEG leaves as it is."""
+    file = tmp_path / "grey.png"
+    Image.new("RGB", (960, 640), (90, 90, 90)).save(file)
+    model = small()
+    result = camkit.explain(model, file)
+    torch.manual_seed(1)
+    map = torch.randn(grid) * 3
+    with serve(Session(Models(["pets"], small), Photographs([Given("grey.png", file)], read))) as address:
+        page = browser.new_page(viewport={"width": 1280, "height": 900})
+        page.goto(address)
+        page.wait_for_selector("body[data-ready]")
+        table = page.evaluate("async () => (await (await fetch('/api/session')).json()).colours")
+        left = (960 - 640) / 2 / 960  # the model sees the square in the middle
+        for view, look in (("signed", {}), ("for", {"relu": True}), ("against", {"counterfactual": True})):
+            drawn = page.evaluate(
+                """async ([values, [height, width], box, look]) => {
+                    const drawing = await import("/static/drawing.js");
+                    const bytes = await (await fetch("/api/models/0/photographs/0/picture")).blob();
+                    const canvas = document.createElement("canvas");
+                    const photograph = await createImageBitmap(bytes);
+                    drawing.drawMap(canvas, photograph, { values, width, height }, box, look);
+                    return canvas.toDataURL("image/png");
+                }""",
+                [
+                    map.double().flatten().tolist(),
+                    list(grid),
+                    [left, 0, 1 - left, 1],
+                    {"view": view, "table": table[view], "opacity": 0.8, "cells": False}
+                    | {"scale": float(evidence(map, view).max())},
+                ],
+            )
+            seen = np.asarray(
+                Image.open(io.BytesIO(base64.b64decode(drawn.partition(",")[2]))).convert("RGB")
+            )
+            picture = dataclasses.replace(result, map=map).overlay(caption=False, **look)
+            off = np.abs(seen.astype(int) - np.asarray(picture.convert("RGB")).astype(int)).max(axis=2)
+            off[:, [*range(150, 160), *range(800, 810)]] = 0  # the line around what the model saw
+            assert off.shape == (640, 960) and off.max() <= 2, (view, off.max())
+        page.close()
+
+
+def evidence(map: torch.Tensor, view: str) -> torch.Tensor:
+    """What is drawn of a map, as far as its scale is concerned."""
+    return {"signed": map.abs(), "for": map.clamp(min=0), "against": (-map).clamp(min=0)}[view]
 
 
 def test_pointing_reads_the_raw_value_and_so_do_keys(

@@ -42,8 +42,9 @@ def owner(app: Guard, policy: Policy) -> TestClient:
 
 
 ADDRESSES = (
-    "/ /static/explorer.js /static/explorer.css /static/icon.svg /api/session /api/photographs/0/picture "
-    "/api/photographs/0/thumbnail /api/backends/native /api/maps /nothing /api/../ "
+    "/ /static/explorer.js /static/explorer.css /static/icon.svg /api/session "
+    "/api/models/0/photographs/0/picture /api/photographs/0/thumbnail /api/backends/native /api/maps "
+    "/nothing /api/../ "
     "/%2e%2e/%2e%2e/etc/passwd"
 ).split()
 
@@ -164,15 +165,17 @@ def test_no_address_leads_to_a_file(owner: TestClient) -> None:
     for address in (
         "/static/../app.py", "/static/..%2fapp.py", "/static/%2e%2e/app.py", "/static//etc/passwd",
         "/static/",
-        "/static/explorer.js/", "/api/photographs/-1/picture", "/api/photographs/1e3/picture",
-        "/api/photographs/..%2f..%2fetc%2fpasswd/picture", "/api/photographs/0/picture/../../../session/",
-        "/api/session/", "//api/session", "/API/SESSION", "/api/photographs/0x0/picture",
+        "/static/explorer.js/", "/api/models/0/photographs/-1/picture",
+        "/api/models/1e3/photographs/0/picture",
+        "/api/models/0/photographs/..%2f..%2fetc%2fpasswd/picture",
+        "/api/models/0/photographs/0/picture/../../../session/",
+        "/api/session/", "//api/session", "/API/SESSION", "/api/models/0/photographs/0x0/picture",
     ):  # fmt: skip
         answer = owner.get(address)
         assert answer.status_code in (404, 405) or answer.json() is not None, address
         assert not 300 <= answer.status_code < 400 and "root:" not in answer.text
-    assert owner.get("/api/photographs/99/picture").status_code == 422
-    assert owner.get("/api/photographs/9999999999999999999999/picture").status_code == 422
+    assert owner.get("/api/models/0/photographs/99/picture").status_code == 422
+    assert owner.get("/api/models/0/photographs/9999999999999999999999/picture").status_code == 422
 
 
 # --- bodies ---------------------------------------------------------------------------------------
@@ -244,12 +247,12 @@ def test_photographs_of_the_page_are_forgotten_when_they_are_too_many(
         owner.post("/api/photographs", content=png(colour=colour)).json()["number"]
         for colour in ("red", "green", "blue")
     ]
-    found = [owner.get(f"/api/photographs/{number}/picture").status_code for number in numbers]
+    found = [owner.get(f"/api/models/0/photographs/{number}/picture").status_code for number in numbers]
     assert found == [422, 200, 200]
-    assert "drop it again" in owner.get(f"/api/photographs/{numbers[0]}/picture").json()["error"]
+    assert "drop it again" in owner.get(f"/api/models/0/photographs/{numbers[0]}/picture").json()["error"]
     monkeypatch.setattr("camkit_explorer.session.MAX_DROPPED_BYTES", 10)
     last = owner.post("/api/photographs", content=png()).json()["number"]
-    assert owner.get(f"/api/photographs/{last}/picture").status_code == 422
+    assert owner.get(f"/api/models/0/photographs/{last}/picture").status_code == 422
 
 
 HOSTILE = [

@@ -13,7 +13,6 @@ from camkit.drawing import looks
 from camkit.drawing.caption import NARROWEST, Caption, Legend, strip, words
 from camkit.drawing.evidence import Box, Scale, check_finite, is_flat, sampled, scale_of, signed
 from camkit.drawing.style import Style
-from camkit.errors import ImageError
 from camkit.images import decoding
 from camkit.images.decoding import Photo
 from camkit.images.preprocess import Preprocess
@@ -100,13 +99,10 @@ def place_of(photo: Photo, preprocess: Preprocess, style: Style) -> Place:
     Where the model looked in the whole photograph may not be known, of tensors and of functions that
     prepare photographs: then it is what the model saw.
     """
-    if style.view == "original" and not photo.cut:
+    if style.view == "original" and not photo.cut and preprocess.knows_place:
         width, height = photo.whole or photo.image.size
         image = sized(photo.image, style.size)
-        try:
-            box = preprocess.box(width, height)
-        except ImageError:
-            return _seen(photo, preprocess, style)
+        box = preprocess.box(width, height)
         x, y = image.width / width, image.height / height
         left, top, right, bottom = box[0] * x, box[1] * y, box[2] * x, box[3] * y
         whole = min(left, top) < 0.5 and right > image.width - 0.5 and bottom > image.height - 0.5

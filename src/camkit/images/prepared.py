@@ -40,6 +40,11 @@ def shape_of(row: Row) -> tuple[int, int, int]:
 class TensorPreprocess(Preprocess):
     """What a model is shown is made elsewhere: a view is a picture that carries its tensor with it."""
 
+    @property
+    def knows_place(self) -> bool:
+        """No: what makes the tensors is not known."""
+        return False
+
     def cut(self, image: Image.Image) -> Image.Image:
         """Not known: `ImageError`."""
         raise ImageError("which part of a photograph the model sees is not known: it is prepared elsewhere")

@@ -127,6 +127,11 @@ class Preprocess:
         """`image` (RGB, upright) as a normalised float32 tensor `[channels, height, width]`."""
         return self.tensor(self.view(image))
 
+    @property
+    def knows_place(self) -> bool:
+        """Whether it is known which part of a photograph the model sees; not where a function cuts it."""
+        return True
+
     def view(self, image: Image) -> Image:
         """What the model sees of `image`, of `seen`; `ImageError` if that takes too much memory.
 

@@ -237,13 +237,14 @@ def photo_reader() -> Iterator[Callable[..., Photo]]:
     """A function that reads one photograph of a stranger, in a process of little memory and time.
 
     It takes a path or bytes, a `Preprocess` and `side`, to which the longest side of a larger photograph is
-    reduced; what the model sees is then in `Photo.view`. It raises `ImageError`; several threads may call
-    it. As with `processes`, there is a warning where the system lets no process be started.
+    reduced; what the model sees is then in `Photo.view`. Without `side` it stays as large as it is. It
+    raises `ImageError`; several threads may call it. As with `processes`, there is a warning where the
+    system lets no process be started.
     """
     with processes(1) as pool:
         read_ahead = pool.read if pool else read
 
-        def one(source: ImageSource, preprocess: Preprocess, *, side: int) -> Photo:
+        def one(source: ImageSource, preprocess: Preprocess, *, side: int | None = None) -> Photo:
             (found,) = read_ahead([source], preprocess, side=side)
             if isinstance(found, Failure):
                 raise found.error

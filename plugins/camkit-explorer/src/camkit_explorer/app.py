@@ -76,6 +76,13 @@ def as_json(data: Any, status: int = 200) -> Response:
     return Response(json.dumps(data, allow_nan=False), status, media_type="application/json")
 
 
+def as_jpeg(photo: Photo, quality: int) -> Response:
+    """What is shown of a photograph."""
+    buffer = io.BytesIO()
+    photo.image.convert("RGB").save(buffer, "JPEG", quality=quality)
+    return Response(buffer.getvalue(), media_type="image/jpeg")
+
+
 class Explorer:
     """The handlers, with what they share."""
 
@@ -90,14 +97,14 @@ class Explorer:
 
     def routes(self) -> list[Route]:
         """All addresses."""
-        photograph = "/api/photographs/{number:int}"
+        photograph = "/photographs/{number:int}"
         table: list[tuple[str, str, Handler]] = [
             ("GET", "/", self.page),
             ("GET", "/static/{name}", self.static),
             ("GET", "/api/session", self.session),
             ("GET", "/api/backends/{name}", self.backend),
-            ("GET", f"{photograph}/picture", partial(self.picture, small=False)),
-            ("GET", f"{photograph}/thumbnail", partial(self.picture, small=True)),
+            ("GET", f"/api/models/{{model:int}}{photograph}/picture", self.picture),
+            ("GET", f"/api{photograph}/thumbnail", self.thumbnail),
             ("POST", "/api/photographs", self.add),
             ("POST", "/api/model", self.model),
             ("POST", "/api/lines", self.lines),
@@ -153,19 +160,20 @@ class Explorer:
         made = await asyncio.to_thread(self._session.photographs.add, name, data, preprocess)
         return as_json(entry(made))
 
-    async def picture(self, request: Request, *, small: bool) -> Response:
-        """A photograph, upright and at most 1,024 pixels long, or a thumbnail of it."""
+    async def picture(self, request: Request) -> Response:
+        """A photograph, upright and at most 1,024 pixels long, as it is shown with the maps of a model."""
         photographs = self._session.photographs
         photograph = photographs[request.path_params["number"]]
-        preprocess = (await self._ready(0)).model.preprocess
+        preprocess = (await self._ready(request.path_params["model"])).model.preprocess
+        read = await asyncio.to_thread(photographs.read, photograph, preprocess)
+        return await asyncio.to_thread(as_jpeg, read, 92)
 
-        def encoded() -> bytes:
-            read = photographs.thumbnail(photograph) if small else photographs.read(photograph, preprocess)
-            buffer = io.BytesIO()
-            read.image.save(buffer, "JPEG", quality=80 if small else 92)
-            return buffer.getvalue()
-
-        return Response(await asyncio.to_thread(encoded), media_type="image/jpeg")
+    async def thumbnail(self, request: Request) -> Response:
+        """A small picture of a photograph."""
+        photographs = self._session.photographs
+        photograph = photographs[request.path_params["number"]]
+        read = await asyncio.to_thread(photographs.thumbnail, photograph)
+        return await asyncio.to_thread(as_jpeg, read, 80)
 
     async def computed(self, work: Compute, request: Request) -> Response:
         """What the model has to compute."""

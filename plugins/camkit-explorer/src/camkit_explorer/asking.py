@@ -190,6 +190,8 @@ def said(prediction: Prediction) -> dict[str, Any]:
 
 def box(ready: Ready, photo: Photo) -> list[float]:
     """The part of the photograph that the model sees, as fractions: left, top, right, bottom."""
+    if photo.cut:
+        return [0.0, 0.0, 1.0, 1.0]
     width, height = photo.whole or photo.image.size
     found = ready.model.preprocess.box(width, height)
     return [side / whole for side, whole in zip(found, (width, height) * 2, strict=True)]

@@ -53,7 +53,7 @@ class Photographs:
         self._dropped: OrderedDict[int, Photograph] = OrderedDict()
         self._next = len(self._given)
         self._kept: OrderedDict[tuple[int, Preprocess], Photo] = OrderedDict()
-        self._read, self._lock = read, Lock()
+        self._read, self._lock, self._alone = read, Lock(), Lock()
         self.is_cut = len(given) > MAX_LISTED
 
     def __iter__(self) -> Iterator[Photograph]:
@@ -76,26 +76,42 @@ class Photographs:
         return made
 
     def read(self, photograph: Photograph, preprocess: Preprocess) -> Photo:
-        """As the page shows it, at most `SHOWN` pixels long; `view` is what the model sees of it."""
+        """As the page shows it, at most `SHOWN` pixels long; `view` is what the model sees of it.
+
+        Of a model whose photographs a function prepares it is only what that makes of it.
+        """
         key = photograph.number, preprocess
         with self._lock:
             if key in self._kept:
                 self._kept.move_to_end(key)
                 return self._kept[key]
-        found = self._decoded(photograph, preprocess, SHOWN)
-        if found.view is None:  # made once, not for each question
-            found = replace(found, view=preprocess.view(found.image))
+        if preprocess.knows_place:
+            found = self._decoded(photograph, preprocess, SHOWN)
+            if found.view is None:  # made once, not for each question
+                found = replace(found, view=preprocess.view(found.image))
+        else:
+            found = self._as_seen(photograph, preprocess)
         with self._lock:
             self._kept[key] = found
             while len(self._kept) > MAX_KEPT:
                 self._kept.popitem(last=False)
         return found
 
+    def _as_seen(self, photograph: Photograph, preprocess: Preprocess) -> Photo:
+        """What a function of the user's makes of all of a photograph, as nobody knows where it looks.
+
+        The function stays in this process, and is called by one thread at a time.
+        """
+        whole = self._decoded(photograph, Preprocess(), None)
+        with self._alone:
+            view = preprocess.view(whole.image)
+        return replace(whole, image=view, view=view, cut=True)
+
     def thumbnail(self, photograph: Photograph) -> Photo:
         """A small picture of it."""
         return self._decoded(photograph, Preprocess(), THUMBNAIL)
 
-    def _decoded(self, photograph: Photograph, preprocess: Preprocess, side: int) -> Photo:
+    def _decoded(self, photograph: Photograph, preprocess: Preprocess, side: int | None) -> Photo:
         found = self._read(photograph.source, preprocess, side=side)
         if photograph.sha256 not in (None, found.sha256):
             raise ImageError(f"{photograph.name} is not the file that was explained in this run")

@@ -34,7 +34,6 @@ export const peakOf = (values) => values.reduce((most, value) => Math.max(most, 
 
 // What is drawn of a value: signed, what speaks for the class, or what speaks against it.
 export const VIEWS = { signed: (v) => v, for: (v) => Math.max(v, 0), against: (v) => Math.max(-v, 0) };
-const RASTER = 256; // pixels of the longer side of the heat; the canvas smooths the rest
 const GAMMA = 0.8; // opacity grows with the evidence, a little faster at first, so that weak evidence shows
 const BLANK = 112; // the grey of zero in the tables, on which a bar shows how opaque its colours are
 const DIM = 0.55; // how bright the part is that the model did not see
@@ -53,23 +52,25 @@ export const isFlat = (map) => map.values.every((value) => value === map.values[
 // look: { view, table, scale, opacity, cells }; box: fractions of the photograph [left, top, right, bottom].
 export function drawMap(canvas, photograph, map, box, look) {
   [canvas.width, canvas.height] = sizeOf(photograph);
-  const context = canvas.getContext("2d");
+  const context = canvas.getContext("2d"), place = inPixels(box, canvas);
+  const [x, y, width, height] = inside(place, canvas);
   context.imageSmoothingQuality = "high";
   context.drawImage(photograph, 0, 0, canvas.width, canvas.height);
-  const [x, y, width, height] = inPixels(box, canvas);
-  context.save();
   context.fillStyle = `rgba(0, 0, 0, ${1 - DIM})`;
   context.beginPath();
   context.rect(0, 0, canvas.width, canvas.height);
   context.rect(x, y, width, height);
   context.fill("evenodd");
-  context.beginPath();
-  context.rect(x, y, width, height);
-  context.clip();
-  context.imageSmoothingEnabled = !look.cells;
-  context.imageSmoothingQuality = "high";
-  context.drawImage(heat(map, width / height, look), x, y, width, height);
-  context.restore();
+  if (width > 0 && height > 0) {
+    context.save();
+    context.beginPath();
+    context.rect(x, y, width, height);
+    context.clip();
+    context.imageSmoothingEnabled = false;
+    if (look.cells) context.drawImage(heat(look, viewed(map, look), map.width, map.height), ...place);
+    else context.drawImage(heat(look, between(map, look, place, [x, y, width, height]), width, height), x, y);
+    context.restore();
+  }
   const line = Math.max(1, Math.round(canvas.width / 500));
   context.strokeStyle = "#fff";
   context.lineWidth = line;
@@ -87,45 +88,81 @@ export function inPixels([left, top, right, bottom], { width, height }) {
   return [left * width, top * height, (right - left) * width, (bottom - top) * height];
 }
 
-// The map in its colours, transparent where it says nothing; bilinear between the middles of the cells.
-function heat(map, proportion, look) {
-  const wide = proportion >= 1;
-  const width = look.cells ? map.width : Math.round(wide ? RASTER : RASTER * proportion);
-  const height = look.cells ? map.height : Math.round(wide ? RASTER / proportion : RASTER);
-  const image = new ImageData(Math.max(1, width), Math.max(1, height)), pixels = image.data;
-  const across = places(image.width, map.width), down = places(image.height, map.height);
+// The whole pixels of a canvas that a box covers, as [x, y, width, height]: as camkit's pictures have them.
+function inside([x, y, width, height], canvas) {
+  const left = Math.max(0, whole(x)), top = Math.max(0, whole(y));
+  return [left, top, Math.min(canvas.width, whole(x + width)) - left, Math.min(canvas.height, whole(y + height)) - top];
+}
+
+const whole = (value) => (Math.abs(value % 1) === 0.5 ? 2 * Math.round(value / 2) : Math.round(value)); // halves to the even one
+
+// What is drawn of the cells; of one colour everywhere nothing, as that would look like evidence.
+const viewed = (map, look) => map.values.map(isFlat(map) ? () => 0 : VIEWS[look.view]);
+
+// Values in their colours, transparent where they say nothing.
+function heat(look, values, width, height) {
+  const image = new ImageData(width, height), pixels = image.data;
   const colours = palette(look), signed = look.view === "signed", scale = look.scale || 1;
-  const seen = isFlat(map) ? () => 0 : VIEWS[look.view]; // one colour everywhere would look like evidence
-  const { values, width: stride } = map;
-  for (let y = 0, at = 0; y < image.height; y++) {
-    const upper = down.first[y] * stride, lower = down.second[y] * stride, low = down.near[y];
-    for (let x = 0; x < image.width; x++, at += 4) {
-      const left = across.first[x], right = across.second[x], near = across.near[x];
-      const above = values[upper + left] * (1 - near) + values[upper + right] * near;
-      const below = values[lower + left] * (1 - near) + values[lower + right] * near;
-      const t = Math.max(-1, Math.min(1, seen(above * (1 - low) + below * low) / scale));
-      const colour = colours[Math.round((signed ? (t + 1) / 2 : t) * 255)];
-      pixels[at] = colour[0];
-      pixels[at + 1] = colour[1];
-      pixels[at + 2] = colour[2];
-      pixels[at + 3] = 255 * colour[3];
-    }
+  for (let place = 0, at = 0; place < values.length; place++, at += 4) {
+    const t = Math.max(-1, Math.min(1, values[place] / scale));
+    const colour = colours[Math.round((signed ? (t + 1) / 2 : t) * 255)];
+    pixels[at] = colour[0];
+    pixels[at + 1] = colour[1];
+    pixels[at + 2] = colour[2];
+    pixels[at + 3] = 255 * colour[3];
   }
-  const canvas = new OffscreenCanvas(image.width, image.height);
+  const canvas = new OffscreenCanvas(width, height);
   canvas.getContext("2d").putImageData(image, 0, 0);
   return canvas;
 }
 
-// For each of so many pixels the two cells that it lies between, and how near it is to the second.
-function places(pixels, cells) {
-  const first = new Int32Array(pixels), second = new Int32Array(pixels), near = new Float64Array(pixels);
-  for (let pixel = 0; pixel < pixels; pixel++) {
-    const place = Math.max(0, Math.min(cells - 1, ((pixel + 0.5) / pixels) * cells - 0.5));
-    first[pixel] = Math.floor(place);
-    second[pixel] = Math.min(first[pixel] + 1, cells - 1);
-    near[pixel] = place - first[pixel];
+// What was computed last: opacity, colours and scale change the same values.
+const sampled = [];
+const KEPT = 3; // a map, another one beside it, and their difference
+
+// A map, stretched over `place`, at the middles of the pixels of `part`, both [x, y, width, height]: by Keys' kernel,
+// cut off at the map's extremes, as in the pictures of camkit, which a test holds against these.
+function between(map, look, place, part) {
+  const key = JSON.stringify([look.view, place, part]);
+  const known = sampled.find((one) => one.map === map && one.key === key);
+  if (known) return known.values;
+  const cellValues = viewed(map, look);
+  const [x, y, width, height] = part, values = new Float32Array(width * height), line = new Float64Array(map.width);
+  const columns = taps(map.width, place[0], place[2], x, width), rows = taps(map.height, place[1], place[3], y, height);
+  let low = Infinity, high = -Infinity;
+  for (const value of cellValues) { low = Math.min(low, value); high = Math.max(high, value); }
+  for (let row = 0, at = 0; row < height; row++) {
+    line.fill(0);
+    for (let tap = 4 * row; tap < 4 * row + 4; tap++) {
+      const weight = rows.weights[tap], from = rows.cells[tap] * map.width;
+      for (let column = 0; column < map.width; column++) line[column] += weight * cellValues[from + column];
+    }
+    for (let column = 0; column < width; column++, at++) {
+      const tap = 4 * column, { cells, weights } = columns;
+      const value = weights[tap] * line[cells[tap]] + weights[tap + 1] * line[cells[tap + 1]]
+        + weights[tap + 2] * line[cells[tap + 2]] + weights[tap + 3] * line[cells[tap + 3]];
+      values[at] = Math.max(low, Math.min(high, value));
+    }
   }
-  return { first, second, near };
+  sampled.unshift({ map, key, values });
+  sampled.length = Math.min(sampled.length, KEPT);
+  return values;
+}
+
+// For each of `pixels` from `first` on the four of `count` cells, which lie over [start, start + length), that it is
+// made of, with their weights (a = -0.5); the outermost cells go on outside.
+function taps(count, start, length, first, pixels) {
+  const cells = new Int32Array(4 * pixels), weights = new Float64Array(4 * pixels);
+  for (let pixel = 0; pixel < pixels; pixel++) {
+    const place = ((first + pixel + 0.5 - start) / length) * count - 0.5;
+    const centre = Math.max(-0.5, Math.min(count - 0.5, place)), before = Math.floor(centre) - 1;
+    for (let tap = 0; tap < 4; tap++) {
+      const x = Math.abs(centre - before - tap);
+      cells[4 * pixel + tap] = Math.max(0, Math.min(count - 1, before + tap));
+      weights[4 * pixel + tap] = x < 1 ? (1.5 * x - 2.5) * x * x + 1 : x < 2 ? ((-0.5 * x + 2.5) * x - 4) * x + 2 : 0;
+    }
+  }
+  return { cells, weights };
 }
 
 // The colours from the lowest to the highest value, as opaque as in the picture.

@@ -94,7 +94,7 @@ const openPhotograph = calm(async (photograph) => {
 });
 
 const pictureOf = calm(async (photograph) => {
-  const data = await ask(`/api/photographs/${photograph.number}/picture`);
+  const data = await ask(`/api/models/${state.model}/photographs/${photograph.number}/picture`);
   return createImageBitmap(new Blob([data]));
 });
 
