@@ -93,8 +93,7 @@ def report(out: Path, images: Path | None, device: str) -> None:
 @click.option(
     "--split",
     type=click.Choice(["stratified", "random"]),
-    help="The same share of each class, or of all; the recipe's: stratified, but lesson6 and pets-small "
-    "are random.",
+    help="The same share of each class, or of all; the recipe's: stratified, but lesson6 is random.",
 )
 @click.option(
     "--class-weights",
