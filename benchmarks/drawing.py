@@ -98,7 +98,7 @@ def _worker(source: Path, code: str) -> Callable[[str], float]:
 def report(result: Mapping[str, Any]) -> str:
     """Markdown: milliseconds of each look, and the ratio to the older camkit in the same rounds."""
     lines = [
-        "| picture of 500 x 375, PNG level 1 | ms, median | of the older one, median | bound |",
+        "| PNG picture of 500 x 375 | ms, median | of the older one, median | bound |",
         "|---|---|---|---|",
     ]
     seconds = result["seconds"]

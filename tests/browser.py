@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+SECONDS = 60  # that a page may take for anything: a busy machine is no fault
+
 
 def executable() -> str:
     """Chromium, or a skip that says what is missing."""
@@ -35,7 +37,7 @@ def opened(browser: Any, file: Path, **context: Any) -> Iterator[Any]:
     """A page from the disk, which must ask for nothing but files beside it and report no error."""
     wrong = []
     page = browser.new_page(**context)
-    page.set_default_timeout(10_000)
+    page.set_default_timeout(SECONDS * 1000)
     page.on("request", lambda r: r.url.startswith(("file:", "data:")) or wrong.append(f"request {r.url}"))
     page.on("console", lambda message: wrong.append(f"console {message.text}"))
     page.on("pageerror", lambda error: wrong.append(f"error {error}"))
@@ -44,6 +46,19 @@ def opened(browser: Any, file: Path, **context: Any) -> Iterator[Any]:
     yield page
     page.close()
     assert wrong == []
+
+
+@contextmanager
+def fine(file: Path, width: int, scheme: str) -> Iterator[Any]:
+    """A page at a width in pixels, light or dark, that nobody has to scroll sideways or is kept out of."""
+    axe = pytest.importorskip(
+        "axe_playwright_python.sync_playwright", reason="pip install axe-playwright-python"
+    )
+    size = {"width": width, "height": 800}
+    with launched() as chromium, opened(chromium, file, viewport=size, color_scheme=scheme) as page:
+        assert not is_wide(page)
+        assert faults(axe, page) == []
+        yield page
 
 
 def is_wide(page: Any) -> bool:

@@ -340,17 +340,7 @@ def test_a_document_of_old_has_its_report(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("width", "scheme"), [(390, "dark"), (820, "light"), (1440, "light")])
 def test_the_page_in_a_browser(tmp_path: Path, width: int, scheme: str) -> None:
-    axe = pytest.importorskip(
-        "axe_playwright_python.sync_playwright", reason="pip install axe-playwright-python"
-    )
-    path = whole(tmp_path)
-    size = {"width": width, "height": 800}
-    with (
-        browser.launched() as chromium,
-        browser.opened(chromium, path, viewport=size, color_scheme=scheme) as shown,
-    ):
-        assert not browser.is_wide(shown)
-        assert browser.faults(axe, shown) == []
+    with browser.fine(whole(tmp_path), width, scheme) as shown:
         assert shown.evaluate("() => [...document.images].every((image) => image.naturalWidth > 0)")
         table = shown.locator("table.figures").first
         first = table.locator("tbody th").first

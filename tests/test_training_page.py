@@ -77,18 +77,9 @@ def test_the_points_of_a_chart() -> None:
 
 @pytest.mark.parametrize(("width", "scheme"), [(390, "dark"), (1440, "light")])
 def test_the_page_in_a_browser(tmp_path: Path, width: int, scheme: str) -> None:
-    axe = pytest.importorskip(
-        "axe_playwright_python.sync_playwright", reason="pip install axe-playwright-python"
-    )
     path = tmp_path / "index.html"
     path.write_text(whole(), "utf-8")
-    size = {"width": width, "height": 800}
-    with (
-        browser.launched() as chromium,
-        browser.opened(chromium, path, viewport=size, color_scheme=scheme) as shown,
-    ):
-        assert not browser.is_wide(shown)
-        assert browser.faults(axe, shown) == []
+    with browser.fine(path, width, scheme) as shown:
         first = shown.locator("table.sortable tbody th").first
         shown.get_by_role("button", name="recall").click()
         assert first.inner_text() == NAMES[1]

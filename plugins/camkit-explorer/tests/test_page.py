@@ -72,7 +72,7 @@ def watched(browser: Any, address: str) -> Iterator[Watched]:
     context = browser.new_context(viewport={"width": 1280, "height": 900})
     context.grant_permissions(["clipboard-read", "clipboard-write"])
     found = Watched(context.new_page())
-    found.page.set_default_timeout(15_000)
+    found.page.set_default_timeout(60_000)
     found.page.goto(address)
     found.page.wait_for_selector("body[data-ready]")
     yield found
