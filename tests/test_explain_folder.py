@@ -313,7 +313,7 @@ def test_ctrl_c_finishes_what_was_begun_and_says_so(site: Path) -> None:
 def test_ctrl_c_again_stops_at_once_while_the_page_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
     if threading.current_thread() is not threading.main_thread():
         pytest.skip("signals go to the main thread")
-    photos(9)
+    photos(60)  # so many that the first are told before the last are begun
     printed = Report.written
 
     class Stopped(BaseException):
@@ -333,7 +333,11 @@ def test_ctrl_c_again_stops_at_once_while_the_page_is_written(monkeypatch: pytes
     monkeypatch.setattr(Report, "written", written)
     monkeypatch.setattr(run_page, "write", lambda *_, **__: signal.raise_signal(signal.SIGINT))
     with pytest.raises(Stopped):
-        runner().invoke(cli, ["explain", *MANY, "--out", "out", "--workers", "0"], prog_name="camkit")
+        runner().invoke(
+            cli,
+            ["explain", *MANY, "--out", "out", "--workers", "0", "--batch-size", "4"],
+            prog_name="camkit",
+        )
 
 
 def test_ctrl_c_while_pictures_are_drawn_on_one_scale_has_a_page(monkeypatch: pytest.MonkeyPatch) -> None:

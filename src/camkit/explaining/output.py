@@ -32,6 +32,9 @@ THREADS = 2  # that write; more only take turns
 # Lines reach the disk together, as each time takes milliseconds: of so many photographs, at least so often.
 PHOTOGRAPHS, SECONDS = 16, 1.0
 
+# Photographs that are being written, each with the bytes of its pixels.
+Waiting = deque[tuple[int, Future[Written]]]
+
 
 class Output:
     """A folder that explanations are written into; it is made with the first of them.
@@ -97,19 +100,21 @@ class Output:
             self.names.drop()
 
     def _write_ahead(self, groups: Iterable[Sequence[Result]], ahead: int) -> Iterator[Written]:
-        waiting: deque[tuple[int, Future[Written]]] = deque()
+        waiting: Waiting = deque()
         with ThreadPoolExecutor(THREADS) as pool:
             try:
                 for group in groups:
                     waiting.append((_weight(group), pool.submit(self.write, group)))
                     while waiting and (
-                        len(waiting) > ahead
-                        or sum(weight for weight, _ in waiting) > WAITING
-                        or waiting[0][1].done()
+                        len(waiting) > ahead or self._held(waiting) > WAITING or waiting[0][1].done()
                     ):
                         yield from self._finish(self._first(waiting))
+                        if self._is_time(waiting):
+                            yield from self._flush()
                 while waiting:
                     yield from self._finish(self._first(waiting))
+                    if self._is_time(waiting):
+                        yield from self._flush()
                 yield from self._flush()
                 self._check_place()  # whatever went away until now is told
             finally:
@@ -155,7 +160,8 @@ class Output:
         with self._making:
             if self._place is None:
                 self._place = Place.make(self.folder)
-            lost = f", and with it {counted(self.finished, 'finished map')}" if self.finished else ""
+            finished = self.finished + sum(_maps(written.lines) for written in list(self._together))
+            lost = f", and with it {counted(finished, 'finished map')}" if finished else ""
             self._place.check(lost)
             if self._manifest is not None:
                 self._manifest.check(lost)
@@ -176,7 +182,7 @@ class Output:
                 line["warnings"] = [*line["warnings"], *objects.warnings]
         return line
 
-    def _first(self, waiting: deque[tuple[int, Future[Written]]]) -> Written:
+    def _first(self, waiting: Waiting) -> Written:
         """What is finished first; until then it stays among those that wait, if Ctrl-C comes meanwhile."""
         with self._stages.waiting("writing"):
             written = waiting[0][1].result()
@@ -191,21 +197,25 @@ class Output:
             yield written
             return
         self._together.append(written)
-        if self._is_time():
-            yield from self._flush()
 
-    def _is_time(self) -> bool:
+    def _held(self, waiting: Waiting) -> int:
+        """Bytes of pixels that are in memory until the manifest tells of their photographs."""
+        finished = sum(_weight(written.results) for written in self._together)
+        return finished + sum(weight for weight, _ in waiting)
+
+    def _is_time(self, waiting: Waiting) -> bool:
         """Whether the manifest is to tell of what is finished."""
+        if self._held(waiting) > WAITING:
+            return True
         if self._writer.photographs:
             return len(self._together) >= self._writer.photographs
-        many = len(self._together) >= PHOTOGRAPHS
-        large = sum(_weight(written.results) for written in self._together) > WAITING
-        return many or large or time.monotonic() - self._told >= SECONDS
+        return len(self._together) >= PHOTOGRAPHS or time.monotonic() - self._told >= SECONDS
 
     def _flush(self) -> Iterator[Written]:
+        if self._together:
+            self._check_place()
         photos, self._together = self._together, []
         if photos:
-            self._check_place()
             with self._stages.waiting("writing"):
                 self._writer.finish(photos)
                 self._append([line for photo in photos for line in photo.lines])
@@ -224,7 +234,7 @@ class Output:
             manifest.append(self.folder, new)
             self._hold_manifest()
             self.names.note(new)
-            self.finished += sum(line["status"] == "ok" for line in new)
+            self.finished += _maps(new)
         except CamkitError as error:
             raise CamkitError(f"{error}; what was finished stays valid") from None
 
@@ -235,6 +245,11 @@ def _too_large(results: Sequence[Result]) -> Failure:
     photo = first.photo
     error = ImageError(f"{photo.source} needs more memory than there is to be drawn")
     return Failure(photo.source, error, first.position, photo.sha256, photo.name, photo.path)
+
+
+def _maps(lines: Iterable[Line]) -> int:
+    """How many of the lines tell of a map."""
+    return sum(line["status"] == "ok" for line in lines)
 
 
 def _weight(results: Sequence[Result]) -> int:

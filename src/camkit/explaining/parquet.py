@@ -68,16 +68,18 @@ def read_map(data: bytes, name: str, key: str) -> Any:
     import pyarrow.compute as pc
     from pyarrow import parquet
 
-    wanted = (pc.field("name") == name) & (pc.field("map_key") == key)
-    table = parquet.read_table(
-        pa.BufferReader(data),
-        columns=["height", "width", "map"],
-        filters=wanted,
-        use_threads=False,  # each would take address space, which is limited
-        pre_buffer=False,
-    )
-    if table.num_rows != 1:
-        raise ValueError(f"it has {table.num_rows} rows of this map")
-    height, width, values = (column.combine_chunks() for column in table.itercolumns())
+    # No `read_table` with filters: its scanner waits for ever for some damaged files (pyarrow 26).
+    # No threads: each would take address space, which is limited.
+    file = parquet.ParquetFile(pa.BufferReader(data), pre_buffer=False)
+    found = []
+    for group in range(file.num_row_groups):
+        names = file.read_row_group(group, columns=["name", "map_key"], use_threads=False)
+        wanted = pc.and_(pc.equal(names["name"], name), pc.equal(names["map_key"], key))
+        if pc.any(wanted).as_py():
+            columns = ["height", "width", "map"]
+            found.append(file.read_row_group(group, columns=columns, use_threads=False).filter(wanted))
+    if sum(rows.num_rows for rows in found) != 1:
+        raise ValueError(f"it has {sum(rows.num_rows for rows in found)} rows of this map")
+    height, width, values = (column.combine_chunks() for column in found[0].itercolumns())
     flat = np.asarray(values.flatten(), np.float32)
     return flat.reshape(height.to_pylist() + width.to_pylist())
