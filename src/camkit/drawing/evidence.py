@@ -17,6 +17,8 @@ Box = tuple[float, float, float, float]
 Values = np.ndarray[Any, Any]
 Kind = Literal["signed", "for", "against"]
 
+ONE_THREAD = 2**18  # multiplications of a product that OpenBLAS and MKL leave to one thread
+
 
 @dataclass(frozen=True)
 class Scale:
@@ -116,8 +118,18 @@ def sampled(map: Tensor, box: Box, pixels: tuple[int, int, int, int], *, smooth:
     weights = _bicubic if smooth else _bilinear
     rows = weights((np.arange(y0, y1) + 0.5 - top) / (bottom - top), values.shape[0])
     columns = weights((np.arange(x0, x1) + 0.5 - left) / (right - left), values.shape[1])
-    found = np.asarray(rows @ values @ columns.T)
+    found = _product(rows, values @ columns.T)
     return np.clip(found, values.min(), values.max(), out=found) if smooth else found
+
+
+def _product(a: Values, b: Values) -> Values:
+    """`a @ b`, in parts that BLAS does in the calling thread: its other threads would wait for work busily."""
+    found = np.empty((len(a), b.shape[1]))
+    rows = max(1, ONE_THREAD // max(1, b.size))
+    for start in range(0, len(a), rows):
+        part = slice(start, start + rows)
+        np.matmul(a[part], b, out=found[part])
+    return found
 
 
 def _bilinear(places: Values, count: int) -> Values:
