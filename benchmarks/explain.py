@@ -27,6 +27,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as `camkit explain` does, before torch is imported
 import torch
 
 import camkit
@@ -37,7 +38,7 @@ from camkit.explaining.output import Output
 from camkit.images import decoding, finding, workers
 
 SPEC = "fastai:resnet34@none"
-BATCH, READERS = 16, 1
+BATCH, READERS = 16, 2
 LOOKS = {"lesson": Style(look="lesson")}
 FORMATS: dict[str, Format] = {"png": "png", "lesson": "png", "npz": "npz", "parquet": "parquet"}
 BOUNDS = {"png": 0.78, "lesson": 0.87, "npz": 0.94, "parquet": 0.94}

@@ -33,11 +33,11 @@ _READ = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0) 
 
 
 @contextmanager
-def writing(path: Path, *, durable: bool = True) -> Iterator[BinaryIO]:
+def writing(path: Path, *, durable: bool = True, named: bool = True) -> Iterator[BinaryIO]:
     """A file that becomes `path` when the block succeeds; missing folders are created.
 
     durable: also if the machine goes down right after, which takes some milliseconds; without, the file may
-    be empty then.
+    be empty then. named: its name, too; without, `sync_folder` has to do that, once for many files.
     Raises `CamkitError` if that cannot be done, and leaves nothing behind. Other errors of the block pass.
     """
     draft = _draft(path)
@@ -55,7 +55,7 @@ def writing(path: Path, *, durable: bool = True) -> Iterator[BinaryIO]:
                 file.close()
         with _write_errors(path):
             draft.replace(path)
-            if durable:
+            if durable and named:
                 sync_folder(path.parent)
     finally:
         with suppress(OSError):  # it was renamed, or a worse error is on its way
@@ -85,9 +85,11 @@ def writing_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(draft, ignore_errors=True)
 
 
-def write_whole(path: Path, data: bytes | str | Iterable[str], *, durable: bool = True) -> Path:
+def write_whole(
+    path: Path, data: bytes | str | Iterable[str], *, durable: bool = True, named: bool = True
+) -> Path:
     """Write a file as `writing` does; several texts come one after the other."""
-    with writing(path, durable=durable) as file, _write_errors(path):
+    with writing(path, durable=durable, named=named) as file, _write_errors(path):
         for part in [data] if isinstance(data, bytes | str) else data:
             file.write(part.encode("utf-8") if isinstance(part, str) else part)
     return path

@@ -15,6 +15,7 @@ import torch
 
 import camkit
 from camkit.core import devices
+from camkit.core.device_names import usable_cores
 
 LIBRARIES = ("camkit", "torch", "torchvision", "timm", "numpy", "scipy", "scikit-image", "pillow")
 # As nvidia-smi calls them. The clocks' event reasons are those of throttling, as bits; 0 is none.
@@ -66,11 +67,6 @@ def cpu_name() -> str:
     """The model of the CPU."""
     found = re.search(r"^model name\s*: (.+)$", _text(Path("/proc/cpuinfo")), re.MULTILINE)
     return found[1].strip() if found else platform.processor() or platform.machine()
-
-
-def usable_cores() -> int:
-    """The cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def versions(packages: Iterable[str]) -> dict[str, str]:

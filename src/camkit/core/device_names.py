@@ -1,7 +1,8 @@
-"""What a user may write for a device, known before torch is imported."""
+"""What a user may write for a device, and the cores of the CPU: known before torch is imported."""
 
 from __future__ import annotations
 
+import os
 import re
 from typing import Literal
 
@@ -25,3 +26,8 @@ def check_device_name(name: str) -> None:
     """A device as torch writes them; which kinds there are torch alone knows, for packages add some."""
     if not re.fullmatch(r"[a-z]\w*(:\d{1,4})?", name):
         raise no_device(name)
+
+
+def usable_cores() -> int:
+    """The cores of the CPU that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -123,7 +123,7 @@ def sampled(map: Tensor, box: Box, pixels: tuple[int, int, int, int], *, smooth:
 
 
 def _product(a: Values, b: Values) -> Values:
-    """`a @ b`, in parts that BLAS does in the calling thread: its other threads would wait for work busily."""
+    """`a @ b` in parts that BLAS does in the calling thread: its other threads would wait busily."""
     found = np.empty((len(a), b.shape[1]))
     rows = max(1, ONE_THREAD // max(1, b.size))
     for start in range(0, len(a), rows):

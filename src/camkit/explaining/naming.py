@@ -21,7 +21,7 @@ from typing import Any
 
 from camkit.drawing.style import Style
 from camkit.explaining.manifest import FILES, Line, Owners, held
-from camkit.files import holds, write_whole
+from camkit.files import holds, sync_folder, write_whole
 from camkit.models import loading
 
 MAX_NAME_BYTES = 120  # of one part of a file name
@@ -148,6 +148,7 @@ class Names:
         self.numbered = 0  # files that got a number, so that what was there is kept
         self.example = ""
         self._unlisted = set[str]()
+        self._unsettled = set[Path]()
         self._counting = threading.Lock()
 
     def noting(self) -> Iterator[Line]:
@@ -171,14 +172,23 @@ class Names:
         return name
 
     def put(self, name: str, data: bytes) -> None:
-        """Write a file, unless it is there already."""
+        """Write a file, unless it is there already; `settle` comes before anything tells of it."""
         path = self._folder / name
         if holds(path, data):
             return
         if not os.path.lexists(path):
             with self._counting:
                 self._unlisted.add(name)
-        write_whole(path, data)
+        write_whole(path, data, named=False)
+        with self._counting:
+            self._unsettled.add(path.parent)
+
+    def settle(self) -> None:
+        """Flush the names of all files that were written to the disk, where their contents are already."""
+        with self._counting:
+            folders, self._unsettled = self._unsettled, set()
+        for folder in folders:
+            sync_folder(folder)
 
     def note(self, lines: Iterable[Line]) -> None:
         """That the manifest tells of these files now."""

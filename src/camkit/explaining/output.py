@@ -76,7 +76,8 @@ class Output:
         self._keys = Keys({"request": request, "model_spec": spec, "model_facts": said}, name_layers)
         self._writer = WRITERS[format](folder, self.names, self._keys, style, image_format)
         self._truth = truth
-        self._together: list[Written] = []  # photographs that the manifest does not tell of yet
+        self._together: list[tuple[int, Written]] = []  # photographs that the manifest does not tell of yet
+        self._held = 0  # bytes of pixels that are in memory until it does
         self._told = time.monotonic()  # when it last told of some
         self._place: Place | None = Place(folder) if folder.is_dir() else None
         self._manifest: Place | None = None  # once there is one
@@ -104,23 +105,25 @@ class Output:
         with ThreadPoolExecutor(THREADS) as pool:
             try:
                 for group in groups:
-                    waiting.append((_weight(group), pool.submit(self.write, group)))
+                    weight = _weight(group)
+                    waiting.append((weight, pool.submit(self.write, group)))
+                    self._held += weight
                     while waiting and (
-                        len(waiting) > ahead or self._held(waiting) > WAITING or waiting[0][1].done()
+                        len(waiting) > ahead or self._held > WAITING or waiting[0][1].done()
                     ):
-                        yield from self._finish(self._first(waiting))
-                        if self._is_time(waiting):
+                        yield from self._finish(*self._first(waiting))
+                        if self._is_time():
                             yield from self._flush()
                 while waiting:
-                    yield from self._finish(self._first(waiting))
-                    if self._is_time(waiting):
+                    yield from self._finish(*self._first(waiting))
+                    if self._is_time():
                         yield from self._flush()
                 yield from self._flush()
                 self._check_place()  # whatever went away until now is told
             finally:
-                for _, future in waiting:
+                for weight, future in waiting:
                     if future.exception() is None:
-                        deque(self._finish(future.result()), 0)
+                        deque(self._finish(weight, future.result()), 0)
                 deque(self._flush(), 0)
 
     def write(self, results: Sequence[Result]) -> Written:
@@ -160,7 +163,7 @@ class Output:
         with self._making:
             if self._place is None:
                 self._place = Place.make(self.folder)
-            finished = self.finished + sum(_maps(written.lines) for written in list(self._together))
+            finished = self.finished + sum(_maps(written.lines) for _, written in list(self._together))
             lost = f", and with it {counted(finished, 'finished map')}" if finished else ""
             self._place.check(lost)
             if self._manifest is not None:
@@ -182,30 +185,25 @@ class Output:
                 line["warnings"] = [*line["warnings"], *objects.warnings]
         return line
 
-    def _first(self, waiting: Waiting) -> Written:
+    def _first(self, waiting: Waiting) -> tuple[int, Written]:
         """What is finished first; until then it stays among those that wait, if Ctrl-C comes meanwhile."""
         with self._stages.waiting("writing"):
-            written = waiting[0][1].result()
+            weight, written = waiting[0][0], waiting[0][1].result()
         waiting.popleft()
-        return written
+        return weight, written
 
-    def _finish(self, written: Written) -> Iterator[Written]:
-        """Into the manifest, with other photographs."""
-        if not written.results:
+    def _finish(self, weight: int, written: Written) -> Iterator[Written]:
+        """Into the manifest, with other photographs, unless it knows all of it."""
+        if any(map(self._is_new, written.lines)):
+            self._together.append((weight, written))
             return
-        if not any(map(self._is_new, written.lines)):
+        self._held -= weight
+        if written.results:
             yield written
-            return
-        self._together.append(written)
 
-    def _held(self, waiting: Waiting) -> int:
-        """Bytes of pixels that are in memory until the manifest tells of their photographs."""
-        finished = sum(_weight(written.results) for written in self._together)
-        return finished + sum(weight for weight, _ in waiting)
-
-    def _is_time(self, waiting: Waiting) -> bool:
+    def _is_time(self) -> bool:
         """Whether the manifest is to tell of what is finished."""
-        if self._held(waiting) > WAITING:
+        if self._held > WAITING:
             return True
         if self._writer.photographs:
             return len(self._together) >= self._writer.photographs
@@ -214,10 +212,13 @@ class Output:
     def _flush(self) -> Iterator[Written]:
         if self._together:
             self._check_place()
-        photos, self._together = self._together, []
+        together, self._together = self._together, []
+        photos = [written for _, written in together]
         if photos:
+            self._held -= sum(weight for weight, _ in together)
             with self._stages.waiting("writing"):
                 self._writer.finish(photos)
+                self.names.settle()
                 self._append([line for photo in photos for line in photo.lines])
         self._told = time.monotonic()
         yield from photos

@@ -128,6 +128,7 @@ def _explain_photos(
         for name, (select, call) in asked.items()
     }
     predicted = {key: _predicted(work, answer.scores, batch, key[1]) for key, answer in answers.items()}
+    states = {key: _states(answer) for key, answer in answers.items()}
     hint = cache(lambda layer, name: better_layer(model.module, layer, batch, call=asked[name][1]))
     for row, (position, photo) in enumerate(photos):
         yield [
@@ -136,7 +137,8 @@ def _explain_photos(
             for name in asked
             for key in [(backend.name, name)]
             for result in _results(
-                work, backend, answers[key], row, predicted[key][row], position, photo, hint, name
+                *(work, backend, answers[key], states[key], row, predicted[key][row]),
+                *(position, photo, hint, name),
             )
         ]
 
@@ -150,6 +152,19 @@ def _on_host(answer: Answer) -> Answer:
     """An answer on the CPU, in float32: all photographs of a batch come down at once."""
     maps = {key: maps.float().cpu() for key, maps in answer.maps.items()}
     return replace(answer, maps=maps, scores=answer.scores.float().cpu(), targets=answer.targets.cpu())
+
+
+States = dict[tuple[str, str], list[list[tuple[bool, bool]]]]
+
+
+def _states(answer: Answer) -> States:
+    """Of each method and layer, for each photograph and class: is the map finite, and is it constant?"""
+    states: States = {}
+    for key, maps in answer.maps.items():
+        values = maps.flatten(2)
+        finite, flat = values.isfinite().all(2).tolist(), (values.amax(2) == values.amin(2)).tolist()
+        states[key] = [list(zip(*row, strict=True)) for row in zip(finite, flat, strict=True)]
+    return states
 
 
 def _predicted(work: Plan, scores: Tensor, inputs: Tensor, function: str) -> list[Prediction]:
@@ -166,6 +181,7 @@ def _results(
     work: Plan,
     backend: Backend,
     answer: Answer,
+    states: States,
     row: int,
     predicted: Prediction,
     position: int,
@@ -180,8 +196,10 @@ def _results(
     for (method, layer), maps in answer.maps.items():
         for index, column in sorted(columns.items(), key=lambda item: item[1]):
             map, name = maps[row, column].clone(), function or model.classes[index]
+            finite, flat = states[method, layer][row][column]
             try:
-                evidence.check_finite(map)
+                if not finite:
+                    evidence.check_finite(map)
                 # One NaN among the scores leaves no class a probability.
                 if not math.isfinite(float(predicted.logits[index] + predicted.likely[index])):
                     raise MapError("the model's score is NaN or infinite (try --dtype float32)")
@@ -195,7 +213,7 @@ def _results(
                 for remark in answer.remarks
                 if (remark.method, remark.layer) == (method, layer) and bool(remark.concerned[row, column])
             ]
-            if evidence.is_flat(map) and not doubts:
+            if flat and not doubts:
                 doubts = [f"the map is constant: it says nothing{hint(layer, function)}"]
             yield Explanation(
                 map=map,

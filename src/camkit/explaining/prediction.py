@@ -27,6 +27,7 @@ class Prediction:
     probabilities, or the scores again where these are of the kind `none`.
     kind: what the scores are, never `auto`. exclusive: whether just one class is right.
     predicted: the classes, the highest first. warnings: that it is a guess what the scores are.
+    top: up to five classes, the likeliest first, each with what predictions are made by.
     """
 
     logits: Tensor
@@ -35,15 +36,13 @@ class Prediction:
     exclusive: bool
     predicted: tuple[int, ...]
     warnings: tuple[str, ...]
+    top: tuple[tuple[int, float], ...] = ()
 
     def fields(self, names: tuple[str, ...]) -> dict[str, Any]:
         """Those of an `Explanation` that all of its results share; names: of the classes."""
-        top = self.likely.topk(min(5, len(self.logits)))
         first = self.predicted[0] if self.predicted else None
         return {
-            "top": tuple(
-                (names[i], p) for i, p in zip(top.indices.tolist(), top.values.tolist(), strict=True)
-            ),
+            "top": tuple((names[i], value) for i, value in self.top),
             "predicted": tuple(names[i] for i in self.predicted),
             "predicted_index": first,
             "predicted_name": None if first is None else names[first],
@@ -74,13 +73,16 @@ def predictions(model: LoadedModel, scores: Tensor, inputs: Tensor) -> list[Pred
     probabilities = meanings.probabilities(scores, kind)
     likely = scores if probabilities is None else probabilities
     exclusive = meanings.excludes(scores, kind)
+    top = likely.topk(min(5, likely.shape[1]))
+    tops = zip(top.indices.tolist(), top.values.tolist(), strict=True)
     return [
         Prediction(
             *(logits, own, kind, exclusive),
             tuple(meanings.predictions(own, exclusive=exclusive)),
             warnings,
+            tuple(zip(*first, strict=True)),
         )
-        for logits, own in zip(scores, likely, strict=True)
+        for logits, own, first in zip(scores, likely, tops, strict=True)
     ]
 
 

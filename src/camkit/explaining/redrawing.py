@@ -92,6 +92,7 @@ def redraw(
                     yield line, CamkitError(f"{line['map_file']}: {message(error)}")
                     continue
                 if new != line:  # else it was drawn before, and is told
+                    names.settle()
                     manifest.append(folder, [new])
                 names.note([new])
                 yield new, None

@@ -6,9 +6,10 @@ import fnmatch
 import glob
 import itertools
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 from camkit.errors import ESCAPES, UsageError
@@ -59,13 +60,14 @@ def find(
     walked: list[str] = []  # so little is remembered that memory does not grow with a folder
     named: set[str] = set()
     taken: dict[str, int] = {}
+    real_folder = lru_cache(maxsize=64)(os.path.realpath)
     for text, (root, files) in zip(texts, expanded, strict=True):
         prefix = ""
         if root and len(texts) > 1:
             prefix = _unique(root.resolve().name or "root", taken) + "/"
         skipped = left_out if root and not _real(root).startswith(left_out) else ""
         for path in files:
-            real = os.path.realpath(path)
+            real = _real_file(path, real_folder)
             if skipped and real.startswith(skipped):
                 continue
             known = real in named or any(real.startswith(folder) for folder in walked)
@@ -87,6 +89,13 @@ def display(path: str | os.PathLike[str]) -> str:
 def _real(folder: str | os.PathLike[str]) -> str:
     """Where a folder really lies, with a slash at the end."""
     return os.path.join(os.path.realpath(folder), "")  # noqa: PTH118
+
+
+def _real_file(path: Path, real_folder: Callable[[Path], str]) -> str:
+    """Where a file really lies; of its folder that is asked once for many files."""
+    if os.path.islink(path) or path.name in ("", ".."):  # noqa: PTH114  is_symlink raises if the name is too long
+        return os.path.realpath(path)
+    return os.path.join(real_folder(path.parent), path.name)  # noqa: PTH118
 
 
 def _expand_one(pattern: str) -> tuple[Path | None, Iterable[Path]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,6 +9,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from camkit.core import devices
+from camkit.core.device_names import usable_cores
 from camkit.training.dataset import Photos
 
 
@@ -55,7 +55,7 @@ def loader(
     other things to do. order: what `DataLoader` is told of the order.
     """
     if workers is None:
-        workers = 0 if device.type == "cpu" else max(1, min(8, (os.cpu_count() or 1) // 2))
+        workers = 0 if device.type == "cpu" else max(1, min(8, usable_cores() // 2))
     return DataLoader(
         photos,
         batch_size=size,

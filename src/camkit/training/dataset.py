@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 import numpy as np
 
 from camkit.contracts.trainer import TrainRequest
+from camkit.core.device_names import usable_cores
 from camkit.errors import UNPRINTABLE, ImageError, UsageError, counted
 from camkit.images import decoding, finding
 from camkit.training import folders, label_table, splitting, table_labels
@@ -296,7 +297,7 @@ def _unreadable(found: Found) -> list[tuple[str, str]]:
         return None
 
     paths = sorted(photo.path for photo in found.photos)
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:  # decoders do not hold the lock
+    with ThreadPoolExecutor(min(8, usable_cores())) as pool:  # decoders do not hold the lock
         return list(filter(None, pool.map(trouble, paths)))
 
 
