@@ -15,7 +15,18 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks import adapters, commands, drawing, endurance, explain, native, road, training, truth
+from benchmarks import (
+    adapters,
+    commands,
+    drawing,
+    endurance,
+    explain,
+    folders,
+    native,
+    road,
+    training,
+    truth,
+)
 
 RESULTS = Path("benchmarks/results")
 
@@ -43,6 +54,7 @@ BLOCKS = {
     "truth": Block("python -m benchmarks.truth PHOTOS TRUTH", "truth.json", truth.report),
     "road": Block("python -m benchmarks.road", "road.json", road.report),
     "explain": Block("python -m benchmarks.explain FOLDER", "explain.json", explain.report),
+    "folders": Block("python -m benchmarks.folders OLD FOLDER", "folders.json", folders.report),
     "drawing": Block("python -m benchmarks.drawing OLD", "drawing.json", drawing.report),
     "endurance": Block("python -m benchmarks.endurance", "endurance.json", endurance.report),
     "commands": Block("python -m benchmarks.commands", "commands.json", commands.report),

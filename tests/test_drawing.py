@@ -15,6 +15,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
+from camkit.drawing import evidence
 from camkit.drawing.evidence import Scale, extent, is_flat, signed
 from camkit.drawing.overlay import overlay
 from camkit.drawing.sheet import Panel, sheet
@@ -184,6 +185,15 @@ def test_a_constant_map_has_the_lowest_colour_not_the_highest(value: float, styl
     assert is_flat(map)
     expected = 0.4 * numbers(image) + 0.6 * COLDEST
     assert np.abs(numbers(overlay(image, map, style)) - expected).max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "cells"), [(1, 1, 1), (300, 1000, 7), (700, 700, 200), (2, 9, 600)]
+)
+def test_products_are_the_same_in_parts(height: int, width: int, cells: int) -> None:
+    rng = np.random.default_rng(height)
+    a, b = rng.standard_normal((height, cells)), rng.standard_normal((cells, width))
+    np.testing.assert_allclose(evidence._product(a, b), a @ b, rtol=0, atol=1e-12)
 
 
 def test_a_map_with_nothing_to_show_is_flat() -> None:

@@ -28,7 +28,7 @@ from camkit.contracts.model import LoadedModel
 from camkit.drawing import colours
 from camkit.drawing.style import Style
 from camkit.errors import CamkitError, ImageError, MapError
-from camkit.explaining import manifest, redrawing, sheets
+from camkit.explaining import manifest, naming, redrawing, sheets
 from camkit.explaining import output as output_module
 from camkit.explaining.explanation import Explanation
 from camkit.explaining.manifest_lines import Result, request_id
@@ -885,6 +885,29 @@ def test_a_folder_that_may_not_be_written_to(tmp_path: Path) -> None:
     tmp_path.chmod(0o500)
     with pytest.raises(CamkitError, match="Permission denied"):
         put(output(tmp_path), explanation())
+
+
+def test_files_and_their_names_are_on_the_disk_before_the_manifest_tells_of_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    brought: list[str] = []
+    flush, append = naming.sync_folder, manifest.append
+
+    def flushed(folder: Path) -> None:
+        brought.append(folder.relative_to(tmp_path).as_posix())
+        flush(folder)
+
+    def told(folder: Path, lines: Sequence[Any]) -> None:
+        brought.append(f"{len(lines)} lines")
+        append(folder, lines)
+
+    monkeypatch.setattr(naming, "sync_folder", flushed)
+    monkeypatch.setattr(manifest, "append", told)
+    image = Image.new("RGB", (8, 8))
+    photos = [Photo(image, name, "ab" * 32, name=name) for name in ("a/1.jpg", "a/2.jpg", "b/3.jpg")]
+    photographs = [[explanation(photo=photo, position=i)] for i, photo in enumerate(photos)]
+    assert len(list(output(tmp_path, format="npz").write_all(photographs))) == 3
+    assert sorted(brought[:2]) == ["a", "b"] and brought[2:] == ["3 lines"]  # each once, not once a file
 
 
 @pytest.mark.parametrize("step", ["fsync", "replace"])
