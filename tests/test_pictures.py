@@ -276,7 +276,7 @@ def test_below_the_picture_stands_what_it_shows(monkeypatch: pytest.MonkeyPatch)
     told.clear()
     negative = dataclasses.replace(SAID, remarks=("nothing speaks for Bengal",))
     drawn(torch.tensor([[-0.25, -0.5]]), counterfactual=True, said=negative)
-    assert told[0] == "against Bengal  93.1%" and "nothing speaks for Bengal" in told
+    assert told[0] == "against Bengal (93.1%)" and "nothing speaks for Bengal" in told
     assert "speaks against 0.5" in told
 
 

@@ -68,9 +68,11 @@ def strip(
     big, small = sizes(width)
     pad = big // 2 + 2
     room = width - 2 * pad
-    figure = f"  {caption.figure}"
+    against = style.counterfactual and caption.knows_class
+    # The figure is that of the class, not of what speaks against it.
+    figure = f" ({caption.figure})" if against else f"  {caption.figure}"
     end = text.width(figure, big, bold=True)
-    head = f"against {caption.name}" if style.counterfactual and caption.knows_class else caption.name
+    head = f"against {caption.name}" if against else caption.name
     beside = text.width(caption.verdict, small)
     # Beside the class if there is room for it, else below.
     in_head = text.width(head, big, bold=True) + end + 2 * big + beside <= room
@@ -123,32 +125,39 @@ def bar(paper: Image.Image, at: tuple[int, int, int], small: int, style: Style, 
     paper.paste(line, (left, top))
     draw.rectangle((left, top, right - 1, top + tall - 1), outline="#8a8a8a")
     y = top + tall + 4
-    taken: list[tuple[int, int]] = []
-    for place, labels in _marks(legend, left, right):
-        for label in labels:
-            wide = text.width(label, small)
-            begin = max(left, min(place - wide // 2, right - wide))
-            if all(begin + wide + small < first or last + small < begin for first, last in taken):
-                text.write(draw, (begin, y), label, small, fill=INK)
-                taken.append((begin, begin + wide))
-                break
-        if labels == ["0"]:
-            draw.line((place, top - 3, place, top + tall + 2), fill=INK, width=2 if small > 13 else 1)
+    zero = left + round(-low / (high - low) * (length - 1)) if low <= 0 <= high else None
+    labels = _labels(legend, (left, right), zero, small)
+    for begin, label in labels:
+        text.write(draw, (begin, y), label, small, fill=INK)
+    if zero is not None:
+        draw.line((zero, top - 3, zero, top + tall + 2), fill=INK, width=2 if small > 13 else 1)
 
 
-def _marks(legend: Legend, left: int, right: int) -> list[tuple[int, list[str]]]:
-    """What stands below a bar, the most important first: where, and how, the longest way first."""
-    low, high = legend.span
-    marks = []
-    if low <= 0 <= high:
-        marks.append((left + round(-low / (high - low) * (right - left - 1)), ["0"]))
+def _labels(legend: Legend, ends: tuple[int, int], zero: int | None, small: int) -> list[tuple[int, str]]:
+    """What stands below a bar, each with where it begins: the values of both ends, and zero at its mark.
+
+    ends: left and right of the bar. zero: the place of its mark. small: the type. Where an end is near to
+    zero it loses its words, not its value, and zero moves aside.
+    """
+    (left, right), (low, high) = ends, legend.span
+    labels: list[tuple[int, str]] = []
     if low:
-        value, word = "≤" * (legend.low < low) + shown(low), legend.words[0] if low < 0 else ""
-        marks.append((left, [f"{value} {word}".strip(), value]))
+        value = "≤" * (legend.low < low) + shown(low)
+        told = f"{value} {legend.words[0]}".strip() if low < 0 else value
+        fits = zero is None or left + text.width(told, small) + small < zero
+        labels.append((left, told if fits else value))
     if high:
-        value, word = "≥" * (legend.high > high) + shown(high), legend.words[1] if high > 0 else ""
-        marks.append((right, [f"{word} {value}".strip(), value]))
-    return marks
+        value = "≥" * (legend.high > high) + shown(high)
+        told = f"{legend.words[1]} {value}".strip() if high > 0 else value
+        fits = zero is None or zero + small < right - text.width(told, small)
+        labels.append((right - text.width(told if fits else value, small), told if fits else value))
+    if zero is not None:
+        wide = text.width("0", small)
+        first = max([left, *(left + text.width(told, small) + small for at, told in labels if at == left)])
+        last = min([right, *(at - small for at, _ in labels if at != left)]) - wide
+        if first <= last:
+            labels.append((min(max(zero - wide // 2, first), last), "0"))
+    return labels
 
 
 def shown(value: float) -> str:

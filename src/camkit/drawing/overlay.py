@@ -11,7 +11,7 @@ from torch import Tensor
 
 from camkit.drawing import looks
 from camkit.drawing.caption import NARROWEST, Caption, Legend, strip, words
-from camkit.drawing.evidence import Box, Scale, check_finite, is_flat, sampled, scale_of, signed
+from camkit.drawing.evidence import Box, Scale, Values, check_finite, is_flat, sampled, scale_of, signed
 from camkit.drawing.style import Style
 from camkit.images import decoding
 from camkit.images.decoding import Photo
@@ -19,9 +19,9 @@ from camkit.images.preprocess import Preprocess
 
 SMALL = 256  # pixels: a photograph with a shorter longest side is enlarged
 DIM = 0.55  # how bright the part is that the model did not see
-DIMMER = (DIM * np.arange(256)).round().astype(np.uint8)  # what that makes of a byte
 BORDER = (255, 255, 255)
 DIMMED = "the model did not see the dimmed part"
+FRAMED = "the model saw what is inside of the frame"
 CUT = "cut to what the model saw"
 PHOTOGRAPH = "photograph"  # in the `info` of a picture with a caption: the box of what is above it
 
@@ -80,14 +80,14 @@ def overlay(
     lesson = style.look == "lesson"
     if is_flat(drawn) and not lesson and not (scale and scale.shared):
         drawn = drawn * 0  # a colour everywhere would look like evidence
+    scale = scale or scale_of([map], style)
     if inside[0] >= inside[2] or inside[1] >= inside[3]:
-        return dimmed(image, (0, 0, 0, 0))
+        return dimmed(image, (0, 0, 0, 0), darker(scale, style))
     values = sampled(drawn, box, inside, smooth=not lesson)
     look = looks.LOOKS[style.look]
-    scale = scale or scale_of([map], style)
     if inside == (0, 0, *image.size):
         return look(image, values, scale, style)
-    result = dimmed(image, inside)
+    result = dimmed(image, inside, darker(scale, style))
     result.paste(look(image.crop(inside), values, scale, style), inside[:2])
     _frame(result, inside)
     return result
@@ -106,7 +106,8 @@ def place_of(photo: Photo, preprocess: Preprocess, style: Style) -> Place:
         x, y = image.width / width, image.height / height
         left, top, right, bottom = box[0] * x, box[1] * y, box[2] * x, box[3] * y
         whole = min(left, top) < 0.5 and right > image.width - 0.5 and bottom > image.height - 0.5
-        return Place(image, (left, top, right, bottom), "" if whole else DIMMED)
+        note = FRAMED if style.look == "spotlight" else DIMMED  # in which all is dark but the evidence
+        return Place(image, (left, top, right, bottom), "" if whole else note)
     return _seen(photo, preprocess, style)
 
 
@@ -150,13 +151,19 @@ def picture(pixels: Tensor) -> Image.Image:
     return Image.fromarray(values.to(torch.uint8).numpy())
 
 
-def dimmed(image: Image.Image, but: tuple[int, int, int, int]) -> Image.Image:
-    """A picture, RGB, that is darker outside of a box."""
+def darker(scale: Scale, style: Style) -> Values:
+    """What each byte becomes where the model did not see: in a spotlight as dark as without evidence."""
+    part = min(DIM, looks.light(scale, style)[0] / 255) if style.look == "spotlight" else DIM
+    return np.asarray((part * np.arange(256)).round().astype(np.uint8))
+
+
+def dimmed(image: Image.Image, but: tuple[int, int, int, int], bytes: Values) -> Image.Image:
+    """A picture, RGB, that is darker outside of a box. bytes: what each becomes there, `[256]`."""
     pixels = np.array(image)
     left, top, right, bottom = but
     beside = pixels[top:bottom]
     for part in (pixels[:top], pixels[bottom:], beside[:, :left], beside[:, right:]):
-        part[...] = DIMMER[part]
+        part[...] = bytes[part]
     return Image.fromarray(pixels)
 
 

@@ -24,13 +24,14 @@ MAX_CLASSES, MAX_COLUMNS = 8, 6
 T = TypeVar("T")
 Kind = tuple[str, str]  # method and layer: whose maps share a scale
 Target = tuple[int | None, str]  # the index of a class, if it is one, and its name
+Photograph = tuple[int, str]  # its position and its hash
 Subject = tuple[int, str, Target]  # a photograph and a target: what has a row
 
 
 def sheet(results: Iterable[Explanation], *, style: Style | None = None, **look: object) -> Image.Image:
     """Explanations side by side: of one photograph or several, of classes, methods, layers, backends.
 
-    style: how, or the fields of one as `look`. Of many classes of a photograph the first eight are shown.
+    style: how, or the fields of one as `look`. Of many classes a sheet shows the eight likeliest.
     """
     results = list(results)
     if not results:
@@ -53,12 +54,13 @@ def _sheet(results: Sequence[Explanation], style: Style) -> Image.Image:
     names = list(dict.fromkeys(Path(r.photo.source).name for r in results))
     photos = len({key[:2] for key in rows})
     if len(columns) == 1:
-        return _of_one_column(columns[0], rows, scales, style, names)
+        return _of_one_column(columns[0], rows, scales, style, names, _left_out(results))
     sections = [
         _section(part, rows, scales, style, several=photos > 1)
         for part in _folded(_with_differences(columns))
     ]
-    return composed(sections, names[0] if photos == 1 else f"{photos} photographs")
+    shown = names[0] if photos == 1 else f"{photos} photographs"
+    return composed(sections, shown + _left_out(results))
 
 
 def _of_one_column(
@@ -67,6 +69,7 @@ def _of_one_column(
     scales: dict[Kind, Scale],
     style: Style,
     names: Sequence[str],
+    left_out: str,
 ) -> Image.Image:
     """Every panel has its own title; they are laid out as a grid."""
     results = [result for row in rows.values() for result in row]
@@ -79,7 +82,7 @@ def _of_one_column(
     keys = _keys([column], results, scales, style, last=len(parts[0]) - 1)
     section = Section([Row(part) for part in parts], (), keys)
     shown = names[0] if len(names) == 1 else f"{len(names)} photographs"
-    return composed([section], f"{shown} · {_header(column)}".replace("\n", " · "))
+    return composed([section], f"{shown} · {_header(column)}".replace("\n", " · ") + left_out)
 
 
 def _section(
@@ -165,22 +168,41 @@ def _scales(results: Sequence[Explanation], style: Style) -> dict[Kind, Scale]:
 
 
 def _rows(results: Sequence[Explanation]) -> dict[Subject, list[Explanation]]:
-    """The results of each photograph and class; of a photograph those of the first classes."""
+    """The results of each photograph and class; of a photograph those of the likeliest classes."""
     rows: dict[Subject, list[Explanation]] = {}
-    targets: dict[tuple[int, str], set[Target]] = {}
+    likeliest = _likeliest(results)
     seen = set()
     for result in results:
         position, sha256, target = _subject(result)
-        known = targets.setdefault((position, sha256), set())
         same = position, sha256, *_column(result)
-        if (target not in known and len(known) >= MAX_CLASSES) or (
-            same in seen and not _knows_class(result)
-        ):
+        if target not in likeliest[position, sha256] or (same in seen and not _knows_class(result)):
             continue
-        known.add(target)
         seen.add(same)
         rows.setdefault((position, sha256, target), []).append(result)
     return rows
+
+
+def _likeliest(results: Sequence[Explanation]) -> dict[Photograph, list[Target]]:
+    """Of each photograph the targets with the highest scores, as many as a sheet shows."""
+    return {
+        photo: sorted(scores, key=lambda target: scores[target], reverse=True)[:MAX_CLASSES]
+        for photo, scores in _scores(results).items()
+    }
+
+
+def _left_out(results: Sequence[Explanation]) -> str:
+    """What a title adds where not all classes are shown."""
+    most = max(map(len, _scores(results).values()))
+    return f" · the {MAX_CLASSES} likeliest of {most} classes" if most > MAX_CLASSES else ""
+
+
+def _scores(results: Sequence[Explanation]) -> dict[Photograph, dict[Target, float]]:
+    """The score of each target of each photograph."""
+    scores: dict[Photograph, dict[Target, float]] = {}
+    for result in results:
+        position, sha256, target = _subject(result)
+        scores.setdefault((position, sha256), {})[target] = result.logit
+    return scores
 
 
 def _with_differences(columns: Sequence[tuple[str, str, str]]) -> list[tuple[str, ...]]:
