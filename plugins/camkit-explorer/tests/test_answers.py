@@ -389,7 +389,7 @@ def test_a_job_that_takes_too_long_is_not_waited_for_and_one_that_nobody_wants_i
         jobs = Jobs(seconds=0.1)
         with pytest.raises(Busy, match=r"longer than 0\.1 seconds"):
             await jobs.do(wait)
-        with pytest.raises(Busy):  # behind the first, which goes on
+        with pytest.raises(Busy, match="asked before"):  # behind the first, which goes on
             await jobs.do(lambda: begun.append(1))
         event.set()
         await asyncio.sleep(0.05)

@@ -268,6 +268,59 @@ def test_layers_methods_and_models_are_asked_for(watched: Watched) -> None:
     assert selected(page) == "other.pth 5"
 
 
+def test_after_an_error_the_controls_are_those_of_the_map_that_is_shown(watched: Watched) -> None:
+    page = watched.page
+    refused = '{"error": "That took longer than 60 seconds."}'
+    page.route(
+        "**/api/maps",
+        lambda route: route.fulfill(status=503, body=refused, content_type="application/json"),
+    )
+    page.locator("input[value=eigencam]").check(force=True)
+    page.wait_for_selector("#alert:not([hidden])")
+    page.wait_for_function("() => document.querySelector('input[value=gradcam]').checked")
+    assert page.locator("#alert").inner_text() == "That took longer than 60 seconds."
+    assert "gradcam" in page.locator("#shown").inner_text()
+    page.unroute("**/api/maps")
+    watched.answered("/api/maps", lambda: page.locator("input[value=eigencam]").check(force=True))
+    page.wait_for_function("() => document.querySelector('#shown').textContent.includes('eigencam')")
+    watched.troubles = [text for text in watched.troubles if "503" not in text]  # which the browser tells
+
+
+def test_what_is_taken_away_is_what_is_shown_while_another_map_is_on_its_way(watched: Watched) -> None:
+    page = watched.page
+    page.route("**/api/maps", lambda route: None)  # never answered
+    page.locator("input[value=eigencam]").check(force=True)
+    watched.answered("/api/lines", lambda: page.locator("#command").click())
+    page.wait_for_function("() => document.querySelector('#done').value === 'Copied'")
+    assert "eigencam" not in page.evaluate("() => navigator.clipboard.readText()")
+
+
+def test_a_scale_is_kept_as_it_is_shown_and_says_what_goes_beyond(watched: Watched) -> None:
+    page = watched.page
+    ticks = page.locator("#ticks")
+    together = alone = ""
+    for _ in range(4):  # of one of these classes the peak is not the largest of all
+        alone = ticks.inner_text()
+        page.locator("input[name=scale][value=classes]").check(force=True)
+        together = ticks.inner_text()
+        if together != alone:
+            break
+        page.locator("input[name=scale][value=map]").check(force=True)
+        page.keyboard.press("ArrowDown")
+    assert together != alone
+    page.locator("input[name=scale][value=held]").check(force=True)
+    assert ticks.inner_text() == together
+    page.locator("input[name=scale][value=map]").check(force=True)
+    assert ticks.inner_text() == alone
+    page.locator("input[name=scale][value=held]").check(force=True)
+    texts = []
+    for key in 4 * ["ArrowUp"] + 8 * ["ArrowDown"]:  # of one of these the peak is larger
+        page.keyboard.press(key)
+        texts.append(ticks.inner_text())
+    assert "≥" not in alone and "≤" not in alone
+    assert any("≥" in text or "≤" in text for text in texts)
+
+
 # --- photographs ----------------------------------------------------------------------------------
 
 

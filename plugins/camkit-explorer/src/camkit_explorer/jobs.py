@@ -12,6 +12,12 @@ T = TypeVar("T")
 WAITING = 8
 SECONDS = 60.0
 
+TOO_LONG = "That took longer than {:g} seconds. Try a cheaper method or a smaller model."
+BEHIND = (
+    "For {:g} seconds the model was busy with what was asked before, which cannot be stopped. "
+    "Try again in a moment."
+)
+
 
 class Busy(Exception):
     """A job was not done: there are too many before it, or it takes too long."""
@@ -45,9 +51,7 @@ class Jobs:
         except TimeoutError:
             if future.done() and not future.cancelled():
                 raise  # of the work itself
-            raise Busy(
-                f"That took longer than {self._seconds:g} seconds. Try a cheaper method or a smaller model."
-            ) from None
+            raise Busy((BEHIND if future.cancelled() else TOO_LONG).format(self._seconds)) from None
 
     def end(self) -> None:
         """Begin nothing more."""

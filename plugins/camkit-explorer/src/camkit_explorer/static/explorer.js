@@ -15,7 +15,7 @@ const state = {
   found: null, // the latest answer: scores, box, maps
   maps: new Map(), // by class, those that are here
   target: null, // the class that is shown
-  held: null, // the scale that is kept
+  scale: null, held: null, // that of the map that is shown, and the one that is kept
   other: null, // the map beside it
   mask: null, covered: null, covering: false, stroke: null,
   cell: null, // [row, column] that is read
@@ -47,19 +47,21 @@ const question = (more = {}) => JSON.stringify({
   layer: state.facts.layers[state.layer].name, ...more,
 });
 
-// One request at a time; of those that come meanwhile only the last is made.
-function latest(work) {
+// One request at a time; of those that come meanwhile only the last is made. failed: what follows from an error.
+function latest(work, failed = () => {}) {
   let running = false, again = false;
   return async () => {
     if (running) { again = true; return; }
     running = true;
-    try {
-      do { again = false; await work(); } while (again);
-    } catch (error) {
-      complain(error);
-    } finally {
-      running = false;
-    }
+    do {
+      again = false;
+      try {
+        await work();
+      } catch (error) {
+        if (!again) { complain(error); failed(); }
+      }
+    } while (again);
+    running = false;
   };
 }
 
@@ -156,7 +158,20 @@ const explain = latest(async () => {
   if (state.target === null) state.target = state.ranking[0];
   afterMap();
   await needTarget();
-});
+}, showWhatThereIs);
+
+// After an error the controls go back to the map that is shown.
+async function showWhatThereIs() {
+  if (!state.found) return;
+  const { backend, method, layer } = state.found;
+  state.method = method;
+  state.layer = state.facts.layers.findIndex(({ name }) => name === layer);
+  $("layer").value = state.layer;
+  nameLayer();
+  $("backend").value = backend;
+  await useBackend(backend);
+  render();
+}
 
 function keep(found) {
   found.classes.forEach((index, place) => state.maps.set(index, found.map(place)));
@@ -250,8 +265,9 @@ function renderMap() {
   drawMap($("picture"), state.bitmap, map, state.found.box, drawn);
   $("picture").setAttribute("aria-label", `${state.photograph.name} with the map of ${nameOf(state.target)}. ${inWords(map)}`);
   drawBar($("bar"), drawn);
-  const s = drawn.scale, ends = endsOf(drawn);
-  [...$("ticks").children].forEach((tick, place) => { tick.textContent = figure(ends[place], { sign: true }); });
+  state.scale = drawn.scale;
+  const ends = endsOf(drawn), beyond = beyondOf(map, drawn);
+  [...$("ticks").children].forEach((tick, place) => { tick.textContent = beyond[place] + figure(ends[place], { sign: true }); });
   const nothing = { signed: isFlat(map), for: !map.values.some((v) => v > 0), against: !map.values.some((v) => v < 0) }[drawn.view];
   const said = [
     nothing ? { signed: "The map is constant: it says nothing.", for: `Nothing in this map speaks for ${nameOf(state.target)}.`, against: `Nothing in this map speaks against ${nameOf(state.target)}.` }[drawn.view] : "",
@@ -265,6 +281,12 @@ function renderMap() {
 }
 
 const endsOf = ({ view, scale }) => ({ signed: [-scale, 0, scale], for: [0, scale / 2, scale], against: [0, -scale / 2, -scale] })[view];
+
+// What stands before the ends of the bar where values lie beyond them.
+function beyondOf(map, { view, scale }) {
+  const above = map.values.some((value) => value > scale) ? "≥ " : "", below = map.values.some((value) => value < -scale) ? "≤ " : "";
+  return { signed: [below, "", above], for: ["", "", above], against: ["", "", below] }[view];
+}
 
 function inWords(map) {
   const high = map.values.indexOf(Math.max(...map.values)), row = Math.floor(high / map.width) + 1, column = (high % map.width) + 1;
@@ -517,7 +539,7 @@ function drawSanity(buffer) {
   picture.append(canvas, make("figcaption", {}, "all weights random, on its own scale"));
   const row = make("div", { class: "sanity" });
   row.append(list, picture);
-  part.append(make("h3", {}, verdict), row, make("p", { class: "hint" }, `Likeness is the absolute rank correlation with the map above; the limit is ${found.limit}. The weights are back as they were.`));
+  part.append(make("h3", {}, verdict), row, make("p", { class: "hint" }, `Likeness is the absolute rank correlation with the map above. What counts is the last one, with all weights random: it has to be below ${found.limit}. The weights are back as they were.`));
   return [part];
 }
 
@@ -548,7 +570,8 @@ const save = calm(async () => {
 });
 
 const copy = (kind) => calm(async () => {
-  const asked = question({ target: state.target, rectified: chosen("view") === "for", against: chosen("view") === "against", opacity: Number($("opacity").value), colours: $("colours").value, scale: chosen("scale") === "map" ? null : look(mapOf(state.target)).scale || null });
+  const { backend, method, layer } = state.found; // of what is shown: another map may be on its way
+  const asked = question({ backend, method, layer, target: state.target, rectified: chosen("view") === "for", against: chosen("view") === "against", opacity: Number($("opacity").value), colours: $("colours").value, scale: chosen("scale") === "map" ? null : look(mapOf(state.target)).scale || null });
   const found = await ask("/api/lines", asked);
   await navigator.clipboard.writeText(found[kind]);
   $("done").value = "Copied";
@@ -689,7 +712,7 @@ function listen() {
   on("beside", "change", (event) => useBeside(event.target.value));
   on("beside-method", "change", compare);
   for (const id of ["view", "opacity", "colours", "cells"]) on(id, "input", render);
-  on("scale", "input", () => { if (chosen("scale") !== "held") state.held = null; render(); });
+  on("scale", "input", () => { state.held = chosen("scale") === "held" ? state.scale : null; render(); });
   on("save", "click", save);
   on("command", "click", copy("command"));
   on("python", "click", copy("python"));
