@@ -18,6 +18,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from tests.conftest import runner
 from torch import Tensor, nn
+from torchvision import transforms
 
 import camkit
 from camkit.cli import cli
@@ -270,6 +271,7 @@ BESIDE = {
     "labels.json": '{"cat": 0, "newt": 2, "dog": 1}',
     "config.json": '{"model_type": "x", "id2label": {"0": "cat", "1": "dog", "2": "newt"}}',
     "classes.csv": "index,name\n1,dog\n0,cat\n2,newt\n",
+    "labels.csv": "1,dog\n0,cat\n2,newt\n",
 }
 
 
@@ -362,7 +364,26 @@ def test_facts_change_what_the_model_is_shown(resnet: Any, tmp_path: Path) -> No
     assert model.preprocess.size == (160, 160)
     assert model.preprocess.resize == 183  # 256 / 224 of it, as before
     assert (model.classes, model.scores) == (PETS, "sigmoid")
-    assert set(model.notes) == {"architecture"} and model.is_sure
+    assert model.notes.keys() == {"architecture", "shown"}
+    assert model.notes["shown"] == "assumed: cut out of 183 (--resize, or preprocess=)"
+    half = (0.5,) * 3
+    sure = camkit.load_model(
+        path, device="cpu", arch="torchvision:resnet18", fit="squash", size=160, mean=half, std=half
+    )
+    assert "shown" not in sure.notes
+    assert (sure.preprocess.resize, sure.preprocess.fit) == (None, "squash")
+    image = Image.effect_noise((90, 70), 90).convert("RGB")
+    inputs = sure.preprocess.batch([sure.preprocess.view(image)])
+    usual = transforms.Compose(
+        [transforms.Resize((160, 160)), transforms.ToTensor(), transforms.Normalize(half, half)]
+    )
+    torch.testing.assert_close(inputs[0], usual(image), rtol=0, atol=1e-6)
+    with pytest.raises(
+        ModelError, match=r"values in \[0, 1\], not 123.675,116.28,103.53: divide .* by 255"
+    ):
+        camkit.load_model(path, device="cpu", mean=(123.675, 116.28, 103.53), std=(58.4, 57.1, 57.4))
+    with pytest.raises(ModelError, match=r"3 channels: .* three numbers each, such as 0\.5,0\.5,0\.5"):
+        camkit.load_model(path, device="cpu", mean=(0.5,), std=(0.5,))
     with pytest.raises(ModelError, match="3 channels, not of 2"):
         camkit.load_model(path, device="cpu", channels=2)
     with pytest.raises(ModelError, match=r"2 classes.*3 outputs"):
@@ -445,7 +466,7 @@ def test_explain_says_what_it_found_and_assumed(resnet: Any, tmp_path: Path) -> 
     )
     assert told.exit_code == 0, told.output
     assert "torchvision:resnet18" in told.stderr
-    assert "assumed: mean" in told.stderr
+    assert "assumed: cut out of 110, mean" in told.stderr
     line = json.loads((out / "manifest.jsonl").read_text().splitlines()[0])
     assert line["class_name"] == "newt"
     assert line["preprocessing"]["size"] == [96, 96]

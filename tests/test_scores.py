@@ -21,7 +21,7 @@ from camkit.cli import cli
 from camkit.contracts import scores as meant
 from camkit.contracts.metric import MapBatch
 from camkit.contracts.model import LoadedModel
-from camkit.errors import ModelError, UsageError
+from camkit.errors import CamkitWarning, ModelError, UsageError
 from camkit.metrics import faithfulness, faithfulness_masks, faithfulness_noise, localisation
 from camkit.metrics.measure import measure
 
@@ -360,3 +360,33 @@ def test_mosaics_are_sure_by_what_the_scores_mean() -> None:
         localisation.mosaics(lambda _: scores, inputs, scores="softmax")
     with pytest.raises(UsageError, match="probabilities"):
         localisation.mosaics(lambda _: scores, inputs, scores="none")
+
+
+class Squashing(nn.Module):
+    """Returns probabilities of several labels, as many networks for them do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.fc = nn.Conv2d(3, 4, 3), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.conv(x).relu().mean((2, 3))).sigmoid()
+
+
+@pytest.mark.parametrize("scores", ["sigmoid", "softmax"])
+def test_a_second_sigmoid_is_told(scores: Any) -> None:
+    torch.manual_seed(0)
+    image = Image.effect_noise((32, 32), 90).convert("RGB")
+    said = {"size": 32, "resize": 32, "mean": (0.5,) * 3, "std": (0.5,) * 3, "classes": ("a", "b", "c")}
+    model = camkit.load_model(Squashing().eval(), scores=scores, **said)
+    (warning,) = [text for text in camkit.explain(model, image).warnings if "already" in text]
+    assert warning.endswith("say --scores probabilities")
+    right = camkit.load_model(Squashing().eval(), scores="probabilities", **said)
+    assert not [text for text in camkit.explain(right, image).warnings if "already" in text]
+
+
+def test_what_is_assumed_of_the_scores_of_a_module_is_told() -> None:
+    with pytest.warns(CamkitWarning, match=r"3 classes without names: --classes") as told:
+        model = camkit.load_model(nn.Sequential(nn.Conv2d(3, 3, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()))
+    assert "one class for each photograph is assumed (--scores sigmoid: several)" in str(told[0].message)
+    assert not model.is_sure

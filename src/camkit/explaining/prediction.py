@@ -102,6 +102,11 @@ def _meaning(model: LoadedModel, scores: Tensor, inputs: Tensor) -> tuple[ScoreK
     kind = meanings.meaning(model.scores, scores, partial(_squashed, model, inputs))
     if (model.scores, kind) == ("softmax", "sigmoid"):
         return kind, ("a softmax over one score is always 1, so the score was taken for that of a sigmoid",)
+    if model.scores in ("softmax", "sigmoid") and meanings.within_unit(scores) and _squashed(model, inputs):
+        return kind, (
+            f"the scores come out of a softmax or sigmoid already, and went through a {kind} again: say "
+            "--scores probabilities",
+        )
     ambiguous = model.scores == "auto" and kind != "probabilities" and meanings.within_unit(scores)
     if not ambiguous or _SQUASHED[model.module] is not None:
         return kind, ()

@@ -83,6 +83,11 @@ class ModelFacts:
             raise ModelError(f"photographs have 1 to {MAX_CHANNELS} channels, not {self.channels}")
         if self.classes is not None:
             labels.checked(self.classes, "classes")
+        if self.mean is not None and len(self.mean) in USUAL and not all(0 <= m <= 1 for m in self.mean):
+            told = ",".join(f"{value:g}" for value in self.mean)
+            raise ModelError(
+                f"mean is of values in [0, 1], not {told}: divide those of bytes, and std, by 255"
+            )
 
     @classmethod
     def parse(cls, texts: Mapping[str, str | int | None]) -> ModelFacts:
@@ -127,9 +132,13 @@ class ModelFacts:
     def apply(self, model: LoadedModel) -> LoadedModel:
         """`model` with what is said of it. `ModelError` where that cannot be of this model."""
         if self.classes is not None and len(self.classes) != len(model.classes):
+            are = "class is" if len(self.classes) == 1 else "classes are"
+            alone = (len(self.classes), len(model.classes)) == (2, 1)
             raise ModelError(
-                f"{counted(len(self.classes), 'class', 'classes')} are named, but {model.name} has "
+                f"{len(self.classes)} {are} named, but {model.name} has "
                 f"{counted(len(model.classes), 'output')}"
+                + ", whose probability is that of one class: name this one alone"
+                * alone
             )
         preprocess, said = self.shown(model), self.said()
         notes = {name: text for name, text in model.notes.items() if name not in {*said, "drawn"}}
@@ -149,15 +158,15 @@ class ModelFacts:
         return replace(made, notes={name: text for name, text in notes.items() if text})
 
     def shown(self, model: LoadedModel) -> Preprocess:
-        """What the model is shown: a new size keeps the margin of the crop, and nothing else changes."""
+        """What the model is shown: a new size keeps the margin of a crop, and nothing else changes."""
         known = model.preprocess
         count = self.channels or len(self.mean or known.mean)
         changes = {name: value for name, value in self.said().items() if name in CHANGES}
         if self.size is not None and self.resize is None and isinstance(known.resize, int):
             height, width = (max(n, round(known.resize * n / min(known.size))) for n in self.size)
             changes["resize"] = height if height == width else (height, width)
-        if self.fit in ("pad", "crop-first"):  # which know no margin
-            changes["resize"] = None
+        if self.fit in ("pad", "crop-first") or (self.fit == "squash" and self.resize is None):
+            changes["resize"] = None  # there is no margin, as in `Resize((224, 224))`
         if self.channels in USUAL and count != known.channels:
             changes = {**dict(zip(("mean", "std"), USUAL[count], strict=True)), **changes}
         if changes.keys() & {"size", "resize", "fit"}:
@@ -169,6 +178,8 @@ class ModelFacts:
         """`ModelError` unless mean and std are known for each channel, and the network takes so many."""
         own, numbers = model.preprocess.channels, counted(count, "number")
         takes = f"{model.name} takes photographs of {counted(own, 'channel')}"
+        if (count, own, self.channels) == (1, 3, None):  # one number for all is what was meant
+            raise ModelError(f"{takes}: mean and std are three numbers each, such as 0.5,0.5,0.5")
         if model.architecture is not None and count != own:
             raise ModelError(f"{takes}, not of {count}")
         takes = f"{model.name} takes photographs of {counted(count, 'channel')}"
@@ -232,12 +243,20 @@ def assumed(preprocess: Preprocess, said: Collection[str] = ()) -> str:
     resize = f" out of {shown}" if shown else ""
     texts = {
         "size": f"{preprocess.size[0]} x {preprocess.size[1]}{resize}",
+        **({"resize": f"cut{resize}"} if resize and "size" in said else {}),
         "mean": f"mean {','.join(f'{value:.3g}' for value in preprocess.mean)}",
         "std": f"std {','.join(f'{value:.3g}' for value in preprocess.std)}",
     }
     open_ones = {name: text for name, text in texts.items() if name not in said}
     options = ", ".join(f"--{name}" for name in open_ones)
     return f"assumed: {', '.join(open_ones.values())} ({options}, or preprocess=)" if open_ones else ""
+
+
+def assumed_scores(count: int) -> str:
+    """What is assumed of the scores, which neither a file of weights nor a module says."""
+    if count > 1:
+        return "one class for each photograph is assumed (--scores sigmoid: several)"
+    return "its one score is taken for the logit of a probability (--scores none: a regression)"
 
 
 def _size(text: str) -> tuple[int, int]:

@@ -20,7 +20,7 @@ from camkit.contracts.model import LoadedModel, ModelSource
 from camkit.errors import ModelError
 from camkit.files import is_file
 from camkit.models.checkpoint import read_checkpoint
-from camkit.models.facts import assumed, unsaid
+from camkit.models.facts import assumed, assumed_scores, unsaid
 from camkit.models.fastai_architecture import (
     LESSON_CLASSES,
     SWITCHES,
@@ -38,7 +38,7 @@ from camkit.models.loading import library_spec
 from camkit.models.objects import load_export
 from camkit.models.recognition import EXPORT, WAY_OUT, unfilled
 from camkit.models.weights import built_for, put_weights, seeded
-from camkit.models.weights_file import assumed_scores, class_names
+from camkit.models.weights_file import class_names
 from camkit.registry import loading
 
 

@@ -48,7 +48,7 @@ def _whole(path: Path, device: torch.device) -> LoadedModel:
     except (AttributeError, ImportError, pickle.UnpicklingError) as error:
         raise ModelError(
             f"{path} needs the code that made it ({typed_reason(error)}): "
-            "run camkit where that can be imported"
+            "run camkit where that can be imported, such as with PYTHONPATH=."
         ) from None
     # Unpickling runs whatever the file says.
     except Exception as error:

@@ -143,6 +143,15 @@ def _order(value: int | None) -> int:
     return -1 if value is None else value
 
 
+def _numbering(rows: Sequence[Sequence[str]], column: int, width: int) -> int | None:
+    """The column, if there is one beside that of the names, that numbers the rows from 0 on."""
+    wanted = [str(number) for number in range(len(rows))]
+    for at in set(range(width)) - {column}:
+        if sorted((row[at].strip() for row in rows if len(row) > at), key=lambda c: (len(c), c)) == wanted:
+            return at
+    return None
+
+
 def _of_table(text: str, delimiter: str) -> list[str]:
     """A column of names: the one that is called so, else the first that is not numbers."""
     rows = [row for row in csv.reader(io.StringIO(text), delimiter=delimiter) if any(row)]
@@ -163,7 +172,7 @@ def _of_table(text: str, delimiter: str) -> list[str]:
         )
     index = next(
         (title.index(name) for name in ("index", "idx", "id", "label_id", "class_id") if name in title),
-        None,
+        _numbering(rows, column, width),
     )
     if index is not None and all(len(row) > index and row[index].strip().isdecimal() for row in rows):
         rows.sort(key=lambda row: int(row[index]))

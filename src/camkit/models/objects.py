@@ -21,7 +21,7 @@ from camkit.images.prepared import PreparedInputs
 from camkit.images.preprocess import Preprocess
 from camkit.models import labels, recognition
 from camkit.models.checkpoint import Checkpoint
-from camkit.models.facts import ModelFacts, assumed, prepared, unsaid
+from camkit.models.facts import ModelFacts, assumed, assumed_scores, prepared, unsaid
 from camkit.models.fastai_export import from_learner
 from camkit.models.fastai_pickle import read_learner
 from camkit.models.transforms import as_preprocess
@@ -64,7 +64,13 @@ def from_object(
     if not model.classes:
         count = len(facts.classes or ()) or _count(replace(model, preprocess=facts.shown(model)))
         model = replace(model, classes=labels.numbered(count))
-    return facts.apply(model)
+    model = facts.apply(model)
+    if "shown" not in model.notes or model.scores != "auto":
+        return model
+    notes = {"scores": assumed_scores(len(model.classes))}  # nobody has said what the outputs mean either
+    if not labels.named(model.classes):
+        notes["classes"] = f"{counted(len(model.classes), 'class', 'classes')} without names: --classes"
+    return replace(model, notes={**model.notes, **notes})
 
 
 def _showing(model: LoadedModel, preprocess: Preprocess) -> LoadedModel:

@@ -15,7 +15,7 @@ from camkit.errors import ModelError, counted, typed_reason
 from camkit.images.preprocess import Preprocess
 from camkit.models import heads, labels, recognition, signatures, ultralytics
 from camkit.models.checkpoint import WEIGHTS, Checkpoint, read_checkpoint
-from camkit.models.facts import assumed, prepared, unsaid
+from camkit.models.facts import assumed, assumed_scores, prepared, unsaid
 from camkit.models.recognition import Found
 from camkit.models.weights import built_for, put_weights
 from camkit.registry import loading
@@ -124,13 +124,6 @@ def published(path: Path) -> tuple[str, ...]:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     start = torch.hub.HASH_REGEX.search(path.name)
     return tuple(weights.meta["categories"]) if start and digest.startswith(start[1]) else ()
-
-
-def assumed_scores(count: int) -> str:
-    """What is assumed of the scores, which a file of weights does not say."""
-    if count > 1:
-        return "one class for each photograph is assumed (--scores sigmoid: several)"
-    return "its one score is taken for the logit of a probability (--scores none: a regression)"
 
 
 def _described(found: Found, architecture: dict[str, Any]) -> str:
