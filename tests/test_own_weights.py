@@ -531,3 +531,18 @@ def test_a_function_whose_network_takes_one_size_only(
     assert camkit.load_model(spec, size=64, device="cpu").classes == labels.numbered(3)
     with pytest.raises(ModelError, match="size="):
         camkit.load_model(spec, device="cpu")
+
+
+def test_what_does_not_fit_an_architecture_is_named(resnet: Any, tmp_path: Path) -> None:
+    state = resnet.state_dict()
+    path = saved(state, tmp_path / "m.pth")
+    with pytest.raises(
+        ModelError, match=r"holds \d+ of the \d+ tensors of torchvision:vgg11: features\.0\.weight is not"
+    ):
+        camkit.load_model(path, device="cpu", arch="torchvision:vgg11")
+    lacking = {name: tensor for name, tensor in state.items() if name != "layer1.0.conv1.weight"}
+    with pytest.raises(ModelError, match=r"1 missing \(layer1\.0\.conv1\.weight\)"):
+        camkit.load_model(saved(lacking, tmp_path / "l.pth"), device="cpu", arch="torchvision:resnet18")
+    more = {**state, "layer1.0.gate": torch.ones(3)}
+    with pytest.raises(ModelError, match=r"1 unexpected \(layer1\.0\.gate\)"):
+        camkit.load_model(saved(more, tmp_path / "x.pth"), device="cpu", arch="torchvision:resnet18")

@@ -352,7 +352,28 @@ def test_the_page_in_a_browser() -> None:
         assert best["map_sha256"] in large.inner_text()
         shown.keyboard.press("Escape")
         assert not large.is_visible()
+        reached = "() => document.activeElement.closest('[data-place]')?.dataset.place"
         assert shown.evaluate("() => document.activeElement.className") == "tile"
+        shown.wait_for_function(f"() => ({reached})() === '0'", timeout=10_000)  # not the one opened first
+        shown.keyboard.press("Enter")
+        for _ in range(3):
+            shown.keyboard.press("ArrowRight")
+        shown.locator("#close").click()
+        shown.wait_for_function(f"() => ({reached})() === '3'")
+
+
+def test_a_page_says_that_its_maps_are_against_a_class() -> None:
+    finished("--counterfactual")
+    with browser.launched() as chromium, browser.opened(chromium, OUT / "index.html") as shown:
+        shown.select_option("#order", "most")
+        tile = shown.locator(".tile").first
+        told = tile.inner_text()
+        assert "\nagainst " in f"\n{told}" and re.search(r"\(\d+(\.\d+)?%\)", told)
+        tile.click()
+        assert shown.locator("#facts .big").inner_text().startswith("against ")
+        shown.keyboard.press("Escape")
+        shown.locator(".reading summary").click()
+        assert "speaks against it" in shown.locator(".reading").inner_text()
 
 
 @pytest.mark.parametrize(("width", "scheme"), [(390, "dark"), (1440, "light")])

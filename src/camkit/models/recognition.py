@@ -142,10 +142,13 @@ def fit(name: str, checkpoint: Checkpoint) -> Fitted:
     outside = {n: t for n, t in state.items() if not n.startswith(prefix) and not _of_training(n, t)}
     inside = {n: t for n, t in inside.items() if n in like or not _of_training(n, t)}
     if sum(n in inside for n in like) * 2 < len(like):
-        raise ModelError(
-            f"{checkpoint.path} does not hold the tensors of {name}, such as {next(iter(like))}, but "
-            f"{', '.join(list(state)[:3])}, ..."
+        lacks, other = (
+            [n for n in like if n not in inside],
+            [n for n in state if n[len(prefix) :] not in like],
         )
+        found = f"{checkpoint.path} holds {len(like) - len(lacks)} of the {len(like)} tensors of {name}"
+        instead = f", but {', '.join(other[:3])}, ..." if other else ""
+        raise ModelError(f"{found}: {lacks[0]} is not there{instead}")
     _check_helpers(base, inside, like)
     changes = _stem(inside, like) | _size(source, base, inside, like)
     changes |= _head(_heads(source, base), inside, outside, like, f"{checkpoint.path} ({name})")

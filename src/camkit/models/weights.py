@@ -59,8 +59,8 @@ def put_weights(module: nn.Module, state: Mapping[str, Tensor], where: str) -> N
         for name in own
         if name in state and state[name].shape != own[name].shape
     ]
-    missing: list[str] = []
-    unexpected: list[str] = []
+    # Of weights that do not fit by their shapes, the names are told, too: they may be the cause.
+    missing, unexpected = [n for n in own if n not in state], [n for n in state if n not in own]
     if not shapes:
         # By the versions that a `.pth` file carries modules read the names of their past; other files
         # have none, and the names of today.

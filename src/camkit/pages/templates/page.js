@@ -180,9 +180,11 @@ function run(data) {
     return Object.entries({ wrong: "wrong", unsure: "unsure", warned: "warning", failed: "failed" })
       .filter(([kind]) => kinds[kind][1](row)).map(([kind, text]) => make("span", { class: `badge ${kind}` }, text));
   }
-  function figure(row) {
-    if (row.probability !== undefined) return percent(row.probability);
-    return row.logit === undefined ? "" : number(row.logit);
+  const isAgainst = (row) => Boolean(row.picture?.counterfactual && row.class_name);
+  const called = (row, none) => (isAgainst(row) ? `against ${row.class_name}` : row.class_name ?? none);
+  function figure(row) { // in brackets where the picture shows what speaks against the class
+    const value = row.probability !== undefined ? percent(row.probability) : row.logit === undefined ? "" : number(row.logit);
+    return value && isAgainst(row) ? `(${value})` : value;
   }
   function tile(place) {
     const row = shown[place], bar = make("i"), ordered = orders[asked.order][1];
@@ -196,7 +198,7 @@ function run(data) {
           row.thumb ? make("img", { src: row.thumb, alt: "", loading: "lazy", decoding: "async" }) : null,
           why && make("span", { class: "why" }, why)),
         make("span", { class: "words" },
-          make("span", { class: "class" }, make("span", {}, row.class_name ?? "no map"), make("span", { class: "figure" }, figure(row))),
+          make("span", { class: "class" }, make("span", {}, called(row, "no map")), make("span", { class: "figure" }, figure(row))),
           make("span", { class: "name" }, row.image.slice(shared)),
           make("span", { class: "meter", "aria-hidden": "true" }, bar))));
   }
@@ -232,7 +234,7 @@ function run(data) {
     at("large-missing").textContent = row.status === "error" ? "There is no map of this photograph." : row.overlay_file ? "The picture is not in the folder any more." : "Not drawn: `camkit render` draws the maps of a folder.";
     if (row.large) {
       picture.src = row.large;
-      picture.alt = `${row.method} map of ${row.class_name} over ${row.image}`;
+      picture.alt = `${row.method} map ${isAgainst(row) ? "" : "of "}${called(row)} over ${row.image}`;
     } else picture.removeAttribute("src");
     at("large-title").textContent = row.image;
     at("facts").replaceChildren(...details(row).filter(Boolean));
@@ -246,7 +248,7 @@ function run(data) {
     const said = row.predicted.length ? row.predicted.join(", ") : "none";
     const truth = row.label && make("span", { class: `badge ${isWrong(row) ? "wrong" : "right"}` }, `named ${row.label}: ${isWrong(row) ? "wrong" : "right"}`);
     return [
-      make("p", { class: "verdict" }, make("span", { class: "big" }, `${row.class_name ?? "?"} ${figure(row)}`)),
+      make("p", { class: "verdict" }, make("span", { class: "big" }, `${called(row, "?")} ${figure(row)}`)),
       make("p", { class: "verdict" }, row.predicted.includes(row.class_name) ? make("span", { class: "quiet" }, "the predicted class") : make("span", { class: "quiet" }, `predicted: ${said}`), truth, isUnsure(row) ? make("span", { class: "badge unsure" }, "unsure") : null),
       ...(row.warnings ?? []).map((text) => make("p", { class: "remark" }, String(text))),
       ...others(row),
@@ -259,9 +261,9 @@ function run(data) {
     const sheet = row.sheet ? [make("button", { type: "button", class: "copy", onclick: () => { at("large-picture").src = row.sheet; } }, "Show the maps side by side")] : [];
     if (group.length < 2) return sheet;
     return [make("h3", {}, `${group.length} maps of this photograph`), make("div", { class: "others" }, group.map((other) => make("button", {
-      type: "button", "aria-current": other === row, title: `${other.class_name} ${figure(other)}, ${other.backend} ${other.method}, ${other.layer}`,
+      type: "button", "aria-current": other === row, title: `${called(other, "failed")} ${figure(other)}, ${other.backend} ${other.method}, ${other.layer}`,
       onclick: () => { const place = shown.indexOf(other); if (place < 0) show(other); else open(place); },
-    }, other.thumb ? make("img", { src: other.thumb, alt: "", loading: "lazy" }) : null, make("span", {}, other.class_name ?? "failed"), make("span", {}, figure(other)), make("span", {}, other.method ?? "")))), ...sheet];
+    }, other.thumb ? make("img", { src: other.thumb, alt: "", loading: "lazy" }) : null, make("span", {}, called(other, "failed")), make("span", {}, figure(other)), make("span", {}, other.method ?? "")))), ...sheet];
   }
   function sections(row) {
     const list = (value) => (value && typeof value === "object" ? Object.entries(value).filter(([, item]) => item !== null).map(([key, item]) => `${key} ${Array.isArray(item) ? item.map((one) => (typeof one === "number" ? number(one) : one)).join(" × ") : item}`).join(", ") : value);
@@ -311,7 +313,8 @@ function run(data) {
   at("back").addEventListener("click", () => step(-1));
   at("on").addEventListener("click", () => step(1));
   at("close").addEventListener("click", () => large.close());
-  large.addEventListener("close", () => focus(current));
+  // By itself the browser goes back to the tile that was opened first.
+  large.addEventListener("close", () => focus(shown.includes(opened) ? shown.indexOf(opened) : current));
   at("large-picture").addEventListener("load", ({ target }) => { // small ones are shown at most twice as large
     target.style.maxWidth = `${2 * target.naturalWidth}px`;
     target.style.maxHeight = `${2 * target.naturalHeight}px`;
