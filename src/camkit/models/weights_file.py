@@ -127,11 +127,16 @@ def published(path: Path) -> tuple[str, ...]:
 
 
 def _described(found: Found, architecture: dict[str, Any]) -> str:
-    """`torchvision:resnet18 (as timm:resnet18), head fc = Linear(512, 3)`."""
+    """`torchvision:resnet18 (or timm:resnet18, ...), head fc = Linear(512, 3)`."""
     rows = {row.name: row for row in signatures.table()}
     own = rows.get(found.name)
     alike = [n for n, row in rows.items() if own and row.same_as == own.same_as and n != found.name]
-    parts = [f"{found.name} (as {alike[0]})" if alike else found.name]
+    # Who trained it by the other one's name may have shown it photographs that were prepared otherwise.
+    parts = [
+        f"{found.name} (or {alike[0]}, which may prepare photographs otherwise: --arch)"
+        if alike
+        else found.name
+    ]
     if head := architecture.get("head"):
         parts.append(f"head {head['at']} = {heads.shown(head['layers'])}")
     if (channels := architecture.get("channels", 3)) != 3:
@@ -141,7 +146,7 @@ def _described(found: Found, architecture: dict[str, Any]) -> str:
 
 def _doubts(found: Found, architecture: dict[str, Any]) -> list[str]:
     """What the tensors leave open, and how it was decided."""
-    others = [f"not {' or '.join(found.others[:2])}, which --arch would say"] if found.others else []
+    others = [f"it may be {' or '.join(found.others[:2])} (--arch)"] if found.others else []
     inception = ["transform_input=False is assumed"] if found.name in INCEPTIONS else []
     head = heads.assumptions(architecture["head"]["layers"]) if "head" in architecture else []
     return others + head + inception
