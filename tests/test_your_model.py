@@ -16,8 +16,10 @@ import torchvision
 from safetensors.torch import save_file
 from timm.models import save_for_hf
 from torch import Tensor, nn
+from torchvision import transforms
 
 import camkit
+from camkit.errors import CamkitWarning, UsageError
 from camkit.models.fastai import FastaiSource
 
 # What is assumed of the models is told; here it is meant.
@@ -285,3 +287,24 @@ def test_the_scores_are_those_of_the_owner(
         line for line in PAGE.read_text(encoding="utf-8").splitlines() if line.startswith(f"| {way} |")
     )
     assert (model.classes == NAMES) == ("classes are known" in row)
+
+
+def test_transforms_for_training_are_refused() -> None:
+    random = transforms.Compose([transforms.RandomResizedCrop(32), transforms.ToTensor()])
+    with pytest.raises(UsageError, match="something else of the same photograph each time"):
+        camkit.load_model(
+            nn.Sequential(nn.Conv2d(3, 2, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()), preprocess=random
+        )
+
+
+def test_a_class_has_random_weights_and_that_is_told(tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text(
+        "from torch import nn\n\n\nclass Net(nn.Sequential):\n    def __init__(self):\n"
+        "        super().__init__(nn.Conv2d(3, 2, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())\n\n\n"
+        "def build():\n    return Net()\n"
+    )
+    with pytest.warns(CamkitWarning):
+        told = camkit.load_model(f"{tmp_path / 'own.py'}:Net", device="cpu").note
+    assert "Net is a class: its weights are random" in told
+    with pytest.warns(CamkitWarning):
+        assert "random" not in camkit.load_model(f"{tmp_path / 'own.py'}:build", device="cpu").note

@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,9 @@ class PythonSource(ModelSource):
             raise ModelError(f"{reference} failed{_line(error, module)}: {typed_reason(error)}") from error
         model = from_object(made, name=reference)
         model.module.to(device).eval()
+        if isinstance(build, type):
+            note = f"{name} is a class: its weights are random, unless it loads some itself"
+            model = replace(model, notes={**model.notes, "weights": note})
         return model
 
 

@@ -19,6 +19,7 @@ from camkit.images.preprocess import FILTERS, OWN, Preprocess
 if TYPE_CHECKING:
     from PIL import Image
 
+TRIES = 6  # of a function with one photograph: flips at random are found but once in 32 times
 TOLERANCE = 2e-3  # of a normalised value: half a step of a byte at the smallest usual deviation
 
 
@@ -92,7 +93,18 @@ class OwnPreprocess(TensorPreprocess):
 
 
 def _own(function: Callable[..., Any]) -> Preprocess:
-    tensor = _called(function, _photo(301, 203))
+    photo = _photo(301, 203)
+    with torch.random.fork_rng([]):
+        tensor, *others = [_called(function, photo) for _ in range(TRIES)]
+    same = (
+        other.shape == tensor.shape and torch.allclose(other, tensor, 0, 0, equal_nan=True)
+        for other in others
+    )
+    if not all(same):
+        raise UsageError(
+            "preprocess makes something else of the same photograph each time, as transforms for training "
+            "do: give those of validation"
+        )
     channels = int(tensor.shape[0])
     size = (int(tensor.shape[1]), int(tensor.shape[2]))
     return OwnPreprocess(size=size, mean=(0.0,) * channels, std=(1.0,) * channels, function=function)
