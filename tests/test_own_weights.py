@@ -546,3 +546,9 @@ def test_what_does_not_fit_an_architecture_is_named(resnet: Any, tmp_path: Path)
     more = {**state, "layer1.0.gate": torch.ones(3)}
     with pytest.raises(ModelError, match=r"1 unexpected \(layer1\.0\.gate\)"):
         camkit.load_model(saved(more, tmp_path / "x.pth"), device="cpu", arch="torchvision:resnet18")
+
+
+def test_one_output_has_one_name(tmp_path: Path) -> None:
+    path = saved(torchvision.models.resnet18(num_classes=1).state_dict(), tmp_path / "binary.pth")
+    with pytest.raises(ModelError, match="1 output, whose probability is that of one class: name this one"):
+        camkit.load_model(path, device="cpu", classes=("cat", "dog"))

@@ -376,6 +376,13 @@ def test_a_page_says_that_its_maps_are_against_a_class() -> None:
         assert "speaks against it" in shown.locator(".reading").inner_text()
 
 
+def test_a_map_that_knows_no_class_is_against_none() -> None:
+    finished("--counterfactual", "--method", "gradcam", "--method", "eigencam")
+    told = {(row["method"], row.get("against", False)) for row in rows() if row["status"] == "ok"}
+    assert {against for method, against in told if method == "eigencam"} <= {False}
+    assert ("gradcam", True) in told
+
+
 @pytest.mark.parametrize(("width", "scheme"), [(390, "dark"), (1440, "light")])
 def test_the_page_fits_and_can_be_used_by_all(width: int, scheme: str) -> None:
     axe = pytest.importorskip(

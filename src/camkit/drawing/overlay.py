@@ -157,13 +157,13 @@ def darker(scale: Scale, style: Style) -> Values:
     return np.asarray((part * np.arange(256)).round().astype(np.uint8))
 
 
-def dimmed(image: Image.Image, but: tuple[int, int, int, int], bytes: Values) -> Image.Image:
-    """A picture, RGB, that is darker outside of a box. bytes: what each becomes there, `[256]`."""
+def dimmed(image: Image.Image, but: tuple[int, int, int, int], table: Values) -> Image.Image:
+    """A picture, RGB, that is darker outside of a box. table: what each byte becomes there, `[256]`."""
     pixels = np.array(image)
     left, top, right, bottom = but
     beside = pixels[top:bottom]
     for part in (pixels[:top], pixels[bottom:], beside[:, :left], beside[:, right:]):
-        part[...] = bytes[part]
+        part[...] = table[part]
     return Image.fromarray(pixels)
 
 

@@ -11,6 +11,7 @@ from urllib.parse import quote
 
 from camkit.errors import UNPRINTABLE, counted, printable
 from camkit.explaining import manifest, thumbnails
+from camkit.explaining.captions import knows_class
 from camkit.explaining.manifest import FIELDS, Line
 from camkit.explaining.repeating import command, lacks
 from camkit.files import inside, is_file, write_whole
@@ -101,8 +102,17 @@ def _rows(folder: Path, lines: Iterator[Line]) -> tuple[list[dict[str, Any]], di
         setup = page.as_data({field: line[field] for field in SETUP if _is_right(field, line[field])})
         row = {field: line[field] for field in OWN if _is_right(field, line[field])}
         row |= {field: line[field] for field in ("overlay_file", "overlay_sha256", "overlay_box")}
+        row |= {"against": True} if _is_against(line) else {}
         rows.append(row | _again(line) | {"setup": setups.setdefault(setup, len(setups))})
     return rows, setups
+
+
+def _is_against(line: Line) -> bool:
+    """Whether the picture of a line shows what speaks against its class."""
+    picture, told = line["picture"], (line["class_name"], line["backend"], line["method"])
+    if not isinstance(picture, dict) or picture.get("counterfactual") is not True:
+        return False
+    return all(isinstance(text, str) for text in told) and knows_class(line["backend"], line["method"])
 
 
 def _is_right(field: str, value: Any) -> bool:

@@ -179,7 +179,9 @@ class ModelFacts:
         own, numbers = model.preprocess.channels, counted(count, "number")
         takes = f"{model.name} takes photographs of {counted(own, 'channel')}"
         if (count, own, self.channels) == (1, 3, None):  # one number for all is what was meant
-            raise ModelError(f"{takes}: mean and std are three numbers each, such as 0.5,0.5,0.5")
+            raise ModelError(
+                f"{takes}: mean and std are three numbers each, such as 0.5,0.5,0.5 (grey: --channels 1)"
+            )
         if model.architecture is not None and count != own:
             raise ModelError(f"{takes}, not of {count}")
         takes = f"{model.name} takes photographs of {counted(count, 'channel')}"

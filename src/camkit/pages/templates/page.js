@@ -180,7 +180,7 @@ function run(data) {
     return Object.entries({ wrong: "wrong", unsure: "unsure", warned: "warning", failed: "failed" })
       .filter(([kind]) => kinds[kind][1](row)).map(([kind, text]) => make("span", { class: `badge ${kind}` }, text));
   }
-  const isAgainst = (row) => Boolean(row.picture?.counterfactual && row.class_name);
+  const isAgainst = (row) => Boolean(row.against);
   const called = (row, none) => (isAgainst(row) ? `against ${row.class_name}` : row.class_name ?? none);
   function figure(row) { // in brackets where the picture shows what speaks against the class
     const value = row.probability !== undefined ? percent(row.probability) : row.logit === undefined ? "" : number(row.logit);
