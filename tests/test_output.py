@@ -926,6 +926,16 @@ def test_a_full_disk_leaves_the_old_file_and_no_half_one(
     assert {path: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()} == before
 
 
+def test_a_sheet_of_many_classes_shows_the_likeliest_and_says_so() -> None:
+    model = tiny_model([f"class {n}" for n in range(10)])
+    scores = [0.0, 9.0, 1.0, 8.0, 2.0, 7.0, 3.0, 6.0, 4.0, 5.0]
+    results = [explanation(model=model, index=n, logit=score) for n, score in enumerate(scores)]
+    (shown,) = sheets._likeliest(results).values()
+    assert {index for index, _ in shown} == set(range(10)) - {0, 2}  # those of the lowest scores
+    assert sheets._left_out(results) == " · the 8 likeliest of 10 classes"
+    assert sheets._left_out(results[:8]) == ""
+
+
 def test_what_was_begun_is_finished_when_the_photographs_end_with_an_exception(tmp_path: Path) -> None:
     def broken() -> Iterator[list[Result]]:
         for position in range(5):

@@ -8,6 +8,7 @@ import html
 import io
 import json
 import re
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -559,3 +560,18 @@ def test_a_view_in_a_browser_draws_what_the_pictures_show(tmp_path: Path) -> Non
             page.focus("#picture")
             page.keyboard.press("ArrowRight")
         assert page.inner_text("#head").startswith("newt")
+
+
+@pytest.mark.parametrize(
+    ("low", "high"), [(-0.01, 1.0), (-1.0, 0.01), (-0.5, 0.5), (0.0, 1.0), (-1.0, 0.0)]
+)
+def test_a_bar_has_the_values_of_both_ends_and_zero_beside_them(low: float, high: float) -> None:
+    full, words, width = max(-low, high), ("speaks against", "speaks for"), 500
+    legend = Legend(Scale(-full, full, "signed"), low, high, words)
+    zero = round(-low / (high - low) * (width - 1))
+    labels = caption._labels(legend, (0, width), zero, 14)
+    told = " ".join(label for _, label in labels).split()
+    assert "0" in told and all(caption.shown(end) in told for end in (low, high))
+    places = sorted((begin, begin + text.width(label, 14)) for begin, label in labels)
+    assert places[0][0] >= 0 and places[-1][1] <= width
+    assert all(end < begin for (_, end), (begin, _) in pairwise(places))
