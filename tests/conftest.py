@@ -58,6 +58,8 @@ CLASSES = ("tabby", "Egyptian cat", "golden retriever", "red fox")
 
 # A package that loads models: small ones, broken ones, and that of the lesson.
 SOURCE = f"""
+import os
+import time
 import warnings
 from camkit import LoadedModel, ModelSource, Preprocess
 from camkit.errors import ModelError
@@ -99,6 +101,8 @@ class Tiny(ModelSource):
         names = CLASSES[:3] if reference == "miscounted" else CLASSES
         if reference == "many":
             net.fc, names = nn.Linear(8, 12), tuple(f"breed {{i}}" for i in range(12))
+        if pause := float(os.environ.get("TINY_PAUSE", 0)):  # of each forward: so that a run lasts
+            net.register_forward_pre_hook(lambda *_: time.sleep(pause))
         return LoadedModel(net.eval(), names, Preprocess(size=(32, 32)), name=f"tiny:{{reference}}")
 
     def names(self):

@@ -24,6 +24,7 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 from camkit.cli import cli
 from camkit.cli.console import Report
 from camkit.explaining import manifest, run_page, stored_maps
+from camkit.explaining.output import Output
 
 resource: Any = pytest.importorskip("resource", reason="limits and signals are those of POSIX")
 pytestmark = pytest.mark.usefixtures("here")
@@ -243,8 +244,12 @@ MANY = ("photos", "--model", "tiny:net", "--batch-size", "2")
 
 
 def running(site: Path, *arguments: str, out: str = "out") -> subprocess.Popen[bytes]:
-    """`camkit explain` on many photographs, in a process group of its own as in a terminal."""
-    return process("explain", *MANY, "--out", out, *arguments, path=[site], start_new_session=True)
+    """`camkit explain` on many photographs, slowly, in a process group of its own as in a terminal."""
+    os.environ["TINY_PAUSE"] = "0.03"
+    try:
+        return process("explain", *MANY, "--out", out, *arguments, path=[site], start_new_session=True)
+    finally:
+        del os.environ["TINY_PAUSE"]
 
 
 def wait_for(count: int, child: subprocess.Popen[bytes], out: str = "out") -> None:
@@ -313,7 +318,8 @@ def test_ctrl_c_finishes_what_was_begun_and_says_so(site: Path) -> None:
 def test_ctrl_c_again_stops_at_once_while_the_page_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
     if threading.current_thread() is not threading.main_thread():
         pytest.skip("signals go to the main thread")
-    photos(60)  # so many that the first are told before the last are begun
+    photos(70)  # more than may wait to be written: the first are told before the last are begun
+    monkeypatch.setattr(Output, "_is_time", lambda _: True)
     printed = Report.written
 
     class Stopped(BaseException):
