@@ -223,7 +223,8 @@ def _tells(features: Tensor, gradient: Tensor) -> bool:
     """Whether maps from these say something: not zero, not only rounding noise, not the score itself."""
     if not gradient.any():
         return False
-    if bool((formulas.remainder(formulas.hirescam, features, gradient[None]) < BLIND).all()):
+    maps = formulas.hirescam(features, gradient[None])
+    if bool((formulas.remainder(maps, formulas.hirescam, features, gradient[None]) < BLIND).all()):
         return False
     # A score that looks at a single channel is that channel: the layer holds the scores, as in a
     # segmentation.

@@ -140,25 +140,31 @@ NOISY = (
 SAMPLE = 1024  # positions whose terms are looked at
 
 
-def remainder(formula: Callable[[Tensor, Tensor], Tensor], features: Tensor, gradients: Tensor) -> Tensor:
-    """What is left of the terms of a map where they cancel, `[B]`: of the first of the T classes.
+def remainder(maps: Tensor, formula: Callable[..., Tensor], features: Tensor, gradients: Tensor) -> Tensor:
+    """What is left of the terms of maps where they cancel, `[B]`: of the first of the T classes.
 
-    Its largest value, relative to the map that the formula makes of the absolute features and gradients; 0
-    where there are none. A LayerNorm over the channels right behind a layer makes `sum_k G_k A_k` zero at
-    every position, since the score does not change with the scale of a position.
+    The largest value of `maps`, which `formula` made of features and gradients, relative to that of their
+    absolute values; 0 where there are none. A LayerNorm over the channels right behind a layer makes
+    `sum_k G_k A_k` zero at every position, since the score does not change with the scale of a position.
     """
-    gradients = gradients[:1]
+    largest, terms = _extent(maps, formula, features, gradients)
+    return torch.where(terms == 0, 0.0, largest / terms)
+
+
+def is_noise(maps: Tensor, formula: Callable[..., Tensor], features: Tensor, gradients: Tensor) -> Tensor:
+    """For each image whether its map is not zero, but only rounding noise, bool `[B]`."""
+    largest, terms = _extent(maps, formula, features, gradients)
+    return (largest > 0) & (largest <= terms * (NOISE[features.dtype] * torch.finfo(features.dtype).eps))
+
+
+def _extent(
+    maps: Tensor, formula: Callable[..., Tensor], features: Tensor, gradients: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The largest absolute value of each map, and that of some of the sums of absolute terms, both `[B]`."""
     step = max(1, round((prod(features.shape[2:]) / SAMPLE) ** (1 / (features.ndim - 2))))
     some: Any = (..., *[slice(None, None, step)] * (features.ndim - 2))
-    found = formula(features, gradients).flatten(1).abs().amax(1)
-    terms = formula(features[some].abs(), gradients[some].abs()).flatten(1).amax(1)
-    return torch.where(terms == 0, 0.0, found / terms)
-
-
-def is_noise(formula: Callable[[Tensor, Tensor], Tensor], features: Tensor, gradients: Tensor) -> Tensor:
-    """For each image whether its map is not zero, but only rounding noise, bool `[B]`."""
-    left = remainder(formula, features, gradients)
-    return (left > 0) & (left <= NOISE[features.dtype] * torch.finfo(features.dtype).eps)
+    terms = formula(features[some].abs(), gradients[:1][some].abs())
+    return maps[:, 0].abs().flatten(1).amax(1), terms.flatten(1).amax(1)
 
 
 # --- perturbation: weights from scores of other features or inputs --------------------------------

@@ -81,7 +81,9 @@ class StandIn(nn.Module):
 
         gradients: of the scores with respect to `features`.
         """
-        noise = formulas.is_noise(formulas.hirescam, self.features.detach(), gradients.detach()[None])
+        features, slopes = self.features.detach(), gradients.detach()[None]
+        maps = formulas.hirescam(features, slopes)
+        noise = formulas.is_noise(maps, formulas.hirescam, features, slopes)
         self._query.remark(noise, formulas.NOISY)
 
     def _scale(self, like: Tensor) -> float:

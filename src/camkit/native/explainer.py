@@ -149,10 +149,11 @@ class _Run:
                 for (method, layer), formula in formulas.items():
                     kept, gradient = self.captured[layer], gradients[layers.index(layer)]
                     slopes = kept.layout.to_map(gradient)
+                    maps = formula(kept.features, slopes)
                     if not pieces[method, layer] and method not in UNDOUBTED:
-                        noise = cams.is_noise(formula, kept.features, slopes)
+                        noise = cams.is_noise(maps, formula, kept.features, slopes)
                         self.sweep.remark(method, layer, noise, cams.NOISY)
-                    pieces[method, layer].append(formula(kept.features, slopes))
+                    pieces[method, layer].append(maps)
         return {key: torch.cat(parts, dim=1) for key, parts in pieces.items()}
 
     def _gradients(
