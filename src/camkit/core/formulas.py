@@ -160,7 +160,7 @@ def is_noise(maps: Tensor, formula: Callable[..., Tensor], features: Tensor, gra
 def _extent(
     maps: Tensor, formula: Callable[..., Tensor], features: Tensor, gradients: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """The largest absolute value of each map, and that of some of the sums of absolute terms, both `[B]`."""
+    """The largest absolute value of each map, and of some of its sums of absolute terms, both `[B]`."""
     step = max(1, round((prod(features.shape[2:]) / SAMPLE) ** (1 / (features.ndim - 2))))
     some: Any = (..., *[slice(None, None, step)] * (features.ndim - 2))
     terms = formula(features[some].abs(), gradients[:1][some].abs())
