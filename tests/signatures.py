@@ -12,6 +12,7 @@ import random
 import sys
 import time
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import groupby
@@ -22,10 +23,13 @@ import torch
 from torch import Tensor, nn
 
 from camkit.errors import ModelError
+from camkit.images.preprocess import IMAGENET_MEAN, IMAGENET_STD
 from camkit.models import recognition, signatures
 from camkit.models.checkpoint import Checkpoint
+from camkit.models.facts import assumed
 from camkit.models.fastai import FastaiSource
 from camkit.models.signatures import Signature
+from camkit.registry import loading
 
 LARGE = 700_000_000  # parameters, from which on a network is not run
 
@@ -132,13 +136,33 @@ def _equal(one: Tensor | None, other: Tensor) -> bool:
     return bool((one - other).abs().max() <= 1e-5 * other.abs().max())
 
 
+def shown(name: str) -> str:
+    """What its library shows an architecture, for people."""
+    scheme, _, own = name.partition(":")
+    source: Any = loading.make("model", scheme)
+    try:
+        preprocess = source.preprocess({"source": scheme, "name": own})
+    except ModelError:
+        return ""
+    usual = (preprocess.mean, preprocess.std) == (IMAGENET_MEAN, IMAGENET_STD)
+    parts = assumed(preprocess, ["mean", "std"] if usual else []).removeprefix("assumed: ")
+    return f"{parts.partition(' (')[0]}, {preprocess.interpolation}"
+
+
+def with_shown(rows: Sequence[Signature]) -> list[Signature]:
+    """The rows, with what those are shown that compute the same as others."""
+    kinds = Counter(row.same_as for row in rows)
+    return [replace(row, shown=shown(row.name)) if kinds[row.same_as] > 1 else row for row in rows]
+
+
 def write(rows: Sequence[Signature]) -> None:
     """The table, in the order of `rows`."""
-    lines = ["name\theads\tbody\thead\tpositions\tsame_as\tpublished"]
+    lines = ["name\theads\tbody\thead\tpositions\tsame_as\tpublished\tshown"]
     for r in rows:
         alike = "" if r.same_as == r.name else r.same_as
-        shown = "yes" if r.published else "no"
-        lines.append("\t".join([r.name, ",".join(r.heads), r.body, r.head, r.positions, alike, shown]))
+        published = "yes" if r.published else "no"
+        known = [r.name, ",".join(r.heads), r.body, r.head, r.positions, alike, published, r.shown]
+        lines.append("\t".join(known))
     signatures.TABLE.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
@@ -156,7 +180,7 @@ def table() -> None:
             rows[place[found.name]] = found
         if number % 50 == 0:
             print(number, file=sys.stderr)
-    write(rows)
+    write(with_shown(rows))
 
 
 # --- how many are recognised ------------------------------------------------------------------------

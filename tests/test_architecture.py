@@ -44,6 +44,7 @@ OWNERS = {
     "safetensors": {"models"},
     "pebble": {"images.workers"},
     "platformdirs": {"native.cache"},
+    "yaml": {"models.labels"},
     "scipy": {"bench.statistics"},
     "filelock": {"explaining.manifest"},
     "pyarrow": {"explaining.parquet"},

@@ -288,7 +288,15 @@ def test_nothing_is_lost_and_nothing_done_twice_when_the_run_is_killed(site: Pat
     assert kept.items() <= files.items()
 
 
+def skip_without_ctrl_c() -> None:
+    if threading.current_thread() is not threading.main_thread():
+        pytest.skip("signals go to the main thread")
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        pytest.skip("Ctrl-C is ignored, as it is in what a shell runs in the background")
+
+
 def test_ctrl_c_finishes_what_was_begun_and_says_so(site: Path) -> None:
+    skip_without_ctrl_c()
     photos(250)  # more than may wait to be written
     child = running(site, "--json")
     assert child.stdout and Path("out", json.loads(child.stdout.readline())["map_file"]).is_file()
@@ -316,8 +324,7 @@ def test_ctrl_c_finishes_what_was_begun_and_says_so(site: Path) -> None:
 
 
 def test_ctrl_c_again_stops_at_once_while_the_page_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
-    if threading.current_thread() is not threading.main_thread():
-        pytest.skip("signals go to the main thread")
+    skip_without_ctrl_c()
     photos(70)  # more than may wait to be written: the first are told before the last are begun
     monkeypatch.setattr(Output, "_is_time", lambda _: True)
     printed = Report.written
@@ -347,8 +354,7 @@ def test_ctrl_c_again_stops_at_once_while_the_page_is_written(monkeypatch: pytes
 
 
 def test_ctrl_c_while_pictures_are_drawn_on_one_scale_has_a_page(monkeypatch: pytest.MonkeyPatch) -> None:
-    if threading.current_thread() is not threading.main_thread():
-        pytest.skip("signals go to the main thread")
+    skip_without_ctrl_c()
     photos(5)
     printed = Report.drawn
 

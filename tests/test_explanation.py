@@ -16,6 +16,7 @@ from torch import Tensor, nn
 import camkit
 from camkit.contracts.model import LoadedModel
 from camkit.errors import ImageError, MapError, ModelError, TargetError, UsageError
+from camkit.explaining import embedding, repeating, stored_maps
 from camkit.explaining.explanation import Explanation
 from camkit.explaining.pipeline import stream
 from camkit.explaining.plan import make_backends, plan
@@ -276,6 +277,24 @@ def test_pictures_for_files_and_notebooks(colours: LoadedModel, tmp_path: Path) 
         assert saved.width == 320 and saved.height > 256  # tiny, so enlarged, and with a caption
     assert result._repr_png_().startswith(b"\x89PNG")
     assert "<figcaption>" in result._repr_html_() and "red" in result._repr_html_()
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".jpeg", ".webp"])
+def test_a_saved_picture_tells_how_it_was_made(colours: LoadedModel, tmp_path: Path, suffix: str) -> None:
+    image = tmp_path / "photo.png"
+    picture("red", "top left").save(image)
+    result = camkit.explain(colours, image, target="red")
+    result.save(tmp_path / f"out{suffix}", look="spotlight", relu=True)
+    (line,) = embedding.read(tmp_path / f"out{suffix}")
+    assert (line["class_name"], line["map_shape"]) == ("red", list(result.map.shape))
+    assert line["map_sha256"] == stored_maps.map_digest(result.map.numpy())
+    assert line["full_scale"] == pytest.approx(float(result.map.max()))
+    told = repeating.command([line])
+    assert f"{image} --model MODEL" in told and told.endswith("--look spotlight --relu")
+    assert "of Python" in str(repeating.lacks(line))  # the model is an object
+    result.save(tmp_path / "out.bmp")
+    with pytest.raises(UsageError, match="no suffix"):
+        result.save(tmp_path / "out")
 
 
 def test_class_names_are_escaped_in_notebooks(colours: LoadedModel) -> None:

@@ -22,7 +22,8 @@ from torchvision import transforms
 
 import camkit
 from camkit.cli import cli
-from camkit.errors import CamkitError, ModelError, UsageError
+from camkit.errors import CamkitError, MapError, ModelError, UsageError
+from camkit.images import decoding
 from camkit.images.preprocess import Preprocess
 from camkit.models import heads, labels, signatures
 from camkit.models.checkpoint import read_checkpoint
@@ -272,6 +273,9 @@ BESIDE = {
     "config.json": '{"model_type": "x", "id2label": {"0": "cat", "1": "dog", "2": "newt"}}',
     "classes.csv": "index,name\n1,dog\n0,cat\n2,newt\n",
     "labels.csv": "1,dog\n0,cat\n2,newt\n",
+    "labels.txt": "cat, dog, newt\n",
+    "class_names.txt": "dog: 1\ncat: 0\nnewt: 2\n",
+    "label_map.txt": "2\tdog\n1\tcat\n3\tnewt\n",
 }
 
 
@@ -282,7 +286,7 @@ def test_a_file_beside_it_names_its_classes(name: str, resnet: Any, tmp_path: Pa
     model = camkit.load_model(path, device="cpu")
     assert model.classes == PETS
     assert name in model.notes["classes"]
-    (tmp_path / name).write_text("cat\ndog\n" if name.endswith("txt") else '["cat", "dog"]')
+    (tmp_path / name).write_text("grade 1\ngrade 0\n" if name.endswith("txt") else '["cat", "dog"]')
     model = camkit.load_model(path, device="cpu")
     assert model.classes == labels.numbered(3)
 
@@ -291,6 +295,13 @@ def test_names_in_every_form(tmp_path: Path) -> None:
     for name, text in BESIDE.items():
         (tmp_path / name).write_text(text)
         assert labels.parse(str(tmp_path / name)) == PETS
+    (tmp_path / "data.yaml").write_text("path: ../pets\nnc: 3\nnames:\n  0: cat\n  1: dog\n  2: newt\n")
+    assert labels.parse(str(tmp_path / "data.yaml")) == PETS
+    (tmp_path / "data.yaml").write_text("names: [cat, ")
+    with pytest.raises(ModelError, match=r"data\.yaml cannot be read"):
+        labels.parse(str(tmp_path / "data.yaml"))
+    (tmp_path / "grades.txt").write_text("grade 1\ngrade 0\n")  # names, which no number orders
+    assert labels.parse(str(tmp_path / "grades.txt")) == ("grade 1", "grade 0")
     assert labels.parse("cat, dog,newt") == PETS
     for folder in (*PETS, ".git"):
         (tmp_path / "data" / folder).mkdir(parents=True)
@@ -298,6 +309,114 @@ def test_names_in_every_form(tmp_path: Path) -> None:
     for wrong in ("cat,cat", "nowhere.txt", "a,\x1b[31m", ""):
         with pytest.raises(ModelError):
             labels.parse(wrong)
+
+
+HALVES, QUARTERS = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
+SAID: dict[str, dict[str, Any]] = {
+    "numbers": {"hyper_parameters": {"img_size": 96, "mean": [0.5] * 3, "std": [0.25] * 3}},
+    "tensors and a shape": {
+        **{"mean": torch.full((3,), 0.5), "std": torch.full((3,), 0.25), "input_size": (3, 96, 96)},
+    },
+    "a namespace": {"args": argparse.Namespace(img_size=[96, 96], mean=HALVES, std=QUARTERS)},
+}
+
+
+@pytest.mark.parametrize("kind", SAID)
+def test_the_file_says_what_the_model_is_shown(kind: str, resnet: Any, tmp_path: Path) -> None:
+    path = saved({"state_dict": resnet.state_dict(), **SAID[kind]}, tmp_path / "m.pth")
+    model = camkit.load_model(path, device="cpu")
+    shown = model.preprocess
+    assert (shown.size, shown.resize, shown.mean, shown.std) == ((96, 96), 110, HALVES, QUARTERS)
+    assert model.notes["mean"] == "its mean is 0.5,0.5,0.5" and "96 x 96" in model.notes["size"]
+    assert model.notes["shown"].startswith("assumed: cut out of 110 (")
+    said = camkit.load_model(path, device="cpu", mean=(0.1, 0.1, 0.1))
+    assert said.preprocess.mean == (0.1, 0.1, 0.1) and "mean" not in said.notes
+    assert (said.preprocess.std, said.preprocess.size) == (QUARTERS, (96, 96))
+
+
+def test_a_processor_beside_the_file_says_what_the_model_is_shown(resnet: Any, tmp_path: Path) -> None:
+    path = saved(resnet.state_dict(), tmp_path / "m.pth")
+    table = {
+        "crop_size": {"height": 96, "width": 128},
+        "size": {"shortest_edge": 150},
+        "image_mean": HALVES,
+    }
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(table))
+    model = camkit.load_model(path, device="cpu")
+    assert (model.preprocess.size, model.preprocess.mean) == ((96, 128), HALVES)
+    assert "preprocessor_config.json" in model.notes["size"] and "std 0.229" in model.notes["shown"]
+    (tmp_path / "preprocessor_config.json").write_text('{"crop_size": ')
+    assert camkit.load_model(path, device="cpu").preprocess.size == (224, 224)
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"mean": [127.0] * 3, "std": [60.0] * 3, "img_size": 5000},
+        {"mean": [0.5], "std": [0.0] * 3, "img_size": "large"},
+        {"mean": [float("nan")] * 3, "std": None, "img_size": (1, 2, 3, 4)},
+        {"mean": [True] * 3, "std": "0.5", "img_size": {"height": 96}},
+    ],
+)
+def test_what_cannot_be_meant_is_not_taken(said: dict[str, Any], resnet: Any, tmp_path: Path) -> None:
+    path = saved({"state_dict": resnet.state_dict(), **said}, tmp_path / "m.pth")
+    model = camkit.load_model(path, device="cpu")
+    assert (model.preprocess.size, model.preprocess.mean) == ((224, 224), Preprocess().mean)
+    assert "mean 0.485" in model.notes["shown"]
+
+
+def test_four_channels_need_nothing_more_if_the_file_says_it(tmp_path: Path) -> None:
+    module = tv()
+    module.conv1 = nn.Conv2d(4, 64, 7, 2, 3, bias=False)
+    path = saved({"model": module.state_dict(), "mean": [0.5] * 4, "std": [0.2] * 4}, tmp_path / "m.pth")
+    assert camkit.load_model(path, device="cpu").preprocess.mean == (0.5,) * 4
+    path = saved({"model": module.state_dict(), "mean": [0.5] * 4, "img_size": 96}, tmp_path / "m.pth")
+    with pytest.raises(ModelError, match="--mean and --std"):
+        camkit.load_model(path, device="cpu")
+
+
+def test_the_size_of_positions_is_not_another_one(tmp_path: Path) -> None:
+    state = timm.create_model("test_vit", num_classes=3).state_dict()
+    path = saved({"state_dict": state, "img_size": 96, "mean": [0.1] * 3}, tmp_path / "m.pth")
+    shown = camkit.load_model(path, device="cpu").preprocess
+    assert (shown.size, shown.mean) == ((160, 160), (0.1, 0.1, 0.1))
+
+
+def test_it_is_told_how_a_twin_prepares_photographs(resnet: Any, tmp_path: Path) -> None:
+    model = camkit.load_model(saved(resnet.state_dict(), tmp_path / "m.pth"), device="cpu")
+    assert "(or timm:resnet18, which is shown 224 x 224 out of 235, bicubic: --arch)" in model.note
+
+
+STAND_INS = {
+    "a pointer": (b"version https://git-lfs.github.com/spec/v1\noid sha256:12\nsize 3\n", "git lfs pull"),
+    "a page": (b"\xef\xbb\xbf\n<!DOCTYPE html><html><body>Not found</body></html>", "download it again"),
+}
+
+
+@pytest.mark.parametrize("kind", STAND_INS)
+@pytest.mark.parametrize("name", ["m.pth", "m.safetensors", "m.pkl", "p.jpg"])
+def test_what_only_stands_for_a_file_is_told(kind: str, name: str, tmp_path: Path) -> None:
+    data, way = STAND_INS[kind]
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(CamkitError, match=way):
+        if name.endswith("jpg"):
+            decoding.load(tmp_path / name)
+        else:
+            camkit.load_model(tmp_path / name, device="cpu", trust_pickle=name.endswith("pkl"))
+
+
+def test_weights_that_are_no_numbers_are_named(resnet: Any, tmp_path: Path) -> None:
+    state = {name: tensor.clone() for name, tensor in resnet.state_dict().items()}
+    state["layer3.0.conv1.weight"][3, 2, 1, 1] = float("nan")  # the fault of a single value
+    model = camkit.load_model(saved(state, tmp_path / "m.pth"), device="cpu", classes=PETS)
+    with pytest.raises(MapError, match=r"layer3\.0\.conv1\.weight \(1 of 294,912 values\)"):
+        camkit.explain(model, np.zeros((64, 64, 3), np.uint8))
+
+
+def test_a_file_without_its_head_is_told(resnet: Any, tmp_path: Path) -> None:
+    state = {name: tensor for name, tensor in resnet.state_dict().items() if not name.startswith("fc")}
+    with pytest.raises(ModelError, match=r"has no head \(fc is not there\)"):
+        camkit.load_model(saved(state, tmp_path / "m.pth"), device="cpu")
 
 
 OTHERS = {
@@ -441,12 +560,14 @@ SAMPLE = [
 
 @pytest.mark.parametrize("name", SAMPLE)
 def test_the_table_of_architectures_is_that_of_the_libraries(name: str) -> None:
-    from tests.signatures import row
+    from tests.signatures import row, shown
 
     known = next(one for one in signatures.table() if one.name == name)
     made = row(name)
     assert made is not None
     assert (made.body, made.head, made.heads) == (known.body, known.head, known.heads)
+    if known.shown:
+        assert known.shown == shown(name)
 
 
 # --- from the command line --------------------------------------------------------------------------
@@ -499,6 +620,16 @@ def small():
     layers = torch.nn.Conv2d(3, 4, 8, 8), torch.nn.Flatten(), torch.nn.Linear(4 * 8 * 8, 3)
     return torch.nn.Sequential(*layers)
 
+def lost():
+    return torch.load("nowhere.pth")
+
+class Table(torch.nn.Linear):
+    def forward(self, x):
+        return {"logits": super().forward(x.mean((2, 3))), "more": x}
+
+def table():
+    return Table(3, 2)
+
 number = 3
 """
 
@@ -514,6 +645,9 @@ def test_a_function_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         "my_network_of_camkit.py:fails": "line 8",
         "my_network_of_camkit.py:number": "int",
         "my_network_of_camkit.py:bild": "build",
+        "my_network_of_camkit.py": r"which function.*my_network_of_camkit\.py:build",
+        "my_network_of_camkit.py:lost": r"nowhere\.pth",
+        "my_network_of_camkit.py:table": r"a dict \(logits, more\).*output='logits'",
         "nowhere.py:build": r"nowhere\.py",
     }
     for spec, text in refused.items():

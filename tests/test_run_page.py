@@ -20,7 +20,7 @@ from tests.test_cli import camkit_, explain, lines, photo
 
 from camkit.core.class_names import said_by_name
 from camkit.explaining import manifest, run_page, thumbnails
-from camkit.explaining.manifest_lines import border_share
+from camkit.explaining.map_facts import border_share
 from camkit.explaining.repeating import command
 
 pytestmark = pytest.mark.usefixtures("here")

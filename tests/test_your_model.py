@@ -209,6 +209,16 @@ WAYS: dict[str, Callable[[Ways], Any]] = {
     "classes in the head of a safetensors file": lambda w: w.safetensors(class_names=json.dumps(NAMES)),
     "`classes.txt` beside the file": lambda w: w.beside("classes.txt", "cat\ndog\nnewt\n"),
     "`labels.json` beside the file": lambda w: w.beside("labels.json", '["cat", "dog", "newt"]'),
+    "`data.yaml` of ultralytics, names of classes": lambda w: (
+        *w.beside("data.yaml", "nc: 3\nnames: [cat, dog, newt]\n"),
+        {"classes": "data.yaml"},
+    ),
+    "`img_size`, `mean` and `std` in the checkpoint": lambda w: w.wrapped(
+        lambda s: {"model": s, "img_size": 160, "mean": [0.5] * 3, "std": [0.5] * 3}
+    ),
+    "`preprocessor_config.json` beside the file": lambda w: w.beside(
+        "preprocessor_config.json", '{"crop_size": 160, "image_mean": [0.5, 0.5, 0.5]}'
+    ),
     "a new head: Linear": lambda w: w.headed(nn.Linear(512, 3)),
     "a new head: Dropout, Linear": lambda w: w.headed(nn.Dropout(), nn.Linear(512, 3)),
     "a new head: two Linear": lambda w: w.headed(nn.Linear(512, 9), nn.ReLU(), nn.Linear(9, 3)),

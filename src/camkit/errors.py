@@ -160,5 +160,7 @@ def reason(error: BaseException) -> str:
 def typed_reason(error: BaseException) -> str:
     """`reason` after the class of the error: for messages that were not written for users."""
     said = reason(error)
+    if isinstance(error, OSError) and error.filename is not None:
+        said = f"{said}: {error.filename}"
     name = type(error).__name__
     return name if said == name else f"{name}: {said}"

@@ -239,6 +239,20 @@ def read_regular(path: str | os.PathLike[str], limit: int) -> bytes:
         return file.read(size)
 
 
+# What may lie in the place of a file that was not really downloaded, by how it begins.
+_STAND_INS = {
+    b"version https://git-lfs": "a pointer of Git LFS, not the file itself: `git lfs pull` fetches that",
+    b"<!doctype html": "a web page, not the file itself: download it again",
+    b"<html": "a web page, not the file itself: download it again",
+}
+
+
+def stand_in(data: bytes) -> str:
+    """What bytes are that only stand for a file, told by their start; "" for any other."""
+    start = data[:100].removeprefix(b"\xef\xbb\xbf").lstrip().lower()
+    return next((what for begin, what in _STAND_INS.items() if start.startswith(begin)), "")
+
+
 def pieces(path: str | os.PathLike[str], limit: int) -> Iterator[bytes]:
     """The contents of a regular file in pieces, as `opened`."""
     with opened(path, limit) as (file, left):

@@ -441,7 +441,18 @@ def test_saved_networks_are_shown_what_fastai_shows_them(toys: Path, source: str
             vision._timm_norm(data, body.model.default_cfg, pretrained=True)
         found = usual_view(body, {"backbone": {"source": source, "name": name}})
         assert [*found.mean, *found.std] == pytest.approx(normalised(data), abs=1e-6), name
+        assert (found.fit, found.resize) == ("crop-first", None), name  # as `Resize` does
         assert found.size == ({"test_vit": 160, "vit_tiny_patch16_384": 384}.get(name, 224),) * 2
+
+
+def test_saved_networks_are_shown_what_the_usual_resize_shows(toys: Path, photos: list[Path]) -> None:
+    data = fastai.ImageDataLoaders.from_folder(
+        toys, valid_pct=0.3, item_tfms=RESIZE(224), batch_tfms=[STATS], num_workers=0, bs=4
+    )
+    batch = data.test_dl(photos, num_workers=0, bs=len(photos)).one_batch()[0].as_subclass(Tensor)
+    usual = usual_view(nn.Identity(), {"backbone": {"source": "torchvision", "name": "resnet18"}})
+    views = [usual.view(decoding.load(path).image) for path in photos]
+    torch.testing.assert_close(usual.batch(views), batch, atol=1e-5, rtol=0)
 
 
 # --- classes --------------------------------------------------------------------------------------

@@ -28,8 +28,8 @@ OPTIONS = {
     ),
     "fit": click.option(
         "--fit",
-        type=click.Choice(["crop", "squash", "pad"]),
-        help="How a photograph gets the proportions of --size.",
+        type=click.Choice(["crop", "crop-first", "squash", "pad"]),
+        help="How a photograph gets the proportions of --size; fastai's Resize is crop-first.",
     ),
     "mean": click.option("--mean", metavar="R,G,B", help="Subtracted from values in [0, 1]."),
     "std": click.option("--std", metavar="R,G,B", help="What these are divided by."),

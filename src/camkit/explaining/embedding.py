@@ -52,6 +52,7 @@ ENCODINGS: dict[ImageFormat, Encoding] = {
     "jpeg": Encoding(".jpg", {"format": "JPEG", "quality": 90, "subsampling": 0}),
     "webp": Encoding(".webp", {"format": "WEBP", "quality": 90}),
 }
+FORMATS: dict[str, ImageFormat] = {**{e.suffix: name for name, e in ENCODINGS.items()}, ".jpeg": "jpeg"}
 SUFFIXES = tuple(encoding.suffix for encoding in ENCODINGS.values())
 
 

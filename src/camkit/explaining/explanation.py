@@ -7,7 +7,7 @@ import html
 import io
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +18,14 @@ from camkit.contracts.model import LoadedModel
 from camkit.contracts.scores import THRESHOLD, ScoreKind, figure
 from camkit.core.class_names import said_by_name
 from camkit.drawing import overlay
-from camkit.drawing.evidence import Scale
+from camkit.drawing.evidence import Scale, scale_of
 from camkit.drawing.png import to_png
 from camkit.drawing.style import Style
 from camkit.errors import UsageError
-from camkit.explaining import captions
+from camkit.explaining import captions, embedding
+from camkit.explaining.manifest import FIELDS, Line
+from camkit.explaining.map_facts import measured, versions
+from camkit.explaining.naming import class_slugs, output_name, slug
 from camkit.files import write_whole
 from camkit.images import channels
 from camkit.images.decoding import Photo
@@ -141,13 +144,36 @@ class Explanation:
         }
 
     def save(self, path: str | os.PathLike[str], **look: Any) -> None:
-        """Write the overlay, whole or not at all; the suffix says the format."""
-        path, picture, buffer = Path(path), self.overlay(**look), io.BytesIO()
-        format = Image.registered_extensions().get(path.suffix.lower())
+        """Write the overlay, whole or not at all; the suffix says the format.
+
+        PNG, JPEG and WebP carry what `camkit show` tells. look: as of `overlay`.
+        """
+        path, style = Path(path), look.pop("style", None) or Style(**look)
+        suffix = path.suffix.lower()
+        format = Image.registered_extensions().get(suffix)
         if format not in Image.SAVE:
             raise UsageError(f"{path} has no suffix of a picture's format, such as .png")
-        picture.save(buffer, format)
-        write_whole(path, buffer.getvalue())
+        scale = scale_of([self.map], style)
+        picture = self.overlay(style=style, together=scale)
+        if (telling := embedding.FORMATS.get(suffix)) is not None:
+            data = embedding.encoded(picture, telling, [self._line(style, scale.high)])
+        else:
+            buffer = io.BytesIO()
+            picture.save(buffer, format)
+            data = buffer.getvalue()
+        write_whole(path, data)
+
+    def _line(self, style: Style, full: float) -> Line:
+        """What its picture carries; full: the value that has the strongest colour."""
+        index, known = self.class_index, class_slugs(tuple(self.model.classes))
+        key = [
+            slug(self.backend),
+            slug(self.method),
+            slug(self.class_name) if index is None else known[index],
+        ]
+        own = {"name": output_name(self.photo.name), "map_key": ".".join(key)}
+        drawn = {"picture": asdict(style), "full_scale": full}
+        return {**dict.fromkeys(FIELDS), **versions(), **self.facts(), **measured(self.map), **own, **drawn}
 
     def show(self, **look: Any) -> None:
         """Show the overlay: in a notebook below the cell, elsewhere in the system's viewer."""

@@ -13,11 +13,11 @@ import torch
 import camkit
 from camkit.core import devices
 from camkit.drawing.style import Style
-from camkit.explaining import stored_maps
 from camkit.explaining.captions import REMARKS
 from camkit.explaining.embedding import ImageFormat
 from camkit.explaining.explanation import Explanation
 from camkit.explaining.manifest import SCHEMA, Line
+from camkit.explaining.map_facts import versions
 from camkit.explaining.plan import Plan
 from camkit.images.workers import Failure
 from camkit.registry import discovery
@@ -28,14 +28,9 @@ Format = Literal["png", "npz", "parquet"]
 
 def facts(result: Explanation | Failure) -> dict[str, Any]:
     """The fields that a result brings, whatever is written of it."""
-    shared: dict[str, Any] = {
-        "schema": SCHEMA,
-        "camkit_version": camkit.__version__,
-        "torch_version": str(torch.__version__),
-    }
     if isinstance(result, Explanation):
-        return shared | result.facts()
-    return shared | {
+        return versions() | result.facts()
+    return versions() | {
         "image": result.source,
         "image_path": result.path,
         "image_name": result.path and result.name,
@@ -44,28 +39,6 @@ def facts(result: Explanation | Failure) -> dict[str, Any]:
         "error": str(result.error),
         "warnings": [],
     }
-
-
-def measured(map: torch.Tensor) -> dict[str, Any]:
-    """What the manifest tells of the values of a map."""
-    return {
-        "map_sha256": stored_maps.map_digest(map.numpy()),
-        "map_shape": list(map.shape),
-        "map_range": [float(map.min()), float(map.max())],
-        "border_share": border_share(map),
-    }
-
-
-def border_share(map: torch.Tensor) -> float | None:
-    """How much of the positive values of a map `[h, w]` lies in its outermost cells, 0 to 1.
-
-    `None` where no value is positive, or where there is no cell but these.
-    """
-    positive = map.double().clamp(min=0)
-    whole = float(positive.sum())
-    if min(map.shape) < 3 or whole <= 0:
-        return None
-    return round(1 - float(positive[1:-1, 1:-1].sum()) / whole, 4)
 
 
 def warnings(line: Line, remarks: Iterable[str]) -> list[str]:

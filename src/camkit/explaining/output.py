@@ -16,7 +16,8 @@ from camkit.explaining import manifest
 from camkit.explaining.embedding import ImageFormat
 from camkit.explaining.explanation import Explanation
 from camkit.explaining.manifest import FIELDS, Done, Line
-from camkit.explaining.manifest_lines import Format, Result, facts, measured
+from camkit.explaining.manifest_lines import Format, Result, facts
+from camkit.explaining.map_facts import measured
 from camkit.explaining.map_keys import Keys
 from camkit.explaining.naming import Names, output_name
 from camkit.explaining.object_seen import ObjectSeen, object_seen

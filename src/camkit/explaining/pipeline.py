@@ -25,6 +25,7 @@ from camkit.explaining.plan import Backend, Plan
 from camkit.explaining.prediction import Prediction, predictions
 from camkit.images.decoding import Photo
 from camkit.images.workers import Failure, ImageSource, read
+from camkit.models.weights import broken
 
 
 def stream(
@@ -205,7 +206,7 @@ def _results(
                     raise MapError("the model's score is NaN or infinite (try --dtype float32)")
             except MapError as error:
                 what = f"{'target' if function else 'class'} {name}"
-                text = f"{photo.source}: {backend.name} {method}, {what}: {error}"
+                text = f"{photo.source}: {backend.name} {method}, {what}: {_cause(error, model.module)}"
                 yield Failure(photo.source, MapError(text), position, photo.sha256, photo.name, photo.path)
                 continue
             doubts = [
@@ -233,3 +234,9 @@ def _results(
                 warnings=(*photo.warnings, *predicted.warnings, *doubts),
                 **fields,
             )
+
+
+def _cause(error: MapError, module: torch.nn.Module) -> str:
+    """Why a map is not finite: weights that are not, if there are such, as the map only shows that."""
+    weights = broken(module)
+    return f"the model's weights are NaN or infinite: {weights}" if weights else str(error)

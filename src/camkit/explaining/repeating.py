@@ -8,11 +8,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from camkit.drawing.style import Style
-from camkit.errors import PluginError
+from camkit.errors import CamkitError, PluginError
 from camkit.explaining.manifest import Line
 from camkit.explaining.map_keys import defaults
 from camkit.explaining.naming import slug
-from camkit.models import loading
+from camkit.models import loading, specs
 
 # Fields of a style with the option of each; those of a flag have none for their value.
 LOOK = {
@@ -72,7 +72,7 @@ def _class(line: Line) -> str:
 
 
 def _model(line: Line) -> list[str]:
-    spec = line["model_spec"] or str(line["model"])
+    spec = line["model_spec"] or (str(line["model"]) if _is_spec(line) else "MODEL")
     words = [] if spec == loading.DEFAULT else ["--model", spec]
     said = line["model_facts"] if isinstance(line["model_facts"], dict) else {}
     for name in FACTS:
@@ -86,9 +86,22 @@ def _model(line: Line) -> list[str]:
     return words
 
 
+def _is_spec(line: Line) -> bool:
+    """Whether the command line can have the model, which in Python may be any object."""
+    if line["model_spec"]:
+        return True
+    try:
+        specs.split(str(line["model"]))
+    except CamkitError:
+        return False
+    return True
+
+
 def lacks(line: Line) -> str | None:
     """What has to be said of the command, because it does not say it itself."""
     said: Mapping[str, Any] = line["model_facts"] if isinstance(line["model_facts"], dict) else {}
+    if not _is_spec(line):
+        return f"with the model, a {line['model']} of Python: its file, or FILE.py:FUNCTION that builds it"
     if "classes" in said and "--classes" not in _model(line):
         return "with --classes and the names of the classes, as then"
     return None

@@ -24,7 +24,8 @@ from camkit.explaining import parquet, stored_maps, thumbnails
 from camkit.explaining.embedding import ENCODINGS, ImageFormat, encoded
 from camkit.explaining.explanation import Explanation
 from camkit.explaining.manifest import Line, question
-from camkit.explaining.manifest_lines import Format, Result, measured, warnings
+from camkit.explaining.manifest_lines import Format, Result, warnings
+from camkit.explaining.map_facts import measured
 from camkit.explaining.map_keys import Keys
 from camkit.explaining.naming import MAP, Names, parts, picture_parts
 from camkit.explaining.parquet import Map

@@ -27,7 +27,7 @@ from PIL import (
 )
 
 from camkit.errors import ImageError, reason
-from camkit.files import read_regular, sha256
+from camkit.files import read_regular, sha256, stand_in
 from camkit.images import channels, inputs
 from camkit.images.finding import display
 
@@ -208,6 +208,8 @@ def _reading_errors(path: Path, name: str) -> Iterator[None]:
 def _decode(data: bytes, name: str, count: int) -> tuple[Image.Image, list[str]]:
     if not data:
         raise ImageError(f"{name} is empty (0 bytes)")
+    if what := stand_in(data):
+        raise ImageError(f"{name} is {what}")
     if data.startswith(ARRAY):
         with _decoding_errors(name):
             return _of_object(np.lib.format.read_array(io.BytesIO(data), allow_pickle=False), count, name)

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from camkit.errors import ModelError, ModelNotFound, typed_reason
-from camkit.files import is_file
+from camkit.files import is_file, stand_in
 from camkit.models import torch_file_check
 
 # Where a container keeps its weights, the better ones first: an average of the last steps is what is used.
@@ -94,6 +94,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
         raise ModelNotFound(f"there is no weights file {str(path)!r}")
     if path.suffix.lower() in OTHERS:
         raise ModelError(f"{path} is {OTHERS[path.suffix.lower()]}")
+    check_downloaded(path)
     content, metadata = _content(path)
     where, state = _unwrapped(content)
     if isinstance(state, Shell) and "_modules" in vars(state):
@@ -114,6 +115,13 @@ def read_checkpoint(path: Path) -> Checkpoint:
     check_claims(path, state)
     around = content if isinstance(content, Mapping) and where else metadata
     return Checkpoint(path, state, where, around)
+
+
+def check_downloaded(path: Path) -> None:
+    """`ModelError` for what only stands for a file of weights."""
+    with path.open("rb") as file:
+        if what := stand_in(file.read(100)):
+            raise ModelError(f"{path} is {what}")
 
 
 def _content(path: Path) -> tuple[Any, dict[str, Any]]:

@@ -143,7 +143,7 @@ class ModelFacts:
         preprocess, said = self.shown(model), self.said()
         notes = {name: text for name, text in model.notes.items() if name not in {*said, "drawn"}}
         if "shown" in notes or preprocess.channels != model.preprocess.channels:
-            notes["shown"] = assumed(preprocess, said)
+            notes["shown"] = assumed(preprocess, {*said, *notes})  # of what its file says there are notes
         if preprocess.photo_channels != 3:
             notes["drawn"] = channels.remark(preprocess.photo_channels)
         made = replace(
@@ -246,6 +246,7 @@ def assumed(preprocess: Preprocess, said: Collection[str] = ()) -> str:
     texts = {
         "size": f"{preprocess.size[0]} x {preprocess.size[1]}{resize}",
         **({"resize": f"cut{resize}"} if resize and "size" in said else {}),
+        **({"fit": "cut before it is resized"} if preprocess.fit == "crop-first" else {}),
         "mean": f"mean {','.join(f'{value:.3g}' for value in preprocess.mean)}",
         "std": f"std {','.join(f'{value:.3g}' for value in preprocess.std)}",
     }

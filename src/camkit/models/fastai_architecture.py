@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, cast
 
 import torch
@@ -77,20 +78,21 @@ def usual_size(body: nn.Module) -> int:
 def usual_view(body: nn.Module, architecture: Mapping[str, Any]) -> Preprocess:
     """What `vision_learner` shows a pretrained body where the user says nothing, but for the size.
 
-    It normalises by the statistics that timm has for a network, or by ImageNet's for those of torchvision
-    that it knows; else, and of other channels than three, values stay in [0, 1]. fastai v1, whose heads
-    have biases, did nothing by itself, and its lessons say ImageNet's.
+    `Resize` cuts a photograph first and resizes then. It normalises by the statistics that timm has for a
+    network, or by ImageNet's for those of torchvision that it knows; else, and of other channels than
+    three, values stay in [0, 1]. fastai v1, whose heads have biases, did nothing by itself, and its lessons
+    say ImageNet's.
     """
     backbone, size = architecture["backbone"], (usual_size(body),) * 2
     channels = backbone.get("channels", 3)
-    as_it_is = Preprocess(size=size, mean=(0.0,) * channels, std=(1.0,) * channels)
+    as_it_is = Preprocess(size=size, fit="crop-first", mean=(0.0,) * channels, std=(1.0,) * channels)
     if channels != 3:
         return as_it_is
     if isinstance(body, TimmBody):
         config = body.model.default_cfg
-        return Preprocess(size=size, mean=tuple(config["mean"]), std=tuple(config["std"]))
+        return replace(as_it_is, mean=tuple(config["mean"]), std=tuple(config["std"]))
     if architecture.get("bias") or NORMALISED.fullmatch(backbone["name"]):
-        return Preprocess(size=size, mean=IMAGENET_MEAN, std=IMAGENET_STD)
+        return replace(as_it_is, mean=IMAGENET_MEAN, std=IMAGENET_STD)
     return as_it_is
 
 

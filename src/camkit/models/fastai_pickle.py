@@ -20,7 +20,7 @@ import torch
 
 from camkit.errors import ModelError, ModelNotFound, typed_reason
 from camkit.files import is_file
-from camkit.models.checkpoint import Shell
+from camkit.models.checkpoint import Shell, check_downloaded
 
 _LEARNER = b"fastai.learner"  # the module that the pickle of a Learner names
 _MAX_PICKLE = 2**28  # bytes; the tensors lie elsewhere in the file
@@ -53,6 +53,7 @@ def read_learner(path: Path, *, trust: bool) -> Any:
     """
     if not is_file(path):
         raise ModelNotFound(f"there is no file {str(path)!r}")
+    check_downloaded(path)
     if not trust:
         raise ModelError(
             f"{path} is a pickle, which runs code when it is loaded: refused; --trust-pickle allows it, if "

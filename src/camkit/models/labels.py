@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -84,16 +85,46 @@ def of_folder(folder: Path) -> list[str]:
 
 
 def of_file(path: Path) -> Iterable[Any] | None:
-    """The classes of a file: JSON, CSV, or one in each line. Raises `ModelError` if it cannot be read."""
+    """The classes of a file: JSON, YAML, CSV, or one in each line. `ModelError` if it cannot be read."""
     try:
         text = read_regular(path, MAX_FILE).decode("utf-8-sig")
         if path.suffix.lower() == ".json":
             return of_value(json.loads(text))
+        if path.suffix.lower() in (".yaml", ".yml"):  # such as `data.yaml` of ultralytics
+            import yaml
+
+            try:
+                return of_value(yaml.safe_load(text))
+            except yaml.YAMLError as error:
+                raise ValueError(str(error).splitlines()[0]) from None
     except (OSError, ValueError, RecursionError) as error:
         raise ModelError(f"{path} cannot be read: {reason(error)}") from None
     if path.suffix.lower() in (".csv", ".tsv"):
         return _of_table(text, "\t" if path.suffix.lower() == ".tsv" else ",")
-    return [line.strip() for line in text.splitlines() if line.strip()]
+    return _of_lines([line.strip() for line in text.splitlines() if line.strip()])
+
+
+# `pug: 0`, `0 pug`, `0: pug`, `0<tab>pug`, `pug,0`.
+_NUMBERED = re.compile(r"(?P<index>\d{1,6})(?:\s*[:,;=]\s*|\s+)(?P<name>.+)")
+_WITH_NUMBER = re.compile(r"(?P<name>.+?)(?:\s*[:,;=]\s*|\s+)(?P<index>\d{1,6})")
+
+
+def _of_lines(lines: list[str]) -> list[str]:
+    """A name in each line, perhaps with the numbers from 0 or 1 on that order them; or all in one line."""
+    for pattern in (_NUMBERED, _WITH_NUMBER):
+        found = [pattern.fullmatch(line) for line in lines]
+        named = {int(one["index"]): one["name"].strip() for one in found if one}
+        numbers = sorted(named)
+        counted = len(numbers) == len(lines) and numbers in (
+            list(range(len(lines))),
+            list(range(1, len(lines) + 1)),
+        )
+        # `grade 1` and `grade 2` are names.
+        if counted and len(set(named.values())) == len(lines):
+            return [named[number] for number in numbers]
+    if len(lines) == 1 and "," in lines[0]:
+        return [name.strip() for name in lines[0].split(",")]
+    return lines
 
 
 def of_value(value: Any) -> tuple[str, ...] | None:

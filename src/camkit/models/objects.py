@@ -188,6 +188,18 @@ def _own_classes(module: nn.Module) -> tuple[str, ...]:
     return ()
 
 
+def _kind(returned: Any) -> str:
+    """What is no scores, and how to say which part of it are."""
+    if isinstance(returned, torch.Tensor):
+        return f"{list(returned.shape)}, not scores [B, n]: say output= with a function that takes them out"
+    key: Any = next(iter(returned), "KEY") if isinstance(returned, dict) else 0
+    parts = f" ({', '.join(map(str, list(returned)[:5]))})" if isinstance(returned, dict) else ""
+    return (
+        f"a {type(returned).__name__}{parts}, not scores [B, n]: say output={key!r}, or whichever it is, "
+        f"to camkit.load_model; a function of FILE.py returns camkit.load_model(module, output={key!r})"
+    )
+
+
 def _count(model: LoadedModel) -> int:
     """How many scores the model returns."""
     module = classifier(model)
@@ -204,8 +216,7 @@ def _count(model: LoadedModel) -> int:
             f"camkit.load_model; --size, --channels): {typed_reason(error)}"
         ) from None
     if not isinstance(scores, torch.Tensor) or scores.ndim != 2:
-        kind = list(scores.shape) if isinstance(scores, torch.Tensor) else type(scores).__name__
-        raise ModelError(f"{model.name} returns {kind}, not scores [B, n]: say output=")
+        raise ModelError(f"{model.name} returns {_kind(scores)}")
     return int(scores.shape[1])
 
 

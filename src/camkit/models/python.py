@@ -5,6 +5,7 @@ Code runs here because the user names it; nothing else, such as the manifest of 
 
 from __future__ import annotations
 
+import ast
 import importlib
 import importlib.util
 import sys
@@ -17,9 +18,11 @@ from torch import nn
 
 from camkit.contracts.model import LoadedModel, ModelSource
 from camkit.errors import CamkitError, ModelError, ModelNotFound, closest, typed_reason
-from camkit.files import is_file
+from camkit.files import is_file, read_regular
 from camkit.models.objects import from_object
 from camkit.models.specs import FUNCTION
+
+MAX_FILE = 2**22  # bytes of a file that is looked into
 
 
 class PythonSource(ModelSource):
@@ -31,7 +34,8 @@ class PythonSource(ModelSource):
         """What the function returns: a module, or a `LoadedModel`. Its errors are told with the line."""
         found = FUNCTION.fullmatch(reference)
         if found is None:
-            raise ModelNotFound(f"{reference!r} is not FILE.py:FUNCTION or PACKAGE.MODULE:FUNCTION")
+            what = _functions(reference) if is_file(reference) else "PACKAGE.MODULE:FUNCTION"
+            raise ModelNotFound(f"{reference} does not say which function builds the model: {what}")
         where, name = found["where"], found["name"]
         module = _imported(where)
         build = getattr(module, name, None)
@@ -50,6 +54,17 @@ class PythonSource(ModelSource):
             note = f"{name} is a class: its weights are random, unless it loads some itself"
             model = replace(model, notes={**model.notes, "weights": note})
         return model
+
+
+def _functions(file: str) -> str:
+    """`mine.py:build or mine.py:make`, the functions of a file that may be called; it does not run."""
+    try:
+        tree = ast.parse(read_regular(file, MAX_FILE))
+    except (OSError, ValueError, SyntaxError, RecursionError):
+        tree = ast.parse("")
+    functions = [part for part in tree.body if isinstance(part, ast.FunctionDef | ast.ClassDef)]
+    names = [part.name for part in functions if not part.name.startswith("_")]
+    return " or ".join(f"{file}:{name}" for name in names[:3]) or f"{file}:FUNCTION"
 
 
 def _imported(where: str) -> Any:

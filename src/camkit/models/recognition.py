@@ -292,6 +292,11 @@ def _head(
         return {"num_classes": len(next(iter(found.values())))}
     if not found:
         at = paths[0]
+        if not outside:
+            raise ModelError(
+                f"{where} has no head ({at} is not there): it makes features, not scores of classes; "
+                f"with a head that is elsewhere, {WAY_OUT}"
+            )
         found = {name.removeprefix(_common(outside)): t for name, t in outside.items()}
         inside |= {f"{at}.{name}": tensor for name, tensor in found.items()}
     head = heads.read_head(found)

@@ -36,7 +36,8 @@ class Signature:
     body, head: fingerprints of the tensors outside and inside the children that hold `heads`.
     positions: shapes of its tables of positions. same_as: the first architecture of the table that
     computes the same from the same tensors; often its own name. published: whether its library has
-    weights for it, from which people begin.
+    weights for it, from which people begin. shown: of those that share a `same_as`, what their library
+    shows them, for people.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Signature:
     positions: str
     same_as: str
     published: bool = True
+    shown: str = ""
 
     @property
     def tops(self) -> frozenset[str]:
@@ -58,8 +60,8 @@ def table() -> tuple[Signature, ...]:
     """Every row, torchvision's first."""
     rows = []
     for line in TABLE.read_text(encoding="utf-8").splitlines()[1:]:
-        name, heads, body, head, positions, same_as, published = line.split("\t")
-        known = (body, head, positions, same_as or name, published == "yes")
+        name, heads, body, head, positions, same_as, published, shown = line.split("\t")
+        known = (body, head, positions, same_as or name, published == "yes", shown)
         rows.append(Signature(name, tuple(heads.split(",")), *known))
     return tuple(rows)
 

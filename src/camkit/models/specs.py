@@ -50,7 +50,7 @@ def split(spec: str) -> tuple[str, str]:
         inner = str(Path(spec, "bundle"))  # of the folder that a training wrote
         return "bundle", inner if is_file(Path(inner, CONFIG)) else spec
     if is_file(spec):
-        return "file", spec
+        return "python" if spec.endswith(".py") else "file", spec
     if (function := FUNCTION.fullmatch(spec)) and _is_code(function["where"]):
         return "python", spec
     raise _not_found(spec, sorted({item.name for item in found}))

@@ -88,6 +88,15 @@ def put_weights(module: nn.Module, state: Mapping[str, Tensor], where: str) -> N
         raise ModelError(f"the weights of {where} do not fit {kind}: {'; '.join(problems)}")
 
 
+def broken(module: nn.Module) -> str:
+    """The first tensor of a module with NaN or infinity in it, and how many; "" if all are numbers."""
+    for name, tensor in module.state_dict().items():
+        count = int((~tensor.isfinite()).sum()) if tensor.is_floating_point() else 0
+        if count:
+            return f"{name} ({count:,} of {tensor.numel():,} values)"
+    return ""
+
+
 def seeded(build: Callable[[], nn.Module]) -> nn.Module:
     """Build a module whose random weights are the same every time, without touching the global RNG."""
     with torch.random.fork_rng([]):

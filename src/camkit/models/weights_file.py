@@ -13,9 +13,9 @@ import torch
 from camkit.contracts.model import LoadedModel, ModelSource
 from camkit.errors import ModelError, counted, typed_reason
 from camkit.images.preprocess import Preprocess
-from camkit.models import heads, labels, recognition, signatures, ultralytics
+from camkit.models import heads, labels, recognition, signatures, stored_preprocess, ultralytics
 from camkit.models.checkpoint import WEIGHTS, Checkpoint, read_checkpoint
-from camkit.models.facts import assumed, assumed_scores, prepared, unsaid
+from camkit.models.facts import ModelFacts, assumed, assumed_scores, prepared, unsaid
 from camkit.models.recognition import Found
 from camkit.models.weights import built_for, put_weights
 from camkit.registry import loading
@@ -57,7 +57,7 @@ def load_weights(path: Path, *, device: torch.device, name: str = "") -> LoadedM
         key for key in WEIGHTS if key in checkpoint.content and key not in checkpoint.where.split(".")
     ]:
         notes["weights"] = f"weights of {checkpoint.where!r}, not of {', '.join(others)}"
-    return LoadedModel(
+    model = LoadedModel(
         module.to(device).eval(),
         classes,
         preprocess,
@@ -66,6 +66,18 @@ def load_weights(path: Path, *, device: torch.device, name: str = "") -> LoadedM
         notes=notes | {"shown": assumed(preprocess)},
         unsaid=unsaid(preprocess.channels),
     )
+    return _as_it_says(model, checkpoint)
+
+
+def _as_it_says(model: LoadedModel, checkpoint: Checkpoint) -> LoadedModel:
+    """`model` shown photographs as its file says, as far as it does."""
+    stored = stored_preprocess.stored(checkpoint, model.preprocess.channels)
+    if any(signatures.POSITIONS.search(name) for name in checkpoint.state):
+        stored.pop("size", None)  # that of the positions
+    if not stored or set(model.unsaid) - stored.keys():
+        return model
+    shown = ModelFacts(**{field: value for field, (value, _) in stored.items()}).apply(model)
+    return replace(shown, notes={**shown.notes, **{field: text for field, (_, text) in stored.items()}})
 
 
 def _check_head(source: ModelSource, architecture: dict[str, Any], shown: Preprocess, where: str) -> None:
@@ -130,13 +142,11 @@ def _described(found: Found, architecture: dict[str, Any]) -> str:
     """`torchvision:resnet18 (or timm:resnet18, ...), head fc = Linear(512, 3)`."""
     rows = {row.name: row for row in signatures.table()}
     own = rows.get(found.name)
-    alike = [n for n, row in rows.items() if own and row.same_as == own.same_as and n != found.name]
-    # Who trained it by the other one's name may have shown it photographs that were prepared otherwise.
-    parts = [
-        f"{found.name} (or {alike[0]}, which may prepare photographs otherwise: --arch)"
-        if alike
-        else found.name
-    ]
+    twin = next((row for n, row in rows.items() if own and row.same_as == own.same_as and row != own), None)
+    parts = [found.name]
+    if own and twin:  # who trained it by that name showed it photographs as its library does
+        otherwise = f", which is shown {twin.shown}: --arch" if twin.shown != own.shown else ""
+        parts = [f"{found.name} (or {twin.name}{otherwise})"]
     if head := architecture.get("head"):
         parts.append(f"head {head['at']} = {heads.shown(head['layers'])}")
     if (channels := architecture.get("channels", 3)) != 3:
