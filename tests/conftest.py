@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import inspect
 import os
 from collections.abc import Iterator
@@ -20,14 +21,17 @@ from camkit.native import cache
 os.environ["OMP_NUM_THREADS"] = "1"
 torch.set_num_threads(1)
 
-# Files of tests that start processes, compile, train, or run the command line or the conformance kit for
-# each case. `make quick` leaves them out, and with them the plugins and single tests that are marked slow.
+# Files of tests that start processes, compile, train, build networks of libraries, open a browser, or run
+# the command line or the conformance kit for each case. `make quick` leaves them out, and with them the
+# plugins and single tests that are marked slow.
 SLOW = set(
-    "test_bench test_bench_strangers test_cli test_compile_cache test_compiled test_docs "
-    "test_early_checks test_endurance test_explain_folder test_families test_fuzz "
-    "test_hostile_folders test_installed_plugins test_metrics_plugins test_odd_files "
-    "test_result_folder test_strangers test_terminal test_testing test_torch_file_check "
-    "test_training test_training_failures test_wheel test_winograd test_workers".split()
+    "test_bench test_bench_page test_bench_strangers test_cli test_compile_cache test_compiled "
+    "test_docs test_early_checks test_endurance test_explain_folder test_families test_fastai_model "
+    "test_fuzz test_hostile_folders test_installed_plugins test_metrics_plugins test_models "
+    "test_object_seen test_odd_files test_own_weights test_result_folder test_run_page "
+    "test_strangers test_terminal test_testing test_torch_file_check test_training "
+    "test_training_data test_training_failures test_training_page test_wheel test_winograd "
+    "test_workers test_your_model".split()
 )
 
 
@@ -36,6 +40,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.stem in SLOW or "plugins" in item.path.parts:
             item.add_marker(pytest.mark.slow)
+
+
+def pytest_collection_finish() -> None:
+    """What the libraries and the tests are made of stays: the collector need not look at it each time."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)

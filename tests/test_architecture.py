@@ -479,6 +479,7 @@ def test_nothing_runs_what_a_file_holds() -> None:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "old", ["preprocess:Preprocess", "host:run", "host:maps", "manifest:load_map", "render:sheet"]
 )

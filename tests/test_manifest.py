@@ -92,6 +92,7 @@ def appender(folder: Path, me: str, count: int) -> subprocess.Popen[bytes]:
     return child
 
 
+@pytest.mark.slow
 def test_several_processes_append_and_no_line_is_torn_or_lost(tmp_path: Path) -> None:
     children = [appender(tmp_path, me, 150) for me in "abcd"]
     (tmp_path / "go").touch()

@@ -538,6 +538,7 @@ def test_a_view_is_of_one_photograph() -> None:
         camkit.view([])
 
 
+@pytest.mark.slow
 def test_a_view_in_a_browser_draws_what_the_pictures_show(tmp_path: Path) -> None:
     """Pixel by pixel, but for the photograph's JPEG: a grey one, which that leaves as it is."""
     model = small(("newt", "cat", "dog"))
