@@ -649,6 +649,7 @@ def test_a_function_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         "my_network_of_camkit.py:lost": r"nowhere\.pth",
         "my_network_of_camkit.py:table": r"a dict \(logits, more\).*output='logits'",
         "nowhere.py:build": r"nowhere\.py",
+        "my_network_of_camkit.py:build@nowhere.pth": r"no.*nowhere\.pth",
     }
     for spec, text in refused.items():
         with pytest.raises(ModelError, match=text):

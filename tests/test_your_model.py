@@ -158,6 +158,15 @@ class Ways:
         spec, module = self.wrapped(lambda state: state)
         return camkit.save_bundle(camkit.load_model(spec, device="cpu"), self.folder / "bundle"), module
 
+    def own_class(self, wrap: Callable[[dict[str, Tensor]], Any], name: str) -> Any:
+        layers = "nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3)"
+        (self.folder / "mine.py").write_text(
+            "from torch import nn\n\n\nclass Net(nn.Sequential):\n    def __init__(self):\n"
+            f"        super().__init__({layers})\n"
+        )
+        module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
+        return f"mine.py:Net@{self.save(wrap(module.state_dict()), name)}", module
+
     def function(self, name: str, spec: str) -> Any:
         (self.folder / name).write_text(
             "import torch, torchvision\n\n\ndef build():\n    torch.manual_seed(0)\n"
@@ -256,6 +265,14 @@ WAYS: dict[str, Callable[[Ways], Any]] = {
     "a folder of timm without names of classes": lambda w: w.of_timm(tm(), scheme="timm:", named=False),
     "a folder of timm for photographs of five channels": lambda w: w.of_timm(tm(in_chans=5)),
     "a name of the hub that timm wrote": Ways.of_the_hub,
+    "a class of your own, and its state dict": lambda w: w.own_class(lambda s: s, "w.pth"),
+    "the same in a checkpoint of Lightning, with `class_names`": lambda w: w.own_class(
+        lambda s: {
+            "state_dict": {**prefixed("net.", s), "loss.weight": torch.ones(3)},
+            "hyper_parameters": {"class_names": list(NAMES)},
+        },
+        "w.ckpt",
+    ),
     "a function that returns the model": lambda w: w.function("mine.py", "mine.py:build"),
     "a function of an installed package": lambda w: w.function("mine_too.py", "mine_too:build"),
 }

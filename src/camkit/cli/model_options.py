@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 MODEL = (
     "A file of weights, a folder (a bundle, of timm, of transformers), pets, imagenet, "
-    "torchvision:NAME[@WEIGHTS], timm:NAME[@FILE], FILE.py:FUNCTION."
+    "torchvision:NAME[@WEIGHTS], timm:NAME[@FILE], FILE.py:FUNCTION, FILE.py:CLASS@FILE."
 )
 OPTIONS = {
     "arch": click.option("--arch", metavar="NAME", help="The architecture of a file: timm:resnet18."),

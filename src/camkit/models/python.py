@@ -1,4 +1,4 @@
-"""`--model FILE.py:FUNCTION`, `--model PACKAGE.MODULE:FUNCTION`: a model that the user's own code builds.
+"""`--model FILE.py:FUNCTION`, `--model PACKAGE.MODULE:CLASS@WEIGHTS`: models that code of the user builds.
 
 Code runs here because the user names it; nothing else, such as the manifest of a folder, leads here.
 """
@@ -19,19 +19,26 @@ from torch import nn
 from camkit.contracts.model import LoadedModel, ModelSource
 from camkit.errors import CamkitError, ModelError, ModelNotFound, closest, typed_reason
 from camkit.files import is_file, read_regular
+from camkit.models import labels, weights_file
+from camkit.models.checkpoint import read_checkpoint
+from camkit.models.facts import ModelFacts
 from camkit.models.objects import from_object
 from camkit.models.specs import FUNCTION
+from camkit.models.weights import put_weights, without_prefix
 
 MAX_FILE = 2**22  # bytes of a file that is looked into
 
 
 class PythonSource(ModelSource):
-    """`FILE.py:FUNCTION`."""
+    """`FILE.py:FUNCTION[@WEIGHTS]`."""
 
-    summary = "a function of your own that builds the model: FILE.py:FUNCTION or PACKAGE.MODULE:FUNCTION"
+    summary = "your own function or class: FILE.py:NAME or PACKAGE.MODULE:NAME, and weights: NAME@FILE"
 
     def load(self, reference: str, *, device: torch.device, trust: bool) -> LoadedModel:
-        """What the function returns: a module, or a `LoadedModel`. Its errors are told with the line."""
+        """What the function returns: a module, or a `LoadedModel`. Its errors are told with the line.
+
+        WEIGHTS is a state dict in any container, which is read without running code of it.
+        """
         found = FUNCTION.fullmatch(reference)
         if found is None:
             what = _functions(reference) if is_file(reference) else "PACKAGE.MODULE:FUNCTION"
@@ -49,11 +56,28 @@ class PythonSource(ModelSource):
         except Exception as error:
             raise ModelError(f"{reference} failed{_line(error, module)}: {typed_reason(error)}") from error
         model = from_object(made, name=reference)
+        if found["weights"]:
+            model = _with_weights(model, Path(found["weights"]))
         model.module.to(device).eval()
-        if isinstance(build, type):
+        if isinstance(build, type) and not found["weights"]:
             note = f"{name} is a class: its weights are random, unless it loads some itself"
             model = replace(model, notes={**model.notes, "weights": note})
         return model
+
+
+def _with_weights(model: LoadedModel, path: Path) -> LoadedModel:
+    """`model` with the weights of a file, and what that says of classes and photographs."""
+    checkpoint = read_checkpoint(path)
+    put_weights(model.module, without_prefix(checkpoint.state, model.module), str(path))
+    model = weights_file.as_it_says(model, checkpoint)
+    if labels.named(model.classes):
+        return model
+    try:
+        count = len(from_object(model, facts=ModelFacts()).classes)
+    except CamkitError:  # it takes photographs of a size that is said later
+        return model
+    classes, of_classes = weights_file.class_names(checkpoint, count)
+    return replace(model, classes=classes, notes={**model.notes, "classes": of_classes})
 
 
 def _functions(file: str) -> str:

@@ -26,7 +26,7 @@ from camkit.models.checkpoint import Checkpoint
 from camkit.models.signatures import Signature
 from camkit.registry import loading
 
-WAY_OUT = "give a function that builds it: --model FILE.py:FUNCTION"
+WAY_OUT = "give the code that builds it: --model FILE.py:CLASS@WEIGHTS, or FILE.py:FUNCTION"
 EXPORT = "learn.export() holds the network, too (--trust-pickle)"
 FASTAI_BODY = "0.model."  # of a network of timm, under a head of fastai
 # Heads that only help in training.

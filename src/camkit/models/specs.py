@@ -13,8 +13,11 @@ from camkit.errors import ModelNotFound, closest
 from camkit.files import is_file, read_regular
 from camkit.registry import discovery, extras
 
-# A function of the user's own: FILE.py:FUNCTION, or PACKAGE.MODULE:FUNCTION.
-FUNCTION = re.compile(r"(?P<where>.+\.py|[A-Za-z_]\w*(\.[A-Za-z_]\w*)*):(?P<name>[A-Za-z_]\w*)")
+# A function or class of the user's own, and perhaps a file of weights: FILE.py:NAME[@WEIGHTS], or
+# PACKAGE.MODULE:NAME[@WEIGHTS].
+FUNCTION = re.compile(
+    r"(?P<where>.+?\.py|[A-Za-z_]\w*(\.[A-Za-z_]\w*)*):(?P<name>[A-Za-z_]\w*)(@(?P<weights>.+))?"
+)
 PETS = Path(__file__).parent / "pets"  # the bundle that comes with camkit
 MAX_CONFIG = 16 * 2**20  # bytes
 PACKAGES = {"hf": "camkit-huggingface"}  # sources of camkit's that are packages of their own
@@ -173,8 +176,10 @@ def _no_file(reference: str) -> str | None:
 
 
 def _no_code(reference: str) -> str | None:
-    where = reference.rpartition(":")[0]
-    return f"there is no file {where!r}" if where.endswith(".py") and not is_file(where) else None
+    found = FUNCTION.fullmatch(reference)
+    files = [found["where"], found["weights"]] if found else []
+    wanted = (file for file in files if file and (file.endswith(".py") or file == files[1]))
+    return next((f"there is no file {file!r}" for file in wanted if not is_file(file)), None)
 
 
 # By the source: what is missing for a reference, as far as that can be told without the library.

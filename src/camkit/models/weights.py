@@ -29,6 +29,19 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     return state
 
 
+def without_prefix(state: Mapping[str, Tensor], module: nn.Module) -> Mapping[str, Tensor]:
+    """`state` as the module names it, where a module around it, such as Lightning's, put a prefix before.
+
+    What else there is, such as weights of the loss, is left out then.
+    """
+    own = module.state_dict().keys()
+    first = next(iter(own), "")
+    for prefix in (name.removesuffix(first) for name in state if name.endswith(f".{first}")):
+        if all(f"{prefix}{name}" in state for name in own):
+            return {name.removeprefix(prefix): t for name, t in state.items() if name.startswith(prefix)}
+    return state
+
+
 @contextmanager
 def built_for(size: int) -> Iterator[None]:
     """While a module is built for weights of `size` bytes: `ModelError` if it becomes far larger.

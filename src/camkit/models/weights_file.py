@@ -66,10 +66,10 @@ def load_weights(path: Path, *, device: torch.device, name: str = "") -> LoadedM
         notes=notes | {"shown": assumed(preprocess)},
         unsaid=unsaid(preprocess.channels),
     )
-    return _as_it_says(model, checkpoint)
+    return as_it_says(model, checkpoint)
 
 
-def _as_it_says(model: LoadedModel, checkpoint: Checkpoint) -> LoadedModel:
+def as_it_says(model: LoadedModel, checkpoint: Checkpoint) -> LoadedModel:
     """`model` shown photographs as its file says, as far as it does."""
     stored = stored_preprocess.stored(checkpoint, model.preprocess.channels)
     if any(signatures.POSITIONS.search(name) for name in checkpoint.state):
