@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import io
 import json
 import shlex
@@ -16,11 +17,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import numpy as np
 import pytest
 import torch
 from camkit_explorer import asking
-from camkit_explorer.app import create_app
+from camkit_explorer.app import COMPUTED, create_app
 from camkit_explorer.colours import NAMED, tables
 from camkit_explorer.command import explore, sources
 from camkit_explorer.jobs import Busy, Jobs
@@ -34,6 +36,7 @@ from click.testing import CliRunner
 from PIL import Image
 from starlette.testclient import TestClient
 from torch import Tensor, nn
+from torch.nn.modules.module import _global_forward_pre_hooks
 
 import camkit
 from camkit import LoadedModel, Preprocess
@@ -400,6 +403,54 @@ def test_a_job_that_takes_too_long_is_not_waited_for_and_one_that_nobody_wants_i
         jobs.end()
 
     asyncio.run(all_of_them())
+
+
+def endless() -> None:
+    module = nn.Linear(2, 2)
+    while True:
+        with contextlib.suppress(Exception):  # as explainers have it
+            module(torch.ones(1, 2))
+
+
+def test_a_job_that_nobody_waits_for_ends_where_the_model_runs() -> None:
+    async def all_of_them() -> None:
+        jobs = Jobs(seconds=0.1)
+        with pytest.raises(Busy, match=r"longer than 0\.1 seconds"):
+            await jobs.do(endless)
+        jobs = Jobs(seconds=20)
+        asked = asyncio.create_task(jobs.do(endless))
+        await asyncio.sleep(0.05)
+        asked.cancel()
+        assert await jobs.do(lambda: 3) == 3
+        jobs.end()
+
+    before = len(_global_forward_pre_hooks)
+    asyncio.run(all_of_them())
+    until = time.monotonic() + 10
+    while len(_global_forward_pre_hooks) > before and time.monotonic() < until:
+        time.sleep(0.01)
+    assert len(_global_forward_pre_hooks) == before
+
+
+def test_what_a_client_that_has_left_asked_for_is_given_up(
+    session: Session, serve: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun = threading.Event()
+
+    def slow(*_: Any) -> Any:
+        begun.set()
+        endless()
+
+    quick = COMPUTED["maps"]
+    monkeypatch.setitem(COMPUTED, "maps", lambda *given: quick(*given) if begun.is_set() else slow())
+    with serve(session) as address, httpx2.Client(timeout=20) as browser:
+        here, _, token = address.partition("/?token=")
+        headers = {"origin": here, "x-camkit-token": token}
+        with pytest.raises(httpx2.TimeoutException):
+            browser.post(f"{here}/api/maps", json={"layer": "high"}, headers=headers, timeout=0.5)
+        assert begun.is_set()
+        answer = browser.post(f"{here}/api/maps", json={"layer": "high"}, headers=headers)
+        assert answer.status_code == 200
 
 
 def test_a_busy_model_is_said(session: Session, policy: Policy, blocked: Any) -> None:

@@ -286,6 +286,22 @@ def test_after_an_error_the_controls_are_those_of_the_map_that_is_shown(watched:
     watched.troubles = [text for text in watched.troubles if "503" not in text]  # which the browser tells
 
 
+def test_what_takes_long_is_given_up_for_what_is_asked_next(watched: Watched) -> None:
+    page = watched.page
+
+    def answer(route: Any) -> None:
+        if "scorecam" not in route.request.post_data:
+            route.continue_()  # the other one is never answered
+
+    page.route("**/api/maps", answer)
+    with page.expect_event("requestfailed") as given_up:
+        page.locator("input[value=scorecam]").check(force=True)
+        page.locator("input[value=eigencam]").check(force=True)
+    assert "scorecam" in given_up.value.post_data
+    page.wait_for_function("() => document.querySelector('#shown').textContent.includes('eigencam')")
+    assert page.locator("#alert").is_hidden(), "nobody is told of what was given up on purpose"
+
+
 def test_what_is_taken_away_is_what_is_shown_while_another_map_is_on_its_way(watched: Watched) -> None:
     page = watched.page
     page.route("**/api/maps", lambda route: None)  # never answered

@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import io
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from functools import partial
 from importlib.resources import files
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import unquote
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -24,6 +24,8 @@ from camkit_explorer.models import Ready
 from camkit_explorer.questions import MAX_CLASSES, SIDE, Question
 from camkit_explorer.security import MAX_UPLOAD, Guard, Policy
 from camkit_explorer.session import Photograph, Session
+
+T = TypeVar("T")
 
 # What can be asked for below /static/, and its type. Nothing else is ever read from there.
 STATIC = {
@@ -184,7 +186,7 @@ class Explorer:
         photo = await asyncio.to_thread(
             photographs.read, photographs[question.photograph], ready.model.preprocess
         )
-        found = await self._jobs.do(lambda: work(ready, photo, question))
+        found = await wanted(request, self._jobs.do(lambda: work(ready, photo, question)))
         return Response(found, media_type=BINARY) if isinstance(found, bytes) else as_json(found)
 
     async def lines(self, request: Request) -> Response:
@@ -204,6 +206,25 @@ class Explorer:
         count = len(ready.model.classes)
         if max(question.target, *(question.classes or (0,))) >= count:
             raise CamkitError(f"the model has {count} classes only")
+
+
+async def wanted(request: Request, answer: Coroutine[Any, Any, T]) -> T:
+    """The answer; it is given up, as `Busy`, when the client goes away."""
+    working = asyncio.create_task(answer)
+    leaving = asyncio.create_task(_left(request))
+    try:
+        await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        if working.done():
+            return working.result()
+        raise Busy("Nobody waits for the answer.")
+    finally:
+        working.cancel()
+        leaving.cancel()
+
+
+async def _left(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
 
 
 def entry(photograph: Photograph) -> dict[str, Any]:

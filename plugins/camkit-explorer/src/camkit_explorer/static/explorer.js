@@ -25,10 +25,10 @@ const state = {
 
 let open = 0;
 
-async function ask(path, body, headers = {}) {
+async function ask(path, body, { headers = {}, signal } = {}) {
   document.body.toggleAttribute("data-busy", ++open > 0);
   try {
-    const answer = await fetch(path, body === undefined ? {} : { method: "POST", body, headers });
+    const answer = await fetch(path, body === undefined ? { signal } : { method: "POST", body, headers, signal });
     const type = answer.headers.get("content-type") || "";
     if (!answer.ok) {
       throw new Error(type.includes("json") ? (await answer.json()).error : (await answer.text()).trim() || `HTTP ${answer.status}`);
@@ -47,25 +47,36 @@ const question = (more = {}) => JSON.stringify({
   layer: state.facts.layers[state.layer].name, ...more,
 });
 
-// One request at a time; of those that come meanwhile only the last is made. failed: what follows from an error.
+const PATIENCE = 1000; // milliseconds that an answer may still take when another one is wanted
+
+// One request at a time; of those that come meanwhile only the last is made, and the server gives up the one before
+// if it takes long. failed: what follows from an error. Its `stop` ends what runs.
 function latest(work, failed = () => {}) {
-  let running = false, again = false;
-  return async () => {
-    if (running) { again = true; return; }
-    running = true;
+  let running = null, again = false;
+  const call = async () => {
+    if (running) {
+      const before = running;
+      again = true;
+      setTimeout(() => before.abort(), PATIENCE);
+      return;
+    }
     do {
       again = false;
+      running = new AbortController();
       try {
-        await work();
+        await work(running.signal);
       } catch (error) {
-        if (!again) { complain(error); failed(); }
+        if (!again && error.name !== "AbortError") { complain(error); failed(); }
       }
     } while (again);
-    running = false;
+    running = null;
   };
+  call.stop = () => running?.abort();
+  return call;
 }
 
 function complain(error) {
+  if (error.name === "AbortError") return; // it was given up on purpose
   $("alert").textContent = error.message;
   $("alert").hidden = false;
   clearTimeout(complain.timer);
@@ -103,7 +114,7 @@ const pictureOf = calm(async (photograph) => {
 const take = calm(async (files) => {
   for (const file of files) {
     if (file.size > state.session.limits.upload) throw new Error(`${file.name} is larger than ${state.session.limits.upload >> 20} MiB`);
-    const entry = await ask("/api/photographs", file, { "X-Name": encodeURIComponent(file.name || "pasted.png") });
+    const entry = await ask("/api/photographs", file, { headers: { "X-Name": encodeURIComponent(file.name || "pasted.png") } });
     state.session.photographs.push(entry);
     listPhotographs();
     await openPhotograph(entry);
@@ -145,9 +156,10 @@ function stepPhotograph(by) {
 
 // --- maps -----------------------------------------------------------------------------------------------------
 
-const explain = latest(async () => {
+const explain = latest(async (signal) => {
+  for (const stale of [needTarget, compare, tests]) stale.stop();
   const asked = question();
-  const found = unpack(await ask("/api/maps", asked));
+  const found = unpack(await ask("/api/maps", asked, { signal }));
   if (asked !== question()) return; // of another photograph or layer; the next one is on its way
   const { backend, method } = JSON.parse(asked);
   state.found = { ...found, backend, method }; // what is said of it: the controls may have moved on
@@ -157,7 +169,7 @@ const explain = latest(async () => {
   state.ranking = [...found.likely.keys()].sort((a, b) => found.likely[b] - found.likely[a]);
   if (state.target === null) state.target = state.ranking[0];
   afterMap();
-  await needTarget();
+  needTarget();
 }, showWhatThereIs);
 
 // After an error the controls go back to the map that is shown.
@@ -180,11 +192,11 @@ function keep(found) {
 const mapOf = (index) => state.maps.get(state.found.shared ? state.found.classes[0] : index);
 
 // The map of the class that is shown, where it did not come with the others.
-const needTarget = latest(async () => {
+const needTarget = latest(async (signal) => {
   const { target } = state;
   if (!state.found || mapOf(target)) return;
   const asked = question();
-  const found = unpack(await ask("/api/maps", question({ classes: [target] })));
+  const found = unpack(await ask("/api/maps", question({ classes: [target] }), { signal }));
   if (asked !== question()) return;
   keep(found);
   Object.assign(state.found.remarks, found.remarks);
@@ -205,9 +217,9 @@ function afterMap() {
   if ($("beside").value) compare();
 }
 
-const compare = latest(async () => {
+const compare = latest(async (signal) => {
   const asked = question({ target: state.target, beside_backend: $("beside").value, beside_method: $("beside-method").value });
-  const found = unpack(await ask("/api/beside", asked));
+  const found = unpack(await ask("/api/beside", asked, { signal }));
   const now = question({ target: state.target, beside_backend: $("beside").value, beside_method: $("beside-method").value });
   if (asked !== now) return;
   const { beside_backend: backend, beside_method: method } = JSON.parse(asked);
@@ -486,12 +498,14 @@ function renderCovered() {
 
 // --- tests of the map -----------------------------------------------------------------------------------------
 
+const tests = { running: new AbortController(), stop() { this.running.abort(); this.running = new AbortController(); } };
+
 const testing = (button, path, draw) => calm(async () => {
   const asked = question({ target: state.target });
   button.setAttribute("aria-busy", "true");
   button.disabled = true;
   try {
-    const found = await ask(path, asked);
+    const found = await ask(path, asked, { signal: tests.running.signal });
     if (asked === question({ target: state.target })) $("tested").replaceChildren(...draw(found));
   } finally {
     button.removeAttribute("aria-busy");
