@@ -132,7 +132,10 @@ def test_comparisons_with_what_knows_nothing_are_counted() -> None:
         line("control", "control", "random", latency=[], scores=scored(*low)),
     ]
     words = said(made(rows=rows, agreement={}))[1]
-    assert "Against maps that know nothing of the model, 1 comparison: 1 won." in words
+    assert (
+        "Compared with maps that know nothing of the model: better in road on photographs (a gradcam)."
+        in words
+    )
     assert "nothing of the model" not in said(made(rows=rows[:1], agreement={}))[1]
 
 

@@ -16,6 +16,7 @@ from camkit.bench.significance import better
 from camkit.bench.statistics import LEAST, LEVEL, Estimate
 from camkit.errors import counted
 
+WORDS = {"BETTER": "better", "WORSE": "worse", "UNCLEAR": "undecided"}
 MANY = 3  # names in a sentence; of more it says how many
 
 
@@ -206,18 +207,27 @@ def _least_alike(document: Document, scene: str) -> tuple[str, str, float, float
 
 
 def _worth(document: Document) -> Iterator[str]:
-    """How many comparisons with maps that know nothing are won, lost and undecided."""
-    verdicts = [cells[-1] for cells in better(document)]
-    if not verdicts:
-        return
-    won, lost, open_ = (verdicts.count(verdict) for verdict in ("BETTER", "WORSE", "UNCLEAR"))
+    """At what explainers are better than maps that know nothing, at what worse, and at what nobody knows."""
+    rows = better(document)
     parts = [
-        f"{count} {word}" for count, word in ((won, "won"), (lost, "lost"), (open_, "undecided")) if count
+        f"{word} in {_contests(cells)}"
+        for verdict, word in WORDS.items()
+        if (cells := [cells for cells in rows if cells[-1] == verdict])
     ]
-    yield (
-        f"Against maps that know nothing of the model, {counted(len(verdicts), 'comparison')}: "
-        f"{_joined(parts)}."
-    )
+    if parts:
+        yield f"Compared with maps that know nothing of the model: {'; '.join(parts)}."
+
+
+def _contests(rows: Sequence[Sequence[str]]) -> str:
+    """`pointing-game on shapes (native gradcam, captum gradcam)`; of many explainers how many."""
+    explainers: dict[str, list[str]] = {}
+    for backend, method, what, *_ in rows:
+        explainers.setdefault(what.replace(", ", " on "), []).append(f"{backend} {method}")
+    said = {
+        what: ", ".join(names) if len(names) <= MANY else counted(len(names), "explainer")
+        for what, names in explainers.items()
+    }
+    return _joined([f"{what} ({names})" for what, names in said.items()])
 
 
 # --- what was not measured --------------------------------------------------------------------------

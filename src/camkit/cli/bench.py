@@ -194,6 +194,7 @@ def bench(out: Path, as_json: bool, fail_if: tuple[str, ...], **settings: Any) -
 def _print_results(outcome: Outcome, out: Path, *, as_json: bool) -> None:
     """The tables of a benchmark, what has to be said of it, and where it is."""
     from camkit.bench import bench_json
+    from camkit.bench.conclusion import conclusion
 
     if as_json:
         say_json(bench_json.as_json(outcome.document))
@@ -203,6 +204,8 @@ def _print_results(outcome: Outcome, out: Path, *, as_json: bool) -> None:
         if rows:
             say("\nLargest difference of raw maps from the first backend's, relative to their peak:")
             say_table(cases, rows)
+        for words in conclusion(outcome.document).words:
+            say(f"\n{words}")
     busy = bench_json.busy(outcome.document.load, outcome.document.environment.cores)
     for line in (*bench_json.null_lines(outcome.document), busy):
         if line:
