@@ -90,7 +90,7 @@ FILES: dict[bytes, Odd] = {
     b"wrong.bmp": Odd(_bytes(PHOTOS["webp-alpha"])),
     b"text.jpg": Odd(_bytes(b"not an image\n"), "not an image"),
     b"zeros.jpg": Odd(_bytes(bytes(5000)), "not an image"),
-    b"page.jpg": Odd(_bytes(b"<!doctype html><title>404</title>"), "not an image"),
+    b"page.jpg": Odd(_bytes(b"<!doctype html><title>404</title>"), "a web page"),
     b"vector.png": Odd(_bytes(b"<svg xmlns='http://www.w3.org/2000/svg'/>"), "not an image"),
     # About which libtiff has something to say on its own.
     b"noisy.tiff": Odd(_bytes(PHOTOS["tiff-lzw"][:8] + bytes(4) + PHOTOS["tiff-lzw"][12:]), "decoded"),

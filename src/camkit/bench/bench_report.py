@@ -157,10 +157,10 @@ TABLE_WORDS = (
     "MS, X FORWARD and PEAK MIB are those of the smallest batch. AGREE is the rank correlation with the "
     "reference, GAIN the symmetric relevance gain, POINTING and ENERGY the pointing games, GRID that of "
     "mosaics, where chance is 0.25; metrics of other packages have columns of their own. A mean has its "
-    "95 % interval over the images. Agreement is not correctness. Four controls know nothing of the model, "
-    "so what they reach is worth nothing: random is noise, centre a bump in the middle, uniform one "
-    "everywhere, edges an edge detector. The control blurred is a map under a 3 x 3 box: where it scores as "
-    "well, the metric does not see such detail."
+    "95 % interval over the images. Agreement is not correctness. Four controls know nothing of the "
+    "model, so what they reach is worth nothing: random is noise, centre a bump in the middle, uniform one "
+    "everywhere, edges an edge detector. The control blurred is a map under a 3 x 3 box: where it scores "
+    "as well, the metric does not see such detail."
 )
 
 

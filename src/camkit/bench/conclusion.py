@@ -207,7 +207,7 @@ def _least_alike(document: Document, scene: str) -> tuple[str, str, float, float
 
 
 def _worth(document: Document) -> Iterator[str]:
-    """At what explainers are better than maps that know nothing, at what worse, and at what nobody knows."""
+    """At what explainers are better than maps that know nothing, at what worse, at what undecided."""
     rows = better(document)
     parts = [
         f"{word} in {_contests(cells)}"
