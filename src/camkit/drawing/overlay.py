@@ -21,6 +21,7 @@ SMALL = 256  # pixels: a photograph with a shorter longest side is enlarged
 DIM = 0.55  # how bright the part is that the model did not see
 BORDER = (255, 255, 255)
 DIMMED = "the model did not see the dimmed part"
+LINES = "lines at 25, 50 and 75 % of the scale"
 FRAMED = "the model saw what is inside of the frame"
 CUT = "cut to what the model saw"
 PHOTOGRAPH = "photograph"  # in the `info` of a picture with a caption: the box of what is above it
@@ -56,7 +57,7 @@ def draw(
         return picture
     drawn = signed(map, style)
     legend = Legend(scale, float(drawn.min()), float(drawn.max()), words(scale, caption.knows_class))
-    notes = [place.note] if place.note else []
+    notes = [note for note in (place.note, LINES if style.look == "contour" else "") if note]
     return above(picture, strip(max(NARROWEST, picture.width), caption, style, legend, notes))
 
 
