@@ -195,7 +195,7 @@ def _converted(
     keep: bool,
     frozen: bool,
 ) -> tuple[nn.Module, Layer | Sequence[Layer], tuple[Tensor, ...]]:
-    """A moved and cast copy; `keep` keeps it for the next call, but converting once yourself is quicker.
+    """A moved and cast copy, which `keep` keeps for the next call; for many calls, convert once yourself.
 
     If nothing changes it is the module itself. Layers given as modules become names: the copy has others.
     """

@@ -185,7 +185,7 @@ _ATTENTION = re.compile("attention|attn|mhsa|gpsa|xca", re.IGNORECASE)
 
 
 def _attentions(module: nn.Module) -> set[str]:
-    """Names of attentions, but not of modules named so that contain one, such as class-attention blocks."""
+    """Names of attentions, without those that contain another one, such as class-attention blocks."""
     found = {
         name
         for name, part in module.named_modules()

@@ -58,7 +58,7 @@ class Found:
 
 @dataclass(frozen=True)
 class _Fact:
-    """Which dimension of a tensor holds channels, whether surely, and which of the output's each was."""
+    """A tensor's channel dimension, whether it is certain, and which dimension of the output each was."""
 
     channels: int | None = None
     certain: bool = False

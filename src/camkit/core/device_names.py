@@ -23,7 +23,7 @@ def no_device(name: object) -> UsageError:
 
 
 def check_device_name(name: str) -> None:
-    """Refuse a name no torch device can have; which kinds exist torch alone knows, as packages add some."""
+    """Refuse a name that no device can have; only torch knows which kinds exist, as packages add some."""
     if not re.fullmatch(r"[a-z]\w*(:\d{1,4})?", name):
         raise no_device(name)
 

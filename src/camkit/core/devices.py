@@ -31,8 +31,8 @@ T = TypeVar("T")
 def pick_device(device: str | torch.device) -> torch.device:
     """`auto` or a torch device, with its number; `UsageError` if this machine cannot compute on it.
 
-    auto: the accelerator, if there is one and it answers; else the CPU. A
-    `CamkitWarning` tells of one that does not answer, as with a driver that is too old.
+    auto: the accelerator, if there is one and it answers; else the CPU. A `CamkitWarning` tells of one that
+    does not answer, as with a driver that is too old.
     """
     if device == "auto":
         return _accelerator()

@@ -32,7 +32,7 @@ class Memory:
         """Whether `module` is unchanged; if it is promised to be frozen, without reading it."""
         if not self._look.unchanged():
             return False
-        # What was remembered on a promise cannot be checked for callers who do not give it.
+        # What was remembered on a promise cannot be checked for callers who make none.
         return frozen or (self._contents is not None and not self._contents.changes(module))
 
     def hooked(self, module: nn.Module) -> bool:
@@ -46,7 +46,7 @@ class Memory:
         return key in self._values
 
     def part(self, key: Any, make: Callable[[], T]) -> T:
-        """`make()`, once for each key, for as long as the memory lasts: values are made from it."""
+        """`make()`, once for each key, while the memory lasts: a part from which values are made."""
         if key not in self._parts:
             self._parts[key] = make()
         part: T = self._parts[key]
