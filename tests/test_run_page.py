@@ -18,7 +18,7 @@ from tests import browser
 from tests.conftest import CLASSES
 from tests.test_cli import camkit_, explain, lines, photo
 
-from camkit.core.class_names import said_by_name
+from camkit.core.class_names import class_from_path
 from camkit.explaining import manifest, run_page, thumbnails
 from camkit.explaining.map_facts import border_share
 from camkit.explaining.repeating import command
@@ -232,12 +232,12 @@ def test_the_share_in_the_border() -> None:
     ],
 )
 def test_the_class_that_a_photograph_is_named_after(path: str | None, said: str | None) -> None:
-    assert said_by_name(path, CLASSES) == said
+    assert class_from_path(path, CLASSES) == said
 
 
 def test_a_name_that_classes_share_says_no_class() -> None:
-    assert said_by_name("crane/1.png", ("crane", "Crane", "bird")) is None
-    assert said_by_name("bird/1.png", ("crane", "Crane", "bird")) == "bird"
+    assert class_from_path("crane/1.png", ("crane", "Crane", "bird")) is None
+    assert class_from_path("bird/1.png", ("crane", "Crane", "bird")) == "bird"
 
 
 # --- what may go wrong ----------------------------------------------------------------------------

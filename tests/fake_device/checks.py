@@ -75,7 +75,7 @@ def close(found: Tensor, wanted: Tensor, bound: float = 1e-5) -> None:
 def test_the_device() -> None:
     assert devices.pick_device("auto") == devices.pick_device("fake") == FAKE
     assert devices.pick_device("fake:1") == torch.device("fake:1")
-    with pytest.raises(camkit.errors.UsageError, match="'fake:2' is not there: torch sees 2 fake devices"):
+    with pytest.raises(camkit.errors.UsageError, match="no device 'fake:2': torch sees 2 fake devices"):
         devices.pick_device("fake:2")
     assert devices.kind(FAKE) == devices.kind(torch.device("fake:1")) == "fake Fake accelerator"
     assert devices.has_float64(FAKE) and devices.has_graphs(FAKE) and not devices.has_graphs(devices.CPU)

@@ -17,15 +17,15 @@ from camkit.registry.discovery import HOST
 
 NAME = "bench.json"
 EXAMPLES = "examples"
-BUSY = 0.75  # of the cores at work before the run has begun
+BUSY = 0.75  # the share of the cores at work before the run began
 MAX_BYTES = 16 * 2**20  # some eighty times what a bench without options writes
-MAX_NESTED = 500_000  # lists and tables, of which an empty one takes thirty times its two signs
+MAX_NESTED = 500_000  # lists and tables; an empty one takes thirty times its two characters
 
 HEADERS = (
     *("BACKEND", "METHOD", "MS", "X FORWARD", "IMAGES/S", "PEAK MIB", "AGREE", "GAIN", "POINTING"),
     *("ENERGY", "GRID", "SANITY", "NOTES"),
 )
-LAST = 2  # of these come behind the metrics of other packages
+LAST = 2  # so many of these come after the metrics of other packages
 SHOWN = ("spearman", GAIN, "pointing-game", ENERGY)  # from AGREE to ENERGY
 NOTHING = "-"
 
@@ -75,7 +75,7 @@ def _refuse(constant: str) -> None:
 
 
 def figures(row: Row) -> dict[str, float | None]:
-    """The figures of a row by name, as `--fail-if` has them; a test is 1 if it is passed, 0 if not.
+    """The figures of a row by name, as `--fail-if` uses them; a test is 1 if passed, 0 if not.
 
     ms, ratio, memory (MiB), cold and compile (ms) are those of the first batch size, throughput that of the
     best.
@@ -92,7 +92,7 @@ def figures(row: Row) -> dict[str, float | None]:
         "grid": row.grid.mean if row.grid else None,
         "sanity": None if row.sane is None else float(row.sane),
     }
-    for scores in reversed(list(row.scores.values())):  # the first scene has the last word
+    for scores in reversed(list(row.scores.values())):  # the first scene takes precedence
         values |= {metric: score.mean for metric, score in scores.items()}
     return values
 
@@ -124,9 +124,9 @@ def slug(name: str) -> str:
 
 
 def null_lines(document: Document, scene: str | None = None) -> list[str]:
-    """What independent random maps come to in each measure of agreement: the middle 95 %.
+    """The middle 95 % of each measure of agreement between independent random maps.
 
-    scene: by default the first, and of that only the measure in the headline table.
+    scene: by default the first, with only the measure in the headline table.
     """
     agreement = document.agreement.get(scene or document.scenes[0].name, Agreement())
     lines = []
@@ -150,7 +150,7 @@ def busy(load: float | None, cores: float | None) -> str | None:
 
 
 def headers(document: Document) -> list[str]:
-    """Those of the headline table; a column for each metric of another package."""
+    """The headers of the headline table, with a column for each metric of another package."""
     return [*HEADERS[:-LAST], *map(str.upper, _foreign_metrics(document)), *HEADERS[-LAST:]]
 
 

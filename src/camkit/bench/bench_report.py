@@ -1,4 +1,4 @@
-"""What the report of a document says and shows: nothing is measured or fetched here."""
+"""What the report on a document says and shows; nothing is measured or fetched here."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 LEFT_OUT = "Pictures that are left out"
-MAX_MATRIX = 40  # names: a table with the numbers of more of them is too large to be read
+MAX_MATRIX = 40  # names; a larger table of numbers cannot be read
 SIDE = 320  # pixels of a photograph
 LEGEND_STEPS = 16
-CURVES = {  # with what happens along the way
+CURVES = {  # metrics with curves, and what the curves run along
     "deletion": "share of the pixels set to zero, the most relevant first",
     "insertion": "share of the pixels put into a blurred image, the most relevant first",
     GAIN: "share of the pixels removed",
@@ -43,7 +43,7 @@ CURVES = {  # with what happens along the way
 
 
 def write(document: Document, folder: Path) -> list[Path]:
-    """`report.md` and `report.html` in `folder`, where the pictures of examples may lie, too.
+    """`report.md` and `report.html` in `folder`, where the pictures of examples may be, too.
 
     A `CamkitWarning` tells of each picture that is left out.
     """
@@ -102,7 +102,7 @@ def _sections(document: Document) -> Iterator[Section]:
 
 
 def _pictures(document: Document, album: _Album) -> Iterator[Section]:
-    """What is left: pictures of disagreement, what could not be shown, and how it was made."""
+    """The rest: pictures of disagreement, what could not be shown, the environment and the command."""
     examples = list(_examples(document, album))
     if examples:
         yield Section("Where explainers disagree most", pictures=examples)
@@ -119,26 +119,26 @@ MAPS_WORDS = (
     "the strongest colour."
 )
 TIMING_WORDS = (
-    "Each process has a median of its rounds; shown is their geometric mean with its 95 % interval over "
-    "processes (Student's t), of a single process the median with that over rounds, which says nothing of "
-    "how processes differ. Ratios are paired: both calls of the same round. A percentile is left out below "
-    "64 (p90) or 662 (p99) samples. The verdict is a claim only where the interval of X REFERENCE excludes "
-    "1; these intervals are wide enough for all verdicts to be right at once with 95 % (Holm); with one "
-    "process there is none. Cold is the first call of that row and batch size, before anything else of it "
-    "has run; compiling is what it took beyond a usual call where torch's compiler ran in it, imports and "
-    "checks included, less what a cache on disk spared. Both, and memory, are those of the first process. "
-    "Resident memory is a lower bound."
+    "Each process has a median of its rounds; the table has their geometric mean and its 95 % interval "
+    "over processes (Student's t), or the median of a single process and its interval over rounds, which "
+    "does not show how processes differ. Ratios are paired: both calls of the same round. A percentile is "
+    "left out below 64 (p90) or 662 (p99) samples. The verdict is a claim only where the interval of X "
+    "REFERENCE excludes 1; these intervals are wide enough for all verdicts to be right at once with 95 % "
+    "(Holm); one process allows none. Cold is the first call of that row and batch size, before anything "
+    "else of it has run; compiling is its extra time over a usual call if torch's compiler ran in it, "
+    "imports and checks included, less what a cache on disk saved. Both, and memory, are those of the "
+    "first process. Resident memory is a lower bound."
 )
-FRONT_WORDS = "Those that no other beats in both have another colour, and a line joins them."
+FRONT_WORDS = "A line and another colour mark the explainers that no other beats in both."
 MATRIX_WORDS = (
     "Means over the images, at the maps' own resolution; empty where resolutions differ or a map is "
     "constant."
 )
 PARITY_WORDS = "Largest absolute difference of the raw maps from the reference, relative to its peak."
 HARD_WORDS = (
-    "The same on tiny networks, from the first backend's maps on the plain twin in float32. An in-place "
-    "ReLU behind the layer, frozen weights, bfloat16 (where rounding alone comes to 0.05) and tokens are "
-    "no reason for another map."
+    "The same on tiny networks, against the first backend's maps on the plain twin in float32. An in-place "
+    "ReLU behind the layer, frozen weights, bfloat16 (where rounding alone comes to 0.05) and tokens "
+    "should not change a map."
 )
 
 
@@ -288,7 +288,7 @@ def _bands(document: Document, scene: str) -> Iterator[Chart]:
 
 
 def _apart(lines: Mapping[str, Curves]) -> dict[str, Curves]:
-    """Without those that would lie upon another, which tells how many they are."""
+    """Without curves that would lie upon another, whose name tells how many there are."""
     same: dict[str, list[str]] = {}
     for name, curves in lines.items():
         for first in same:
@@ -304,14 +304,14 @@ def _apart(lines: Mapping[str, Curves]) -> dict[str, Curves]:
 
 
 class _Album:
-    """The pictures of a folder, made anew; left_out: a line for each that could not be shown."""
+    """The pictures of a folder, encoded anew; left_out: a line for each that could not be shown."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self.left_out: list[str] = []
 
     def picture(self, file: str) -> Image | None:
-        # The document may come from anybody: nothing outside of the folder is read.
+        # The document may come from anybody: nothing outside the folder is read.
         try:
             return decoding.load_png(inside(self._folder, f"{bench_json.EXAMPLES}/{file}"))
         except CamkitError as error:
@@ -335,7 +335,7 @@ def _photographs(document: Document, album: _Album) -> Iterator[Photograph]:
 
 
 def _map(shown: ShownMap, album: _Album) -> Map:
-    """A map, with the value of its strongest colour and what else has to be said."""
+    """A map, with the value of its strongest colour and any remark."""
     image = album.picture(shown.file) if shown.file else None
     lines = [] if shown.full is None else [f"up to {shown.full:.3g}"]
     return Map(
@@ -360,7 +360,7 @@ def _png(image: Image) -> Picture:
 
 
 def _visible(value: Any) -> Any:
-    """A text in which nothing is hidden: no controls, no marks of direction or without width."""
+    """A text without hidden characters: controls, marks of direction, or of zero width."""
     return value.translate(ESCAPES) if isinstance(value, str) else value
 
 

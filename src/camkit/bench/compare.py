@@ -1,8 +1,8 @@
 """Two documents: is a row faster or slower than it was?
 
-Explainers are compared by their multiple of the bare forward of the same rounds, so that a machine that is
-slower today slows nobody; the forward itself by its time. What is compared are processes: from one to the
-next the same code differs by more than the rounds of one process tell.
+Explainers are compared by their multiple of the bare forward of the same rounds, so a slower machine
+does not matter; the forward itself by its time. Processes are compared, not rounds: between processes the
+same code differs by more than the rounds of one show.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ SAME: dict[str, Callable[[Document], Any]] = {
 
 @dataclass(frozen=True)
 class Comparison:
-    """One row at one batch size: the new time over the old, and what that allows one to say."""
+    """One row at one batch size: the new time over the old, and the verdict."""
 
     backend: str
     method: str
@@ -48,16 +48,14 @@ def compare(
     tolerance: float = TOLERANCE,
     force: bool = False,
 ) -> list[Comparison]:
-    """Every row and batch size that both documents have; with 95 % all verdicts are right at once.
+    """Compare every row and batch size in both documents; with 95 %, all verdicts are right at once.
 
-    tolerance: a change that is surely less is SAME, one that is surely more FASTER or SLOWER. force:
-    compare what was measured under different conditions, too. Raises `UsageError` if conditions differ, or
-    if nothing is in both.
+    tolerance: a change that is surely smaller is SAME, one that is surely larger FASTER or SLOWER. force:
+    compare even what was measured under different conditions. Raises `UsageError` if conditions differ, or
+    if the documents share nothing.
     """
     if not force and (different := list(_differences(before, after))):
-        raise UsageError(
-            f"these cannot be compared: {'; '.join(different)} (--force compares all the same)"
-        )
+        raise UsageError(f"these cannot be compared: {'; '.join(different)} (--force compares them anyway)")
     old, new = figures(before), figures(after)
     shared = [key for key in old if key in new]
     if not shared:
@@ -74,14 +72,14 @@ def unknown_spread(before: Document, after: Document) -> str | None:
     if not (single := [which for which, count in fewest.items() if count < 2]):
         return None
     return (
-        f"{' and '.join(single)}: measured in one process, so nobody knows how much processes differ, and "
-        "what differs is UNCLEAR; measure again with --processes 3 or more"
+        f"{' and '.join(single)}: measured in one process, so how much processes differ is not known, and "
+        "differences are UNCLEAR; measure again with --processes 3 or more"
     )
 
 
 def _differences(before: Document, after: Document) -> Iterator[str]:
-    for name, of in SAME.items():
-        if (old := of(before)) != (new := of(after)):
+    for name, read in SAME.items():
+        if (old := read(before)) != (new := read(after)):
             yield f"{name} {_shown(old)} and {_shown(new)}"
 
 
@@ -102,7 +100,7 @@ def unmatched(before: Document, after: Document) -> list[str]:
 
 
 def figures(document: Document) -> dict[tuple[str, str, int], list[float]]:
-    """Of each process the median multiple of the forward of the same round; of the forward seconds."""
+    """For each process, the median multiple of the forward of the same round; for the forward, seconds."""
     raw = {
         (row.backend, row.method, record.batch): record.samples.by_process()
         for row in document.rows

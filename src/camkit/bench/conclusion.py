@@ -17,7 +17,7 @@ from camkit.bench.statistics import LEAST, LEVEL, Estimate
 from camkit.errors import counted
 
 WORDS = {"BETTER": "better", "WORSE": "worse", "UNCLEAR": "undecided"}
-MANY = 3  # names in a sentence; of more it says how many
+MANY = 3  # names in a sentence; the others are counted
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class _Race:
     """The times of explainers at one batch size, the lowest median first.
 
     ratios: of the others to the first, from paired rounds, with intervals that are right for all pairs at
-    once, because who is first was not known before. processes: in which all were timed.
+    once, because the first was not known before. processes: how many timed them all.
     """
 
     batch: int
@@ -50,7 +50,7 @@ class _Race:
 
     @property
     def close(self) -> list[tuple[Row, Estimate]]:
-        """Those of which nobody knows whether they are."""
+        """Those that may or may not be slower."""
         sure = {row.key for row, _ in self.surely_slower}
         return [(row, ratio) for row, ratio in self._others if row.key not in sure]
 
@@ -61,9 +61,9 @@ class _Race:
 
 
 def conclusion(document: Document) -> Conclusion:
-    """What a document says."""
+    """The conclusion from a document."""
     race = _race(document)
-    words = [" ".join(told) for told in (_speed(race), _agreement(document), _worth(document))]
+    words = [" ".join(sentences) for sentences in (_speed(race), _agreement(document), _worth(document))]
     return Conclusion(_headline(document, race), [text for text in words if text], list(_missing(document)))
 
 
@@ -96,7 +96,7 @@ def _race(document: Document) -> _Race | None:
 
 
 def _ratio(own: Sequence[Sequence[float]], first: Sequence[Sequence[float]], pairs: int) -> Estimate:
-    """Of processes the geometric mean of their paired medians, of one the paired median over its rounds."""
+    """The geometric mean of the processes' paired medians; for one process, its own with its interval."""
     paired = [statistics.paired(a, b) for a, b in zip(own, first, strict=True)]
     if len(paired) == 1:
         return paired[0]
@@ -125,11 +125,10 @@ def _speed(race: _Race | None) -> Iterator[str]:
     time = f"{bench_json.span(record.seconds, 1000)} ms for {counted(race.batch, 'photograph')}{bare}"
     yield f"{row.key} has the lowest median: {time}." if race.close else f"{row.key} takes {time}."
     if slower := race.surely_slower:
-        yield f"Slower than it {'are' if len(slower) > 1 else 'is'} {_listed(slower)}."
+        yield f"Slower: {_listed(slower)}."
     if close := race.close:
-        verb = "is" if len(close) == 1 else "are"
         if race.processes > 1:
-            yield f"Not to be told from it {verb} {_listed(close)}."
+            yield f"Not clearly slower: {_listed(close)}."
         else:
             yield (
                 f"In its {counted(race.rounds, 'round')}: {_listed(close)}. A single process proves "
@@ -137,17 +136,17 @@ def _speed(race: _Race | None) -> Iterator[str]:
             )
     if len(race.rows) > 1 and race.processes > 1:
         pairs = len(race.rows) * (len(race.rows) - 1) // 2
-        wide = f"wide enough for all {pairs} pairs at once" if pairs > 1 else "of the one pair"
-        yield f"Intervals are those of 95 % over {race.processes} processes, {wide}."
+        width = f"wide enough for all {pairs} pairs at once" if pairs > 1 else "of the one pair"
+        yield f"Intervals are those of 95 % over {race.processes} processes, {width}."
 
 
 def _listed(found: Sequence[tuple[Row, Estimate]]) -> str:
     """Rows with how many times as long they take: the nearest, and the furthest of many."""
-    said = [f"{row.key} ({_span(ratio)} times as long)" for row, ratio in found]
-    if len(said) > MANY:
-        between = counted(len(said) - MANY, "other")
-        said = [*said[: MANY - 1], f"{between} in between", said[-1]]
-    return _joined(said)
+    names = [f"{row.key} ({_span(ratio)} times as long)" for row, ratio in found]
+    if len(names) > MANY:
+        between = counted(len(names) - MANY, "other")
+        names = [*names[: MANY - 1], f"{between} in between", names[-1]]
+    return _joined(names)
 
 
 def _span(ratio: Median | Estimate) -> str:
@@ -166,9 +165,9 @@ def _agreement(document: Document) -> Iterator[str]:
     compared = [(row.key, row.parity) for row in _explainers(document) if row.parity is not None]
     least = EQUAL.get(document.settings.dtype, EQUAL["float32"])
     if other := [(key, value) for key, value in compared if not value <= least]:
-        said = _joined([f"{key} (by {value:.1e} of the peak)" for key, value in other[:MANY]])
+        names = _joined([f"{key} (by {value:.1e} of the peak)" for key, value in other[:MANY]])
         more = f" and {len(other) - MANY} more" if len(other) > MANY else ""
-        yield f"Other maps than the reference of the same method give {said}{more}."
+        yield f"Maps differ from those of the reference of the same method for {names}{more}."
     elif compared:
         worst = max(value for _, value in compared)
         rounding = f", up to {worst:.1e} of the peak" if worst else ""
@@ -237,7 +236,7 @@ def _missing(document: Document) -> Iterator[str]:
     settings, explainers = document.settings, _explainers(document)
     for row in explainers:
         if row.failed or not (row.latency or row.scores):
-            yield f"{row.key}: {'; '.join(row.notes) or 'nothing of it'}"
+            yield f"{row.key}: {'; '.join(row.notes) or 'not measured'}"
     for scene in document.scenes:
         if scene.failures:
             yield f"{counted(len(scene.failures), 'photograph')} could not be read: {scene.failures[0]}"
@@ -250,7 +249,7 @@ def _missing(document: Document) -> Iterator[str]:
         yield "How far maps agree: there was one explainer only."
     if any(scene.name == "shapes" for scene in document.scenes):
         yield (
-            "Whether maps point at the object in these photographs: nobody said where it is (--truth), so "
+            "Whether maps point at the object in these photographs: nobody marked it (--truth), so "
             "that was measured on drawn shapes."
         )
 

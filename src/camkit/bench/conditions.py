@@ -1,7 +1,7 @@
 """`--fail-if`: small expressions such as `native.gradcam.ratio > 1.2 or control.random.spearman > 0.5`.
 
 They are read by `ast`, never run: names of figures, numbers, comparisons, `and` and `or` are all there is.
-Signs that no name can hold are underscores: `pytorch_grad_cam.gradcampp.ms`.
+Characters that a name cannot hold become underscores: `pytorch_grad_cam.gradcampp.ms`.
 """
 
 from __future__ import annotations
@@ -41,14 +41,14 @@ class Condition:
                 )
 
     def holds(self, values: Mapping[str, float | None]) -> bool:
-        """Whether it is true of `values`; `CamkitError` if a figure was not measured: that is no pass."""
+        """Whether it holds for `values`; `CamkitError` if a figure was not measured, which is no pass."""
         for name in self.names:
             if values.get(name) is None:
                 raise CamkitError(f"--fail-if {self.text!r}: {name} was not measured (see the notes)")
         return _holds(self.tree, values)
 
     def with_figures(self, values: Mapping[str, float | None]) -> str:
-        """The expression and what its figures are."""
+        """The expression, with the values of its figures."""
         return f"{self.text} ({', '.join(f'{name} is {values[name]:.4g}' for name in self.names)})"
 
 

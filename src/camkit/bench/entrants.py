@@ -17,7 +17,7 @@ REFERENCE = "native"  # comes first, if it takes part
 
 @dataclass(kw_only=True)
 class Entrant(Row):
-    """A row that is being measured, with the explainer that is."""
+    """A row while it is measured, with its explainer."""
 
     explainer: Explainer | None = field(default=None, repr=False)
     parity: float | None = None
@@ -31,7 +31,7 @@ class Entrant(Row):
             self.notes.append(text)
 
     def fail(self, what: str, error: Exception | str) -> None:
-        """Note that something raised, or the line of what it was."""
+        """Note a failure: an error, or one line about it."""
         self.note(f"{what}: {error if isinstance(error, str) else one_line(error)}")
         self.failed = True
 
@@ -41,12 +41,12 @@ class Entrant(Row):
 
 
 def one_line(error: Exception) -> str:
-    """What was raised, with its type if camkit did not mean it for people."""
+    """An error in one line, with its type unless it is camkit's own."""
     return str(error).partition("\n")[0] if isinstance(error, CamkitError) else typed_reason(error)
 
 
 def all_rows(request: BenchRequest) -> list[Entrant]:
-    """The forward, the explainers and the controls; `UsageError` if they are more than a document holds."""
+    """The forward, the explainers and the controls; `UsageError` for more than a document holds."""
     controls = [Entrant("control", "control", name) for name in CONTROLS]
     found = [Entrant("forward", *FORWARD), *_explainer_rows(request), *controls]
     if len(found) > MAX_ROWS:
@@ -55,7 +55,7 @@ def all_rows(request: BenchRequest) -> list[Entrant]:
 
 
 def _explainer_rows(request: BenchRequest) -> list[Entrant]:
-    """A row for each backend and method; a name that does not exist raises, what is broken is noted."""
+    """A row for each backend and method; an unknown name raises, a broken plugin is noted."""
     names = request.backends or tuple(found.name for found in discovery.find("explainer"))
     names = tuple(sorted(dict.fromkeys(names), key=lambda name: name != REFERENCE))
     found = {name: discovery.get("explainer", name) for name in request.backends}

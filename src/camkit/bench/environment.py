@@ -1,4 +1,4 @@
-"""What figures were taken on: enough to judge them, and nothing that tells who or where."""
+"""What figures were measured on: enough to judge them, and nothing that reveals who or where."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from camkit.core import devices
 from camkit.core.device_names import usable_cores
 
 LIBRARIES = ("camkit", "torch", "torchvision", "timm", "numpy", "scipy", "scikit-image", "pillow")
-# As nvidia-smi calls them. The clocks' event reasons are those of throttling, as bits; 0 is none.
+# By nvidia-smi's names. The clocks' event reasons are those of throttling, as bits; 0 is none.
 GPU_FACTS = {
     "driver_version": "driver",
     "clocks.sm": "clock_mhz",
@@ -31,7 +31,7 @@ GPU_FACTS = {
 def environment(device: torch.device, dtype: torch.dtype, packages: Iterable[str] = ()) -> dict[str, Any]:
     """Facts about machine, libraries and settings, JSON values only.
 
-    packages: further distributions that matter, with what they require. A fact that cannot be read is left
+    packages: further distributions to list, with what they require. A fact that cannot be read is left
     out.
     """
     facts: dict[str, Any] = {
@@ -52,7 +52,7 @@ def environment(device: torch.device, dtype: torch.dtype, packages: Iterable[str
 
 
 def conditions(device: torch.device) -> dict[str, Any]:
-    """What changes while one measures: load, clocks, throttling. For before and after."""
+    """What changes during a run: load, clocks, throttling. To be read before and after it."""
     facts: dict[str, Any] = {}
     if hasattr(os, "getloadavg"):
         facts["load"] = os.getloadavg()[0]
@@ -70,7 +70,7 @@ def cpu_name() -> str:
 
 
 def versions(packages: Iterable[str]) -> dict[str, str]:
-    """Of Python, and of those of camkit's libraries and `packages` with their needs that are installed."""
+    """Versions of Python, and of camkit's libraries and `packages` with their needs, if installed."""
     names = list(LIBRARIES)
     for package in packages:
         needs = metadata.requires(package) if _version(package) else None
@@ -98,14 +98,14 @@ def git_state(folder: Path) -> dict[str, Any] | None:
 
 
 def nvidia_smi(index: str) -> dict[str, str]:
-    """Driver, clocks and throttling of a GPU as its tool tells them; nothing where there is none."""
+    """Driver, clocks and throttling of a GPU from its tool; empty where there is no such tool."""
     query = f"--query-gpu={','.join(GPU_FACTS)}"
     line = _output("nvidia-smi", query, "--format=csv,noheader,nounits", f"--id={index}")
     return parsed_gpu_facts(line or "")
 
 
 def parsed_gpu_facts(line: str) -> dict[str, str]:
-    """The line of values that the tool prints, without what it does not know."""
+    """Facts from the line that the tool prints, without those it does not know."""
     values = [value.strip() for value in line.strip().split(",")]
     if len(values) != len(GPU_FACTS):
         return {}

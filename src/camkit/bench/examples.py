@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 PHOTOGRAPHS = 4  # whose maps are shown
 DISAGREEMENTS = 3
-NEAR = 4  # times the reference's largest value, up to which a map is drawn on its scale
+NEAR = 4  # maps up to so many times as strong as the reference share its scale
 STYLE = Style(view="model", caption=False)
 REMARKS = {
     "constant": "all values are equal",
@@ -39,9 +39,9 @@ def side_by_side(
 ) -> tuple[Pictures, list[ShownPhotograph]]:
     """Maps of the same few photographs, evenly spread, by all explainers.
 
-    maps: `[N, h, w]` by row. Maps of one method are drawn on the scale of its reference, of which
-    `reference_of` tells, so that their values can be compared, too; those that are far larger or smaller
-    on one of their own.
+    maps: `[N, h, w]` by row. Maps of one method are drawn on the scale of its reference, which
+    `reference_of` names, so that their values can be compared, too; those far larger or smaller have a
+    scale of their own.
     """
     real = _explainers(maps)[:MAX_SHOWN]
     count = min(PHOTOGRAPHS, len(scene.inputs))
@@ -72,27 +72,27 @@ def side_by_side(
 
 
 def _probability(scene: Scene, index: int) -> float | None:
-    """That of the class which is explained; of scores that have no such meaning none."""
+    """The probability of the explained class; `None` if the scores are not probabilities."""
     try:
-        said = predict(scene.model, scene.inputs[index : index + 1])
+        prediction = predict(scene.model, scene.inputs[index : index + 1])
     except CamkitError:
         return None
-    return None if said.kind == "none" else float(said.likely[int(scene.targets[index])])
+    return None if prediction.kind == "none" else float(prediction.likely[int(scene.targets[index])])
 
 
 def _drawn(key: str, map: Tensor, reference: Tensor) -> ShownMap:
-    """What is said of a map, and its scale; without one it cannot be drawn."""
+    """The remarks on a map, and its scale; without a scale it cannot be drawn."""
     if not bool(all_finite(map[None]).all()):
         return ShownMap(row=key, remark="not finite, so it is not drawn")
-    peak, usual = float(map.abs().max()), float(reference.abs().nan_to_num().max())
-    near = usual / NEAR <= peak <= usual * NEAR
-    said = [REMARKS[found]] if (found := remark(map, STYLE)) in REMARKS else []
+    peak, shared = float(map.abs().max()), float(reference.abs().nan_to_num().max())
+    near = shared / NEAR <= peak <= shared * NEAR
+    remarks = [REMARKS[found]] if (found := remark(map, STYLE)) in REMARKS else []
     return ShownMap(
         row=key,
-        full=(usual if near else peak) or 1.0,
+        full=(shared if near else peak) or 1.0,
         low=float(map.min()),
         high=float(map.max()),
-        remark="; ".join([*said, *([] if near else ["on a scale of its own"])]),
+        remark="; ".join([*remarks, *([] if near else ["on a scale of its own"])]),
     )
 
 
@@ -103,7 +103,7 @@ def disagreements(scene: Scene, maps: Mapping[str, Tensor]) -> tuple[Pictures, l
     if not pairs:
         return {}, []
     table = torch.stack([agreement.spearman(real[a], real[b]) for a, b in pairs])  # [pairs, N]
-    worst, which = table.nan_to_num(nan=2.0).min(0)  # where nothing is defined, nothing is shown
+    worst, which = table.nan_to_num(nan=2.0).min(0)  # where it is not defined, nothing is shown
     pictures: Pictures = {}
     examples: list[Example] = []
     for index in worst.argsort()[:DISAGREEMENTS].tolist():

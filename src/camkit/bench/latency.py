@@ -1,8 +1,8 @@
-"""Time and memory of the rows, in this process or in fresh ones, and what the samples of all come to.
+"""Time and memory of the rows, in this process or in fresh ones, and a summary of all samples.
 
-The same code in another process is faster or slower by more than the rounds of one process tell: memory
-lies elsewhere, threads on other cores. So several processes are started, each measures for itself, one
-after the other, and it is their medians that are compared.
+The same code in another process is faster or slower by more than the rounds of one process show: memory
+lies elsewhere, threads run on other cores. So several processes measure, one after the other, and their
+medians are compared.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from camkit.models.loading import load_quietly
 class Measured:
     """A row at one batch size in one process: a sample of each round, the first call of all, memory.
 
-    kernels: seconds that an accelerator works for one call. error: the line of what it raised, if it did.
+    kernels: seconds that an accelerator works for one call. error: one line, if the row raised.
     """
 
     samples: list[Sample]
@@ -51,13 +51,13 @@ class Measured:
         return [sample.host for sample in self.samples]
 
 
-Key = tuple[str, int]  # of a row, and the batch size
+Key = tuple[str, int]  # of a row, with the batch size
 Colds = Mapping[Key, Cold | None]
 Process = Mapping[Key, Measured]
 
 
 def batch_sizes(request: BenchRequest, device: torch.device) -> tuple[int, ...]:
-    """Those that are asked for, or suit the device."""
+    """The requested batch sizes, or those that suit the device."""
     return request.batch_sizes or request.effort.batch_sizes[device.type != "cpu"]
 
 
@@ -65,16 +65,16 @@ def batch_sizes(request: BenchRequest, device: torch.device) -> tuple[int, ...]:
 
 
 def first_calls(request: BenchRequest, scene: Scene, rows: Sequence[Entrant]) -> Colds:
-    """The first call of each row at each batch size, before anything else of it has run.
+    """The first call of each row at each batch size, before anything else of that row has run.
 
-    Only the model has, to find the classes of the photographs.
+    Only the model has run, to find the classes of the photographs.
     """
     device = scene.inputs.device
-    timer, able = timing.timer(device), [row for row in rows if row.kind == "forward" or row.explainer]
+    timer, runnable = timing.timer(device), [row for row in rows if row.kind == "forward" or row.explainer]
     return {
         (key, batch): timing.cold(call, timer)
         for batch in batch_sizes(request, device)
-        for key, call in _calls(scene, able, batch).items()
+        for key, call in _calls(scene, runnable, batch).items()
     }
 
 
@@ -98,7 +98,7 @@ def measured(request: BenchRequest, scene: Scene, rows: Sequence[Entrant], colds
 
 
 def _calls(scene: Scene, rows: Sequence[Entrant], batch: int) -> dict[str, timing.Call]:
-    """What is timed of the bare forward and of the explainers, by row."""
+    """The calls to time, by row: the bare forward and the explainers."""
     inputs, targets = scene.first(batch)
 
     def forward() -> Tensor:
@@ -118,9 +118,9 @@ def _calls(scene: Scene, rows: Sequence[Entrant], batch: int) -> dict[str, timin
 def processes(
     request: BenchRequest, paths: Sequence[Path], rows: Collection[str], progress: Progress
 ) -> list[Process]:
-    """`request.process_count` fresh processes, in each of which the rows of these keys are measured.
+    """Measure the rows with these keys in each of `request.process_count` fresh processes.
 
-    They start together, which takes longest, and then measure one after the other. Raises `CamkitError` if
+    They start together, as that takes longest, then measure one after the other. Raises `CamkitError` if
     one of them dies.
     """
     count, context = request.process_count, multiprocessing.get_context("spawn")
@@ -136,10 +136,10 @@ def processes(
                 progress(f"timing, process {number + 1} of {count}")
                 own = replace(request, seed=request.seed + number)
                 found.append(pool.submit(_in_process, own, tuple(paths), frozenset(rows)).result())
-                pool.shutdown()  # its memory is the next one's
+                pool.shutdown()  # the next one needs its memory
         except BrokenProcessPool:
-            reason = "a process that measures has died, as it does where memory runs out"
-            raise CamkitError(f"{reason}; --processes 1 measures without others") from None
+            reason = "a measuring process has died, as when memory runs out"
+            raise CamkitError(f"{reason}; --processes 1 measures in this one") from None
     return found
 
 
@@ -160,7 +160,7 @@ def _in_process(request: BenchRequest, paths: Sequence[Path], keys: Collection[s
         return measured(request, scene, rows, first_calls(request, scene, rows))
 
 
-# --- what it comes to -------------------------------------------------------------------------------
+# --- summaries --------------------------------------------------------------------------------------
 
 
 def add_records(rows: Sequence[Entrant], reference_of: Mapping[str, str], found: Sequence[Process]) -> None:
@@ -201,12 +201,12 @@ def latency_record(
     bare: Sequence[Measured] | None,
     reference: Sequence[Measured] | None,
 ) -> LatencyRecord:
-    """Raw samples of one call in seconds, process by process, and what they come to.
+    """Raw samples of one call in seconds, process by process, and their summary.
 
-    `ratio` is to the bare forward of the same rounds, `against` to the reference backend. Of several
-    processes a figure is the geometric mean of their medians, of one the median of its rounds. `cold` is
-    the first call of the first process, and `compile` what it took beyond a usual one if torch's compiler
-    ran in it: that is how long the user waits for it, imports and checks included.
+    `ratio` is to the bare forward of the same rounds, `against` to the reference backend. A figure of
+    several processes is the geometric mean of their medians, of one the median of its rounds. `cold` is
+    the first call of the first process, and `compile` its extra time over a usual one if torch's compiler
+    ran in it: what the user waits for, imports and checks included.
     """
     middle = _middle([one.host for one in own])
     samples, cold = [sample for one in own for sample in one.samples], own[0].cold
@@ -245,5 +245,5 @@ def _ratio(own: Sequence[Measured], base: Sequence[Measured]) -> Estimate:
 
 
 def _ratios(own: Sequence[Measured], base: Sequence[Measured]) -> list[float]:
-    """Of each process the median of the ratios of the same rounds."""
+    """For each process, the median of the ratios within its rounds."""
     return [statistics.paired(a.host, b.host).middle for a, b in zip(own, base, strict=False)]

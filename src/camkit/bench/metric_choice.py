@@ -1,4 +1,4 @@
-"""Which metrics a run takes: every installed one by its category, or those that are named."""
+"""Which metrics a run uses: every installed one by its category, or those that are named."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Measures:
     broken: Mapping[str, PluginError]
 
     def make(self, request: BenchRequest, scene: Scene | None = None) -> dict[str, Metric]:
-        """The metrics with the options that suit a scene, those that mean something there."""
+        """The metrics that are meaningful on a scene, with the options that suit it."""
         made = {}
         for name, cls in self.classes.items():
             if scene is not None and scene.only_metrics and name not in scene.only_metrics:
@@ -50,12 +50,12 @@ def chosen(request: BenchRequest) -> Measures:
     broken: dict[str, PluginError] = {}
     announced = discovery.find("metric")
     usable = {found.name for found in announced if not found.problem}
-    if request.metrics and set(request.metrics) <= usable | {LATENCY}:  # nobody else's code has to run
+    if request.metrics and set(request.metrics) <= usable | {LATENCY}:  # no other code needs to run
         announced = [found for found in announced if found.name in request.metrics]
     for found in announced:
         name = found.full_name if found.ambiguous else found.name
         if found.problem and name in usable:
-            continue  # it would shadow that one
+            continue  # it would shadow the usable one
         try:
             classes[name] = loading.load(discovery.get("metric", name))
             dists[name] = found.dist
@@ -68,7 +68,7 @@ def chosen(request: BenchRequest) -> Measures:
             raise broken[asked]
         if asked not in known and asked not in classes:
             if asked in usable:
-                discovery.get("metric", asked)  # several packages offer it, and it says so
+                discovery.get("metric", asked)  # raises, as several packages offer it
             hint = closest(asked, [*known, *classes])
             shown = f" (categories: {', '.join(known)}; or one of `camkit plugin list`)"
             raise OptionError(f"there is no metric {asked!r}{hint or shown}")

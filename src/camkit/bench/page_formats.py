@@ -1,4 +1,4 @@
-"""A report as Markdown, and as one HTML page with its pictures in it, which opens from the disk."""
+"""A report as Markdown, and as one HTML page with its pictures in it, which opens from disk."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ NOTHING = "-"
 class Section:
     """A heading with words, a table, drawings, pictures and a line of code, each of which may be missing.
 
-    details: further words, of which there may be many. pictures: with a text that says what is to be seen.
+    details: further words, of which there may be many. pictures: with a text that says what they show.
     Only the page has drawings and pictures.
     """
 
@@ -35,7 +35,7 @@ class Section:
 
     @property
     def numeric(self) -> list[bool]:
-        """Which columns have nothing but numbers, with what belongs to them."""
+        """Which columns hold only numbers, with intervals or units."""
         return [
             all(cell == NOTHING or NUMBER.match(cell) for cell in column)
             for column in zip(*self.rows, strict=True)
@@ -78,5 +78,5 @@ class Report:
 
 
 def render(name: str, report: Report) -> Iterator[str]:
-    """The text of `MARKDOWN` or `HTML` piece by piece: of a stranger's document it may be large."""
+    """The text of `MARKDOWN` or `HTML` piece by piece: that of a stranger's document may be large."""
     return page.render(TEMPLATES[name], report=report)

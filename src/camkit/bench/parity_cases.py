@@ -1,8 +1,8 @@
-"""Cases in which libraries give different maps of one method, on tiny networks that are drawn from a seed.
+"""Cases in which libraries give different maps for one method, on tiny networks that are drawn from a seed.
 
-An in-place ReLU right behind the layer overwrites what was kept of it, through frozen weights no gradient
-comes, bfloat16 is not known to numpy, and a transformer has tokens in place of a grid. None of this is a
-reason for another map: each is compared with the first backend's on the plain twin, in float32.
+An in-place ReLU right behind the layer overwrites its output, frozen weights let no gradient through, numpy
+has no bfloat16, and a transformer has tokens in place of a grid. None of this should change a map: each is
+compared with the first backend's on the plain twin, in float32.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ IMAGES, CLASSES, SIZE, PATCH, WIDTH = 4, 5, 32, 8, 16
 
 
 class _Convolutional(nn.Sequential):
-    """Two convolutions; `inplace`: of the ReLU behind the second, the layer `body`."""
+    """Two convolutions; the second is the layer `body`, and `inplace` is for the ReLU behind it."""
 
     def __init__(self, *, inplace: bool = False) -> None:
         parts: list[tuple[str, nn.Module]] = [
@@ -43,7 +43,7 @@ class _Convolutional(nn.Sequential):
 
 
 class _Transformer(nn.Module):
-    """Patches and a class token through one layer of attention; the layer is `norm`, before that."""
+    """Patches and a class token through one layer of attention; the layer is `norm`, before that one."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -65,9 +65,9 @@ class _Transformer(nn.Module):
 
 @dataclass(frozen=True)
 class Case:
-    """A network with its layer, and what makes it hard, by which its maps should not change.
+    """A network with its layer, and what makes it hard but should not change its maps.
 
-    plain: the twin that it is compared with; network: by default the same.
+    plain: the twin to compare it with; network: by default the same.
     """
 
     name: str
@@ -88,18 +88,18 @@ CASES = (
 
 
 def hard_cases(rows: Sequence[Entrant], device: torch.device, seed: int = 0) -> list[HardCase]:
-    """For every method of several backends, every case and each of them a record for `bench.json`.
+    """A record for `bench.json` for every method of several backends, every case and each backend.
 
-    `difference` is the largest of the raw maps, relative to the peak of the reference's; `equal` whether it
-    is within what rounding explains; `error` the one line if there is no map. A method's reference is the
-    first backend; if that fails on a plain network, `difference` is `None` for all of it.
+    `difference` is the largest one between raw maps, relative to the reference's peak; `equal`, whether
+    rounding explains it; `error`, one line if there is no map. A method's reference is the first backend;
+    if that fails on a plain network, `difference` is `None` throughout.
     """
-    able = [row for row in rows if row.explainer is not None]
+    runnable = [row for row in rows if row.explainer is not None]
     records = []
-    for method in dict.fromkeys(row.method for row in able):
-        same = [row for row in able if row.method == method]
-        if len({row.backend for row in same}) > 1:
-            records += [record for case in CASES for record in _compared(case, same, device, seed)]
+    for method in dict.fromkeys(row.method for row in runnable):
+        sharing = [row for row in runnable if row.method == method]
+        if len({row.backend for row in sharing}) > 1:
+            records += [record for case in CASES for record in _compared(case, sharing, device, seed)]
     return records
 
 
@@ -122,7 +122,7 @@ def _compared(case: Case, rows: Sequence[Entrant], device: torch.device, seed: i
 
 
 def _drawn(make: Callable[[], nn.Module], seed: int, device: torch.device) -> nn.Module:
-    """A network of random weights, the same for a seed on every device."""
+    """A network with random weights, which depend on the seed only, not on the device."""
     with torch.random.fork_rng([]):
         torch.manual_seed(seed)
         return make().eval().to(device)

@@ -11,9 +11,9 @@ from typing import Any
 from camkit.bench.timing import Rounds
 from camkit.core.device_names import Precision
 
-LATENCY = "latency"  # what is measured beside the categories of metrics
+LATENCY = "latency"  # what is measured besides the categories of metrics
 AGREEMENT = "agreement"
-# Metrics of camkit that a quick run goes without: those that are not in the headline table.
+# Metrics of camkit that a quick run leaves out: those that are not in the headline table.
 LEFT_OUT = frozenset(
     (
         *("pearson", "ssim", "overlap", "jaccard", "deletion", "insertion", "road", "average-drop"),
@@ -28,7 +28,7 @@ class Effort:
     """What a run may cost.
 
     rounds: of timing for each batch size, in each of the processes. batch_sizes: on a CPU, on a GPU.
-    images: photographs that are looked at. shapes: drawn images. mosaics: of 2 x 2 images each.
+    images: photographs to explain. shapes: drawn images. mosaics: of 2 x 2 images each.
     left_out: metrics that run only if they are named; options: of metrics.
     """
 
@@ -70,9 +70,9 @@ class BenchRequest:
     backends: none means every installed one. images: files, folders or globs; none is the bundled
     photograph. truth: annotations of them (see `camkit.metrics.ground_truth`); without, localisation is
     measured on drawn shapes. metrics: `latency`, categories, or names of metric plugins; none means all.
-    rounds: of timing for each batch size in each process; `None` lets time decide. processes: to time in,
-    one after the other; 1 is this one. limit: of photographs, evenly spread. What is left out is decided by
-    `quick`.
+    rounds: of timing for each batch size in each process; `None` lets time decide. processes: how many
+    to time in, one after the other; 1 is this one. limit: of photographs, evenly spread. quick: leave out
+    `LEFT_OUT` and more.
     """
 
     model: str = "pets"
@@ -113,7 +113,7 @@ class BenchRequest:
 
     @property
     def photographs(self) -> int:
-        """How many are looked at, at most."""
+        """How many photographs to explain, at most."""
         return self.limit or self.effort.images
 
     def wants(self, what: str) -> bool:
@@ -121,17 +121,17 @@ class BenchRequest:
         return not self.metrics or what in self.metrics
 
     def measures(self, categories: Mapping[str, str]) -> tuple[str, ...]:
-        """The metrics that are meant, of those there are with their `categories`; a name comes first."""
+        """The requested metrics among those with `categories`; names take precedence over categories."""
         if not self.metrics:
             return tuple(name for name in categories if name not in self.effort.left_out)
         names: list[str] = []
         for asked in self.metrics:
-            of = [name for name, category in categories.items() if category == asked]
-            names += [asked] if asked in categories else (n for n in of if n not in self.effort.left_out)
+            group = [name for name, category in categories.items() if category == asked]
+            names += [asked] if asked in categories else (n for n in group if n not in self.effort.left_out)
         return tuple(dict.fromkeys(names))
 
 
-# The option of each field; those with a comma between their values, and those that are repeated.
+# The option of each field; `JOINED` ones have commas between their values, others are repeated.
 OPTIONS = {
     **{"model": "--model", "backends": "--backend", "methods": "--method", "layer": "--layer"},
     **{"options": "--option", "images": "--images", "truth": "--truth", "device": "--device"},
@@ -144,7 +144,7 @@ JOINED = ("batch_sizes", "metrics")
 
 
 def command(request: BenchRequest) -> str:
-    """The command that repeats a request. Of absolute paths only the last part is told."""
+    """The command that repeats a request. Of absolute paths only the last part is shown."""
     words = ["camkit", "bench"]
     for name, option in OPTIONS.items():
         value = getattr(request, name)

@@ -1,7 +1,7 @@
 """What a benchmark found, as `bench.json` holds it: the fields are its keys, in its order.
 
-A document may come from anybody. Whatever a report or a comparison reads of it has its type and its limits
-here, and `read` checks that its parts fit together: what goes wrong afterwards is a fault of camkit.
+A document may come from anybody. Whatever a report or a comparison reads has its type and its limits here,
+and `read` checks that its parts fit together: what goes wrong afterwards is a fault of camkit.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ SANITY = ("sanity-cascading", "sanity-independent", "random-logit")
 
 # How far maps of one method may differ and count as equal, relative to their peak.
 EQUAL = {"float64": 1e-5, "float32": 1e-3, "bfloat16": 5e-2, "float16": 1e-2}
-ALIKE = 0.999  # rank correlation from which on two maps differ by rounding only
+ALIKE = 0.999  # rank correlation from which two maps differ only by rounding
 
 MAX_ROWS = 200  # each is a line in every table, and in pictures
 MAX_IMAGES = 1000  # of a scene: intervals take memory for each
@@ -46,7 +46,7 @@ Facts = Annotated[dict[str, Fact], Most(1000)]
 
 @dataclass
 class Median:
-    """A median, or what those of several processes come to, with its 95 % interval where it has one."""
+    """A median, or the mean of those of several processes, with its 95 % interval if it has one."""
 
     median: float
     low: float | None
@@ -60,7 +60,7 @@ class Median:
 
 @dataclass
 class Against(Median):
-    """The ratio to the reference, and what it allows one to say."""
+    """The ratio to the reference, and the verdict."""
 
     verdict: Name
 
@@ -102,7 +102,7 @@ class LatencyRecord:
 
 @dataclass(kw_only=True)
 class Score:
-    """What a metric says of a row on one scene: `values` of each image, and their mean with its interval.
+    """A metric's score of a row on one scene: `values` of each image, and their mean with its interval.
 
     defined: how many images have a value. passed: of a test. curves and steps: as `camkit.Scores` has them.
     """
@@ -133,7 +133,7 @@ class Row:
 
     @property
     def key(self) -> str:
-        """Backend and method, which is how tables and pictures call it."""
+        """Backend and method, as tables and pictures name it."""
         return f"{self.backend} {self.method}"
 
     @property
@@ -163,14 +163,14 @@ class Row:
 
     @property
     def sane(self) -> bool | None:
-        """Whether the tests are passed that were made; `None` if none was."""
+        """Whether all tests that ran are passed; `None` if none ran."""
         verdicts = [score.passed for score in map(self.score, SANITY) if score and score.passed is not None]
         return all(verdicts) if verdicts else None
 
 
 @dataclass(kw_only=True)
 class Settings:
-    """What was asked for, and the model and layer that it meant."""
+    """What was asked for, and the model and layer that this meant."""
 
     model: Line
     model_sha256: Line | None = None
@@ -198,7 +198,7 @@ class Environment:
 
 @dataclass(kw_only=True)
 class MachineState:
-    """What changes while one measures; `rest` has all the facts."""
+    """What changes during a run; `rest` has all the facts."""
 
     load: float | None = None
     rest: Facts
@@ -214,7 +214,7 @@ class Conditions:
 
 @dataclass(kw_only=True)
 class SceneFacts:
-    """On which images something was measured, and for how many of them the truth is known."""
+    """The images of a scene, and for how many of them the truth is known."""
 
     name: Name
     model: Line = ""
@@ -229,7 +229,7 @@ class SceneFacts:
 
 @dataclass(kw_only=True)
 class MetricFacts:
-    """What a metric says of itself."""
+    """What a metric says about itself."""
 
     category: Name | None = None
     dist: Name | None = None
@@ -281,7 +281,7 @@ class Example:
 
 @dataclass(kw_only=True)
 class ShownMap:
-    """A map of one row on a photograph: its picture, if it could be drawn, and what has to be said of it.
+    """A map of one row on a photograph: its picture, if it could be drawn, and any remark.
 
     full: the value of the strongest colour; low, high: the extremes of the map.
     """
@@ -307,7 +307,7 @@ class ShownPhotograph:
 
 @dataclass(kw_only=True)
 class Document:
-    """All of a benchmark."""
+    """A whole benchmark."""
 
     schema: int = SCHEMA
     created: Line | None = None
@@ -325,12 +325,12 @@ class Document:
 
     @property
     def load(self) -> float | None:
-        """That of the machine before the run."""
+        """The machine's load before the run."""
         return self.conditions.before.load if self.conditions.before else None
 
 
 def read(value: Any) -> Document:
-    """A document from what JSON holds; `Fault` for the first thing that is wrong, behind its place."""
+    """A document from what JSON holds; `Fault` for the first thing that is wrong, with its place."""
     if any(depth > MAX_DEPTH for depth, _ in parts(value)):
         raise Fault(f"it is nested more than {MAX_DEPTH} deep")
     try:
@@ -343,7 +343,7 @@ def read(value: Any) -> Document:
 
 
 def _contradictions(document: Document) -> Iterator[str]:
-    """What is wrong between parts that are well for themselves."""
+    """What is wrong between parts that are valid on their own."""
     records = [record for row in document.rows for record in row.latency]
     if (count := len({record.batch for record in records})) > MAX_BATCHES:
         yield f"it has {count:,} batch sizes, more than {MAX_BATCHES}"

@@ -1,6 +1,6 @@
 """From a request to a document: every explainer on the same images, in the same rounds, by the same rules.
 
-A plugin that fails costs its own cells, with a note that says why, and nothing else.
+A plugin that fails loses its own cells, with a note that says why, and nothing else.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Outcome:
 def run(request: BenchRequest, progress: Progress = lambda text: None) -> Outcome:
     """Measure what `request` asks for.
 
-    Raises `CamkitError`s for what concerns everything: names that do not exist, the model, no image that
+    Raises `CamkitError`s for what affects the whole run: names that do not exist, the model, no image that
     can be read, no explainer that works.
     """
     with devices.multiplied(devices.pick_device(request.device), request.precision):
@@ -117,9 +117,9 @@ def _run(request: BenchRequest, progress: Progress) -> Outcome:
 def _with_truth(
     request: BenchRequest, first: Scene, paths: Sequence[Path], energy: bool, progress: Progress
 ) -> list[Scene]:
-    """What localisation is measured on beside photographs: drawn shapes, if nobody knows where objects are.
+    """Further scenes for localisation: drawn shapes, if the truth of the photographs is unknown.
 
-    And for the `energy` in a tile mosaics of photographs; of drawn shapes, if those fail.
+    With `energy`, also mosaics of photographs, or of drawn shapes if those fail.
     """
 
     @cache
@@ -150,23 +150,23 @@ def _timed(
     progress: Progress,
 ) -> None:
     """Time and memory of the bare forward and of every explainer that gives maps."""
-    able = [row for row in rows if row.kind == "forward" or (row.explainer and row.key in maps)]
+    runnable = [row for row in rows if row.kind == "forward" or (row.explainer and row.key in maps)]
     if request.process_count == 1:
         progress("timing")
-        found = [latency.measured(request, scene, able, colds)]
+        found = [latency.measured(request, scene, runnable, colds)]
     else:
         here = replace(request, layer=scene.layer)
         try:
-            found = latency.processes(here, paths, [row.key for row in able], progress)
+            found = latency.processes(here, paths, [row.key for row in runnable], progress)
         except CamkitError as error:
-            for row in able:
+            for row in runnable:
                 row.fail("not timed", error)
             return
-    latency.add_records(able, references(rows, maps), found)
+    latency.add_records(runnable, references(rows, maps), found)
 
 
 def figure_names(request: BenchRequest) -> list[str]:
-    """The names that a condition about the outcome of `request` may hold."""
+    """The names that a condition on the outcome of `request` may use."""
     figures = [*FIGURES, *chosen(request).classes]
     return [figure_name(row.backend, row.method, figure) for row in all_rows(request) for figure in figures]
 

@@ -27,14 +27,14 @@ from camkit.metrics.ground_truth import Truth, as_seen
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-BATCH = 16  # images that are explained and scored at once; of large ones fewer
-USUAL_PIXELS = 224 * 224
+BATCH = 16  # images that are explained and scored at once; fewer if they are large
+PHOTO_PIXELS = 224 * 224
 CHUNK = 64  # changed inputs that a metric gives to the model at once
-# Of them on a CPU: with more, most of the time goes into fetching memory.
-CPU_PIXELS = 8 * USUAL_PIXELS
+# Their pixels on a CPU: with more, most of the time goes into fetching memory.
+CPU_PIXELS = 8 * PHOTO_PIXELS
 
-POOL = 64  # photographs that are looked through for them
-SURE = 0.9  # the paper has 0.99, which a model that was trained on softened labels never reaches
+POOL = 64  # photographs to choose from for mosaics
+SURE = 0.9  # the paper has 0.99, which a model trained on softened labels never reaches
 
 
 @dataclass(frozen=True)
@@ -42,10 +42,10 @@ class Scene:
     """A model, its target layer and a batch of inputs with the classes to explain.
 
     inputs: `[N, C, H, W]` on the model's device; targets: int64 `[N]`; titles: of the images, for people.
-    truth: bool `[N, H, W]`, nowhere true where it is not known, or `None` if it is for no image.
+    truth: bool `[N, H, W]`, nowhere true if not known for an image, or `None` if for none.
     failures: one line for each photograph that could not be used.
-    metric_options: by metric, where those that are usual do not suit these images.
-    only_metrics: those that mean something here; none is all. remark: what is to be known of the images.
+    metric_options: by metric, where the defaults do not suit these images.
+    only_metrics: those that are meaningful here; none means all. remark: what to know about the images.
     """
 
     name: str
@@ -61,13 +61,13 @@ class Scene:
     remark: str = ""
 
     def first(self, count: int) -> tuple[Tensor, Tensor]:
-        """`count` inputs and their targets, from the start again where there are fewer."""
+        """`count` inputs and their targets, starting again where there are fewer."""
         index = torch.arange(count, device=self.inputs.device) % len(self.inputs)
         return self.inputs[index], self.targets[index]
 
     @cached_property
     def module(self) -> nn.Module:
-        """What returns the scores `[B, n]`: the model's, with `output` taken out."""
+        """What returns the scores `[B, n]`: the model's module, with its `output` selected."""
         return classifier(self.model)
 
     @property
@@ -77,9 +77,9 @@ class Scene:
         return min(CHUNK, max(1, CPU_PIXELS // (height * width))) if self.inputs.is_cpu else CHUNK
 
     def slices(self) -> Iterator[slice]:
-        """The images in parts of `BATCH`, or of as many pixels."""
+        """The images in parts of `BATCH`, or of as many pixels if they are large."""
         height, width = self.inputs.shape[-2:]
-        size = max(1, min(BATCH, BATCH * USUAL_PIXELS // (height * width)))
+        size = max(1, min(BATCH, BATCH * PHOTO_PIXELS // (height * width)))
         for start in range(0, len(self.inputs), size):
             yield slice(start, start + size)
 
@@ -137,7 +137,7 @@ def drawn_shapes(count: int, device: torch.device, dtype: torch.dtype, seed: int
         targets=data.targets.to(device),
         titles=tuple(f"{shapes.CLASSES[target]} {i}" for i, target in enumerate(data.targets.tolist())),
         truth=data.truth.to(device),
-        # The usual 15 pixels are for photographs: of 64 they would let the middle hit every shape.
+        # The default of 15 pixels is for photographs: at 64 pixels, the centre would hit every shape.
         metric_options={"pointing-game": {"tolerance": 4}},
     )
 

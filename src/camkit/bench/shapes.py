@@ -2,7 +2,7 @@
 
 Nothing is downloaded: everything is drawn from a seed. The class is the shape alone; place, size, turn,
 colour and texture are random, and a bar of the same kind of colour is in every image, so a map that marks
-whatever stands out is caught. `train` makes a small classifier of them within seconds on one core.
+whatever stands out is caught. `train` trains a small classifier on them within seconds on one core.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ MEAN, STD = 0.5, 0.25
 class Shapes:
     """inputs: normalised float32 `[B, 3, 64, 64]`; targets: int64 `[B]`; truth: bool `[B, 64, 64]`.
 
-    The truth of a ring is all of it: its hole is what tells it from a disc.
+    The truth of a ring includes its hole, which tells it from a disc.
     """
 
     inputs: Tensor
@@ -35,7 +35,7 @@ class Shapes:
 
 
 def draw(count: int, seed: int = 0) -> Shapes:
-    """`count` images, of each class as many, on the CPU; the same for the same count and seed."""
+    """`count` images, equally many of each class, on the CPU; the same for the same count and seed."""
     g = torch.Generator().manual_seed(seed)
 
     def random(low: float, high: float, *shape: int) -> Tensor:
@@ -98,7 +98,7 @@ def _network() -> nn.Module:
 
 
 def _moved(x: Tensor, y: Tensor, angle: Tensor) -> tuple[Tensor, Tensor]:
-    """Coordinates `[B, 64, 64]` about a centre, turned."""
+    """Coordinates `[B, 64, 64]` about a centre, rotated."""
     grid = torch.arange(SIZE) + 0.5
     dx, dy = grid - x[:, None, None], grid[:, None] - y[:, None, None]
     cos, sin = angle.cos()[:, None, None], angle.sin()[:, None, None]

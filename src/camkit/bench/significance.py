@@ -1,4 +1,4 @@
-"""Whether an explainer is better than what knows nothing of the model: tests with Holm's correction."""
+"""Whether an explainer is better than maps that know nothing of the model: tests with Holm's correction."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from camkit.bench import statistics
 from camkit.bench.results import ENERGY, GAIN, Document, Score
 
 Curves = np.ndarray[Any, np.dtype[Any]]
-ALIKE = 1e-3  # of the score: curves that are nowhere further apart are taken for one
+ALIKE = 1e-3  # of the score: curves that are nowhere further apart count as one
 
-# What tells an explainer from the controls, and where it was measured.
+# The metrics that tell an explainer from the controls.
 WORTH = (GAIN, "road", "pointing-game", ENERGY, "relevance-rank")
 BLIND = ("random", "centre", "uniform", "edges")  # the blurred map knows what the map knows
 BETTER = ("BACKEND", "METHOD", "SCORE", "IMAGES", "MEAN", "BEST CONTROL", "DIFFERENCE", "P", "VERDICT")
 BETTER_WORDS = (
-    "Each explainer against the controls on the same images. DIFFERENCE is the mean one from the control "
-    "that does best, with its 95 % interval (Student's t and the studentised bootstrap, the wider one). "
-    "BETTER is what is better than each of the controls, WORSE what is worse than one of them, corrected "
-    "for their number. P is corrected for the number of rows, too (Holm), and at most 0.05 for a verdict: "
-    "where nothing is better or worse, there is a verdict at all in at most 1 of 20 tables. Of backends "
-    "whose maps are equal one is shown."
+    "Each explainer against the controls on the same images. DIFFERENCE is the mean difference from the "
+    "best control, with its 95 % interval (the wider one of Student's t and the studentised bootstrap). "
+    "BETTER means better than each control, WORSE means worse than one of them, corrected for their "
+    "number. P is corrected for the number of rows, too (Holm), and at most 0.05 for a verdict: where "
+    "nothing is better or worse, at most 1 of 20 tables has a verdict at all. Of backends with equal maps, "
+    "one is shown."
 )
 ERROR = 0.05
 

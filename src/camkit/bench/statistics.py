@@ -1,4 +1,4 @@
-"""What samples tell, and no more: intervals and verdicts that hold their level in simulations (the tests').
+"""What samples show, and no more: intervals and verdicts whose levels are tested in simulations.
 
 Means over images: Student's t and the studentised bootstrap, whichever is more careful. Medians over
 rounds: order statistics. Processes: the logarithms of their medians, by Welch's t. Several verdicts at
@@ -22,10 +22,10 @@ Verdict = Literal["FASTER", "SLOWER", "SAME", "UNCLEAR"]
 
 DRAWS = 4999
 LEVEL = 0.95
-LEAST = 6  # samples: of five, even the lowest and the highest miss the median with more than 5 %
+LEAST = 6  # samples: the median lies outside the range of five in more than 5 % of cases
 # The fewest samples for a percentile: MLPerf's early-stopping floors.
 FLOORS = {50: 1, 90: 64, 99: 662}
-ROUNDING = 1e-12  # of the values, by which equal ones may differ
+ROUNDING = 1e-12  # relative difference up to which values count as equal
 
 
 @dataclass(frozen=True)
@@ -47,8 +47,8 @@ def mean(
 
     The percentile bootstrap of 8 values misses a mean 11 to 16 times in 100; the t of skewed values up to
     10 times, the studentised bootstrap (Hall 1988, doi:10.1214/aos/1176350933) of heavy tails up to 7.
-    limits: what a value can be. None below `LEAST` values, nor where nearly all are equal and there are no
-    limits.
+    limits: what a value can be. No interval below `LEAST` values, nor where nearly all are equal and there
+    are no limits.
     """
     sample = np.asarray(values, dtype=np.float64)
     middle = float(sample.mean())
@@ -59,11 +59,11 @@ def mean(
         return Estimate(middle, middle, middle)
     tail = (1 - LEVEL) / 2
     low, high = np.quantile(_studentised(sample[None], seed)[0], [tail, 1 - tail], method="nearest")
-    wide = _students(1 - 2 * tail, len(sample) - 1)
+    reach = _students(1 - 2 * tail, len(sample) - 1)
     least, most = min(limits[0], sample.min()), max(limits[1], sample.max())
     ends = (
-        max(float(middle - error * max(high, wide)), float(least)),
-        min(float(middle - error * min(low, -wide)), float(most)),
+        max(float(middle - error * max(high, reach)), float(least)),
+        min(float(middle - error * min(low, -reach)), float(most)),
     )
     return Estimate(middle, *ends) if all(map(math.isfinite, ends)) else Estimate(middle)
 
@@ -71,8 +71,8 @@ def mean(
 def mean_p(samples: Any, seed: int = 0) -> Array:
     """Two-sided p-values `[...]` of samples `[..., n]` for a mean of 0: the larger one of the two methods.
 
-    1 below `LEAST` values. Equal values say nothing of their spread: their p-value is that of a test of
-    signs, `2^(1 - n)`.
+    1 below `LEAST` values. Equal values say nothing about their spread: their p-value is that of a sign
+    test, `2^(1 - n)`.
     """
     values = np.atleast_2d(np.asarray(samples, dtype=np.float64))
     count = values.shape[-1]
@@ -92,7 +92,7 @@ def mean_p(samples: Any, seed: int = 0) -> Array:
 def _studentised(values: Array, seed: int) -> Array:
     """`[..., DRAWS]`: how many standard errors of its own the mean of a redrawn sample is off.
 
-    Infinite where all that was drawn is equal. Small samples are less skewed than what they stand for, so
+    Infinite where all drawn values are equal. Small samples are less skewed than their population, so
     deviations are stretched by `n / (n - 1)`, or 8 skewed values would miss the mean 6.2 times in 100.
     """
     count = values.shape[-1]
@@ -105,7 +105,7 @@ def _studentised(values: Array, seed: int) -> Array:
     return np.asarray(np.where(flat & (means != 0), np.copysign(np.inf, means), ratio))
 
 
-@lru_cache(maxsize=4)  # of a thousand values 40 MB each
+@lru_cache(maxsize=4)  # 40 MB each for a thousand values
 def _shares(count: int, seed: int) -> Array:
     """`[count, DRAWS]`: the share that each value has in each redrawn sample."""
     draws = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), DRAWS)
@@ -150,7 +150,7 @@ def percentile(values: Sequence[float], percent: int) -> float | None:
 
 @dataclass(frozen=True)
 class Spread:
-    """The logarithm of a figure, its standard error, and the degrees of freedom of that; 0: not known."""
+    """The logarithm of a figure, its standard error, and the degrees of freedom of that; 0 if not known."""
 
     middle: float
     error: float = math.nan
@@ -160,15 +160,15 @@ class Spread:
         """The figure itself, with Student's interval."""
         if not self.freedom:
             return Estimate(math.exp(self.middle))
-        # Two processes may leave an interval that no number holds.
-        wide = min(self.error * _students(level, self.freedom), 300.0)
-        low, high = self.middle - wide, self.middle + wide
+        # With two processes, the ends of an interval may be too large for a number.
+        reach = min(self.error * _students(level, self.freedom), 300.0)
+        low, high = self.middle - reach, self.middle + reach
         return Estimate(*(math.exp(min(end, 700.0)) for end in (self.middle, low, high)))
 
 
 def over_processes(figures: Sequence[float]) -> Spread:
-    """Of the figure of each process: their geometric mean."""
-    with np.errstate(all="ignore"):  # a document may come from anybody; NaN is nothing that is clear
+    """The geometric mean of one figure of each process."""
+    with np.errstate(all="ignore"):  # a document may come from anybody; with NaN nothing is clear
         logs = np.log(figures)
     if len(logs) < 2:
         return Spread(float(logs.mean()))
@@ -176,7 +176,7 @@ def over_processes(figures: Sequence[float]) -> Spread:
 
 
 def change(before: Sequence[float], after: Sequence[float]) -> Spread:
-    """`after / before`, of figures of processes that have nothing to do with each other.
+    """`after / before`, for the figures of independent processes.
 
     Welch 1947, doi:10.1093/biomet/34.1-2.28. The spread is known if each has two processes at least.
     """
@@ -191,7 +191,7 @@ def change(before: Sequence[float], after: Sequence[float]) -> Spread:
 
 
 def verdicts(found: Sequence[Spread], tolerance: float = 0.0) -> list[tuple[Estimate, Verdict]]:
-    """What ratios of new time over old time allow one to say of all of them at once.
+    """The verdicts that ratios of new time over old time allow, for all of them at once.
 
     SLOWER, FASTER: the whole interval is beyond `1 + tolerance`, below `1 / (1 + tolerance)`. SAME: it is
     between them. Otherwise UNCLEAR. The intervals are as wide as Holm's correction demands, so that with
@@ -203,7 +203,7 @@ def verdicts(found: Sequence[Spread], tolerance: float = 0.0) -> list[tuple[Esti
     result: list[tuple[Estimate, Verdict]] = [(one.interval(), "UNCLEAR") for one in found]
     miss, sure = 1 - LEVEL, True
     for rank, index in enumerate(sorted(known, key=lambda index: ps[index])):
-        if sure:  # after the first that is not, all have the level of that one
+        if sure:  # from the first that is not, all have its level
             miss = (1 - LEVEL) / (len(known) - rank)
             sure = ps[index] <= miss
         estimate = found[index].interval(1 - miss)

@@ -32,7 +32,7 @@ Progress = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Survey:
-    """Of one scene: maps of every row that has some, and how far they agree."""
+    """The maps on one scene, of every row that has some, and how far they agree."""
 
     maps: dict[str, Tensor]
     agreement: Agreement
@@ -89,7 +89,7 @@ def _scores(
     make: Maps,
     seed: int,
 ) -> dict[str, Score]:
-    """What the metrics say of a row, of those that have what they need."""
+    """The scores of a row, by the metrics that have what they need."""
     lacking = {need for need, part in (("truth", scene.truth), ("reference", reference)) if part is None}
     found = {}
     for name, metric in metrics.items():
@@ -110,7 +110,7 @@ def _scores(
 def maker(scene: Scene, row: Entrant, *, frozen: bool = False) -> Maps:
     """From inputs and targets to maps `[B, h, w]` of an explainer, as every call of camkit makes them.
 
-    frozen: the weights stay as they are, as they do not where metrics make them random.
+    frozen: a promise that weights do not change, as they do where metrics make them random.
     """
 
     def maps(inputs: Tensor, targets: Tensor) -> Tensor:
@@ -125,7 +125,7 @@ def maker(scene: Scene, row: Entrant, *, frozen: bool = False) -> Maps:
 
 
 def _control(name: str, real: Maps, like: Tensor, seed: int) -> Maps:
-    """Maps of a control, of the size of those that `real` makes, `like` being some of them."""
+    """Maps of a control, as large as those that `real` makes; `like` are some of the latter."""
 
     def maps(inputs: Tensor, targets: Tensor) -> Tensor:
         basis = real(inputs, targets) if name in OF_MAPS else like[:1].expand(len(inputs), -1, -1)
@@ -147,7 +147,7 @@ def _note_odd(row: Entrant, scene: Scene, maps: Tensor) -> None:
 
 
 def references(rows: Sequence[Entrant], maps: Mapping[str, Tensor]) -> dict[str, str]:
-    """For each row the one to compare with: the first backend's of the same method; controls, the first."""
+    """The row to compare each row with: the first of the same method; for controls, the first."""
     first: dict[str, str] = {}
     for row in rows:
         if row.kind == "explainer" and row.key in maps:
@@ -156,7 +156,7 @@ def references(rows: Sequence[Entrant], maps: Mapping[str, Tensor]) -> dict[str,
 
 
 def equal_within(dtype: str, device: torch.device) -> float:
-    """How far maps may differ that are made in this type on this device, as torch is set now."""
+    """How far maps of this type on this device may differ, with torch's current settings."""
     return max(EQUAL[dtype], ROUNDED.get(devices.float32_precision(device), 0.0))
 
 
@@ -224,7 +224,7 @@ def _summary(metric: Metric, scores: Scores, seed: int) -> Score:
 def _agreement(maps: Mapping[str, Tensor], seed: int) -> Agreement:
     """The mean of every measure over the images for every pair, `None` where resolutions differ.
 
-    And what random maps of the first one's resolution come to: the 2.5, 50 and 97.5 % quantiles.
+    Also the 2.5, 50 and 97.5 % quantiles for random maps of the first one's resolution.
     """
     size = (next(iter(maps.values())).shape[-2], next(iter(maps.values())).shape[-1])
     pairs = 1000 if size[0] * size[1] <= 1024 else 50

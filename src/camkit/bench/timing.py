@@ -1,7 +1,7 @@
 """How long calls take, measured so that the comparison is fair.
 
 Warmed up first; then every call once in each round, in shuffled order, so that whatever slows the machine
-for a while slows all of them. Raw samples are kept; what they mean is for `stats`.
+for a while slows all of them. Raw samples are kept; what they mean is for `statistics`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import torch
 from camkit.core import devices
 
 Call = Callable[[], object]
-BUSY = 0.5  # the share of a call in which a device works, below which it mostly waits to be asked
+BUSY = 0.5  # a device that works for a smaller share of a call mostly waits for the host
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +43,7 @@ Timer = Callable[[Call], Sample]
 
 @dataclass(frozen=True)
 class Rounds:
-    """How often: `warmup` rounds that do not count, then rounds until `seconds` are over.
+    """How often: `warmup` rounds that do not count, then rounds until `seconds` have passed.
 
     But at least `least` and at most `most` of them.
     """
@@ -64,7 +64,7 @@ class Cold:
 
 @dataclass
 class Timed:
-    """What was measured of one call: a sample of each round.
+    """What was measured for one call: a sample of each round.
 
     error: what it raised; from then on it was not called again.
     """
@@ -112,11 +112,11 @@ def interleaved(
 
 
 def cold(call: Call, timer: Timer) -> Cold | None:
-    """The first time of a call, before anything of it has run; `None` if it raises."""
+    """Time the first run of a call, before any part of it has run; `None` if it raises."""
     before = _compiler_times()
     try:
         sample = timer(call)
-    except Exception:  # of a plugin, which may raise anything; it will say so again where maps are made
+    except Exception:  # of a plugin, which may raise anything; it will raise again where maps are made
         return None
     return Cold(sample.host, _compiler_times() != before)
 
@@ -128,7 +128,7 @@ def _compiler_times() -> object:
 
 
 def timer(device: torch.device) -> Timer:
-    """The way to time calls on `device`, to the end of what it was asked to do."""
+    """The way to time calls on `device`, until the device has finished."""
     return _on_host if device.type == "cpu" else partial(_on_accelerator, device)
 
 
@@ -154,7 +154,7 @@ def launch_bound(kernels: float | None, host: float) -> bool | None:
     """Whether a device waits for most of a call, so that a faster one would not help; `None` on a CPU.
 
     kernels: seconds that it works for the call (`devices.kernel_seconds`), host: those of the call. Not
-    told from how soon the call returns, which one that waits inside does late.
+    judged by how soon the call returns, as one that waits inside returns late.
     """
     return None if kernels is None else kernels < BUSY * host
 
@@ -164,7 +164,7 @@ def launch_bound(kernels: float | None, host: float) -> bool | None:
 
 @contextmanager
 def settled() -> Iterator[None]:
-    """Without garbage, and so that collecting it does not go through all that was there before."""
+    """Collects garbage first; later collections then skip all older objects."""
     gc.collect()
     gc.freeze()
     try:
@@ -174,10 +174,10 @@ def settled() -> Iterator[None]:
 
 
 def peak_memory(call: Call, device: torch.device) -> dict[str, int]:
-    """Bytes by which a call goes beyond what was in use before.
+    """Bytes that a call needs beyond those in use before.
 
-    On accelerators what `devices.peak_memory` says. On Linux `resident`: a lower bound, because memory that
-    the process has kept is used again unseen. Empty where it cannot be read.
+    On accelerators what `devices.peak_memory` says. On Linux `resident`: a lower bound, because a reuse of
+    memory that the process has kept goes unseen. Empty where it cannot be read.
     """
     if device.type != "cpu":
         return devices.peak_memory(call, device)
@@ -192,7 +192,7 @@ def peak_memory(call: Call, device: torch.device) -> dict[str, int]:
 def _reset_resident_peak() -> bool:
     gc.collect()
     try:
-        ctypes.CDLL(None).malloc_trim(0)  # what the allocator has kept would be used again unseen
+        ctypes.CDLL(None).malloc_trim(0)  # reuse of what the allocator has kept would go unseen
         Path("/proc/self/clear_refs").write_text("5")
     except (OSError, AttributeError, TypeError):
         return False

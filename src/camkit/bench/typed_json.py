@@ -49,10 +49,10 @@ class Parts:
 
 
 class Fault(ValueError):
-    """What is wrong with a value, behind the place of the value."""
+    """What is wrong with a value, after the place of the value."""
 
     def below(self, place: str) -> Fault:
-        """The same, told from one level higher up."""
+        """The same fault, seen from one level higher up."""
         return Fault(f"{place}{self}")
 
 
@@ -69,7 +69,7 @@ def to_json(value: Any) -> dict[str, Any]:
 
 
 def mapped(value: T, leaf: Callable[[Any], Any]) -> T:
-    """The same with every key, and every value that holds none, replaced by what `leaf` makes of it."""
+    """The same value, with `leaf` applied to every key and to every value without parts."""
     changed: Any
     if is_dataclass(value) and not isinstance(value, type):
         changed = replace(value, **{name: mapped(item, leaf) for name, item in vars(value).items()})
@@ -99,7 +99,7 @@ def parts(value: Any) -> Iterator[tuple[int, Any]]:
         waiting += [(depth + 1, one) for one in inner]
 
 
-# --- readers: each gives its value or raises a `Fault`; what is not there is `MISSING` ---------------
+# --- readers: each gives its value or raises a `Fault`; a missing value is `MISSING` -----------------
 
 
 def _reader(kind: Any) -> Reader:

@@ -1,1 +1,1 @@
-"""What every explainer needs of a model: layers, layouts, hooks, targets, and one call around them all."""
+"""What every explainer needs from a model: layers, layouts, hooks, targets, and the call around them."""

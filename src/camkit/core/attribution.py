@@ -1,6 +1,6 @@
 """Attribution maps of any `nn.Module`: `maps`, `maps_by`, `class_maps`.
 
-What must be the same for every explainer around one call of it stands in `run_explainer`.
+What surrounds a call in the same way for every explainer is in `run_explainer`.
 """
 
 from __future__ import annotations
@@ -45,28 +45,28 @@ def maps(
     """Raw attribution maps `[B, h, w]` of a batch.
 
     module: any classifier from `[B, C, H, W]` to scores `[B, n_classes]`; unchanged afterwards.
-    inputs: of signals `[B, C, L]` the maps are `[B, l]`, of volumes `[B, C, D, H, W]` `[B, d, h, w]`. Of
+    inputs: signals `[B, C, L]` have maps `[B, l]`, volumes `[B, C, D, H, W]` have `[B, d, h, w]`. Of
         several inputs, `[B, ...]` each, the maps lie over the first.
     targets: a class index for all inputs, one for each, or `None` for the predicted class. Or a function
-        from what the model returns to one score for each row, `[B]`, such as the likeness to an embedding
-        or the difference of two classes; some methods give it other numbers of rows than `B`.
+        from what the model returns to one score for each row, `[B]`, such as the similarity to an embedding
+        or the difference of two classes; some methods call it with a number of rows other than `B`.
     layer: a dotted name, a module of the model, or `auto`.
     output: where a model returns a tuple or a dict, the index, key or name of what is explained, or a
-        function that takes it out.
+        function that extracts it.
     device, dtype: run on a moved or cast copy of the model instead.
-    layout: how the output of the layer is to be read, where that cannot be seen: `channels-first`,
+    layout: how to read the layer's output, where that cannot be inferred: `channels-first`,
         `channels-last`, `tokens` `[B, N, C]` or `tokens-first` `[N, B, C]`.
-    frozen: a promise that the model does not change between calls, so that `fast=True` need not look.
+    frozen: a promise that the model does not change between calls, so `fast=True` need not check.
     options: those of the backend, such as `fast=True` of `native` (`camkit plugin show BACKEND`).
 
     Maps are at least float32 and on the device of the inputs. NaN in a map stays NaN. For several layers or
     methods there is `maps_by`, for all classes `class_maps`.
-    Raises `UsageError` (no such method, inputs that are none), `LayerError`, `TargetError`, `OptionError`,
+    Raises `UsageError` (no such method, unusable inputs), `LayerError`, `TargetError`, `OptionError`,
     `PluginError`, `ModelError`, all of them in `camkit.errors`.
     """
-    circumstances = {"output": output, "layout": layout, "frozen": frozen, "device": device, "dtype": dtype}
+    settings = {"output": output, "layout": layout, "frozen": frozen, "device": device, "dtype": dtype}
     found = maps_by(
-        module, inputs, targets, layer=layer, method=method, backend=backend, **circumstances, **options
+        module, inputs, targets, layer=layer, method=method, backend=backend, **settings, **options
     )
     return _single(found, layer, method)
 
@@ -82,12 +82,12 @@ def maps_by(
 ) -> dict[tuple[str, str], Tensor]:
     """Raw maps `[B, h, w]` of several layers or methods from one call, by `(method, layer)`.
 
-    The keys hold the full dotted name of a layer, also where an index or glob was given. call: everything
+    The keys hold the full dotted name of a layer, even if an index or glob was given. call: everything
     else that `maps` takes.
     """
-    several = _inputs(module, inputs)
+    tensors = _inputs(module, inputs)
     score = targets if callable(targets) else None
-    found = _sweep(module, several, target_selector(targets, len(several[0])), layer, method, score, **call)
+    found = _sweep(module, tensors, target_selector(targets, len(tensors[0])), layer, method, score, **call)
     return {key: value[:, 0] for key, value in found.items()}
 
 
@@ -106,7 +106,7 @@ def _sweep(
     layer: Layer | Sequence[Layer],
     method: str | Sequence[str],
     score: Score | None,
-    /,  # options may be called so
+    /,  # options may have these names
     *,
     backend: str = "native",
     device: str | torch.device | None = None,
@@ -121,10 +121,10 @@ def _sweep(
     module = _unwrapped(module)
     home, call = inputs[0].device, Call(output, score, layout, frozen)
     if device is not None or dtype is not None:
-        keep = getattr(explainer.options, "fast", False)  # what is compiled belongs to the copy
-        own = module
+        keep = getattr(explainer.options, "fast", False)  # compiled code belongs to the copy
+        original = module
         module, layer, inputs = _converted(module, layer, inputs, device, dtype, keep, call.frozen)
-        call = replace(call, frozen=call.frozen or module is not own)  # nobody else has the copy
+        call = replace(call, frozen=call.frozen or module is not original)  # nobody else has the copy
     first, *extras = inputs
     names = resolve_layers(module, layer, first, *extras, call=call)
     methods = [method] if isinstance(method, str) else list(method)
@@ -133,8 +133,8 @@ def _sweep(
     answer = run(explainer, backend, module, first, names, methods, selector, extras=extras, call=call)
     for remark in answer.remarks:
         rows = remark.concerned.any(1).nonzero().flatten().tolist()
-        whose = "" if len(rows) == len(first) else f"image {', '.join(map(str, rows))}: "
-        warn(whose + remark.text)
+        prefix = "" if len(rows) == len(first) else f"image {', '.join(map(str, rows))}: "
+        warn(prefix + remark.text)
     return {key: value.to(home) for key, value in answer.maps.items()}
 
 
@@ -162,8 +162,8 @@ def _unwrapped(module: nn.Module) -> nn.Module:
 
 def _inputs(module: nn.Module, inputs: Any) -> tuple[Tensor, ...]:
     """The inputs as a tuple, or a `UsageError` that says what is wrong with them."""
-    several = tuple(inputs) if isinstance(inputs, list | tuple) else (inputs,)
-    first = several[0] if several else None
+    tensors = tuple(inputs) if isinstance(inputs, list | tuple) else (inputs,)
+    first = tensors[0] if tensors else None
     if not isinstance(first, Tensor) or not first.is_floating_point():
         kind = first.dtype if isinstance(first, Tensor) else type(first).__name__
         raise UsageError(f"inputs must be a floating-point tensor [B, C, H, W], not {kind}")
@@ -171,13 +171,13 @@ def _inputs(module: nn.Module, inputs: Any) -> tuple[Tensor, ...]:
     if first.ndim - 2 not in SPACE or 0 in first.shape or planar:
         hint = ": add the batch dimension with inputs[None]" if first.ndim == 3 else ""
         raise UsageError(f"inputs must be [B, C, H, W], not {list(first.shape)}{hint}")
-    for extra in several[1:]:
+    for extra in tensors[1:]:
         if not isinstance(extra, Tensor) or extra.shape[:1] != first.shape[:1]:
             got = list(extra.shape) if isinstance(extra, Tensor) else type(extra).__name__
             raise UsageError(
                 f"further inputs must be tensors [{len(first)}, ...] like the first, not {got}"
             )
-    return several
+    return tensors
 
 
 def _first_convolution(module: nn.Module) -> type[nn.Module] | None:
@@ -195,10 +195,9 @@ def _converted(
     keep: bool,
     frozen: bool,
 ) -> tuple[nn.Module, Layer | Sequence[Layer], tuple[Tensor, ...]]:
-    """A moved and cast copy, kept for the next call or not; convert once yourself when calling often.
+    """A moved and cast copy, which `keep` keeps for the next call; for many calls, convert once yourself.
 
-    Where nothing changes it is the module itself. Layers that are modules become names, as the copy has
-    others.
+    If nothing changes it is the module itself. Layers given as modules become names: the copy has others.
     """
     where = inputs[0].device if device is None else devices.pick_device(device)
     kind = inputs[0].dtype if dtype is None else devices.pick_dtype(dtype)

@@ -2,9 +2,9 @@
 
 One forward and two backwards of a single row show, for every layer that runs once, whether a gradient
 arrives there, whether it is more than rounding noise, and whether the layer is not the scores themselves.
-That finds the norm before the last attention of a vision transformer, behind which the class token goes on
-alone, the features below a convolutional classifier, and either within whatever they are wrapped in. The
-choice is kept for as long as the model has the same parts.
+That finds the norm before the last attention of a vision transformer, after which only the class token is
+used, and the features below a convolutional classifier, whatever wraps them. The choice is kept as long as
+the model has the same parts.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ from camkit.core.layout import Layout, OpenLayout, layout, settle
 from camkit.core.scored import Output, Score, Scored
 from camkit.errors import LayerError
 
-# Of what hirescam sums up, what has to be left: 0.04 and more are usual, 2e-6 before a LayerNorm over
-# channels.
+# The share of its terms that must remain in a sum of hirescam: 0.04 and more is usual, 2e-6 before a
+# LayerNorm over channels.
 BLIND = 1e-3
 
 
 @dataclass(frozen=True)
 class Choice:
-    """A layer by its dotted name. checked: gradients have shown that its maps say something."""
+    """A layer by its dotted name. checked: gradients have shown that its maps are meaningful."""
 
     name: str
     checked: bool
@@ -44,7 +44,7 @@ class Choice:
 def choose(module: nn.Module, inputs: Sequence[Tensor], output: Output, score: Score | None) -> Choice:
     """The automatic layer of `module` for inputs like these; in eval mode, with gradients on.
 
-    output, score: what makes scores of what the module returns. Raises `LayerError` if no layer has a map.
+    output, score: what turns the module's output into scores. Raises `LayerError` if no layer has a map.
     """
     parts = list(module.modules())
     key = (*(tuple(x.shape) for x in inputs), inputs[0].dtype, *map(_identity, (output, score)))
@@ -64,15 +64,15 @@ _KEPT: weakref.WeakKeyDictionary[nn.Module, dict[Any, tuple[list[weakref.ref[nn.
 
 
 def _identity(function: Any) -> Any:
-    """Of a function its code: a lambda is made anew for each call."""
+    """The code of a function, because a lambda is a new object in each call."""
     return getattr(function, "__code__", function)
 
 
 @dataclass
 class _Seen:
-    """The layers by name in the order in which they finished, and what came out of those that ran once.
+    """The layers by name, in the order in which they finished, with the outputs of those that ran once.
 
-    roots: vectors `[1, n]` that went into a layer, from which gradients can start where scores have none.
+    roots: vectors `[1, n]` that went into a layer; gradients start from them if the scores have none.
     """
 
     outputs: dict[str, Any] = field(default_factory=dict)
@@ -92,11 +92,11 @@ def _observed(module: nn.Module, inputs: Sequence[Tensor], output: Output, score
         if not isinstance(returned, Tensor) or not returned.is_floating_point() or returned.ndim < 3:
             seen.outputs[name] = returned
             return None
-        torch.set_grad_enabled(True)  # also within a `no_grad` of the model
+        torch.set_grad_enabled(True)  # even within the model's own `no_grad`
         kept = as_leaf(returned)
         seen.outputs.pop(name, None)
         seen.outputs[name] = kept
-        return kept.clone()  # what is behind it may write in place
+        return kept.clone()  # what follows may write in place
 
     first, *others = inputs
     with ExitStack() as stack, torch.enable_grad():
@@ -111,7 +111,7 @@ def _observed(module: nn.Module, inputs: Sequence[Tensor], output: Output, score
 
 
 class _Noting(Hook):
-    """A hook that sees the arguments, too."""
+    """A hook that also sees the arguments."""
 
     def __init__(self, note: Callable[[nn.Module, Any, Any], Any]) -> None:
         super().__init__(lambda seen: note(*seen))
@@ -121,15 +121,15 @@ class _Noting(Hook):
 
 
 def _gradients(seen: _Seen, outputs: Sequence[Tensor]) -> tuple[list[Tensor | None], bool]:
-    """Of the highest score; where a head starts at zero, of what went into it.
+    """Gradients of the highest score, or of what goes into a head that is still zero.
 
-    And whether they are of the score.
+    Also whether they are those of the score.
     """
     starts = [] if seen.scores is None else [seen.scores.amax(1)]
     for start in (*starts, *(root @ _noise(root) for root in reversed(seen.roots))):
         try:
             found = torch.autograd.grad(start.sum(), outputs, retain_graph=True, allow_unused=True)
-        except RuntimeError:  # of a model whose gradients are lost, or wrong; the explainer will say how
+        except RuntimeError:  # gradients are lost or wrong; the explainer will say how
             continue
         if any(gradient is not None and gradient.any() for gradient in found):
             return list(found), bool(starts) and start is starts[0]
@@ -148,7 +148,7 @@ def _chosen(module: nn.Module, inputs: Sequence[Tensor], output: Output, score: 
     found, are_of_scores = _gradients(seen, [seen.outputs[n] for n in tensors])
     gradients = dict(zip(tensors, found, strict=True))
     reasons, readable = list[str](), list[str]()
-    # What is inside an attention is one of several ways for what goes through it.
+    # A layer inside an attention is only one of several paths through it.
     attentions = _attentions(module)
     for name in sorted(tensors, key=lambda name: not attentions.isdisjoint(_above(name))):
         reading = _reading(module, inputs, name, seen.outputs[name], reasons)
@@ -156,7 +156,7 @@ def _chosen(module: nn.Module, inputs: Sequence[Tensor], output: Output, score: 
             continue
         readable.append(name)
         gradient = gradients[name]
-        if gradient is not None and _tells(
+        if gradient is not None and _is_meaningful(
             reading.to_map(seen.outputs[name].detach()), reading.to_map(gradient)
         ):
             return Choice(name, checked=are_of_scores)
@@ -167,7 +167,7 @@ def _chosen(module: nn.Module, inputs: Sequence[Tensor], output: Output, score: 
 
 
 def _in_order(module: nn.Module, seen: _Seen) -> Iterator[str]:
-    """Names from the most to the least wanted: what timm says, then from the last that finished."""
+    """Names by preference: those that timm declares, then from the last layer that finished."""
     named = []
     for prefix, part in module.named_modules():
         info: Any = getattr(part, "feature_info", None)
@@ -185,7 +185,7 @@ _ATTENTION = re.compile("attention|attn|mhsa|gpsa|xca", re.IGNORECASE)
 
 
 def _attentions(module: nn.Module) -> set[str]:
-    """Names of attentions; not of what is called so but holds one, as a block of class attention."""
+    """Names of attentions, without those that contain another one, such as class-attention blocks."""
     found = {
         name
         for name, part in module.named_modules()
@@ -196,7 +196,7 @@ def _attentions(module: nn.Module) -> set[str]:
 
 
 def _above(name: str) -> Iterator[str]:
-    """The names of what a layer is part of."""
+    """The names of the modules that contain a layer."""
     while "." in name:
         name = name.rpartition(".")[0]
         yield name
@@ -205,7 +205,7 @@ def _above(name: str) -> Iterator[str]:
 def _reading(
     module: nn.Module, inputs: Sequence[Tensor], name: str, output: Tensor, reasons: list[str]
 ) -> Layout | None:
-    """How to read an output that may be the layer's; `None`, and the reason, where it is no map."""
+    """How to read a layer's output as a map; `None`, and a new entry in `reasons`, if it is none."""
     if isinstance(module.get_submodule(name), POOLING):
         return None
     try:
@@ -219,13 +219,13 @@ def _reading(
         return None
 
 
-def _tells(features: Tensor, gradient: Tensor) -> bool:
-    """Whether maps from these say something: not zero, not only rounding noise, not the score itself."""
+def _is_meaningful(features: Tensor, gradient: Tensor) -> bool:
+    """Whether maps from these are neither zero, nor only rounding noise, nor the score itself."""
     if not gradient.any():
         return False
     maps = formulas.hirescam(features, gradient[None])
     if bool((formulas.remainder(maps, formulas.hirescam, features, gradient[None]) < BLIND).all()):
         return False
-    # A score that looks at a single channel is that channel: the layer holds the scores, as in a
+    # A score that depends on a single channel is that channel: the layer holds the scores, as in
     # segmentation.
     return int(gradient.flatten(2).any(2).sum(1).max()) > 1

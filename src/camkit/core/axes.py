@@ -1,9 +1,9 @@
-"""Axes: where the channels of a layer's output are, by what is done to it and what it was made of.
+"""Axes: where the channels of a layer's output are, judged by the operations before and behind it.
 
 One forward is watched function by function. A convolution, a normalisation or a pooling has its channels at
 dimension 1, a LayerNorm and a linear layer at the last one; but a linear layer may also mix positions
-(MLP-Mixer), so it counts only where nothing else is seen. That is followed from what the output was made
-of, and to what becomes of it, through permutations, reshapes and whatever works element by element.
+(MLP-Mixer), so it counts only where there is no other evidence. Tensors are followed from before
+the layer and on behind it, through permutations, reshapes and element-wise functions.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from torch.overrides import TorchFunctionMode
 
 TOKENS_FIRST = -1  # instead of a dimension: the images are at dimension 1, so the channels are the last
 
-# Functions by name, without the `_` of those in place, that take and return channels at dimension 1.
+# Functions that take and return channels at dimension 1, by name without the `_` of in-place ones.
 _FIRST = {
     *(f"conv{d}d" for d in (1, 2, 3)),
     *(f"conv_transpose{d}d" for d in (1, 2, 3)),
@@ -32,7 +32,7 @@ _FIRST = {
     *("batch_norm", "instance_norm", "group_norm", "interpolate", "upsample", "unfold", "grid_sample"),
     *("pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "local_response_norm"),
 }
-# Those that have them at the last; and those that mostly do.
+# Those with channels at the last dimension, always and mostly.
 _LAST = {"layer_norm", "rms_norm", "native_multi_head_attention", "transformer_encoder_layer_fwd"}
 _LAST |= {"multi_head_attention_forward"}
 _MOSTLY_LAST = {"linear", "bilinear", "scaled_dot_product_attention"}
@@ -43,7 +43,7 @@ _MIXED = {"matmul", "rmatmul", "bmm", "mm", "einsum", "baddbmm"}
 
 @dataclass
 class Found:
-    """What a forward showed: dimensions that hold the channels, for certain and by the look of it."""
+    """What a forward showed: dimensions that certainly, and that probably, hold the channels."""
 
     certain: set[int] = field(default_factory=set)
     likely: set[int] = field(default_factory=set)
@@ -51,14 +51,14 @@ class Found:
 
     @property
     def channels(self) -> int | None:
-        """The dimension of the channels, or `TOKENS_FIRST`; `None` if nothing tells, or not the same."""
+        """The dimension of the channels, or `TOKENS_FIRST`; `None` without evidence, or if it conflicts."""
         found = self.certain or self.likely
         return next(iter(found)) if len(found) == 1 else None
 
 
 @dataclass(frozen=True)
 class _Fact:
-    """Of a tensor: which dimension holds channels, for certain or not, and which of the output each was."""
+    """A tensor's channel dimension, whether it is certain, and which dimension of the output each was."""
 
     channels: int | None = None
     certain: bool = False
@@ -69,9 +69,9 @@ _NOTHING = _Fact()
 
 
 def follow(module: nn.Module, layer: str, *inputs: Tensor) -> Found:
-    """What one forward of `module` shows of the output of `layer`; modes and gradients are the caller's.
+    """What one forward shows about the output of `layer`; modes and gradients are up to the caller.
 
-    inputs: of one row, so that an output with more rows than that has its images elsewhere.
+    inputs: of one row, so an output with more rows has its images at another dimension.
     """
     found = Found()
     mode = _Follow(found)
@@ -90,7 +90,7 @@ def follow(module: nn.Module, layer: str, *inputs: Tensor) -> Found:
 
 
 def made_of(module: nn.Module, layers: Iterable[str], *inputs: Tensor) -> dict[str, Found]:
-    """What one forward shows of many layers, by what their outputs were made of alone."""
+    """What one forward shows about many layers, judged only by the operations before them."""
     mode, found = _Follow(Found()), dict[str, Found]()
 
     def note(_: nn.Module, __: Any, output: Any, name: str) -> None:
@@ -107,7 +107,7 @@ def made_of(module: nn.Module, layers: Iterable[str], *inputs: Tensor) -> dict[s
 
 
 class _Follow(TorchFunctionMode):
-    """Keeps a fact for every tensor, and every tensor, so that an id stays that of one."""
+    """Keeps a fact for every tensor, and the tensor itself, so that its id stays unique."""
 
     def __init__(self, found: Found) -> None:
         super().__init__()
@@ -115,18 +115,18 @@ class _Follow(TorchFunctionMode):
         self._facts: dict[int, tuple[Tensor, _Fact]] = {}
 
     def begin(self, output: Tensor) -> None:
-        """From here `output` is followed."""
+        """Start to follow `output`."""
         self._found.dimensions = output.ndim
         if output.ndim == 3 and len(output) > 1 and output.shape[1] == 1:
             self._found.certain.add(TOKENS_FIRST)
             return
         before = self._fact(output)
         everything = tuple(range(output.ndim))
-        self._meet(_Fact(origin=everything), before.channels, before.certain)
+        self._record(_Fact(origin=everything), before.channels, before.certain)
         self._keep(output, _Fact(before.channels, before.certain, everything))
 
     def known(self, output: Tensor) -> Found:
-        """What is known of a tensor so far."""
+        """What is known about a tensor so far."""
         fact = self._fact(output)
         certain = {fact.channels} if fact.channels is not None and fact.certain else set()
         return Found(certain, dimensions=output.ndim)
@@ -135,7 +135,7 @@ class _Follow(TorchFunctionMode):
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
         name = getattr(func, "__name__", "").strip("_")
-        with suppress(Exception):  # what cannot be followed says nothing
+        with suppress(Exception):  # what cannot be followed is no evidence
             self._note(name, args, kwargs, result)
         return result
 
@@ -151,7 +151,7 @@ class _Follow(TorchFunctionMode):
         if name in _FIRST or name in _LAST or name in _MOSTLY_LAST:
             axis, certain = (1 if name in _FIRST else source.ndim - 1), name not in _MOSTLY_LAST
             if name != "layer_norm" or _is_one_dimensional(args, kwargs):
-                self._meet(fact, axis, certain)
+                self._record(fact, axis, certain)
                 after = 1 if name in _FIRST else results[0].ndim - 1
                 self._keep(results[0], _Fact(after, certain, fact.origin))
             return
@@ -159,7 +159,7 @@ class _Follow(TorchFunctionMode):
             self._reduced(source, fact, args, kwargs)
         if name in _MIXED:
             if name == "matmul" and isinstance(tensors[-1], nn.Parameter):
-                self._meet(fact, source.ndim - 1, certain=False)
+                self._record(fact, source.ndim - 1, certain=False)
             return
         move = _MOVES.get(name)
         for part in results:
@@ -169,13 +169,13 @@ class _Follow(TorchFunctionMode):
                 self._keep(part, _moved(fact, sources))
 
     def _joined(self, facts: list[_Fact]) -> _Fact:
-        """Of what was made element by element: what one tensor tells of channels holds for the others."""
-        of_channels = max(facts, key=lambda f: (f.channels is not None, f.certain), default=_NOTHING)
+        """The fact about an element-wise result: channels known for one tensor hold for the others."""
+        surest = max(facts, key=lambda f: (f.channels is not None, f.certain), default=_NOTHING)
         origin = next((f.origin for f in facts if f.origin is not None), None)
         for fact in facts:
             if fact.origin is None:
-                self._meet(_Fact(origin=origin), fact.channels, fact.certain)
-        return _Fact(of_channels.channels, of_channels.certain, origin)
+                self._record(_Fact(origin=origin), fact.channels, fact.certain)
+        return _Fact(surest.channels, surest.certain, origin)
 
     def _reduced(self, source: Tensor, fact: _Fact, args: Any, kwargs: Any) -> None:
         """A mean over all positions leaves images and channels."""
@@ -185,10 +185,10 @@ class _Follow(TorchFunctionMode):
         gone = {d % source.ndim for d in ([dims] if isinstance(dims, int) else dims)}
         left = [axis for axis in range(1, source.ndim) if axis not in gone]
         if len(left) == 1 and 0 not in gone:
-            self._meet(fact, left[0], certain=True)
+            self._record(fact, left[0], certain=True)
 
-    def _meet(self, fact: _Fact, axis: int | None, certain: bool) -> None:
-        """The dimension `axis` of a tensor holds channels."""
+    def _record(self, fact: _Fact, axis: int | None, certain: bool) -> None:
+        """Record that dimension `axis` of a tensor holds channels."""
         if fact.origin is not None and axis is not None and axis < len(fact.origin):
             dimension = fact.origin[axis]
             if dimension:  # never that of the images
@@ -204,7 +204,7 @@ class _Follow(TorchFunctionMode):
 
 
 def _moved(fact: _Fact, sources: list[int | None]) -> _Fact:
-    """The fact of a tensor whose dimension i is the dimension `sources[i]` of the one that `fact` is of."""
+    """The fact about a tensor whose dimension i was `sources[i]` in the tensor that `fact` is about."""
     channels = sources.index(fact.channels) if fact.channels in sources else None
     origin = fact.origin and tuple(None if s is None else fact.origin[s] for s in sources)
     return _Fact(None if fact.channels is None else channels, fact.certain, origin)
@@ -223,7 +223,7 @@ def _is_one_dimensional(args: Any, kwargs: Any) -> bool:
     return len(shape) == 1
 
 
-# From source, result and arguments to the dimension of the source that each of the result was.
+# From source, result and arguments to the source's dimension for each dimension of the result.
 _Move = Callable[[Tensor, Tensor, Any, Any], "list[int | None] | None"]
 
 
@@ -246,7 +246,7 @@ def _moved_dims(source: Tensor, result: Tensor, args: Any, kwargs: Any) -> list[
 
 
 def _reshaped(source: Tensor, result: Tensor, args: Any, kwargs: Any) -> list[int | None]:
-    """A dimension stays if it has the same length, and as much stands before it."""
+    """A dimension survives if its length, and the number of elements before it, stay the same."""
     places = {
         (math.prod(source.shape[:i]), source.shape[i]): i
         for i in reversed(range(source.ndim))

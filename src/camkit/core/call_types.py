@@ -1,4 +1,4 @@
-"""What a call asks, and what is answered."""
+"""What a call asks for, and the answer."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Inputs = Tensor | Sequence[Tensor]
 
 @dataclass(frozen=True)
 class Call:
-    """What a call says of the model, beside its inputs and targets.
+    """What a call says about the model, besides inputs and targets.
 
     output, score: see `Scored`. layout, frozen: see `maps`. precision: how float32 is multiplied, see
     `devices.multiplied`.
@@ -38,7 +38,7 @@ PLAIN = Call()  # a call that says nothing
 
 @dataclass(frozen=True)
 class Remark:
-    """Something that a user has to know of some maps: which, as bool `[B, T]`, and a sentence."""
+    """Something that a user must know about maps: which ones, as bool `[B, T]`, and a sentence."""
 
     method: str
     layer: str

@@ -1,4 +1,4 @@
-"""Classes by the words of a user: names in any spelling, indices, `top:K`."""
+"""Classes as users write them: names in any spelling, indices, `top:K`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import PurePath
 
 from camkit.errors import TargetError, closest, counted
 
-LISTED = 10  # classes that a message names, all of them
+LISTED = 10  # a message lists all classes if there are no more than these
 _NUMBERED = re.compile(r"(?P<label>.+)_\d+\.\w+")  # as `camkit train` reads file names
 
 
@@ -23,7 +23,7 @@ def top_count(text: str) -> int:
 
 
 def class_index(name: str, classes: Sequence[str]) -> int:
-    """The index of a class by its name, in any spelling of case, spaces and underscores, or by number.
+    """The index of a class by its name, whatever its case, spaces and underscores, or by number.
 
     Raises `TargetError` for an unknown name, with the closest, and for a name that several classes share.
     """
@@ -35,7 +35,7 @@ def class_index(name: str, classes: Sequence[str]) -> int:
     if hits:
         return hits[0]
     if re.fullmatch(r"\d+", name):
-        if len(name) < 10 and int(name) < len(classes):  # Python reads no number of thousands of digits
+        if len(name) < 10 and int(name) < len(classes):  # Python cannot read thousands of digits
             return int(name)
         raise no_class(name, len(classes))
     if len(classes) <= LISTED:
@@ -48,7 +48,7 @@ def class_index(name: str, classes: Sequence[str]) -> int:
 
 
 def called(name: str, classes: Sequence[str]) -> list[int]:
-    """The indices of the classes of that name; if there are none, of those that are spelled otherwise."""
+    """The indices of the classes with this name; if there are none, with another spelling of it."""
     for spelled in (str, _folded):
         hits = [i for i, candidate in enumerate(classes) if spelled(candidate) == spelled(name)]
         if hits:
@@ -57,7 +57,7 @@ def called(name: str, classes: Sequence[str]) -> list[int]:
 
 
 def class_of(target: str | int, classes: Sequence[str]) -> int:
-    """The index of a class by its name, or by number where it is one: a class may be called `7`.
+    """The index of a class by its name, or by number if it is one: a class may be called `7`.
 
     Raises `TargetError` for what the model does not have, and for what is no single class.
     """
@@ -76,24 +76,24 @@ def class_of(target: str | int, classes: Sequence[str]) -> int:
     return index
 
 
-def said_by_name(path: str | None, classes: tuple[str, ...]) -> str | None:
-    """The class that a photograph is named after: that of its folder, or what a number follows in its name.
+def class_from_path(path: str | None, classes: tuple[str, ...]) -> str | None:
+    """The class that a photograph is named after: its folder, or its own name up to the number.
 
-    `Bengal/1.jpg` and `bengal_12.jpg` are a Bengal, in any spelling. `None` of no class, or several.
+    `Bengal/1.jpg` and `bengal_12.jpg` are a Bengal, in any spelling. `None` for no class, or several.
     """
     if path is None:
         return None
     known, pure = _by_spelling(classes), PurePath(path)
     numbered = _NUMBERED.fullmatch(pure.name)
-    for said in (pure.parent.name, numbered["label"] if numbered else ""):
-        if found := known.get(_folded(said)):
+    for text in (pure.parent.name, numbered["label"] if numbered else ""):
+        if found := known.get(_folded(text)):
             return found
     return None
 
 
 @lru_cache(maxsize=8)
 def _by_spelling(classes: tuple[str, ...]) -> dict[str, str | None]:
-    """Each class by its plainest spelling, and `None` by one that several share."""
+    """Each class by its folded spelling; `None` for a spelling that several classes share."""
     spelled = [_folded(name) for name in classes]
     count = Counter(spelled)
     return {
@@ -103,7 +103,7 @@ def _by_spelling(classes: tuple[str, ...]) -> dict[str, str | None]:
 
 
 def no_class(index: int | str, count: int) -> TargetError:
-    """The error for an index that a model of so many classes does not have."""
+    """The error for an index that a model with `count` classes does not have."""
     known = f"{count} classes, 0 to {count - 1}" if count > 1 else "1 class, 0"
     return TargetError(f"there is no class {index}: the model has {known}")
 

@@ -1,8 +1,8 @@
-"""Devices: which there are, and everything that is not the same on all of them.
+"""Devices: which exist, and everything that differs between them.
 
-What torch has for every accelerator (`torch.accelerator`) goes before what a kind has for itself
-(`torch.get_device_module`). No other module names a kind of accelerator, so that another one needs no
-change elsewhere.
+What torch offers for every accelerator (`torch.accelerator`) is preferred to what it offers for one kind
+(`torch.get_device_module`). No other module names a kind of accelerator, so a new one needs no change
+elsewhere.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ T = TypeVar("T")
 def pick_device(device: str | torch.device) -> torch.device:
     """`auto` or a torch device, with its number; `UsageError` if this machine cannot compute on it.
 
-    auto: the accelerator, if there is one and it answers; else the CPU. One that does not answer, as where
-    its driver is too old, is told by a `CamkitWarning`.
+    auto: the accelerator, if there is one and it answers; else the CPU. A `CamkitWarning` tells of one that
+    does not answer, as with a driver that is too old.
     """
     if device == "auto":
         return _accelerator()
@@ -40,9 +40,9 @@ def pick_device(device: str | torch.device) -> torch.device:
         picked = torch.device(device)
     except (RuntimeError, TypeError):
         raise no_device(device) from None
-    if picked.index is not None and picked.index >= (there := _count(picked)):
-        devices = counted(there, f"{picked.type} device")
-        raise UsageError(f"device {device!r} is not there: torch sees {devices}")
+    if picked.index is not None and picked.index >= (count := _count(picked)):
+        devices = counted(count, f"{picked.type} device")
+        raise UsageError(f"there is no device {device!r}: torch sees {devices}")
     try:
         return _answering(picked)
     # Torch knows devices that it was not built for, or that hold no values; each fails in its own way.
@@ -56,20 +56,20 @@ def _accelerator() -> torch.device:
         return CPU
     try:
         return _answering(found)
-    except Exception as error:  # of a driver, which may raise anything
+    except Exception as error:  # a driver may raise anything
         warn(f"the accelerator {found} does not answer, so the CPU computes: {reason(error)}")
         return CPU
 
 
 def _answering(device: torch.device) -> torch.device:
-    """The device by its full name, after it has given back a number."""
+    """The device by its full name, after it has returned a number."""
     probe = torch.zeros(1, device=device)
     probe.item()
     return probe.device
 
 
 def _count(device: torch.device) -> int:
-    """How many devices of this kind torch sees; none of a kind that it does not know."""
+    """How many devices of this kind torch sees; 0 for a kind that it does not know."""
     try:
         return int(torch.get_device_module(device).device_count())
     except (RuntimeError, AttributeError):
@@ -87,12 +87,12 @@ def pick_dtype(dtype: str | torch.dtype) -> torch.dtype:
 def name(device: torch.device) -> str:
     """What a person calls an accelerator, such as `NVIDIA H100 80GB HBM3`; its kind, if it has no name."""
     module: Any = torch.get_device_module(device)
-    told = getattr(module, "get_device_name", None)
-    return str(told(device)) if told else device.type
+    get_name = getattr(module, "get_device_name", None)
+    return str(get_name(device)) if get_name else device.type
 
 
 def kind(device: torch.device) -> str:
-    """What results may depend on: the kind of device and its name, whichever of several alike it is."""
+    """What results may depend on: the kind of device and its name, but not which of several alike it is."""
     return device.type if device.type == "cpu" else f"{device.type} {name(device)}"
 
 
@@ -111,13 +111,13 @@ def facts(device: torch.device) -> dict[str, Any]:
 
 
 def tool_index(device: torch.device) -> str | None:
-    """How `nvidia-smi` calls a device, whatever part of the machine this process may see; else `None`."""
+    """The name of a device for `nvidia-smi`, whichever devices this process may see; else `None`."""
     if device.type != "cuda":
         return None
     return f"GPU-{torch.cuda.get_device_properties(device).uuid}"
 
 
-# --- what a device has -------------------------------------------------------------------------------
+# --- what a device can do ----------------------------------------------------------------------------
 
 
 @cache
@@ -132,28 +132,28 @@ def has_float64(device: torch.device) -> bool:
 
 
 def double(tensor: Tensor) -> Tensor:
-    """A tensor in float64: where its device has no such type, on the CPU. `.to` takes results back."""
+    """A tensor in float64, on the CPU if its device has no such type. `.to` takes results back."""
     return (tensor if has_float64(tensor.device) else tensor.cpu()).double()
 
 
 def has_graphs(device: torch.device) -> bool:
-    """Whether what ran on a device once can be launched again as a whole (`torch.cuda.CUDAGraph`)."""
+    """Whether a device can record work and replay it as a whole (`torch.cuda.CUDAGraph`)."""
     return device.type != "cpu" and hasattr(torch.get_device_module(device), "CUDAGraph")
 
 
 def pins(device: torch.device) -> bool:
-    """Whether copies to a device are quicker, and need not be waited for, from pinned memory."""
+    """Whether copies to a device from pinned memory are quicker, and need no waiting."""
     return device.type in ("cuda", "xpu")
 
 
-COPIED_AT_ONCE = {"cuda"}  # kinds of devices whose drivers take small host tensors before a copy returns
+COPIED_AT_ONCE = {"cuda"}  # kinds of devices whose drivers have read small tensors when a copy returns
 
 
 def put(tensor: Tensor, device: torch.device) -> Tensor:
     """A small tensor on a device, without a wait where that is safe.
 
-    One value for all is written by the device itself. Some copy what a small host tensor holds before the
-    call returns; others may read it later, when it could be gone.
+    The device itself fills a constant tensor. Some drivers have read a small host tensor when the call
+    returns; others may read it later, when it could be gone.
     """
     if tensor.device == device:
         return tensor
@@ -167,13 +167,13 @@ def put(tensor: Tensor, device: torch.device) -> Tensor:
 
 @contextmanager
 def random_state_kept(device: torch.device, seed: int | None = None) -> Iterator[None]:
-    """The generators of the CPU and of `device` are afterwards as before; with a `seed`, seeded inside.
+    """Restores the generators of the CPU and of `device` afterwards; with a `seed`, seeds them inside.
 
-    Not by `torch.random.fork_rng`, which takes five times as long: that is seen beside one image.
+    Not by `torch.random.fork_rng`, which takes five times as long: noticeable with a single image.
     """
     module: Any = None if device.type == "cpu" else torch.get_device_module(device)
     state = torch.default_generator.get_state()
-    of_device = module and module.get_rng_state(device)
+    device_state = module and module.get_rng_state(device)
     try:
         if seed is not None:
             torch.default_generator.manual_seed(seed)
@@ -184,20 +184,20 @@ def random_state_kept(device: torch.device, seed: int | None = None) -> Iterator
     finally:
         torch.default_generator.set_state(state)
         if module:
-            module.set_rng_state(of_device, device)
+            module.set_rng_state(device_state, device)
 
 
 # --- time --------------------------------------------------------------------------------------------
 
 
 def synchronise(device: torch.device) -> None:
-    """Wait until a device has done what it was given."""
+    """Wait until a device has finished its work."""
     if device.type != "cpu":
         torch.accelerator.synchronize(device)
 
 
 class Stopwatch:
-    """Seconds that a device took for what it is given inside; on the CPU, or without events, `None`."""
+    """Times a device's work until `stop`; `seconds` is `None` on the CPU, or without events."""
 
     def __init__(self, device: torch.device) -> None:
         self._events: tuple[torch.Event, torch.Event] | None = None
@@ -205,28 +205,28 @@ class Stopwatch:
             try:
                 first, last = (torch.Event(device=device, enable_timing=True) for _ in range(2))
                 first.record()
-            except (RuntimeError, NotImplementedError):  # a kind that has no events
+            except (RuntimeError, NotImplementedError):  # a kind without events
                 return
             self._events = first, last
 
     def stop(self) -> None:
-        """The end of what is measured; it does not wait."""
+        """End the measurement, without waiting for the device."""
         if self._events:
             self._events[1].record()
 
     @property
     def seconds(self) -> float | None:
-        """To be asked after `synchronise`."""
+        """The time from creation to `stop`; valid after `synchronise`."""
         if self._events is None:
             return None
         try:
             return float(self._events[0].elapsed_time(self._events[1])) / 1000
-        except (RuntimeError, NotImplementedError):  # of events that cannot be compared
+        except (RuntimeError, NotImplementedError):  # the events cannot be compared
             return None
 
 
 def kernel_seconds(call: Callable[[], object], device: torch.device) -> float | None:
-    """How long a device works for a call, however long it is asked to; `None` where torch cannot tell."""
+    """How long a device computes for a call, without launch times; `None` where torch cannot tell."""
     profiler: Any = torch.profiler
     activity = getattr(profiler.ProfilerActivity, device.type.upper(), None)
     if device.type == "cpu" or activity not in profiler.supported_activities():
@@ -234,17 +234,17 @@ def kernel_seconds(call: Callable[[], object], device: torch.device) -> float | 
     with profiler.profile(activities=[activity]) as profile:
         call()
         synchronise(device)
-    found = sum(event.self_device_time_total for event in profile.key_averages())
-    return float(found) / 1e6 or None
+    microseconds = sum(event.self_device_time_total for event in profile.key_averages())
+    return float(microseconds) / 1e6 or None
 
 
 # --- memory ------------------------------------------------------------------------------------------
 
 
 def peak_memory(call: Callable[[], object], device: torch.device) -> dict[str, int]:
-    """Bytes by which a call goes beyond what was in use on an accelerator before.
+    """Bytes that a call needs on an accelerator beyond those in use before.
 
-    `allocated`, by tensors, and `reserved`, what torch holds for them. Empty where that cannot be read.
+    `allocated` by tensors, and `reserved` by torch for them. Empty where that cannot be read.
     """
     memory = torch.accelerator
     try:
@@ -252,7 +252,7 @@ def peak_memory(call: Callable[[], object], device: torch.device) -> dict[str, i
         memory.empty_cache()
         memory.reset_peak_memory_stats(device)
         before = memory.memory_allocated(device), memory.memory_reserved(device)
-    except (RuntimeError, NotImplementedError):  # a kind that keeps no such account
+    except (RuntimeError, NotImplementedError):  # a kind without such statistics
         return {}
     call()
     synchronise(device)
@@ -261,12 +261,12 @@ def peak_memory(call: Callable[[], object], device: torch.device) -> dict[str, i
 
 
 def give_memory_back() -> None:
-    """Let others have the memory that torch keeps on the accelerator without using it."""
+    """Release the memory that torch keeps on the accelerator without using it."""
     found = torch.accelerator.current_accelerator(check_available=True)
     module: Any = found and torch.get_device_module(found)
-    # Not where nothing was done on it yet: that would take memory.
+    # Not on an accelerator that was not used yet: that would take memory.
     if module and getattr(module, "is_initialized", lambda: True)():
-        with suppress(RuntimeError, NotImplementedError):  # of a kind that keeps none
+        with suppress(RuntimeError, NotImplementedError):  # a kind that keeps none
             torch.accelerator.empty_cache()
 
 
@@ -276,7 +276,7 @@ _OUT_OF_MEMORY = re.compile(
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether there was too little memory, as torch, a driver or a library says it."""
+    """Whether an error of torch, a driver or a library means that memory ran out."""
     found = isinstance(error, torch.OutOfMemoryError) or (
         isinstance(error, RuntimeError) and _OUT_OF_MEMORY.search(str(error)) is not None
     )
@@ -286,7 +286,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 # --- how exactly float32 is multiplied ----------------------------------------------------------------
 
 _EXACT = ("none", "ieee")
-_LOCK = threading.RLock()  # the switches are one for the whole process
+_LOCK = threading.RLock()  # the switches hold for the whole process
 
 
 def _switches(device: torch.device) -> tuple[Any, ...]:
@@ -309,7 +309,7 @@ def float32_precision(device: torch.device) -> str:
 def multiplied(device: torch.device, precision: str | None) -> Iterator[None]:
     """Inside, float32 is multiplied on a CUDA device as `precision` says; elsewhere there is no choice.
 
-    `None`: as torch is set. Threads that want something else than torch is set to take turns.
+    `None`: as torch is set. Threads that need another setting take turns.
     """
     if precision is None or device.type != "cuda":
         yield
@@ -325,23 +325,23 @@ def multiplied(device: torch.device, precision: str | None) -> Iterator[None]:
 
 
 def as_multiplied(device: torch.device, precision: str | None) -> str:
-    """What `float32_precision` says inside of `multiplied`."""
+    """What `float32_precision` says inside `multiplied`."""
     with multiplied(device, precision):
         return float32_precision(device)
 
 
 @contextmanager
 def _switches_kept() -> Iterator[None]:
-    """Torch has an old and a new way to say the same; what each of them says is afterwards as before.
+    """Restores the switches of torch's old and new interface afterwards; both set the same things.
 
-    Where only the new one is used, reading by the old one raises, as torch's compiler does.
+    Where only the new one was used, reading the old one, as torch's compiler does, raises.
     """
     backends: Any = torch.backends
     switches = backends.cuda.matmul, backends.mkldnn.matmul, backends.cudnn.conv, backends.cudnn.rnn
     new = [switch.fp32_precision for switch in switches]
     matmul, convolutions = (
-        _told(torch.get_float32_matmul_precision),
-        _told(lambda: backends.cudnn.allow_tf32),
+        _setting(torch.get_float32_matmul_precision),
+        _setting(lambda: backends.cudnn.allow_tf32),
     )
     try:
         yield
@@ -355,21 +355,21 @@ def _switches_kept() -> Iterator[None]:
                 switch.fp32_precision = value
 
 
-def _told(ask: Callable[[], T]) -> T | None:
-    """What torch says, or nothing where it was set in both ways."""
+def _setting(read: Callable[[], T]) -> T | None:
+    """What the old interface says, or `None` where reading it raises."""
     try:
-        return ask()
+        return read()
     except RuntimeError:
         return None
 
 
 def kernel_switches() -> tuple[Any, ...]:
-    """All that is set for the whole process and decides what a kernel computes."""
+    """All process-wide settings that decide what a kernel computes."""
     backends: Any = torch.backends
     return (
         backends.cudnn.deterministic,
         *(switch.enabled for switch in (backends.cudnn, backends.mkldnn)),
-        # Not `get_float32_matmul_precision`, which fails where it is said in the new way.
+        # Not `get_float32_matmul_precision`, which fails where the new interface was used.
         *(of.fp32_precision for of in (backends.cuda.matmul, backends.mkldnn.matmul)),
         *(of.conv.fp32_precision for of in (backends.cudnn, backends.mkldnn)),
         backends.cuda.matmul.allow_fp16_reduced_precision_reduction,

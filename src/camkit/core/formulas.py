@@ -28,16 +28,16 @@ def gradcam(features: Tensor, gradients: Tensor) -> Tensor:
 
     Selvaraju et al. 2017, arXiv:1610.02391, equations 1 and 2.
     """
-    return _weighted(_wide(features), _wide(gradients).mean(_positions(features)))
+    return _weighted(_float(features), _float(gradients).mean(_positions(features)))
 
 
 def gradcam_plus_plus(features: Tensor, gradients: Tensor) -> Tensor:
     """Grad-CAM++: `sum_k w_k A_k`, `w_k = sum a relu(G)`, `a = G^2 / (2 G^2 + G^3 sum A)`.
 
-    Chattopadhyay et al. 2018, arXiv:1710.11063, equations 10 and 19. The factor `exp(score)` that the paper
-    has in front is left out, as everywhere: it only scales the map, and overflows.
+    Chattopadhyay et al. 2018, arXiv:1710.11063, equations 10 and 19. The leading factor `exp(score)` of the
+    paper is left out, as everywhere: it only scales the map, and overflows.
     """
-    a, g, space = _wide(features), _wide(gradients), _positions(features)
+    a, g, space = _float(features), _float(gradients), _positions(features)
     denominator = 2 * g**2 + g**3 * a.sum(space, keepdim=True)
     share = torch.where(denominator == 0, 0.0, g**2 / denominator)
     return _weighted(a, (share * g.clamp(min=0)).mean(space) * prod(features.shape[2:]))
@@ -47,9 +47,9 @@ def xgradcam(features: Tensor, gradients: Tensor) -> Tensor:
     """XGrad-CAM: `sum_k w_k A_k`, `w_k = sum G A / sum A`; a channel whose sum is zero has no weight.
 
     Fu et al. 2020, arXiv:2008.02312, equation 8. Where features are signed, as without a ReLU, a sum may
-    nearly cancel, and rounding decides over its weight.
+    nearly cancel, and rounding decides the weight.
     """
-    a, g, space = _wide(features), _wide(gradients), _positions(features)
+    a, g, space = _float(features), _float(gradients), _positions(features)
     total = a.sum(space)
     weights = torch.where(total == 0, 0.0, (g * a).sum(space) / total)
     return _weighted(a, weights)
@@ -60,12 +60,12 @@ def hirescam(features: Tensor, gradients: Tensor) -> Tensor:
 
     Draelos and Carin 2020, arXiv:2011.08891, equation 3.
     """
-    return (_wide(gradients) * _wide(features)).sum(2).movedim(0, 1)
+    return (_float(gradients) * _float(features)).sum(2).movedim(0, 1)
 
 
 def gradcam_elementwise(features: Tensor, gradients: Tensor) -> Tensor:
     """`sum_k relu(G_k A_k)`: HiResCAM rectified channel by channel, as pytorch-grad-cam defines it."""
-    return (_wide(gradients) * _wide(features)).clamp(min=0).sum(2).movedim(0, 1)
+    return (_float(gradients) * _float(features)).clamp(min=0).sum(2).movedim(0, 1)
 
 
 def layercam(features: Tensor, gradients: Tensor) -> Tensor:
@@ -73,7 +73,7 @@ def layercam(features: Tensor, gradients: Tensor) -> Tensor:
 
     Jiang et al. 2021, doi:10.1109/TIP.2021.3089943, equations 4 and 5.
     """
-    return (_wide(gradients).clamp(min=0) * _wide(features)).sum(2).movedim(0, 1)
+    return (_float(gradients).clamp(min=0) * _float(features)).sum(2).movedim(0, 1)
 
 
 def shapleycam(features: Tensor, gradients: Tensor, curvatures: Tensor) -> Tensor:
@@ -82,7 +82,7 @@ def shapleycam(features: Tensor, gradients: Tensor, curvatures: Tensor) -> Tenso
     curvatures: `H A`, shaped like the gradients. The Shapley value of a feature to second order.
     Cai 2025, arXiv:2501.06261, with the score of the class as its utility.
     """
-    return gradcam(features, _wide(gradients) - _wide(curvatures) / 2)
+    return gradcam(features, _float(gradients) - _float(curvatures) / 2)
 
 
 def eigengradcam(features: Tensor, gradients: Tensor) -> Tensor:
@@ -91,7 +91,7 @@ def eigengradcam(features: Tensor, gradients: Tensor) -> Tensor:
     Eigen-CAM (below) with class information, as pytorch-grad-cam defines it. Where features are signed, as
     without a ReLU, the component may hardly covary with the mean: its sign is then all but arbitrary.
     """
-    return _first_component((_wide(gradients) * _wide(features)).movedim(0, 1), features.ndim - 2)
+    return _first_component((_float(gradients) * _float(features)).movedim(0, 1), features.ndim - 2)
 
 
 def eigencam(features: Tensor) -> Tensor:
@@ -100,7 +100,7 @@ def eigencam(features: Tensor) -> Tensor:
     Muhammad and Yeasin 2020, arXiv:2008.00299; centred over the positions, as pytorch-grad-cam does it. A
     component has no sign of its own: it gets that of its covariance with the mean over channels.
     """
-    return _first_component(_wide(features)[:, None], features.ndim - 2)
+    return _first_component(_float(features)[:, None], features.ndim - 2)
 
 
 def activations(features: Tensor) -> Tensor:
@@ -108,20 +108,20 @@ def activations(features: Tensor) -> Tensor:
 
     The first heat map of fast.ai's lesson 6, `acts.mean(0)`.
     """
-    return _wide(features).mean(1, keepdim=True)
+    return _float(features).mean(1, keepdim=True)
 
 
 def contrast(scores: Tensor, targets: Tensor, alpha: float, comparisons: int) -> Tensor:
     """What Finer-CAM explains, `[B, T]`: `y_c - alpha mean_d y_d` over the classes `d` most like `c`.
 
-    Those are the `comparisons` classes whose scores are nearest to that of `c`, or as many as there are.
+    Those are the `comparisons` classes whose scores are nearest to that of `c`, or all if there are fewer.
     Zhang et al. 2025, arXiv:2501.11309; the map is the Grad-CAM of this.
     """
-    scores = _wide(scores)  # in bfloat16 neighbours and means are off by 0.17 of the peak of a map
+    scores = _float(scores)  # in bfloat16, neighbours and means put a map off by 0.17 of its peak
     count, similar = min(comparisons, scores.shape[1] - 1), []
     for column in torch.split(targets, 1, dim=1):  # one by one: [B, T, n] may be large
         distance = (scores - scores.gather(1, column)).detach().abs()
-        distance.scatter_(1, column, torch.inf)  # itself comes last
+        distance.scatter_(1, column, torch.inf)  # the class itself comes last
         similar.append(distance.topk(count, dim=1, largest=False).indices)
     near = scores.gather(1, torch.cat(similar, dim=1)).reshape(*targets.shape, count)
     return scores.gather(1, targets) - alpha * near.mean(2)
@@ -129,21 +129,21 @@ def contrast(scores: Tensor, targets: Tensor, alpha: float, comparisons: int) ->
 
 # --- doubts ---------------------------------------------------------------------------------------
 
-# How much of its terms a sum has to be, in units of the type they were computed in, to be more than
-# rounding. Where the truth is zero, behind a LayerNorm over channels, 0.5 to 15 were seen; 1e5 where it is
-# not. Half precision has no such room: there a smaller multiple is noise.
+# How large a sum must be, relative to its terms and in epsilons of their type, to be more than rounding.
+# Where the true sum is zero, before a LayerNorm over channels, 0.5 to 15 were seen; 1e5 where it is not.
+# Half precision has no such margin: there a smaller multiple is noise.
 NOISE = {torch.float32: 64.0, torch.float64: 64.0, torch.bfloat16: 2.0, torch.float16: 2.0}
 NOISY = (
     "is only rounding noise, as before a LayerNorm over channels: its terms cancel; choose the layer "
     "behind that, or another method"
 )
-SAMPLE = 1024  # positions whose terms are looked at
+SAMPLE = 1024  # positions whose terms are examined
 
 
 def remainder(maps: Tensor, formula: Callable[..., Tensor], features: Tensor, gradients: Tensor) -> Tensor:
-    """What is left of the terms of maps where they cancel, `[B]`: of the first of the T classes.
+    """How much remains of the terms of maps after they cancel, `[B]`, for the first of the T classes.
 
-    The largest value of `maps`, which `formula` made of features and gradients, relative to that of their
+    The largest value of `maps`, which `formula` made of features and gradients, over that of their
     absolute values; 0 where there are none. A LayerNorm over the channels right behind a layer makes
     `sum_k G_k A_k` zero at every position, since the score does not change with the scale of a position.
     """
@@ -152,7 +152,7 @@ def remainder(maps: Tensor, formula: Callable[..., Tensor], features: Tensor, gr
 
 
 def is_noise(maps: Tensor, formula: Callable[..., Tensor], features: Tensor, gradients: Tensor) -> Tensor:
-    """For each image whether its map is not zero, but only rounding noise, bool `[B]`."""
+    """Which images have a map that is not zero, but only rounding noise, bool `[B]`."""
     largest, terms = _extent(maps, formula, features, gradients)
     return (largest > 0) & (largest <= terms * (NOISE[features.dtype] * torch.finfo(features.dtype).eps))
 
@@ -160,10 +160,10 @@ def is_noise(maps: Tensor, formula: Callable[..., Tensor], features: Tensor, gra
 def _extent(
     maps: Tensor, formula: Callable[..., Tensor], features: Tensor, gradients: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """The largest absolute value of each map, and of some of its sums of absolute terms, both `[B]`."""
+    """The largest absolute value of each map, and of a sample of its sums of absolute terms, both `[B]`."""
     step = max(1, round((prod(features.shape[2:]) / SAMPLE) ** (1 / (features.ndim - 2))))
-    some: Any = (..., *[slice(None, None, step)] * (features.ndim - 2))
-    terms = formula(features[some].abs(), gradients[:1][some].abs())
+    sample: Any = (..., *[slice(None, None, step)] * (features.ndim - 2))
+    terms = formula(features[sample].abs(), gradients[:1][sample].abs())
     return maps[:, 0].abs().flatten(1).amax(1), terms.flatten(1).amax(1)
 
 
@@ -175,9 +175,9 @@ def ablationcam(features: Tensor, scores: Tensor, ablated: Tensor) -> Tensor:
 
     scores: of the explained classes, `[B, T]`; ablated: the same without one channel, `[T, B, C]`.
     Desai and Ramaswamy 2020, doi:10.1109/WACV45572.2020.9093360, who divide the drop by `y`. That is left
-    out: it scales the map, turns it over where the score is negative and fails where it is zero.
+    out: it scales the map, flips it where the score is negative and fails where it is zero.
     """
-    return _weighted(_wide(features), _wide(scores).t()[..., None] - _wide(ablated))
+    return _weighted(_float(features), _float(scores).t()[..., None] - _float(ablated))
 
 
 def ablationcam_affine(features: Tensor, gradients: Tensor) -> Tensor:
@@ -185,17 +185,17 @@ def ablationcam_affine(features: Tensor, gradients: Tensor) -> Tensor:
 
     Behind a global mean and a linear layer with weights `W` that is `W_ck mean(A_k)`.
     """
-    a = _wide(features)
-    return _weighted(a, (_wide(gradients) * a).sum(_positions(features)))
+    a = _float(features)
+    return _weighted(a, (_float(gradients) * a).sum(_positions(features)))
 
 
 def scorecam(features: Tensor, masked: Tensor) -> Tensor:
     """Score-CAM: `sum_k a_k A_k`, `a` the softmax over channels of the scores `masked` `[T, B, C]`.
 
-    Those are of the input seen through channel `k`. Wang et al. 2020, arXiv:1910.01279, algorithm 1, where
-    a baseline is taken off that the softmax takes no notice of.
+    Those are of the input seen through channel `k`. Wang et al. 2020, arXiv:1910.01279, algorithm 1, which
+    also subtracts a baseline, to which the softmax is blind.
     """
-    return _weighted(_wide(features), _wide(masked).softmax(-1))
+    return _weighted(_float(features), _float(masked).softmax(-1))
 
 
 def masks(channels: Tensor, size: tuple[int, ...]) -> Tensor:
@@ -204,21 +204,21 @@ def masks(channels: Tensor, size: tuple[int, ...]) -> Tensor:
     Wang et al. 2020, arXiv:1910.01279. A constant channel lets nothing through.
     """
     mode = {1: "linear", 2: "bilinear", 3: "trilinear"}[len(size)]
-    large = F.interpolate(_wide(channels)[:, None], size, mode=mode)
+    large = F.interpolate(_float(channels)[:, None], size, mode=mode)
     low, high = large.flatten(1).aminmax(dim=1)
     low, span = (v.reshape(-1, *[1] * (large.ndim - 1)) for v in (low, high - low))
     return (large - low) / torch.where(span == 0, 1.0, span)
 
 
-# --- what they share ------------------------------------------------------------------------------
+# --- shared steps ---------------------------------------------------------------------------------
 
 
 def _positions(features: Tensor) -> tuple[int, ...]:
-    """The dimensions of the positions, from the end: those of a gradient too."""
+    """The dimensions of the positions, counted from the end, so they fit gradients too."""
     return tuple(range(2 - features.ndim, 0))
 
 
-def _wide(tensor: Tensor) -> Tensor:
+def _float(tensor: Tensor) -> Tensor:
     return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 

@@ -32,7 +32,7 @@ class Hook:
         self._replace, self._owner = replace, threading.get_ident()
 
     def __call__(self, _: nn.Module, __: Any, output: Any) -> Any:
-        """What takes the place of `output`; nothing if another thread uses the same model."""
+        """What replaces `output`; `None` if another thread uses the same model."""
         return self._replace(output) if threading.get_ident() == self._owner else None
 
 
@@ -63,10 +63,10 @@ def forward(
     *,
     kind: str | None = None,
 ) -> tuple[Any, dict[str, Captured]]:
-    """Run `module` once; its output, connected to the captured outputs of the layers `names`.
+    """Run `module` once: its output, connected to the captured outputs of the layers `names`.
 
-    extras: what the module takes beside `inputs`, which the maps lie over. kind: the layout that the user
-    says the layers have.
+    extras: what the module takes besides `inputs`, which the maps lie over. kind: the layout of the layers,
+    if the user named one.
     `autograd.grad` of the output with respect to `Captured.output` works, also under `no_grad`; inference
     mode must be off, as it is within `as_it_was`. Raises `LayerError` for a layer that did not run, ran
     twice or returned no feature map.
@@ -89,18 +89,18 @@ def captured(
     def keep(output: Any, name: str) -> Tensor:
         if name in found:
             raise ran(module, name, 2)
-        shape = layout(output, size, name, module=module, kind=kind)
-        torch.set_grad_enabled(True)  # from here upwards; `no_grad` of the caller restores it at the end
-        # A model that runs its body in inference mode gets a copy that takes part in a graph all the same.
+        reading = layout(output, size, name, module=module, kind=kind)
+        torch.set_grad_enabled(True)  # from here upwards; the caller's `no_grad` restores it at the end
+        # A model that runs its body in inference mode gets a copy that can still take part in a graph.
         with torch.inference_mode(False) if torch.is_inference_mode_enabled() else nullcontext():
             kept = as_leaf(output)
-            found[name] = Captured(kept, shape)
+            found[name] = Captured(kept, reading)
             return kept.clone()
 
     with ExitStack() as stack:
         for name in names:
             layer = module.get_submodule(name)
-            # Before the hooks of others: what they store of the output is then part of the graph, too.
+            # Before other people's hooks, so what they store of the output is part of the graph.
             stack.enter_context(layer.register_forward_hook(Hook(partial(keep, name=name)), prepend=True))
         yield found
     for name in names:
@@ -117,8 +117,8 @@ def ran(module: nn.Module, layer: str, times: int) -> LayerError:
             "choose a layer that runs once (`camkit model layers`)"
         )
     return LayerError(
-        f"layer {name!r} did not run in the forward, or its hook did not fire: as where the model calls "
-        "its `forward` instead of itself, or is compiled, traced or exported; pass the original module"
+        f"layer {name!r} did not run in the forward, or its hook did not fire, as when the model calls "
+        "its `forward` directly, or is compiled, traced or exported; pass the original module"
     )
 
 
@@ -131,7 +131,7 @@ def with_output(module: nn.Module, inputs: Sequence[Tensor], name: str, output: 
 
 @contextmanager
 def as_it_was(module: nn.Module, device: torch.device) -> Iterator[None]:
-    """Eval mode and plain gradient mode inside; afterwards every mode and RNG state is as before."""
+    """Eval mode and plain gradient mode inside; every mode and RNG state is restored afterwards."""
     training, compiled = _training(module)
     eager = torch.compiler.set_stance("force_eager") if compiled else nullcontext()
     with devices.random_state_kept(device), torch.inference_mode(False), torch.enable_grad(), eager:
@@ -147,11 +147,11 @@ def as_it_was(module: nn.Module, device: torch.device) -> Iterator[None]:
 def _training(module: nn.Module) -> tuple[list[nn.Module], bool]:
     """Those of `module.modules()` in training mode, and whether one is compiled.
 
-    Beside one image the time of `modules()` is seen.
+    With a single image, the time of `modules()` itself is noticeable.
     """
     seen: set[nn.Module | None] = {None}
     parts, training, compiled = [module], [], False
-    for part in parts:  # which grows
+    for part in parts:  # grows meanwhile
         if part not in seen:
             seen.add(part)
             parts += part._modules.values()  # type: ignore[arg-type]
@@ -164,10 +164,10 @@ def _training(module: nn.Module) -> tuple[list[nn.Module], bool]:
 
 @contextmanager
 def gradients_everywhere() -> Iterator[None]:
-    """Inside, a forward runs with gradients although it says `no_grad` itself, and without its checkpoints.
+    """Inside, a forward runs with gradients even where it sets `no_grad`, and without its checkpoints.
 
-    Models that run a frozen body under `no_grad` have no gradient otherwise. Reentrant checkpoints run
-    their part without gradients, and once more in the backward; here it simply runs.
+    Otherwise models that run a frozen body under `no_grad` have no gradient. Reentrant checkpoints run
+    their part without gradients, and again in the backward; here it simply runs.
     """
     owner, checkpointed = threading.get_ident(), CheckpointFunction.apply
 
@@ -182,14 +182,14 @@ def gradients_everywhere() -> Iterator[None]:
             with _NeverOff():
                 yield
         finally:
-            del CheckpointFunction.apply  # which uncovers that of its base
+            del CheckpointFunction.apply  # which uncovers the base class's
 
 
-_CHECKPOINTS = threading.Lock()  # torch has one function for them in the whole process
+_CHECKPOINTS = threading.Lock()  # torch has one function for them in each process
 
 
 class _NeverOff(TorchFunctionMode):
-    """Leaves out what would switch gradients off."""
+    """Ignores what would switch gradients off."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch._C._set_grad_enabled and not args[0]:
@@ -198,7 +198,7 @@ class _NeverOff(TorchFunctionMode):
 
 
 def differentiable_rnns(module: nn.Module, device: torch.device) -> AbstractContextManager[None]:
-    """cuDNN differentiates recurrent layers in training mode only; torch's own ones are always."""
+    """cuDNN differentiates recurrent layers in training mode only; torch's own kernels always do."""
     if devices.needs_no_cudnn(device) and any(isinstance(part, nn.RNNBase) for part in module.modules()):
         return devices.without_cudnn()
     return nullcontext()
@@ -208,7 +208,7 @@ def normal_tensor(tensor: Tensor) -> Tensor:
     """`tensor`, or a copy if it was made in inference mode and could not take part in a graph."""
     if not tensor.is_inference():
         return tensor
-    with torch.inference_mode(False):  # that of a caller would make the copy such a tensor again
+    with torch.inference_mode(False):  # in the caller's mode the copy would be such a tensor again
         return tensor.clone()
 
 

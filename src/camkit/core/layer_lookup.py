@@ -1,4 +1,4 @@
-"""Which layers a call means, the automatic one among them."""
+"""Which layers a call means, including the automatic one."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from camkit.errors import CamkitError, LayerError
 def resolve_layers(
     module: nn.Module, layer: Layer | Sequence[Layer], inputs: Tensor, *extras: Tensor, call: Call = PLAIN
 ) -> list[str]:
-    """Dotted names of what `layer` means; `auto` takes a forward of the first row at its first call."""
+    """Dotted names of what `layer` means; `auto` takes a forward of the first row in its first call."""
     wanted = as_list(layer)
     return layers.resolve(module, wanted, lambda: automatic_layer(module, inputs, *extras, call=call).name)
 
@@ -25,7 +25,7 @@ def resolve_layers(
 def map_layers(model: LoadedModel) -> tuple[list[layers.LayerRecord], str | None]:
     """The layers of a model that can carry a map, in the order in which they finish, and what `auto` is.
 
-    From one forward of noise. The latter is `None` if no layer is the automatic one.
+    From one forward of noise. What `auto` is may be `None`, if no layer suits.
     """
     like = next(p for p in model.module.parameters() if p.is_floating_point())
     inputs = layers.example_inputs(model.preprocess.size, like, model.preprocess.channels)
@@ -48,7 +48,7 @@ def as_list(layer: Layer | Sequence[Layer]) -> list[Layer]:
 
 def automatic_layer(module: nn.Module, inputs: Tensor, *extras: Tensor, call: Call = PLAIN) -> Choice:
     """The layer that `auto` means, kept for the model; see `automatic_layer.choose`."""
-    # A function of the user's may know how many images there are, as a loss with its labels does.
+    # A user's function may depend on the number of images, like a loss with its labels.
     rows = len(inputs) if callable(call.output) or call.score else 1
     tensors = [hooks.normal_tensor(tensor.detach())[:rows] for tensor in (inputs, *extras)]
     with hooks.as_it_was(module, inputs.device), in_our_words(module, tensors):
@@ -58,7 +58,7 @@ def automatic_layer(module: nn.Module, inputs: Tensor, *extras: Tensor, call: Ca
 def better_layer(
     module: nn.Module, layer: str, inputs: Tensor, extras: Sequence[Tensor] = (), call: Call = PLAIN
 ) -> str:
-    """A half-sentence with the automatic layer, for a layer whose maps say nothing; "" if that is none."""
+    """A half-sentence naming the automatic layer, for a layer with useless maps; "" if it is no better."""
     try:
         better = automatic_layer(module, inputs, *extras, call=call)
     except CamkitError:

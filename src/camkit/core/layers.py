@@ -86,21 +86,21 @@ POOLING: tuple[type[nn.Module], ...] = (
 def trace(module: nn.Module, inputs: Tensor, *extras: Tensor) -> list[LayerRecord]:
     """Every layer that runs in one forward of `inputs`, in the order in which they finish.
 
-    extras: what the module takes beside them.
+    extras: what the module takes besides them.
     """
     outputs: dict[str, list[Any]] = {}
     with ExitStack() as stack, torch.no_grad():
         for name, layer in module.named_modules():
 
             def record(_: nn.Module, __: Any, output: Any, name: str = name) -> None:
-                runs = outputs.pop(name, [])  # re-inserted, so that the order is that of finishing
+                runs = outputs.pop(name, [])  # re-inserted, to keep the order of finishing
                 outputs[name] = [*runs, output.to("meta") if isinstance(output, Tensor) else output]
 
             stack.enter_context(layer.register_forward_hook(record))
         module(inputs, *extras)
     once = {name: runs[0] for name, runs in outputs.items() if len(runs) == 1 and name}
-    open_ones = [name for name, output in once.items() if _grid(output, inputs, name, module) is None]
-    settle_many(open_ones, module, inputs, *extras)
+    unsettled = [name for name, output in once.items() if _grid(output, inputs, name, module) is None]
+    settle_many(unsettled, module, inputs, *extras)
     return [
         _layer_record(
             name,

@@ -5,9 +5,9 @@ tokens `[B, N, C]` (ViT) or tokens-first `[N, B, C]`. For signals `[B, C, L]` a 
 for volumes `[B, C, D, H, W]` it is `[B, C, d, h, w]`.
 
 What a shape means is decided by what the user says, by what the layer is (a convolution, a LayerNorm), by
-which reading is possible at all, and at last by following the output to its neighbours (`axes`).
-Proportions alone say nothing: pooling may be anisotropic. Where it stays open, it is an error that names
-the way out.
+which reading is possible at all, and finally by following the output to its neighbours (`axes`).
+Proportions alone prove nothing: pooling may be anisotropic. If the question stays open, an error names the
+way out.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ KINDS: tuple[Kind, ...] = get_args(Kind)
 # The positions of the inputs by their number of dimensions: signals, images, volumes.
 SPACE = {1: "L", 2: "H, W", 3: "D, H, W"}
 
-# By how many positions padding may make a map larger than the inputs. More than that are channels.
+# How many positions padding may add to a map beyond the inputs. A larger dimension holds channels.
 PADDING = 16
 
 MAX_PREFIX = 8  # class and register tokens before the grid
@@ -41,7 +41,7 @@ MAX_PREFIX = 8  # class and register tokens before the grid
 class Layout:
     """How a layer's output holds a map.
 
-    grid: `(h, w)`. prefix: how many tokens stand before it. flat: channels-first with the positions in one
+    grid: `(h, w)`. prefix: how many tokens come before it. flat: channels-first with the positions in one
     dimension, `[B, C, h w]`.
     """
 
@@ -92,8 +92,8 @@ def layout(
 ) -> Layout:
     """The layout of the `output` of `layer`, for inputs of the shape `[B, C, H, W]`.
 
-    module: the model; what its layer is decides where a shape may be read in two ways. kind: what the user
-    says it is. Raises `LayerError` if the output is no map or has other rows than the inputs, and
+    module: the model; the type of its layer decides where a shape may be read in two ways. kind: the layout
+    that the user named. Raises `LayerError` if the output is no map or its rows are not the inputs, and
     `OpenLayout` if it may be read in two ways.
     """
     name = own_name(module, layer) if module is not None else layer
@@ -103,7 +103,7 @@ def layout(
     shape = tuple(output.shape)
     if output.is_quantized:
         raise LayerError(
-            f"layer {name!r} is quantised, so it has no gradient: explain the model before that"
+            f"layer {name!r} is quantised, so it has no gradient: explain the model before quantising it"
         )
     if kind not in (None, *KINDS):
         raise UsageError(f"a layout is {', '.join(KINDS)}, not {kind!r}{closest(str(kind), KINDS)}")
@@ -118,7 +118,7 @@ def layout(
     if not readings:
         start = f"the output {list(shape)} of layer {name!r} is not a feature map"
         if kind is not None:
-            raise LayerError(f"{start} of the layout {kind}; leave the layout out, or say another")
+            raise LayerError(f"{start} of the layout {kind}; leave the layout out, or name another")
         raise LayerError(
             f"{start} [B, C, {SPACE[len(inputs) - 2].lower()}]; choose an earlier layer "
             "(`camkit model layers` shows the shapes)"
@@ -142,35 +142,35 @@ layout_of = layout  # its public name: in the package `layout` is this module
 
 
 def _doubt(reading: Layout, inputs: Sequence[int], module: nn.Module | None) -> str:
-    """Why an output in a known layout may yet be no map of the image; "" where nothing says so."""
+    """Why an output in a known layout may still be no map of the image; "" if nothing suggests that."""
     if len(reading.grid) != 2:
         return ""
     if reading.kind == "channels-last" and not _is_scaled(reading.grid, inputs[2:]):
-        return f"has {' x '.join(map(str, reading.grid))} positions, as of windows and the tokens in each"
+        return f"has {' x '.join(map(str, reading.grid))} positions, like windows and the tokens in each"
     if reading.kind in ("tokens", "tokens-first"):
         if _may_be_prefix_alone(reading, module):
-            return "has so few tokens that they may be class and register tokens alone"
+            return "has so few tokens that they may be only class and register tokens"
         if _is_unrolled(math.prod(reading.grid), module):
             return "has tokens that the model puts into another order than that of the image"
     return ""
 
 
 def _is_scaled(grid: Sequence[int], size: Sequence[int]) -> bool:
-    """Whether one stride makes `grid` of `size`, but for a position that padding adds or cropping takes."""
+    """Whether one stride turns `size` into `grid`, give or take a position for padding or cropping."""
     smallest = max(s / (g + 1) for g, s in zip(grid, size, strict=True))
     largest = min(s / (g - 1) if g > 1 else math.inf for g, s in zip(grid, size, strict=True))
     return smallest <= largest
 
 
 def _may_be_prefix_alone(reading: Layout, module: nn.Module | None) -> bool:
-    """Whether tokens are as few as those before a grid, as behind a PiT, whose last norm sees no others."""
+    """Whether there are only as many tokens as come before a grid, as behind PiT's last norm."""
     few = reading.prefix + math.prod(reading.grid) <= MAX_PREFIX
     known = reading.grid in _known_grids(module) or (reading.prefix and min(reading.grid) > 1)
     return few and not known
 
 
 def _is_unrolled(tokens: int, module: nn.Module | None) -> bool:
-    """Hiera sorts tokens so that poolings take neighbours; behind the last they are in order again."""
+    """Whether tokens are in Hiera's order, which suits its poolings and ends behind the last of them."""
     for part in module.modules() if module is not None else ():
         schedule, size = getattr(part, "schedule", None), getattr(part, "size", None)
         if type(part).__name__ == "Unroll" and schedule and size:
@@ -179,7 +179,7 @@ def _is_unrolled(tokens: int, module: nn.Module | None) -> bool:
 
 
 def _check_rows(shape: Sequence[int], rows: int, name: str, kind: str | None) -> None:
-    """Row i of an output has to be that of image i: windows, tiles, frames and views are not images."""
+    """Row i of an output must be that of image i: windows, tiles, frames and views are not images."""
     if shape[1 if kind == "tokens-first" else 0] == rows:
         return
     images = f"{rows} image{'s' * (rows > 1)}"
@@ -224,9 +224,9 @@ def _readings(
 def _token_grid(
     tokens: int, size: tuple[int, ...], module: nn.Module | None
 ) -> tuple[tuple[int, ...], int] | None:
-    """The grid of tokens and how many stand before it: as many as the model says, else the fewest that fit.
+    """The grid of tokens, and how many come before it: as many as the model says, else the fewest that fit.
 
-    Between the squares of 7 and 8 lie more numbers than a model has tokens of that kind.
+    The squares of 7 and 8 are further apart than any model has tokens before its grid.
     """
     known = _known(module, "num_prefix_tokens") if module is not None else None
     for prefix in (*([known] if isinstance(known, int) and known < tokens else []), *range(MAX_PREFIX + 1)):
@@ -238,14 +238,14 @@ def _token_grid(
 
 
 def _known(module: nn.Module, name: str) -> Any:
-    """What a model of timm, perhaps in a wrapper, says of itself."""
+    """An attribute of a timm model, which may be in a wrapper."""
     return next((getattr(part, name) for part in module.modules() if hasattr(part, name)), None)
 
 
 def _grid(count: int, size: tuple[int, ...], module: nn.Module | None = None) -> tuple[int, ...] | None:
-    """`(h, w)` for `count` positions in a row: the proportions of the inputs, to less than a position.
+    """`(h, w)` for `count` positions in a row, in the proportions of the inputs to within a position.
 
-    A grid of patches that the model knows goes before, as of spectrograms with patches that overlap.
+    A patch grid that the model declares takes precedence, as with overlapping patches of spectrograms.
     """
     if len(size) != 2 or count < 1:
         return None
@@ -258,7 +258,7 @@ def _grid(count: int, size: tuple[int, ...], module: nn.Module | None = None) ->
 
 
 def _known_grids(module: nn.Module | None) -> Iterator[tuple[int, ...]]:
-    """Grids of patches that parts of a model of timm say they make."""
+    """The patch grids that parts of a timm model declare."""
     for part in module.modules() if module is not None else ():
         known = getattr(part, "grid_size", None)
         if isinstance(known, tuple) and len(known) == 2:
@@ -268,7 +268,7 @@ def _known_grids(module: nn.Module | None) -> Iterator[tuple[int, ...]]:
 def _likely(
     readings: list[Layout], shape: Sequence[int], inputs: Sequence[int], layer: nn.Module | None
 ) -> list[Layout]:
-    """Those readings that the layer and the sizes leave."""
+    """The readings that fit the layer and the sizes."""
     dimensions = len(shape)
     if layer is not None and (found := _SETTLED.get(_last(layer), {}).get(dimensions)) is not None:
         if found == axes.TOKENS_FIRST:
@@ -300,13 +300,13 @@ _FIRST: tuple[type[nn.Module], ...] = (
 )
 _LAST: tuple[type[nn.Module], ...] = (nn.LayerNorm, nn.RMSNorm)
 
-# What following an output has shown, by the layer: the dimension of the channels by the number of all.
+# What following outputs has shown, by layer: the channels' dimension by the number of dimensions.
 _SETTLED: weakref.WeakKeyDictionary[nn.Module, dict[int, int]] = weakref.WeakKeyDictionary()
 
 
 def _axis_of(layer: nn.Module, dimensions: int) -> int | None:
-    """Where the channels of a layer's output are by what the layer is, or `None`."""
-    own = type(layer).forward.__module__  # a subclass with its own, as timm's LayerNorm2d, may do anything
+    """Where the type of a layer puts the channels of its output, or `None`."""
+    own = type(layer).forward.__module__  # a custom forward, as timm's LayerNorm2d has, may do anything
     if not own.startswith("torch.nn."):
         return None
     if isinstance(layer, _LAST):
@@ -317,7 +317,7 @@ def _axis_of(layer: nn.Module, dimensions: int) -> int | None:
 def settle(error: OpenLayout, inputs: Tensor, *extras: Tensor) -> None:
     """Find out how to read the output of a layer, by following it through a forward of one row.
 
-    Afterwards `layout` knows. Raises `error` where neighbours say nothing, or contradict each other.
+    Afterwards `layout` knows. Raises `error` if the neighbours give no evidence, or conflict.
     """
     if error.module is None:
         raise error
@@ -328,7 +328,7 @@ def settle(error: OpenLayout, inputs: Tensor, *extras: Tensor) -> None:
 
 
 def settle_many(layers: Iterable[str], module: nn.Module, inputs: Tensor, *extras: Tensor) -> None:
-    """The same of many layers at once, as far as what they were made of tells."""
+    """The same for many layers at once, as far as the operations before them tell."""
     found = axes.made_of(module, layers, *(tensor[:1] for tensor in (inputs, *extras)))
     for name, of_layer in found.items():
         if of_layer.channels is not None:
@@ -336,7 +336,7 @@ def settle_many(layers: Iterable[str], module: nn.Module, inputs: Tensor, *extra
 
 
 def _keep(layer: nn.Module, found: axes.Found) -> None:
-    assert found.channels is not None, "the caller looks"
+    assert found.channels is not None, "the caller checks"
     _SETTLED.setdefault(_last(layer), {})[found.dimensions] = found.channels
 
 

@@ -1,4 +1,4 @@
-"""What is made of a model and kept for as long as the model lives and stays as it is."""
+"""Values made from a model and kept for as long as it lives and does not change."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from torch import nn
 from camkit.core import hooks
 from camkit.core.model_changes import Contents, Look
 
-KEPT = 8  # values that are remembered for one model, such as compiled shapes
+KEPT = 8  # values remembered for one model, such as compiled shapes
 
 T = TypeVar("T")
 
 
 class Memory:
-    """What is remembered of a module while it stays as it is. It must not hold the module."""
+    """What is remembered of a module while it does not change. It must not keep the module alive."""
 
     def __init__(self, module: nn.Module, frozen: bool) -> None:
-        # Before anything is made of the model: what changes meanwhile is then seen in the next call.
+        # Before any value is made from the model, so the next call sees changes made meanwhile.
         self._look, self._contents = Look(module), None if frozen else Contents(module)
         kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
         self._hooks = [[getattr(m, kind) for m in module.modules()] for kind in kinds]
@@ -29,10 +29,10 @@ class Memory:
         self._values: dict[Any, Any] = {}
 
     def serves(self, module: nn.Module, frozen: bool) -> bool:
-        """Whether `module` is what it was; if it is said to be frozen, without reading it."""
+        """Whether `module` is unchanged; if it is promised to be frozen, without reading it."""
         if not self._look.unchanged():
             return False
-        # What was remembered on a promise is nothing to compare with for those who do not give it.
+        # What was remembered on a promise cannot be checked for callers who make none.
         return frozen or (self._contents is not None and not self._contents.changes(module))
 
     def hooked(self, module: nn.Module) -> bool:
@@ -46,14 +46,14 @@ class Memory:
         return key in self._values
 
     def part(self, key: Any, make: Callable[[], T]) -> T:
-        """`make()`, once for each key, for as long as anything is remembered: what values are made from."""
+        """`make()`, once for each key, while the memory lasts: a part from which values are made."""
         if key not in self._parts:
             self._parts[key] = make()
         part: T = self._parts[key]
         return part
 
     def get(self, key: Any, make: Callable[[], T]) -> T:
-        """`make()`, once for each key, of which `KEPT` are remembered."""
+        """`make()`, once for each key; the latest `KEPT` are remembered."""
         if key not in self._values:
             if len(self._values) == KEPT:
                 del self._values[next(iter(self._values))]
@@ -69,7 +69,7 @@ _MEMORIES: weakref.WeakKeyDictionary[nn.Module, Memory] = weakref.WeakKeyDiction
 def of(module: nn.Module, *, frozen: bool = False) -> Memory:
     """The memory of a module, which is empty if the module has changed since it was filled.
 
-    frozen: the caller promises that it does not change, so that it is not read.
+    frozen: the caller promises that it does not change, so it is not read.
     """
     memory = _MEMORIES.get(module)
     if memory is None or not memory.serves(module, frozen):
@@ -79,13 +79,13 @@ def of(module: nn.Module, *, frozen: bool = False) -> Memory:
 
 
 def remembered(module: nn.Module, key: Any, make: Callable[[], T], *, frozen: bool = False) -> T:
-    """`make()`, once for each key, for as long as the module lives and stays as it is.
+    """`make()`, once for each key, for as long as the module lives and does not change.
 
-    frozen: the caller promises that it does, so that it is not read anew in each call.
+    frozen: the caller promises that it does not, so it is not read anew in each call.
     """
     with LOCK:
         try:
             memory = of(module, frozen=frozen)
-        except Exception:  # of tensors that are none of the usual ones: nobody can tell whether it stays
+        except Exception:  # unusual tensors: whether the module changes cannot be known
             return make()
         return memory.get(key, make)

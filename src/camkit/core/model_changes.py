@@ -1,10 +1,10 @@
-"""Whether a model is still the same, for whoever keeps what was made of it.
+"""Whether a model is still the same, for code that keeps what was made from it.
 
-`Look` sees what is cheap to see: other parts, other tensors, writes that count a version. Writes through
-`.data` or a numpy view count none, and an attribute such as a stride has none; `Contents` reads everything
+`Look` sees what is cheap to see: other parts, other tensors, writes that raise a version. Writes through
+`.data` or a numpy view raise none, and an attribute such as a stride has none; `Contents` reads everything
 that a forward can read from the model: the bytes of all tensors, registered or not, the attributes of all
 modules, whatever lists, dicts, objects and closures among them hold, and those of their classes. What a
-forward reads from elsewhere, such as a global variable or a file, nobody sees.
+forward reads from elsewhere, such as a global variable or a file, goes unseen.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from torch import Tensor, nn
 MOST = 20_000  # entries in lists, dicts and objects: to compare more in each call would take too long
 
 # What torch itself keeps in every module. Parts and tensors are read by name, modes do not count, and hooks
-# are the business of whoever calls the model.
+# are the caller's business.
 _OWN = frozenset(vars(nn.Module()))
 _STORES = ("_parameters", "_buffers", "_modules")
 
-# What compares by value or is what it is; first by the exact type, which is quick.
+# What compares by value or identity; the exact type is checked first, which is quick.
 _ATOMS = (int, str, bytes, types.NoneType, type, types.ModuleType, types.CodeType, range, slice)
 _QUICK = frozenset({*_ATOMS, bool, torch.dtype, torch.device, torch.layout, torch.memory_format})
 _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -43,13 +43,13 @@ class Look:
     def __init__(self, module: nn.Module) -> None:
         stores = [getattr(part, name) for part in module.modules() for name in _STORES]
         self._stores = [store for store in stores if store]
-        self._parts = [part for store in self._stores for part in store.values()]  # kept: an id is its own
+        self._parts = [part for store in self._stores for part in store.values()]  # kept: ids stay unique
         self._tensors = [p for p in self._parts if isinstance(p, Tensor) and not p.is_inference()]
-        self._storages = [tensor.detach() for tensor in self._tensors]  # and so is an address
+        self._storages = [tensor.detach() for tensor in self._tensors]  # and so do addresses
         self._seen = self._look()
 
     def unchanged(self) -> bool:
-        """Whether they are still the same objects, and nothing has counted a write."""
+        """Whether they are still the same objects, and no write has raised a version."""
         return self._look() == self._seen
 
     def _look(self) -> list[Any]:
@@ -61,10 +61,10 @@ class Look:
 
 
 class Contents:
-    """Everything that a forward of `module` can read from it, as it is now. It does not hold `module`.
+    """Everything that a forward of `module` can read from it, as it is now; `module` is not kept alive.
 
-    ignored: names of attributes that are not compared. copied: whether the values of tensors are kept, for
-    which it needs as much memory as the model; without them only other tensors are noticed. Raises
+    ignored: names of attributes that are not compared. copied: whether tensor values are kept, which takes
+    as much memory as the model; without them, only replaced tensors are noticed. Raises
     `RuntimeError` where a model holds more than `MOST` entries or a tensor whose bytes cannot be read.
     """
 
@@ -98,9 +98,9 @@ class Contents:
 
 
 def copied(module: M) -> M:
-    """A deep copy, also where a forward has left results in the module: those lose their graph."""
+    """A deep copy, even if a forward has left results in the module: those lose their graph."""
     memo: dict[int, Any] = {}
-    with suppress(RuntimeError):  # of a model that holds too much
+    with suppress(RuntimeError):  # the model holds too much
         results = [t for kept in _Walk(module).tensors.values() for t in kept if t.grad_fn is not None]
         memo = {id(tensor): tensor.detach().clone() for tensor in results}
     return copy.deepcopy(module, memo)
@@ -112,8 +112,8 @@ def _differing(tensors: Mapping[str, tuple[list[Tensor], list[Tensor] | None]]) 
     An accelerator compares them all before the host waits for it.
     """
     found, names, flags = set[str](), list[str](), list[Tensor]()
-    for name, (there, copies) in tensors.items():
-        for bits, kept in zip(map(_bits, there), copies, strict=True) if copies is not None else ():
+    for name, (current, copies) in tensors.items():
+        for bits, kept in zip(map(_bits, current), copies, strict=True) if copies is not None else ():
             if (bits.dtype, bits.shape, bits.device) != (kept.dtype, kept.shape, kept.device):
                 found.add(name)
             elif bits.device.type != "cpu":
@@ -122,14 +122,14 @@ def _differing(tensors: Mapping[str, tuple[list[Tensor], list[Tensor] | None]]) 
             elif not torch.equal(bits, kept):
                 found.add(name)
     for device in {flag.device for flag in flags}:
-        here = [(n, flag) for n, flag in zip(names, flags, strict=True) if flag.device == device]
-        told = torch.stack([flag for _, flag in here]).tolist()
-        found |= {name for (name, _), differs in zip(here, told, strict=True) if differs}
+        pairs = [(n, flag) for n, flag in zip(names, flags, strict=True) if flag.device == device]
+        differences = torch.stack([flag for _, flag in pairs]).tolist()
+        found |= {name for (name, _), differs in zip(pairs, differences, strict=True) if differs}
     return found
 
 
 def _bits(tensor: Tensor) -> Tensor:
-    """The same memory as whole numbers."""
+    """The memory of a tensor, read as integers."""
     if nn.parameter.is_lazy(tensor) or tensor.is_meta:
         raise RuntimeError("it has tensors without values")
     plain = tensor.detach()
@@ -139,7 +139,7 @@ def _bits(tensor: Tensor) -> Tensor:
 
 
 class _Same:
-    """Equal to another one of the same object, for as long as that lives. It does not hold it."""
+    """Equal to another one of the same object while that lives; it does not keep it alive."""
 
     def __init__(self, value: Any) -> None:
         self.get: Callable[[], Any]
@@ -155,7 +155,7 @@ class _Same:
 
 
 class _Walk:
-    """fingerprints: what each attribute is, as values that compare; tensors: those that it holds."""
+    """fingerprints: each attribute as values that can be compared; tensors: those that it holds."""
 
     _met: int  # objects in the attribute that is being read
 
@@ -163,10 +163,10 @@ class _Walk:
         self.fingerprints: dict[str, Any] = {}
         self.tensors: dict[str, list[Tensor]] = {}
         self._modules, self._names = [module], {id(module): ""}
-        self._seen: dict[int, tuple[str, int]] = {}  # where everything was met first, by identity
-        self._held: list[Any] = []  # what was made on the way, so that an identity stays its own
+        self._seen: dict[int, tuple[str, int]] = {}  # where each object was met first, by id
+        self._held: list[Any] = []  # objects made on the way, so that ids stay unique
         self._left = MOST
-        for part in self._modules:  # which grows
+        for part in self._modules:  # grows meanwhile
             prefix = self._names[id(part)]
             for attribute, value in _attributes(part):
                 self._read(f"{prefix}.{attribute}" if prefix else attribute, value)
@@ -209,7 +209,7 @@ class _Walk:
 
 
 def _attributes(part: nn.Module) -> Iterator[tuple[str, Any]]:
-    """Names and values of what a module has, apart from what torch does its bookkeeping with."""
+    """Names and values of a module's attributes, without those that torch does its bookkeeping with."""
     own = vars(part)
     yield "__class__", type(part)
     for store in _STORES:
@@ -218,7 +218,7 @@ def _attributes(part: nn.Module) -> Iterator[tuple[str, Any]]:
 
 
 def _held(value: Any) -> list[Any]:
-    """What is in an object, read without running code of its own; nothing if it is only itself."""
+    """The contents of an object, read without running its own code; empty if it has none."""
     match value:
         case dict():
             held = [inner for pair in list(dict.items(value)) for inner in pair]
@@ -236,12 +236,12 @@ def _held(value: Any) -> list[Any]:
             held = [value.func, value.args, value.keywords]
         case _:
             held = []
-    state = object.__getstate__(value)  # of all objects but those of C: attributes and slots
+    state = object.__getstate__(value)  # attributes and slots, of all but C objects
     return held if state is None else [*held, state]
 
 
 def _cells(function: types.FunctionType) -> list[Any]:
-    """The variables that a function has from around it; those that are not set yet are left out."""
+    """The variables in a function's closure; those that are not set yet are left out."""
     values = []
     for cell in function.__closure__ or ():
         with suppress(ValueError):

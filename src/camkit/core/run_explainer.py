@@ -1,4 +1,4 @@
-"""One call of an explainer, with what must be the same for every explainer around it."""
+"""One call of an explainer, with the surroundings that are the same for every explainer."""
 
 from __future__ import annotations
 
@@ -35,23 +35,23 @@ def run(
     extras: Sequence[Tensor] = (),
     call: Call = PLAIN,
 ) -> Answer:
-    """Let `explainer` answer, with everything around it as every explainer may expect it.
+    """Let `explainer` answer, in the surroundings that every explainer may expect.
 
     extras: further inputs.
     """
     for method in methods:
         if method not in explainer.methods:
             raise unknown_method(method, backend, explainer.methods)
-    kind = str(inputs.dtype).removeprefix("torch.")
-    if kind not in explainer.dtypes:
-        raise UsageError(f"{backend} works in {', '.join(explainer.dtypes)}, not in {kind}")
+    dtype = str(inputs.dtype).removeprefix("torch.")
+    if dtype not in explainer.dtypes:
+        raise UsageError(f"{backend} works in {', '.join(explainer.dtypes)}, not in {dtype}")
     if inputs.ndim - 2 not in explainer.dimensions:
         shapes = " or ".join(f"[B, C, {SPACE[d]}]" for d in explainer.dimensions)
         raise UsageError(f"{backend} explains inputs {shapes}, not {list(inputs.shape)}")
     if extras and not explainer.several_inputs:
         raise UsageError(f"{backend} explains models of one input, not of {1 + len(extras)}")
     check_module(module)
-    # What the caller recorded stays recorded: nothing here is part of a graph of theirs.
+    # The caller's graph stays as it is: nothing here becomes part of it.
     inputs, *others = (hooks.normal_tensor(tensor.detach()) for tensor in (inputs, *extras))
     model = Scored(module, call.output, call.score) if call.adapts else module
     named = {inner_name(name) if call.adapts else name: name for name in names}
@@ -86,9 +86,9 @@ def _remarks(
     agnostic: Sequence[str],
     hint: Callable[[str], str],
 ) -> list[Remark]:
-    """What has to be said of the maps; `TargetError` for a class that is not there, if that is open.
+    """The remarks on the maps; `TargetError` for a missing class, if that was not checked before.
 
-    The host waits for the device once, whatever there is to ask; nearly always the answer is no.
+    The host waits for the device once, for all questions together; the answer is nearly always no.
     """
     zeros = {key: are_zero(value) for key, value in maps.items() if key[0] not in agnostic}
     missing = selector.missing(found.scores) if isinstance(selector, Fixed) else None
@@ -103,15 +103,15 @@ def _remarks(
     count = found.targets.shape[1]
     remarks = [
         Remark(m, named[at], images[:, None].expand(-1, count).cpu(), f"{m} at layer {named[at]!r} {text}")
-        for (m, at, images, text), said in zip(found.remarks, answers, strict=False)
-        if said
+        for (m, at, images, text), applies in zip(found.remarks, answers, strict=False)
+        if applies
     ]
-    some = {key: zero for (key, zero), is_any in zip(zeros.items(), answers, strict=True) if is_any}
-    return remarks + list(zero_maps(some, found.scores, found.targets, hint))
+    with_zeros = {key: zero for (key, zero), is_any in zip(zeros.items(), answers, strict=True) if is_any}
+    return remarks + list(zero_maps(with_zeros, found.scores, found.targets, hint))
 
 
 def _answered(questions: Sequence[Tensor]) -> list[bool]:
-    """Bools `[]`, mostly of one device, on the host."""
+    """Questions, bool `[]` and mostly on one device, answered on the host."""
     places = list(dict.fromkeys(question.device for question in questions))
     found = {
         place: iter(torch.stack([q for q in questions if q.device == place]).tolist()) for place in places
@@ -120,7 +120,7 @@ def _answered(questions: Sequence[Tensor]) -> list[bool]:
 
 
 def _explained(explainer: Explainer, sweep: Sweep, module: nn.Module) -> _Explained:
-    """One call of the explainer; a second one where the first shows what has to be found out before."""
+    """One call of the explainer; another one if it shows what must be found out first."""
     inputs, settled = (sweep.inputs, *sweep.extras), set[str]()
     first: Exception | None = None  # what made it careful
     while True:
@@ -136,7 +136,7 @@ def _explained(explainer: Explainer, sweep: Sweep, module: nn.Module) -> _Explai
         except Exception as error:
             if not isinstance(error, CamkitError) and not devices.is_out_of_memory(error):
                 with in_our_words(module, inputs), torch.no_grad():
-                    sweep.seen(sweep.module(*inputs))  # a class that is not there may be the cause
+                    sweep.seen(sweep.module(*inputs))  # a missing class may be the cause
             cause = torch_errors.explained(error, module, inputs) or error
             if isinstance(cause, torch_errors.NoGradient | torch_errors.Checkpointed) and not careful:
                 first = cause
@@ -153,7 +153,7 @@ def _explained(explainer: Explainer, sweep: Sweep, module: nn.Module) -> _Explai
 class _Explained:
     """Maps with the scores `[B, n]` of the forward that they explain, and the targets `[B, T]`.
 
-    remarks: method, layer, the images concerned, and what is to be said of their maps.
+    remarks: method, layer, the images concerned, and what to say about their maps.
     """
 
     maps: dict[tuple[str, str], Tensor]
@@ -163,7 +163,7 @@ class _Explained:
 
 
 def _called(explainer: Explainer, sweep: Sweep) -> _Explained:
-    """`explainer.many`, with what it tells the host on the way; its own forward where it told no scores."""
+    """`explainer.many`, with what it reports to the host; a further forward if it reported no scores."""
     latest: tuple[Tensor, Tensor] | None = None
     remarks: list[tuple[str, str, Tensor, str]] = []
 
@@ -183,16 +183,16 @@ def _called(explainer: Explainer, sweep: Sweep) -> _Explained:
     if latest is None:
         with torch.no_grad():
             choose(sweep.module(sweep.inputs, *sweep.extras))
-    assert latest is not None, "by `choose`"
+    assert latest is not None, "set by `choose`"
     return _Explained(maps, *latest, remarks)
 
 
-# Models whose forward has to run with gradients switched on, whatever it says itself.
+# Models whose forward must run with gradients on, even where it switches them off.
 _CAREFUL: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 
 
 def check_module(module: nn.Module) -> None:
-    """Refuses what has no hooks or no values, before something else fails for it."""
+    """Refuse a model without hooks or values, before something else fails because of it."""
     if isinstance(module, torch.jit.ScriptModule):
         raise ModelError(
             f"{type(module).__name__} is scripted, traced or frozen, so no hook sees into it: "

@@ -1,4 +1,4 @@
-"""What is no classifier, as one: a target function is the score of its only class."""
+"""Any model as a classifier: a target function is the score of its only class."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Output = str | int | Callable[[Any], Any] | None
 
 
 class Scored(nn.Module):
-    """`module` followed by what makes scores `[B, n]` of its output; `module` is its submodule."""
+    """`module`, followed by what turns its output into scores `[B, n]`; `module` is its submodule."""
 
     def __init__(self, module: nn.Module, output: Output, score: Score | None) -> None:
         super().__init__()
@@ -28,7 +28,7 @@ class Scored(nn.Module):
 
 
 def classifier(model: LoadedModel) -> nn.Module:
-    """What returns the scores `[B, n]`: the module, behind which its `output` is taken out."""
+    """What returns the scores `[B, n]`: the module, followed by the selection of its `output`."""
     return model.module if model.output is None else Scored(model.module, model.output, None)
 
 

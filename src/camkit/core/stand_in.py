@@ -1,8 +1,8 @@
-"""A stand-in for a model: what a library gets in its place, so that it may hook and change what it likes.
+"""A stand-in for a model, which a library may hook and change as it likes.
 
 Libraries want one layer whose output is a feature map `[B, C, h, w]`. The stand-in has it as its child
-`layer`, whatever the model computes: tokens, channels last, half precision. Nothing of what a library does
-to the stand-in reaches the model, which carries one hook for the time of a forward.
+`layer`, whatever the model computes: tokens, channels last, half precision. Nothing that a library does to
+the stand-in reaches the model, which carries one hook during a forward.
 """
 
 from __future__ import annotations
@@ -17,23 +17,23 @@ from camkit.core import formulas
 from camkit.core.hooks import Hook, normal_tensor, ran
 from camkit.core.layout import layout
 
-# By what float16 gradients are multiplied on their way from the scores to the layer, or they vanish in it.
+# The factor for float16 gradients between the scores and the layer, where they would vanish otherwise.
 SCALE = 2.0**8
 
 
 class StandIn(nn.Module):
-    """From inputs to scores `[B, n_classes]` as `query.module`, float32 at least.
+    """From inputs to scores `[B, n_classes]` like `query.module`, at least float32.
 
-    layer: its output is the feature map of the target layer; what takes its place goes on through the
-        model. The hook stands before those of others and hands on a copy, so an in-place ReLU behind the
-        layer or a hook that stores its output does no harm.
-    features: what `layer` gave in the latest forward, `[B, C, h, w]`, float32 at least.
+    layer: its output is the feature map of the target layer; what replaces that goes on through the model.
+        Its hook runs before other people's and hands on a copy, so an in-place ReLU behind the layer or a
+        hook that stores its output does no harm.
+    features: what `layer` gave in the latest forward, `[B, C, h, w]`, at least float32.
     """
 
     features: Tensor
 
     def __init__(self, query: Query, module: nn.Module | None = None, *, cut: bool = True) -> None:
-        """module: runs instead of `query.module`, as a copy of it does.
+        """module: runs instead of `query.module`, such as a copy of it.
 
         cut: nothing below the layer has a graph, so frozen models work and nothing there is differentiated.
         """
@@ -42,7 +42,7 @@ class StandIn(nn.Module):
         # Libraries take the device of the first parameter for that of the model.
         self.device = nn.Parameter(query.inputs.new_empty(0), requires_grad=False)
         self._query, self._cut = query, cut
-        self._model = (query.module if module is None else module,)  # in a tuple it is no child
+        self._model = (query.module if module is None else module,)  # in a tuple, so it is no child
 
     def forward(self, x: Tensor) -> Tensor:
         """Scores; `LayerError` if the layer did not run exactly once or has no map."""
@@ -53,15 +53,15 @@ class StandIn(nn.Module):
             nonlocal runs
             if (runs := runs + 1) > 1:
                 raise ran(query.module, query.layer, runs)
-            shape = layout(output, x.shape, query.layer, module=query.module, kind=query.layout)
-            torch.set_grad_enabled(graph)  # from here upwards; that of the caller is restored at the end
+            reading = layout(output, x.shape, query.layer, module=query.module, kind=query.layout)
+            torch.set_grad_enabled(graph)  # from here upwards; the caller's mode is restored at the end
             with torch.inference_mode(False):
                 whole = normal_tensor(output.detach()) if self._cut else output
-                features = wide(shape.to_map(whole))
+                features = wide(reading.to_map(whole))
                 features = features.clone().requires_grad_(graph) if self._cut else features
                 self.features = self.layer(features)
                 handed_on = whole.clone()
-                shape.to_map(handed_on).copy_(_times(self.features, 1 / self._scale(output)))  # a view
+                reading.to_map(handed_on).copy_(_times(self.features, 1 / self._scale(output)))  # a view
                 return handed_on
 
         with (
@@ -91,7 +91,7 @@ class StandIn(nn.Module):
 
 
 def _times(tensor: Tensor, scale: float) -> Tensor:
-    """`tensor`, whose gradient is multiplied."""
+    """`tensor`, with its gradient multiplied by `scale`."""
     return tensor if scale == 1 else _Times.apply(tensor, scale)
 
 
@@ -107,5 +107,5 @@ class _Times(torch.autograd.Function):
 
 
 def wide(tensor: Tensor) -> Tensor:
-    """At least float32: numpy knows no bfloat16, and half precision underflows."""
+    """`tensor` in at least float32: numpy knows no bfloat16, and half precision underflows."""
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))

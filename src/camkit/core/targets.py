@@ -1,7 +1,7 @@
 """Which scores are explained: from what users write to a function of the model's scores.
 
-A *selector* maps scores `[B, n_classes]` to class indices int64 `[B, T]`. Selecting from the scores of the
-very forward that is explained is what lets `pred` and `top:K` cost no forward of their own.
+A *selector* maps scores `[B, n_classes]` to class indices int64 `[B, T]`. Because it selects from
+the scores of the explained forward itself, `pred` and `top:K` cost no forward of their own.
 """
 
 from __future__ import annotations
@@ -30,33 +30,33 @@ class Fixed:
     targets: Tensor
 
     def __call__(self, scores: Tensor) -> Tensor:
-        """The targets, whatever the scores; `TargetError` for a class that is not there.
+        """The targets, whatever the scores; `TargetError` for a class that does not exist.
 
-        Those that lie on the device of the scores already are not waited for: what is out of range is
-        brought into it, and told by `missing`.
+        The host does not wait for targets on the scores' accelerator: those out of range are clamped, and
+        `missing` reports them.
         """
-        if self._is_out_of_sight(scores):
+        if self._are_on_accelerator(scores):
             return self.targets.clamp(0, scores.shape[1] - 1).expand(len(scores), -1)
         known = self.targets.cpu()
         _check(known, scores.shape[1])
         return put(known, scores.device).expand(len(scores), -1)
 
     def missing(self, scores: Tensor) -> Tensor | None:
-        """Whether a class is not there, bool `[]` on the device; `None` if that was checked on the host."""
-        if not self._is_out_of_sight(scores):
+        """Whether a class does not exist, bool `[]` on the device; `None` if the host checked that."""
+        if not self._are_on_accelerator(scores):
             return None
         return ((self.targets < 0) | (self.targets >= scores.shape[1])).any()
 
     def check(self, scores: Tensor) -> None:
-        """`TargetError` for a class that is not there, wherever the targets are."""
+        """`TargetError` for a class that does not exist, wherever the targets are."""
         _check(self.targets.cpu(), scores.shape[1])
 
-    def _is_out_of_sight(self, scores: Tensor) -> bool:
+    def _are_on_accelerator(self, scores: Tensor) -> bool:
         return self.targets.device.type != "cpu" and self.targets.device == scores.device
 
 
 def _check(targets: Tensor, count: int) -> None:
-    rows = targets.tolist()  # quicker than asking torch, which is seen in the total
+    rows = targets.tolist()  # quicker than asking torch, by a noticeable share of a call
     lowest, highest = min(map(min, rows)), max(map(max, rows))
     if lowest < 0 or highest >= count:
         raise no_class(lowest if lowest < 0 else highest, count)
@@ -118,7 +118,7 @@ def known_targets(selector: Selector, batch: int) -> Tensor | None:
 
 
 def refuse_targets(selector: Selector, batch: int, scores: Tensor) -> None:
-    """As `checked_targets` raises, and at once for every class that is not there."""
+    """Raise like `checked_targets`, and at once for a class that does not exist."""
     checked_targets(selector, batch, scores)
     if isinstance(selector, Fixed):
         selector.check(scores)
@@ -127,7 +127,7 @@ def refuse_targets(selector: Selector, batch: int, scores: Tensor) -> None:
 def checked_targets(selector: Selector, batch: int, scores: Tensor) -> Tensor:
     """The targets, int64 `[B, T]`; `ModelError` or `TargetError` for what cannot be explained.
 
-    That a class is not there may be told later, see `Fixed`: what is returned is in range.
+    A class that does not exist may be reported later, see `Fixed`: what is returned is in range.
     """
     if not isinstance(scores, Tensor) or scores.ndim != 2 or len(scores) != batch:
         hint = "" if isinstance(scores, Tensor) else ": choose them with output="

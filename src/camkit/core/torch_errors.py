@@ -1,7 +1,7 @@
 """Causes: from what torch raises to what is wrong with the model, the inputs or the layer.
 
-Torch tells of the operation that failed; a user wants to know what to change. Facts that can be looked at
-(devices, types, weights that are not there) go before words. What a user's own code raises is left alone.
+Torch names the operation that failed; a user wants to know what to change. Facts that can be checked
+(devices, types, missing weights) come before words. What a user's own code raises is left alone.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Checkpointed(ModelError):
     """Reentrant checkpoints, in which a forward runs without gradients and again in the backward."""
 
 
-# Words of torch, as a regular expression, what kind of error they are, and what they mean.
+# Torch's words, as a regular expression; the kind of error; what it means.
 _MEANINGS: tuple[tuple[str, type[CamkitError], str], ...] = (
     (
         "not have been used in the graph|does(?: not|n't) require grad|not connected to every",
@@ -91,7 +91,7 @@ _MEANINGS: tuple[tuple[str, type[CamkitError], str], ...] = (
 
 
 def explained(error: Exception, module: nn.Module, inputs: Sequence[Tensor]) -> CamkitError | None:
-    """The error to raise in the place of `error`, or `None` for what is none of torch's."""
+    """The error to raise instead of `error`, or `None` if it is none of torch's."""
     if isinstance(error, CamkitError):
         return None
     if devices.is_out_of_memory(error):
@@ -99,7 +99,7 @@ def explained(error: Exception, module: nn.Module, inputs: Sequence[Tensor]) -> 
         return ModelError(f"out of memory on {inputs[0].device}: {fewer}a smaller size")
     if not _is_of_torch(error):
         return None
-    while isinstance(error.__context__, RuntimeError):  # a library says in its words what torch said
+    while isinstance(error.__context__, RuntimeError):  # a library rephrases what torch said
         error = error.__context__
     text = str(error)
     if found := _mismatch(text, module, inputs[0]):
@@ -109,7 +109,7 @@ def explained(error: Exception, module: nn.Module, inputs: Sequence[Tensor]) -> 
             names = [group for group in match.groups() if group]
             if kind is NoGradient and (part := _quantised(module)):
                 return ModelError(
-                    f"the model is quantised ({part}), so it has no gradient: explain it before that"
+                    f"the model is quantised ({part}), so it has no gradient: explain it before quantising"
                 )
             return kind(meaning.format(*names, "an operation") if "{}" in meaning else meaning)
     first = (text.strip() or type(error).__name__).splitlines()[0]
@@ -117,7 +117,7 @@ def explained(error: Exception, module: nn.Module, inputs: Sequence[Tensor]) -> 
 
 
 def _is_of_torch(error: Exception) -> bool:
-    """Whether torch raised it: in a file of its own, or in C++, which no `raise` is seen of."""
+    """Whether torch raised it: in a file of its own, or in C++, where no `raise` is seen."""
     frames = traceback.extract_tb(error.__traceback__)
     if frames and frames[-1].filename.startswith(_TORCH):
         return True
@@ -126,12 +126,12 @@ def _is_of_torch(error: Exception) -> bool:
 
 
 def _mismatch(text: str, module: nn.Module, inputs: Tensor) -> CamkitError | None:
-    """Weights and inputs that do not go together."""
+    """The error for weights and inputs that do not fit together."""
     channels = re.search(r"to have (\d+) channels, but got (\d+) channels", text)
     if channels and inputs.ndim > 2 and int(channels[2]) == inputs.shape[1]:
         return UsageError(
             f"the number of channels is {channels[1]} for the model and {channels[2]} for the inputs: "
-            f"for photographs say channels={channels[1]} to camkit.load_model (--channels {channels[1]})"
+            f"for photographs pass channels={channels[1]} to camkit.load_model (--channels {channels[1]})"
         )
     weights = [tensor for tensor in module.parameters() if tensor.is_floating_point()]
     if any(tensor.is_meta for tensor in (*weights, inputs)):
@@ -163,7 +163,7 @@ def _name(dtype: torch.dtype) -> str:
 
 @contextmanager
 def in_our_words(module: nn.Module, inputs: Sequence[Tensor]) -> Iterator[None]:
-    """What torch raises in the block is raised by its cause, if that is known."""
+    """What torch raises in the block is replaced by its cause, if that is known."""
     try:
         yield
     except Exception as error:

@@ -1,4 +1,4 @@
-"""What has to be said of maps that are zero everywhere."""
+"""Remarks on maps that are zero everywhere."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from camkit.core.call_types import Remark
 
-# Methods that look at positive gradients alone: of a single image there may be none.
+# Methods that use only positive gradients: a single image may have none.
 RECTIFIED = {"gradcam++", "layercam", "gradcam-elementwise"}
 SATURATED = 1e-6  # how near a probability is to 0 or 1 where its gradient is lost
 
@@ -25,9 +25,9 @@ def zero_maps(
     targets: Tensor,
     hint: Callable[[str], str],
 ) -> Iterator[Remark]:
-    """What to say of maps that are zero everywhere, and why they are.
+    """What to say about maps that are zero everywhere, and why they are.
 
-    zeros: which those are, by method and layer, as `are_zero` says; each has some.
+    zeros: which ones are, by method and layer, from `are_zero`; each holds at least one.
     """
     saturated = _saturated(scores, targets).cpu() if zeros else torch.empty(0)
     for (method, layer), found in zeros.items():
@@ -41,15 +41,15 @@ def zero_maps(
             )
             yield Remark(method, layer, sure, text)
         if bool((other := zero & ~saturated).any()):
-            # As behind the last attention of a ViT, from where the class token alone goes on.
+            # As behind the last attention of a ViT, after which only the class token is used.
             where = hint(layer) if bool(zero.all()) else ""
             text = f"{method} is zero everywhere at layer {layer!r}, as where no gradient arrives{where}"
             yield Remark(method, layer, other, text)
 
 
 def _saturated(scores: Tensor, targets: Tensor) -> Tensor:
-    """Which of the scores explained are probabilities that nothing moves any more, bool `[B, T]`."""
-    are = ((scores >= 0) & (scores <= 1)).all(1, keepdim=True)
-    add_up = (scores.float().sum(1, keepdim=True) - 1).abs() < 1e-3  # what is rectified may be zero, too
+    """Which of the explained scores are saturated probabilities, bool `[B, T]`."""
+    in_range = ((scores >= 0) & (scores <= 1)).all(1, keepdim=True)
+    add_up = (scores.float().sum(1, keepdim=True) - 1).abs() < 1e-3  # rectified scores may be zero, too
     own = scores.gather(1, targets).float()
-    return are & ((own >= 1 - SATURATED) | (add_up & (own <= SATURATED)))
+    return in_range & ((own >= 1 - SATURATED) | (add_up & (own <= SATURATED)))

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from camkit.contracts.model import LoadedModel
 from camkit.contracts.scores import THRESHOLD, ScoreKind, figure
-from camkit.core.class_names import said_by_name
+from camkit.core.class_names import class_from_path
 from camkit.drawing import overlay
 from camkit.drawing.evidence import Scale, scale_of
 from camkit.drawing.png import to_png
@@ -133,7 +133,7 @@ class Explanation:
             "options": dict(self.options),
             "predicted": list(self.predicted),
             "predicted_probability": self.top[0][1] if self.top and self.scores != "none" else None,
-            "label": said_by_name(photo.path, tuple(model.classes)),
+            "label": class_from_path(photo.path, tuple(model.classes)),
             "model": model.name,
             "model_sha256": model.sha256,
             "preprocessing": model.preprocess.to_dict(),

@@ -1,4 +1,4 @@
-"""camkit's own cache folder, into which nobody but the user can write, and compilers that keep to it.
+"""camkit's own cache folder, which only the user can write to, and compilers that keep to it.
 
 What fast mode compiles is loaded as code by the next process that finds it. Left alone, inductor keeps it
 in the temporary folder that all users share, under a name that any of them may take first.
@@ -19,15 +19,15 @@ import platformdirs
 from camkit.errors import CamkitError, reason
 
 VARIABLE = "CAMKIT_CACHE"
-# Where the compilers keep what they make, by the variable that tells them.
+# The folders of the compilers, by the variables that set them.
 COMPILERS = {"TORCHINDUCTOR_CACHE_DIR": "inductor", "TRITON_CACHE_DIR": "triton"}
-_LOCK = threading.RLock()  # the environment is one for the whole process
+_LOCK = threading.RLock()  # the environment is global to the process
 
 
 def folder() -> Path:
     """The folder that `CAMKIT_CACHE` names, or `camkit` in the user's cache folder; made with mode 0700.
 
-    Raises `CamkitError` if it cannot be made, or if others could put something into it.
+    Raises `CamkitError` if it cannot be made, or if others could write to it.
     """
     path = Path(os.environ.get(VARIABLE) or platformdirs.user_cache_path("camkit"))
     try:
@@ -36,7 +36,7 @@ def folder() -> Path:
             missing.mkdir(mode=0o700, exist_ok=True)
         path = path.parent.resolve() / path.name
         trouble = _trouble(path) if hasattr(os, "geteuid") else None  # Windows has no modes
-    except (OSError, RuntimeError, ValueError) as error:  # also: no home, loops of links, what is no name
+    except (OSError, RuntimeError, ValueError) as error:  # also: no home, loops of links, invalid names
         trouble = reason(error)
     if trouble:
         raise CamkitError(
@@ -68,9 +68,9 @@ def compiling() -> Iterator[None]:
 
 
 def _takes_headers(place: Path) -> bool:
-    """Make `place` that of precompiled headers, for which no variable asks; whether this torch lets us.
+    """Make `place` the folder of precompiled headers, which no variable sets; whether this torch allows it.
 
-    They stay there: who compiled headers in the shared folder before is better off here. Without them each
+    It stays so: a process that used the shared folder before is better off here. Without such headers each
     kernel takes three times as long.
     """
     import torch._inductor.codecache
@@ -86,13 +86,13 @@ def _takes_headers(place: Path) -> bool:
 
 
 def _trouble(path: Path) -> str | None:
-    """Why others could change what lies in a folder; of one that they can only look into, that ends."""
+    """Why others could change the contents of a folder; one that they can only read is closed to them."""
     user, own = os.geteuid(), path.lstat()
     if not stat.S_ISDIR(own.st_mode):
         return "it is a link" if stat.S_ISLNK(own.st_mode) else "it is no folder"
     if own.st_uid != user:
         return "it belongs to another user"
-    if own.st_mode & 0o022:  # not mended: who knows what lies there already
+    if own.st_mode & 0o022:  # not repaired: somebody may have left something in it
         return "others can write into it"
     if own.st_mode & 0o077:
         path.chmod(0o700)
@@ -100,7 +100,7 @@ def _trouble(path: Path) -> str | None:
         status = above.lstat()
         if status.st_uid not in (0, user):
             return f"{above} belongs to another user"
-        if _shared(status) and not status.st_mode & stat.S_ISVTX:  # which keeps others from renaming
+        if _shared(status) and not status.st_mode & stat.S_ISVTX:  # it keeps others from renaming
             return f"others can write into {above}"
     return None
 

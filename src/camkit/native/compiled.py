@@ -34,7 +34,7 @@ from camkit.errors import CamkitError, reason, warn
 from camkit.native import cache, graphs, winograd
 from camkit.native.split import Split, split_or_reason
 
-# How far compiled scores may be from those of the model, relative to their norm; for an example of noise.
+# How far compiled scores may be from the model's, relative to their norm; on an example of noise.
 TOLERANCE = {torch.bfloat16: 0.2, torch.float16: 0.05}
 
 _LAYOUTS = {4: torch.channels_last, 5: torch.channels_last_3d}
@@ -54,8 +54,8 @@ def forward(
 ) -> tuple[Any, dict[str, Captured]]:
     """As `hooks.forward`, faster where that is possible; a `CamkitWarning` says why it is not.
 
-    kind: see there. frozen: the caller promises that the model does not change between calls, so that it is
-    not read anew.
+    kind: see there. frozen: the caller promises that the model does not change between calls, so it is not
+    read anew.
     """
     if len(names) > 1:  # in the order of the model
         names = [name for name, _ in module.named_modules(remove_duplicate=False) if name in names]
@@ -65,10 +65,10 @@ def forward(
         warn(f"without fast mode: {fast}")
         return hooks.forward(module, inputs, names, extras, kind=kind)
     output, *around = fast.body(inputs)
-    # First: what is no feature map may be no tensor.
-    shape = layout(output, inputs.shape, lowest, module=module, kind=kind)
-    # It may also be what goes around: the head gets a clone.
-    kept = Captured(output.detach().requires_grad_(), shape)
+    # First, as what is not a feature map may not even be a tensor.
+    reading = layout(output, inputs.shape, lowest, module=module, kind=kind)
+    # The output may also go around the layer, so the head gets a clone.
+    kept = Captured(output.detach().requires_grad_(), reading)
     with hooks.captured(module, above, inputs.shape, kind=kind) as found, torch.enable_grad():
         returned = fast.head(kept.output.clone(), *around)
         scores = module.scores(returned) if isinstance(module, Scored) else returned
@@ -91,14 +91,14 @@ def _fast(
     extras: Sequence[Tensor],
     frozen: bool,
 ) -> _Fast | str:
-    """What serves this call, or one line that says why nothing does."""
+    """The compiled model for this call, or one line that says why there is none."""
     if extras:
         return "it takes a model with one input"
     if torch.is_autocast_enabled(inputs.device.type):
         return "it does not work under autocast; pass dtype="
     others = [module.get_submodule(name) for name in above]
     owner = module
-    if isinstance(module, Scored):  # made anew for each call: what is remembered belongs to the model
+    if isinstance(module, Scored):  # new in each call: what is remembered belongs to the model
         owner, layer = module.module, own_name(module, layer)
     key = (layer, inputs.shape, inputs.dtype, inputs.device, _settings())
     with model_cache.LOCK:
@@ -107,8 +107,8 @@ def _fast(
             return refusal.reason
         try:
             kept = model_cache.of(owner, frozen=frozen)
-        except Exception as error:  # of tensors that are none of the usual ones
-            return f"whether the model changes cannot be told ({_cause(error)}); promise it with frozen="
+        except Exception as error:  # unusual tensors
+            return f"changes of the model cannot be seen ({_cause(error)}); promise none with frozen="
         anywhere = torch.nn.modules.module._has_any_global_hook()  # type: ignore[no-untyped-call]
         if anywhere or kept.hooked(owner):
             return "the model has hooks, which compiled code does not call"
@@ -119,18 +119,18 @@ def _fast(
             return "of several layers it needs one below all others"
         if key not in kept and (reason := _unsafe() or _unsteady(owner, inputs)):
             return reason
-        weights: dict[str, Tensor] = kept.part("transformed", dict)  # which all compiled shapes share
+        weights: dict[str, Tensor] = kept.part("transformed", dict)  # shared by all compiled shapes
         pool = kept.part(("pool", inputs.device), lambda: _pool(inputs.device))
         return kept.get(key, lambda: _build(owner, parts, inputs, weights, pool))
 
 
 def _pool(device: torch.device) -> graphs.Pool | None:
-    """What the graphs of a model share, on devices that have graphs."""
+    """What the graphs of a model share, on devices with graphs."""
     return graphs.Pool(device) if devices.has_graphs(device) else None
 
 
 def _settings() -> tuple[Any, ...]:
-    """What compiled code keeps of the switches that are one for the whole process."""
+    """The process-wide switches that are baked into compiled code."""
     return (
         torch.get_num_threads(),
         torch.get_default_dtype(),
@@ -140,7 +140,7 @@ def _settings() -> tuple[Any, ...]:
 
 
 def _unsafe() -> str | None:
-    """Why there is no place for compiled code that others cannot change."""
+    """Why no folder for compiled code is safe from others."""
     try:
         cache.folder()
     except CamkitError as error:
@@ -149,9 +149,9 @@ def _unsafe() -> str | None:
 
 
 def _unsteady(module: nn.Module, inputs: Tensor) -> str | None:
-    """Why the model itself cannot be relied on to stay the same: a forward of it changes it.
+    """Why the model cannot be relied on to stay the same: its own forward changes it.
 
-    One that changes in its first forward only, such as to fill a cache, is served by the next call.
+    If only the first forward changes it, for example to fill a cache, the next call is served.
     """
     try:
         with warnings.catch_warnings(), _silent(), torch.no_grad():
@@ -163,7 +163,7 @@ def _unsteady(module: nn.Module, inputs: Tensor) -> str | None:
             before = Contents(probe)
             probe(_noise(inputs, 2))
             always = before.changes(probe)
-    except Exception:  # then it cannot be compiled either, or only by chance: that is checked
+    except Exception:  # then compiling fails, too; if it does not, its result is checked
         return None
     if always:
         reason = f"its forward changes the model ({always[0]})"
@@ -180,28 +180,28 @@ def _build(
             warnings.simplefilter("ignore")
             fast = _Fast(_compiled(parts.body, _noise(inputs, 0), kept, pool), parts.head)
             if not isinstance(fast.body(_noise(inputs, 0))[0], Tensor):
-                return "the layer returns something else than a tensor"
-            # Not with the inputs that it was made with: they could have become a part of it.
+                return "the layer returns something other than a tensor"
+            # Not with the inputs that it was compiled with: they could have become part of it.
             same = all(_same(fast, module, parts, _noise(inputs, seed)) for seed in (1, 2))
-    except Exception as error:  # of tracing, generating, compiling with a compiler that may not be there
-        if devices.is_out_of_memory(error):  # of a batch this large: nothing to remember of the model
+    except Exception as error:  # in tracing, generating or compiling; there may be no compiler
+        if devices.is_out_of_memory(error):  # the batch is too large, which says nothing about the model
             raise
         return f"the model cannot be compiled ({_cause(error)})"
     return fast if same else "the compiled model returns something else"
 
 
 def _noise(inputs: Tensor, seed: int) -> Tensor:
-    """Values in the shape of `inputs`, others for each seed: normal ones, of odd seeds between 0 and 1."""
+    """Noise in the shape of `inputs`: normal for even seeds, uniform between 0 and 1 for odd ones."""
     draw = torch.rand if seed % 2 else torch.randn
     return draw(inputs.shape, generator=torch.Generator().manual_seed(seed)).to(inputs)
 
 
 def _same(fast: _Fast, module: nn.Module, parts: Split, inputs: Tensor) -> bool:
-    """Whether what was compiled agrees with the model, in what the body returns and in the scores."""
+    """Whether compiled code and model agree in the body's outputs and in the scores."""
     values, wanted = fast.body(inputs), parts.body(inputs.clone())
     if not _agree(values, wanted):
         return False
-    return _agree(fast.head(*values), module(inputs.clone()))  # which may write into what it gets
+    return _agree(fast.head(*values), module(inputs.clone()))  # a model may write into its inputs
 
 
 def _agree(found: Any, wanted: Any) -> bool:
@@ -226,10 +226,10 @@ def _compiled(
 
     @torch.no_grad()
     def call(inputs: Tensor) -> Sequence[Any]:
-        # In the ReLU that oneDNN fuses with a convolution a NaN becomes zero, and the map looks fine.
+        # The ReLU that oneDNN fuses with a convolution turns NaN into zero, and the map would look fine.
         if is_cpu and not math.isfinite(float(inputs.sum())):
             return body(inputs.clone())  # type: ignore[no-any-return]
-        # Gradients of a head, pooling above all, are slower in the layout that convolutions like.
+        # Gradients of a head, pooling above all, are slower in the layout that suits convolutions.
         values: Sequence[Any] = run(inputs.clone(memory_format=memory_format))
         return [value.contiguous() if isinstance(value, Tensor) else value for value in values]
 
@@ -238,7 +238,7 @@ def _compiled(
 
 
 def _copy(module: M) -> M:
-    """A deep copy without hooks; there are none but those of camkit in another thread."""
+    """A deep copy without hooks; the only ones are camkit's own, from another thread."""
     own = copied(module)
     for part in own.modules():
         part._forward_hooks.clear()
@@ -246,7 +246,7 @@ def _copy(module: M) -> M:
 
 
 def _forget(generated: Sequence[Any]) -> None:
-    """Inductor keeps the modules that it generates for ever, and in them the weights that were folded."""
+    """Free the folded weights: inductor keeps the modules that it generates for ever."""
     for module in generated:
         for name in [name for name, value in vars(module).items() if isinstance(value, Tensor)]:
             delattr(module, name)
@@ -254,13 +254,13 @@ def _forget(generated: Sequence[Any]) -> None:
 
 @contextmanager
 def _silent() -> Iterator[None]:
-    """Keeps back what torch prints to stderr from this thread: one line of ours says it all."""
+    """Hides what torch prints to stderr from this thread: camkit's one line is enough."""
     with redirect_stderr(_OfOthers(sys.stderr, threading.get_ident())):
         yield
 
 
 class _OfOthers(io.TextIOBase):
-    """A stream for all threads but `owner`."""
+    """A stream that writes for all threads but `owner`."""
 
     def __init__(self, stream: TextIO, owner: int) -> None:
         self._stream, self._owner = stream, owner
@@ -279,7 +279,7 @@ def _close(fast: Any, plain: Any) -> bool:
 
 
 def _cause(error: BaseException) -> str:
-    """The first line of what an error goes back to."""
+    """The first line of an error's original cause."""
     while error.__cause__:
         error = error.__cause__
     return reason(error)
@@ -287,7 +287,7 @@ def _cause(error: BaseException) -> str:
 
 @dataclass(frozen=True)
 class _Refusal:
-    """Why a model that changes itself is not compiled, for as long as the rest of it stays as it is."""
+    """Why a model that changes itself is not compiled, for as long as the rest of it does not change."""
 
     reason: str
     contents: Contents

@@ -23,9 +23,9 @@ from camkit.native import compiled, perturbation
 from camkit.native.method_table import FEATURES, GRADIENTS, METHODS, NativeOptions
 from camkit.native.perturbation import Head
 
-# Gradients of several classes are computed together; a chunk of classes holds at most this much. On a CPU
+# Gradients of several classes are computed together; a chunk of classes takes at most this much. On a CPU
 # larger chunks are slower: they fall out of the caches, and the system takes their memory back each time.
-# Accelerators wait for the host with less.
+# With smaller ones, accelerators wait for the host.
 GRADIENT_BYTES = 16 * 2**20
 GRADIENT_BYTES_OF_ACCELERATORS = 2**30
 
@@ -41,8 +41,8 @@ GRADIENT_METHODS: dict[str, GradientFormula] = {
     name: getattr(cams, formula) for name, formula in GRADIENTS.items()
 }
 
-# A principal component, or a sum of what is positive, does not cancel.
-UNDOUBTED = ("eigengradcam", "gradcam-elementwise")
+# A principal component and a sum of positive terms cannot cancel.
+NEVER_NOISE = ("eigengradcam", "gradcam-elementwise")
 
 # These have no sum over channels.
 SUMLESS = ("eigengradcam", *FEATURE_METHODS)
@@ -91,7 +91,7 @@ class Native(Explainer):
             )
         run = _Run(sweep, self.options, scores, sweep.choose(scores), captured)
         maps = run.curvature_maps()  # first, while there is a graph
-        maps |= run.gradient_maps()  # whose last pass gives the graph up
+        maps |= run.gradient_maps()  # their last pass frees the graph
         maps |= run.feature_maps()
         maps |= run.perturbation_maps()
         if self.options.reduction == "mean":  # over channels: the sum, divided at the end
@@ -106,7 +106,7 @@ Maps = dict[tuple[str, str], Tensor]  # [B, T, h, w] by method and layer
 
 @dataclass(frozen=True)
 class _Run:
-    """What one forward gave, and the maps that each kind of method makes of it."""
+    """The results of one forward, and the maps that each kind of method makes from them."""
 
     sweep: Sweep
     options: NativeOptions
@@ -116,7 +116,7 @@ class _Run:
 
     @cached_property
     def heads(self) -> dict[str, Head]:
-        """What is above each layer, for those who ablate."""
+        """What is above each layer, for ablation."""
         captured = self.captured if "ablationcam" in self.sweep.methods else {}
         return {
             layer: perturbation.head(self.sweep.module, self.inputs, layer, kept.layout.batch)
@@ -150,7 +150,7 @@ class _Run:
                     kept, gradient = self.captured[layer], gradients[layers.index(layer)]
                     slopes = kept.layout.to_map(gradient)
                     maps = formula(kept.features, slopes)
-                    if not pieces[method, layer] and method not in UNDOUBTED:
+                    if not pieces[method, layer] and method not in NEVER_NOISE:
                         noise = cams.is_noise(maps, formula, kept.features, slopes)
                         self.sweep.remark(method, layer, noise, cams.NOISY)
                     pieces[method, layer].append(maps)
@@ -159,7 +159,7 @@ class _Run:
     def _gradients(
         self, scores: Tensor, targets: Tensor, layers: Sequence[str], keep: bool
     ) -> Iterator[tuple[Tensor, ...]]:
-        """Those of `class_gradients`; of many classes behind a global mean without differentiating each."""
+        """Like `class_gradients`; for many classes behind a global mean without differentiating each."""
         outputs = [self.captured[layer].output for layer in layers]
         at_once, slopes = classes_at_once(outputs), None
         if targets.shape[1] > at_once and scores is self.scores and len(layers) == 1:
@@ -180,7 +180,7 @@ class _Run:
         yield plain, self.scores, self.targets
         if "finercam" in methods:
             if self.scores.shape[1] < 2:
-                raise UsageError("finercam holds a class against others, but there is one score only")
+                raise UsageError("finercam holds a class against others, but there is only one score")
             contrast = cams.contrast(
                 self.scores, self.targets, self.options.alpha, self.options.comparisons
             )
@@ -199,7 +199,7 @@ class _Run:
         return {key: map.expand(-1, classes, *map.shape[2:]) for key, map in shared.items()}
 
     def perturbation_maps(self) -> Maps:
-        """By further runs of the head, or of everything, for each channel."""
+        """From further runs of the head, or of the whole model, for each channel."""
         maps, rows = {}, self.options.batch_size
         for layer, head in self.heads.items():
             if not head.affine:
@@ -221,7 +221,7 @@ def class_gradients(
 
     scores `[B, n]`, targets int64 `[B, T]`; yields, for consecutive chunks of the T classes, one tensor
     `[chunk, *output.shape]` for each output. keep: the graph is used again afterwards. Torch raises if the
-    scores do not depend on one.
+    scores do not depend on an output.
     """
     chunks = torch.split(targets, classes_at_once(outputs), dim=1)
     for index, columns in enumerate(chunks):
@@ -231,9 +231,9 @@ def class_gradients(
 def classes_at_once(outputs: Sequence[Tensor]) -> int:
     """How many classes fit into the bytes that suit the device, at least one.
 
-    The formulas make a few copies of what they get, and eigengradcam a float64 one, so memory does not grow
-    with the number of classes. On a CPU, at batch 32 and 224 pixels 5 classes of the last layer of a
-    ResNet-34 fit (3 MB each), of its first one (26 MB).
+    The formulas copy their inputs a few times, and eigengradcam in float64, so chunks keep memory from
+    growing with the classes. On a CPU, at batch 32 and 224 pixels, 5 classes fit at the last layer of a
+    ResNet-34 (3 MB each), one at its first (26 MB).
     """
     per_class = sum(output.numel() * output.element_size() for output in outputs)
     on_cpu = outputs[0].device.type == "cpu"
@@ -260,18 +260,18 @@ def pooled_slopes(module: nn.Module, layer: str, captured: Captured) -> Tensor |
 
 
 def second_order(scores: Tensor, targets: Tensor, captured: Captured) -> Iterator[tuple[Tensor, ...]]:
-    """For each of the T classes the gradient by the output, and the Hessian times the features.
+    """For each of the T classes, the gradient by the output, and the Hessian times the features.
 
-    Backwards through the gradient, and not by the derivative of `J^T v` by `v`, which would serve all
-    classes at once: torch takes mean and deviation of LayerNorm for constants in a third derivative.
+    Backwards through the gradient, not by the derivative of `J^T v` by `v`, which would serve all classes
+    at once: in a third derivative, torch treats the mean and deviation of LayerNorm as constants.
     """
     direction = torch.zeros_like(captured.output)
-    captured.layout.to_map(direction).copy_(captured.features)  # a view: class tokens stay out
+    captured.layout.to_map(direction).copy_(captured.features)  # a view, so class tokens stay out
     for column in torch.split(targets, 1, dim=1):
         compute = partial(_second_order, scores, column, captured, direction)
         try:
             yield _scaled([scores, captured.output], compute)
-        except RuntimeError as error:  # what cannot be differentiated even once, the host explains
+        except RuntimeError as error:  # the host explains what has no first derivative
             if "is not implemented" not in str(error) and "differentiate twice" not in str(error):
                 raise
             raise UsageError("shapleycam needs second derivatives, which this model lacks") from error
@@ -283,7 +283,7 @@ def _second_order(
     """Gradient and curvature of one class, times `scale`."""
     own = _sum(scores, column, scale)
     (gradient,) = torch.autograd.grad(own, captured.output, create_graph=True)
-    curvature = torch.zeros_like(gradient)  # of scores that are linear in the output
+    curvature = torch.zeros_like(gradient)  # if scores are linear in the output
     if gradient.requires_grad:
         (curvature,) = torch.autograd.grad(
             gradient, captured.output, direction, retain_graph=True, materialize_grads=True
@@ -301,15 +301,15 @@ def _gradients(
 def _scaled_gradients(
     scores: Tensor, targets: Tensor, outputs: Sequence[Tensor], keep: bool, scale: float
 ) -> tuple[Tensor, ...]:
-    """Those of the scores times `scale`."""
+    """Gradients of the scores times `scale`."""
     columns = torch.split(targets, 1, dim=1)
     if len(columns) > 1:
         seeds = scores.new_zeros(len(columns), *scores.shape).scatter_(2, targets.t().unsqueeze(2), scale)
         try:
             return torch.autograd.grad(scores, outputs, seeds, retain_graph=True, is_grads_batched=True)
-        except RuntimeError:  # an operation that vmap cannot batch: one class after the other
+        except RuntimeError:  # vmap cannot batch an operation: one class after the other
             pass
-    # A sum, not `grad_outputs`: to check its shape torch would import sympy, for 0.4 seconds.
+    # A sum, not `grad_outputs`: to check the latter, torch imports sympy, which takes 0.4 seconds.
     single = [
         torch.autograd.grad(
             _sum(scores, column, scale), outputs, retain_graph=keep or column is not columns[-1]
@@ -326,14 +326,14 @@ def _sum(scores: Tensor, column: Tensor, scale: float) -> Tensor:
     return own.sum() if scale == 1 else (own.float() * scale).sum()
 
 
-# By what float16 gradients are multiplied, lest those of large maps vanish; less if they overflow.
+# Factors for float16 gradients, lest those of large maps vanish; the smaller ones if they overflow.
 SCALES = (2.0**14, 2.0**7, 1.0)
 
 
 def _scaled(
     tensors: Sequence[Tensor], compute: Callable[[float], tuple[Tensor, ...]]
 ) -> tuple[Tensor, ...]:
-    """`compute(1.0)`; where a tensor is float16 that of a larger scale, divided by it in float32."""
+    """`compute(1.0)`; if a tensor is float16, that of a larger scale, divided by it in float32."""
     if not _is_half(tensors):
         return compute(1.0)
     for scale in SCALES:
@@ -347,11 +347,11 @@ def _is_half(tensors: Sequence[Tensor]) -> bool:
     return any(tensor.dtype == torch.float16 for tensor in tensors)
 
 
-_SWITCHES = threading.Lock()  # the choice of attention kernels is one for the whole process
+_SWITCHES = threading.Lock()  # the choice of attention kernels is global to the process
 
 
 @contextmanager
 def _twice_differentiable() -> Iterator[None]:
-    """Fused attention has no second derivative; the plain one has."""
+    """Plain attention instead of the fused one, which has no second derivative."""
     with _SWITCHES, sdpa_kernel(SDPBackend.MATH):
         yield

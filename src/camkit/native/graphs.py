@@ -1,7 +1,7 @@
-"""What a device did once, to be launched again as a whole: CUDA graphs.
+"""Recorded work of a device, which is launched again as a whole: CUDA graphs.
 
-A graph reads and writes the same memory in every replay. So inputs are copied into it, and results out of
-it, and whoever shares its memory takes turns: by a lock on the host, and by an event on the device, where
+A graph reads and writes the same memory in every replay. So inputs are copied into it and results out of
+it, and graphs that share memory take turns: by a lock on the host, and by an event on the device, where
 another thread may have a stream of its own.
 """
 
@@ -28,13 +28,13 @@ class Pool:
         self.handle = self.torch.graph_pool_handle()
         self.lock = threading.Lock()
         self.done = self.torch.Event()
-        self.stream = self.torch.Stream(device)  # on which graphs are captured, of their own device
+        self.stream = self.torch.Stream(device)  # on which graphs are captured
 
 
 class Graph:
-    """A function of tensors as a graph. It must not make the host wait, and it keeps its examples' shapes.
+    """A function of tensors as a graph, for the shapes of `examples`. It must not make the host wait.
 
-    Raises whatever a device refuses to record, and `CamkitError` for a function that does nothing there.
+    Raises the device's error if it cannot record the function, and `CamkitError` if nothing ran there.
     """
 
     def __init__(self, run: Callable[..., Any], examples: tuple[Tensor, ...], pool: Pool) -> None:
@@ -44,9 +44,9 @@ class Graph:
         with pool.lock, module.device(pool.device):
             stream.wait_stream(module.current_stream(pool.device))
             with module.stream(stream):
-                for _ in range(3):  # whatever is tuned or allocated in the first runs does not belong in it
+                for _ in range(3):  # tuning and allocations of the first runs do not belong in the graph
                     run(*self._inputs)
-            with warnings.catch_warnings(record=True) as told:
+            with warnings.catch_warnings(record=True) as caught:
                 warnings.simplefilter("always")
                 # `thread_local`: other threads may allocate meanwhile.
                 with module.graph(
@@ -54,7 +54,7 @@ class Graph:
                 ):
                     self._output = run(*self._inputs)
             module.current_stream(pool.device).wait_stream(stream)
-        if any("graph is empty" in str(warning.message).lower() for warning in told):
+        if any("graph is empty" in str(warning.message).lower() for warning in caught):
             raise CamkitError("nothing was recorded, as where it runs on another device")
 
     def __call__(self, *inputs: Tensor) -> Any:
@@ -62,9 +62,9 @@ class Graph:
         pool = self._pool
         with pool.lock, pool.torch.device(pool.device):
             stream = pool.torch.current_stream(pool.device)
-            stream.wait_event(pool.done)  # recorded on the stream of whoever was last
-            for own, given in zip(self._inputs, inputs, strict=True):
-                own.copy_(given)
+            stream.wait_event(pool.done)  # recorded on the stream of the last replay
+            for own, new in zip(self._inputs, inputs, strict=True):
+                own.copy_(new)
             self._graph.replay()
             output = tree_map_only(Tensor, Tensor.clone, self._output)
             pool.done.record(stream)

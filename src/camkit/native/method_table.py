@@ -18,10 +18,10 @@ GRADIENTS = {
     "eigengradcam": "eigengradcam",
 }
 
-# Grad-CAM of another score than that of the class, and with second derivatives.
+# Grad-CAM of another score than the class's own, and with second derivatives.
 FURTHER_GRADIENTS = ("finercam", "shapleycam")
 
-# Methods that need the features alone, by their formulas: the same map for every class.
+# Methods that need only the features, by their formulas: the same map for every class.
 FEATURES = {"activations": "activations", "eigencam": "eigencam"}
 
 # Methods that need further forwards, at best of what is above the layer.

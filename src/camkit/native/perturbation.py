@@ -1,7 +1,7 @@
 """Perturbation: scores without one channel of a layer, and scores of the input seen through one channel.
 
 Scores are those of classes `targets`, int64 `[B, T]`, for every image and channel: `[T, B, C]`. Images and
-channels are run together in chunks, so memory does not grow with their number.
+channels run together in chunks, so memory does not grow with their number.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from camkit.core import formulas, hooks
 from camkit.core.hooks import Captured
 from camkit.native.split import split
 
-# What a chunk of altered outputs, or of masked inputs, holds at most.
+# The most bytes in a chunk of altered outputs or of masked inputs.
 ROW_BYTES = 256 * 2**20
 
 
@@ -28,7 +28,7 @@ class Head:
 
     scores: from outputs of the layer `[n, ...]`, which it may overwrite, and the index of the image that
         each belongs to, int64 `[n]`, to scores `[n, n_classes]`; without a graph.
-    affine: the scores are certainly an affine function of the output.
+    affine: whether the scores are certainly an affine function of the output.
     """
 
     scores: Callable[[Tensor, Tensor], Tensor]
@@ -36,10 +36,10 @@ class Head:
 
 
 def head(module: nn.Module, inputs: Sequence[Tensor], layer: str, batch: int = 0) -> Head:
-    """What `module` does above `layer`: only that is run, or, where it cannot be split, everything.
+    """What `module` does above `layer`; where it cannot be split there, the whole module runs.
 
     What goes around the layer is computed once, and must be tensors with a row for each image.
-    batch: the dimension of the images in the output of the layer.
+    batch: the dimension of the images in the layer's output.
     """
     parts = split(module, layer) if len(inputs) == 1 and batch == 0 else None
     around: Sequence[Any] = ()
@@ -106,7 +106,7 @@ def _rows(batch_size: int, like: Tensor, images: int) -> int:
     return max(1, min(batch_size, ROW_BYTES // (like.numel() // images * like.element_size())))
 
 
-# Modules, in eval mode, and functions whose result is affine in their one tensor, or is a shape.
+# Modules in eval mode, and functions, whose result is affine in their only tensor, or a shape.
 _MODULES = {
     *(nn.Linear, nn.Identity, nn.Flatten, nn.Unflatten, nn.Dropout),
     *(nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d),
@@ -118,7 +118,7 @@ _METHODS = {"flatten", "mean", "squeeze", "view", "reshape", "permute", "size"}
 
 
 def is_affine(head: Callable[..., Tensor]) -> bool:
-    """Whether `head`, of a `Split`, is a chain of affine steps, such as a global mean and a linear layer.
+    """Whether the `head` of a `Split` is a chain of affine steps, such as a global mean and a linear layer.
 
     `False` where that is not certain.
     """
@@ -137,8 +137,8 @@ def is_affine(head: Callable[..., Tensor]) -> bool:
 def pooled(module: nn.Module, layer: str, features: Tensor) -> Callable[[Tensor], Tensor] | None:
     """What `module` does above `layer`, if that is certainly affine in the means of the channels.
 
-    It takes them as `[n, C, 1, 1]`. features `[B, C, h, w]` is what the layer returned. Tried on noise: an
-    affine function that is the same for it and for its means is one of the means.
+    It takes them as `[n, C, 1, 1]`. features `[B, C, h, w]` is what the layer returned. Tested on noise: an
+    affine function with the same value for noise and for its means depends on the means only.
     """
     parts = split(module, layer) if features.dtype in (torch.float32, torch.float64) else None
     if parts is None or parts.around or not is_affine(parts.head):
@@ -149,14 +149,14 @@ def pooled(module: nn.Module, layer: str, features: Tensor) -> Callable[[Tensor]
         with torch.no_grad():
             zero = parts.head(torch.zeros_like(means))
             of_means, of_noise = parts.head(means), parts.head(noise)
-    except RuntimeError:  # it wants as many positions as there were
+    except RuntimeError:  # it needs as many positions as there were
         return None
     same = (of_noise - of_means).norm() <= 1e-3 * (of_noise - zero).norm()
     return parts.head if same else None
 
 
 def _affine_module(module: nn.Module) -> bool:
-    """By the very type: a subclass may do anything. Hooks may, too."""
+    """Judged by the exact type: a subclass may do anything, and so may hooks."""
     if module.training or module._forward_hooks or module._forward_pre_hooks:
         return False
     if type(module) is nn.Sequential:

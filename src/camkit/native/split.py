@@ -40,7 +40,7 @@ class Split:
 
 
 def split(module: nn.Module, layer: str) -> Split | None:
-    """`module` split at `layer`, a dotted name; `None` if `split_or_reason` knows why not."""
+    """`module` split at `layer`, a dotted name; `None` if that is impossible."""
     result = split_or_reason(module, layer)
     return result if isinstance(result, Split) else None
 
@@ -48,7 +48,7 @@ def split(module: nn.Module, layer: str) -> Split | None:
 def split_or_reason(module: nn.Module, layer: str) -> Split | str:
     """`module` split at `layer`, or one line that says why it cannot be.
 
-    A forward whose course depends on values that only a run knows cannot be split. `module` is not changed;
+    A forward that branches on values known only at run time cannot be split. `module` is not changed;
     whoever replaces a part of it must split it again.
     """
     target = module.get_submodule(layer)
@@ -56,7 +56,7 @@ def split_or_reason(module: nn.Module, layer: str) -> Split | str:
         return "the layer is the whole model"
     path = layer.split(".")
     around = [module.get_submodule(".".join(path[:depth])) for depth in range(len(path))]
-    # Hooks of a traced module would be called with what stands for tensors, not with tensors.
+    # Hooks of a traced module would be called with proxies, not with tensors.
     hooked = [part for part in around if hooks.has_hooks(part)]
     if hooked:
         return f"{type(hooked[0]).__name__}, which contains the layer, has hooks"
@@ -65,16 +65,16 @@ def split_or_reason(module: nn.Module, layer: str) -> Split | str:
         with _TRACING, hooks.as_it_was(module, torch.device("cpu")), _kept(around):
             before = torch.get_rng_state()
             graph = tracer.trace(_Whole(module))
-            if not torch.equal(before, torch.get_rng_state()):  # they would be the same in every run
+            if not torch.equal(before, torch.get_rng_state()):  # all runs would get the same ones
                 return "its forward draws random numbers"
-    except Exception as error:  # a forward may do anything with what stands for a tensor
+    except Exception as error:  # a forward may do anything with a proxy
         return f"its forward cannot be traced ({reason(error)})"
     return _cut(tracer.root, graph, target)
 
 
 @contextmanager
 def _kept(parts: Sequence[nn.Module]) -> Iterator[None]:
-    """Takes back the attributes that a traced forward sets; they would hold no tensors. It is an error."""
+    """Resets attributes that a traced forward sets, and raises: they would hold proxies, not tensors."""
     before = [dict(vars(part)) for part in parts]
     try:
         yield
@@ -130,9 +130,9 @@ class _Tracer(fx.Tracer):
 
 
 def _cut(root: nn.Module, graph: fx.Graph, target: nn.Module) -> Split | str:
-    """The nodes up to the call of `target`, and those behind it, as a module each."""
+    """Two modules: the nodes up to the call of `target`, and those behind it."""
     nodes = list(graph.nodes)
-    # By the object: a module may stand under several names, and the trace has the first of them.
+    # By identity: a module may have several names, of which the trace has the first.
     calls = [
         index
         for index, node in enumerate(nodes)
@@ -143,7 +143,7 @@ def _cut(root: nn.Module, graph: fx.Graph, target: nn.Module) -> Split | str:
     before, behind = nodes[: calls[0]], nodes[calls[0] + 1 :]
     head = fx.Graph()
     there = {nodes[calls[0]]: head.placeholder("output")}
-    # What does not depend on the inputs, such as parameters, is made again; the rest goes around the layer.
+    # What does not depend on the inputs, such as parameters, is recomputed; the rest goes around the layer.
     constant: list[fx.Node] = []
     for node in before:
         if node.op != "placeholder" and all(used in constant for used in node.all_input_nodes):

@@ -1,8 +1,8 @@
-// Winograd's F(4x4, 3x3) on the CPU: what winograd.py hands over, in three steps for each block of tiles.
+// Winograd's F(4x4, 3x3) on the CPU, called by winograd.py, in three steps for each block of tiles.
 //
 // A tile is 6x6 inputs that give 4x4 outputs. Its 36 values are transformed, multiplied by as many
 // transformed weights (one matrix product for each of the 36), and the products are transformed back.
-// Everything is channels-last, so a vector holds the same place of several channels.
+// Everything is channels-last, so a vector holds the same position of several channels.
 
 #include <algorithm>
 #include <cstdint>

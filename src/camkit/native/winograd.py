@@ -2,9 +2,9 @@
 
 Winograd's F(4x4, 3x3) as in Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks"
 (arXiv:1509.09308): 16 outputs take 36 multiplications for each pair of channels, not 144. oneDNN, which
-torch convolves with, multiplies them all. In float32 the result is as exact as theirs to about ten
+torch convolves with, multiplies them all. In float32 the results agree to about ten
 roundings. The kernel is `winograd.cpp`, for the C++ compiler that inductor needs anyway; it also adds the
-bias, which BatchNorm is folded into, and the residual, and rectifies.
+bias (with BatchNorm folded in) and the residual, and applies the ReLU.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from camkit.native import cache
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
-PANEL = 64  # the kernel takes outputs in groups of so many, and inputs in groups of at most 16
+PANEL = 64  # the kernel takes output channels in groups of 64, and input channels in groups of at most 16
 LANES = 16
 
 # Few tiles do not repay reading four times as many weights, and tiles that reach beyond the image compute
-# what nobody needs. Measured within these bounds: 2 to 3 times as fast as oneDNN.
+# values that are not needed. Measured within these bounds: 2 to 3 times as fast as oneDNN.
 FEWEST_TILES = 8
-MOST_MULTIPLICATIONS = 0.5  # of those of the plain way
+MOST_MULTIPLICATIONS = 0.5  # as a share of the plain way's
 
 # G of the paper: three weights to six, along one side.
 _G = (
@@ -47,14 +47,14 @@ _ATEN = torch.ops.aten
 
 
 def rewritten(program: ExportedProgram, kept: dict[str, Tensor]) -> fx.GraphModule:
-    """The exported program as a module, with the convolutions replaced that are faster this way.
+    """The exported program as a module, with replacements for the convolutions that are faster this way.
 
-    program: its images channels-last. Elsewhere than on the CPU it stays as it is.
+    program: with channels-last images. On other devices than the CPU it stays as it is.
     kept: transformed weights by name, for programs of the same model: they are read, and new ones added.
     """
     if not any(map(_suits, _convolutions(program.graph))) or _kernel() is None:
         return program.module(check_guards=False)
-    module: Any = program.run_decompositions({}).module(check_guards=False)  # nothing in place any more
+    module: Any = program.run_decompositions({}).module(check_guards=False)  # no more in-place operations
     for node in filter(_suits, _convolutions(module.graph)):
         _replace(module, node, kept)
     module.graph.eliminate_dead_code()
@@ -100,10 +100,10 @@ def _empty(x: Tensor, weights: Tensor, bias: Tensor, padding: Sequence[int], *_:
 
 @functools.cache
 def _kernel() -> Callable[..., None] | None:
-    """The kernel, or `None` where it cannot be compiled: oneDNN serves, too."""
+    """The kernel, or `None` where it cannot be compiled; then oneDNN serves."""
     try:
         return _compiled(files("camkit.native").joinpath("winograd.cpp").read_text(encoding="utf-8"))
-    except Exception:  # no compiler, or one that knows no vectors
+    except Exception:  # no compiler, or one without vector types
         return None
 
 
@@ -159,10 +159,10 @@ def _suits(convolution: fx.Node) -> bool:
 
 
 def _replace(module: fx.GraphModule, convolution: fx.Node, kept: dict[str, Tensor]) -> None:
-    """Calls the kernel for a convolution and for what follows it: BatchNorm, a sum, a ReLU."""
+    """Replace a convolution, and a BatchNorm, sum and ReLU behind it, by a call of the kernel."""
     x, weight, bias, _, padding, *_ = _arguments(convolution)
     constants, last, residual, relu = [weight, bias], convolution, None, False
-    if not _constant(constants):  # weights that are standardized anew in each forward
+    if not _constant(constants):  # weights that are standardised anew in each forward
         return
     norm = _only_user(last, _ATEN._native_batch_norm_legit_no_training.default)
     if norm and len(norm.users) == 1 and _constant(norm.args[1:5]):
@@ -211,7 +211,7 @@ def _only_user(node: fx.Node, target: Any) -> fx.Node | None:
 
 
 def _alike(a: fx.Node, b: fx.Node) -> bool:
-    """Whether two values have the same size and type: a sum of others is broadcast."""
+    """Whether two values have the same size and type; otherwise a sum would broadcast."""
     one, other = a.meta["val"], b.meta["val"]
     return bool(one.shape == other.shape and one.dtype == other.dtype)
 

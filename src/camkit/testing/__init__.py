@@ -6,8 +6,8 @@
     def test_conformance(check):
         check()
 
-Each check is a plain function whose docstring says what it demands and which failure in the field it comes
-from. `camkit plugin check NAME` runs the same functions outside pytest.
+Each check is a plain function whose docstring says what it demands and which real failure prompted it.
+`camkit plugin check NAME` runs the same functions outside pytest.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ CHECKS: dict[Kind, tuple[Check, ...]] = {
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a check said: `passed`, `failed`, or `waived` (failed as expected)."""
+    """The result of a check: `passed`, `failed`, or `waived` (failed as expected)."""
 
     check: str
     status: Literal["passed", "failed", "waived"]
@@ -133,12 +133,12 @@ def run_check(check: Check, subject: Subject, waivers: Mapping[str, str] | None 
         reason = str(error) if isinstance(error, AssertionError) else f"{type(error).__name__}: {error}"
         return Outcome(name, "waived" if waiver else "failed", demand, waiver or reason)
     if waiver:
-        return Outcome(name, "failed", demand, f"passes, although it is expected to fail: {waiver}")
+        return Outcome(name, "failed", demand, f"passes, but was expected to fail: {waiver}")
     return Outcome(name, "passed", demand)
 
 
 def run_checks(subject: Subject, expected_failures: Mapping[str, str] | None = None) -> list[Outcome]:
-    """Every check of the subject's kind, in order. Unknown names among the waivers are failures."""
+    """Run every check of the subject's kind, in order. A waiver of an unknown check is a failure."""
     checks = CHECKS[subject.kind]
     known = {check.__name__ for check in checks}
     unknown = [
@@ -156,10 +156,10 @@ def explainer_checks(
     expected_failures: Mapping[str, str] | None = None,
     options: Mapping[str, Any] | None = None,
 ) -> Callable[[Any], Any]:
-    """Decorator: a pytest test for every check of explainers; the test calls its argument `check`.
+    """Decorator: one pytest test for each explainer check; the test calls its argument `check`.
 
-    dist: the package that must offer the name. expected_failures: check name to reason; strict.
-    options: for every instance, for example to make a slow method quick.
+    dist: the package that must provide the plugin. expected_failures: reasons by check name; strict.
+    options: for every instance, for example to speed up a slow method.
     """
     return _parametrised("explainer", name, expected_failures, dist=dist, options=options or {})
 
@@ -171,7 +171,7 @@ def metric_checks(
     expected_failures: Mapping[str, str] | None = None,
     options: Mapping[str, Any] | None = None,
 ) -> Callable[[Any], Any]:
-    """Decorator as `explainer_checks`, for a metric."""
+    """Like `explainer_checks`, for a metric."""
     return _parametrised("metric", name, expected_failures, dist=dist, options=options or {})
 
 
@@ -182,7 +182,7 @@ def model_source_checks(
     dist: str | None = None,
     expected_failures: Mapping[str, str] | None = None,
 ) -> Callable[[Any], Any]:
-    """Decorator as `explainer_checks`, for a model source; `reference` is a model that loads offline."""
+    """Like `explainer_checks`, for a model source; `reference` is a model that loads offline."""
     return _parametrised("model", name, expected_failures, dist=dist, reference=reference)
 
 
@@ -194,9 +194,9 @@ def trainer_checks(
     options: Mapping[str, Any] | None = None,
     request: Mapping[str, Any] | None = None,
 ) -> Callable[[Any], Any]:
-    """Decorator as `explainer_checks`, for a trainer.
+    """Like `explainer_checks`, for a trainer.
 
-    options, and fields of the `TrainRequest` such as `arch`, should make a training take seconds.
+    options, and fields of the `TrainRequest` such as `arch`, should keep training to a few seconds.
     """
     details = {"dist": dist, "options": options or {}, "request": request or {}}
     return _parametrised("trainer", name, expected_failures, **details)

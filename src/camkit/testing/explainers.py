@@ -1,4 +1,4 @@
-"""Checks of explainers. Each docstring says what is demanded, and which failure in the field it is from."""
+"""Checks of explainers. Each docstring says what is demanded, and which real failure prompted it."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def answer_of(
     layout: str | None = None,
     explainer: Explainer | None = None,
 ) -> Answer:
-    """Through the host, as a user's call goes; by a new instance if `explainer` is none."""
+    """What the host answers to a user's call, with a new instance unless `explainer` is given."""
     return run(
         *(explainer or subject.make(), subject.name, model, inputs, [layer], [method]),
         target_selector(targets, len(inputs)),
@@ -51,34 +51,34 @@ def answer_of(
     )
 
 
-def maps_of(subject: Subject, method: str, *arguments: Any, **further: Any) -> Tensor:
+def maps_of(subject: Subject, method: str, *arguments: Any, **keywords: Any) -> Tensor:
     """The maps `[B, h, w]` of `answer_of`."""
-    return next(iter(answer_of(subject, method, *arguments, **further).maps.values()))[:, 0]
+    return next(iter(answer_of(subject, method, *arguments, **keywords).maps.values()))[:, 0]
 
 
 def check_registration(subject: Subject) -> None:
     """The entry point leads to this class, from the expected package, with a summary and methods."""
-    found = discovery.get(subject.kind, subject.name)
-    assert loading.load(found) is subject.plugin, f"{subject.name} is another class: {found.value}"
+    entry = discovery.get(subject.kind, subject.name)
+    assert loading.load(entry) is subject.plugin, f"{subject.name} is another class: {entry.value}"
     if subject.dist:
-        assert found.dist == subject.dist, f"{subject.name} comes from {found.dist}, not {subject.dist}"
+        assert entry.dist == subject.dist, f"{subject.name} comes from {entry.dist}, not {subject.dist}"
     summary = subject.plugin.summary
-    assert "\n" not in summary and 0 < len(summary) <= 120, "summary must be one line of up to 120 signs"
+    assert "\n" not in summary and 0 < len(summary) <= 120, "summary must be one line of 1-120 characters"
 
 
 def check_declarations(subject: Subject) -> None:
-    """`methods` are different names; `dtypes` and `class_agnostic` name what exists."""
+    """`methods` are distinct; `dtypes` and `class_agnostic` name only what exists."""
     methods = subject.plugin.methods
-    assert methods and len(set(methods)) == len(methods), f"methods {methods} must be different names"
+    assert methods and len(set(methods)) == len(methods), f"methods {methods} must be distinct names"
     unknown = set(subject.plugin.class_agnostic) - set(methods)
-    assert not unknown, f"class_agnostic names {unknown}, which are no methods"
+    assert not unknown, f"class_agnostic names {unknown}, which are not methods"
     for name in subject.plugin.dtypes:
-        assert isinstance(getattr(torch, name, None), torch.dtype), f"{name} is no torch type"
+        assert isinstance(getattr(torch, name, None), torch.dtype), f"{name} is not a torch dtype"
     assert "float32" in subject.plugin.dtypes, "float32 must be supported"
 
 
 def check_options(subject: Subject) -> None:
-    """`Options` is a frozen dataclass; every field has a default and a help text; others are refused."""
+    """`Options` is a frozen dataclass; every field has a default and a help; unknown ones are refused."""
     cls: Any = subject.plugin.Options
     assert dataclasses.is_dataclass(cls), "Options must be a dataclass"
     parameters: Any = getattr(cls, "__dataclass_params__")  # noqa: B009  unknown to type checkers
@@ -93,7 +93,7 @@ def check_options(subject: Subject) -> None:
 
 
 def check_output(subject: Subject) -> None:
-    """Maps are `[B, h, w]`, float32 at least, finite, on the inputs' device and without a graph."""
+    """Maps are `[B, h, w]`, at least float32, finite, on the inputs' device and detached."""
     model, inputs = reference_model(), reference_inputs()
     for method in subject.plugin.methods:
         query = Query(model, inputs, torch.tensor([0, 1, 2]), LAYER, method)
@@ -114,7 +114,7 @@ def check_by_hand(subject: Subject) -> None:
 def check_by_hand_before_inplace_relu(subject: Subject) -> None:
     """A ReLU that overwrites the layer's output (VGG, DenseNet) must not change `gradcam`.
 
-    pytorch-grad-cam and torchcam are wrong by up to 90 % of the peak there.
+    Here pytorch-grad-cam and torchcam are wrong by up to 90 % of the peak.
     """
     _check_by_hand(subject, inplace=True)
 
@@ -124,7 +124,7 @@ def _check_by_hand(subject: Subject, *, inplace: bool) -> None:
         return
     image = torch.tensor([[[[4.0, 1.0], [2.0, 3.0]], [[1.0, 5.0], [-2.0, 3.0]]]])
     red, green = image[0]
-    # Behind a ReLU the gradient of a position is zero where the position is negative: 3 of 4 for green.
+    # With a ReLU behind the layer, gradients are zero where values are negative: 1 of 4 for green.
     share = 0.75 if inplace else 1.0
     expected = [(2 * red - share * green) / 4, (-red + 0.5 * share * green) / 4]
     for target in (0, 1):
@@ -135,7 +135,7 @@ def _check_by_hand(subject: Subject, *, inplace: bool) -> None:
 def check_targets(subject: Subject) -> None:
     """int, list, tensor and `None` (the predicted class) mean what they say; a wrong one is refused.
 
-    With one target for three images a peer silently leaves two maps blank.
+    Given one target for three images, another library silently leaves two maps blank.
     """
     model, inputs = reference_model(), reference_inputs()
     method = subject.plugin.methods[0]
@@ -159,9 +159,9 @@ def check_targets(subject: Subject) -> None:
 
 
 def check_classes_differ(subject: Subject) -> None:
-    """Each image gets the map of its own target; methods that do not look at it say so.
+    """Each image gets the map of its own target; methods that ignore it say so.
 
-    A method whose maps are the same for all classes belongs into `class_agnostic`.
+    A method whose maps are the same for all classes belongs in `class_agnostic`.
     """
     model, inputs = reference_model(), reference_inputs(2)
     for method in subject.plugin.methods:
@@ -188,7 +188,7 @@ def check_determinism(subject: Subject) -> None:
 
 
 def check_batch(subject: Subject) -> None:
-    """A batch gives what its images give one by one, also in another order."""
+    """A batch gives the same maps as its images one by one, in any order."""
     model, inputs, targets = reference_model(), reference_inputs(), [0, 3, 1]
     for method in subject.plugin.methods:
         together = maps_of(subject, method, targets, model, inputs)
@@ -201,19 +201,19 @@ def check_batch(subject: Subject) -> None:
 
 
 def check_class_maps(subject: Subject) -> None:
-    """The maps of all classes are the single maps of each class."""
+    """The maps of all classes at once equal the maps of each class alone."""
     model, inputs = reference_model(), reference_inputs(2)
     for method in subject.plugin.methods:
         sweep = Sweep(
             model, inputs, (LAYER,), (method,), lambda s: torch.arange(CLASSES).expand(len(s), -1)
         )
-        every = subject.make().many(sweep)[method, LAYER]
+        together = subject.make().many(sweep)[method, LAYER]
         for c in range(CLASSES):
-            equal(every[:, c], maps_of(subject, method, c, model, inputs), f"{method}, class {c}", 1e-4)
+            equal(together[:, c], maps_of(subject, method, c, model, inputs), f"{method}, class {c}", 1e-4)
 
 
 def check_no_trace(subject: Subject) -> None:
-    """Modes, `.grad`, `requires_grad`, buffers, hooks, inputs and random states are as before.
+    """Modes, `.grad`, `requires_grad`, buffers, hooks, inputs and random states are left as they were.
 
     pytorch-grad-cam leaves the model in `eval()` and its hooks behind; torchcam wipes `.grad`.
     """
@@ -225,7 +225,7 @@ def check_no_trace(subject: Subject) -> None:
 
 
 def check_no_trace_after_error(subject: Subject) -> None:
-    """The same after the forward raised, below or above the target layer; the error comes through."""
+    """The same when the forward raises, below or above the target layer; the error is passed on."""
     inputs = reference_inputs(2)
     for method in subject.plugin.methods:
         for where in (0, 4, 8):
@@ -239,7 +239,7 @@ def check_no_trace_after_error(subject: Subject) -> None:
 
 
 def check_no_trace_after_wrong_target(subject: Subject) -> None:
-    """The same when the target turns out wrong in the middle of the work."""
+    """The same when the target turns out to be wrong halfway through."""
     inputs = reference_inputs(2)
     for method in subject.plugin.methods:
         model = model_in_training()
@@ -264,7 +264,7 @@ def _refuse(_: Tensor) -> Tensor:
 
 
 def check_gradient_modes(subject: Subject) -> None:
-    """It works when the caller is under `no_grad` or `inference_mode`: most libraries raise."""
+    """It works under a caller's `no_grad` or `inference_mode`, where most libraries raise."""
     model, inputs = reference_model(), reference_inputs(2)
     for method in subject.plugin.methods:
         expected = maps_of(subject, method, [0, 3], model, inputs)
@@ -275,7 +275,7 @@ def check_gradient_modes(subject: Subject) -> None:
 
 
 def check_frozen(subject: Subject) -> None:
-    """A model without trainable parameters has the same maps: pytorch-grad-cam raises."""
+    """A model without trainable parameters has the same maps; pytorch-grad-cam raises."""
     inputs = reference_inputs(2)
     for method in subject.plugin.methods:
         expected = maps_of(subject, method, [0, 3], reference_model(), inputs)
@@ -284,7 +284,7 @@ def check_frozen(subject: Subject) -> None:
 
 
 def check_train_mode(subject: Subject) -> None:
-    """During a training the maps are those of eval mode, and the model goes on training."""
+    """In train mode the maps are those of eval mode, and the model stays in train mode."""
     inputs = reference_inputs(2)
     for method in subject.plugin.methods:
         expected = maps_of(subject, method, [0, 3], reference_model(), inputs)
@@ -300,15 +300,15 @@ def check_channels_last(subject: Subject) -> None:
     inputs = reference_inputs(2)
     for method in subject.plugin.methods:
         expected = maps_of(subject, method, [0, 3], reference_model(), inputs)
-        last = reference_model().to(memory_format=torch.channels_last)
-        maps = maps_of(subject, method, [0, 3], last, inputs.to(memory_format=torch.channels_last))
+        model = reference_model().to(memory_format=torch.channels_last)
+        maps = maps_of(subject, method, [0, 3], model, inputs.to(memory_format=torch.channels_last))
         equal(maps, expected, f"{method} in channels-last", 1e-4)
 
 
 def check_bfloat16(subject: Subject) -> None:
     """If bfloat16 is declared, it works, and `gradcam` and `finercam` stay close to their float32 maps.
 
-    Scores that are rounded have other neighbours, so another class is held against the target.
+    If scores are rounded, `finercam` may compare the target with the wrong classes.
     """
     if "bfloat16" not in subject.plugin.dtypes:
         return
@@ -322,18 +322,18 @@ def check_bfloat16(subject: Subject) -> None:
 
 
 def check_memory(subject: Subject) -> None:
-    """Nothing keeps the model alive: memory that grows is the most frequent complaint in the trackers."""
+    """Nothing keeps the model alive: growing memory is the most frequent complaint in issue trackers."""
     for method in subject.plugin.methods:
         model = reference_model()
         maps_of(subject, method, 0, model, reference_inputs(1))
-        gone = weakref.ref(model)
+        reference = weakref.ref(model)
         del model
         gc.collect()
-        assert gone() is None, f"{method} keeps the model alive"
+        assert reference() is None, f"{method} keeps the model alive"
 
 
 def check_threads(subject: Subject) -> None:
-    """Two threads on two models; on one model too if the class declares `thread_safe`."""
+    """Two threads can use two models, and one model if the class declares `thread_safe`."""
     shared = reference_model(seed=1)
     pairs = [[reference_model(seed=1), reference_model(seed=2)]]
     pairs += [[shared, shared]] if subject.plugin.thread_safe else []

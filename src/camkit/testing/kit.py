@@ -1,4 +1,4 @@
-"""What checks are made of: the plugin under test, small models, comparisons, and a snapshot of a model."""
+"""Building blocks of checks: the plugin under test, small models, comparisons, a snapshot of a model."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ CLASSES = 4
 class Subject:
     """The plugin under test.
 
-    options: for every instance, so that a slow method can be made quick.
-    reference: of a model source, a model that loads offline.
-    request: of a trainer, fields of `TrainRequest` such as a small `arch`.
-    dist: the package that must offer the name.
+    options: for every instance, for example to speed up a slow method.
+    reference: for a model source, a model that loads offline.
+    request: for a trainer, fields of `TrainRequest` such as a small `arch`.
+    dist: the package that must provide the plugin.
     """
 
     kind: Kind
@@ -46,7 +46,7 @@ class Subject:
 def reference_model(*, inplace: bool = False, seed: int = 0) -> nn.Sequential:
     """A small classifier, `[B, 3, 16, 16]` to four scores; the target layer is `0`, `[B, 6, 8, 8]`.
 
-    With `inplace` a ReLU that overwrites its input stands right behind the target layer.
+    With `inplace`, the ReLU right behind the target layer overwrites its input.
     """
     with torch.random.fork_rng([]):
         torch.manual_seed(seed)
@@ -72,9 +72,9 @@ def reference_inputs(batch: int = 3) -> Tensor:
 
 
 def hand_model(*, inplace: bool = False) -> nn.Sequential:
-    """A network whose Grad-CAM is known: twice the red channel minus the green one, or its half negated.
+    """A network whose Grad-CAM is known: twice the red channel minus the green one, or minus half of that.
 
-    The target layer hands the image on; with `inplace` a ReLU overwrites it right behind.
+    The target layer returns the image; with `inplace`, a ReLU right behind overwrites that.
     """
     head = nn.Linear(2, 2, bias=False)
     head.weight.data = torch.tensor([[2.0, -1.0], [-1.0, 0.5]])
@@ -85,7 +85,7 @@ def hand_model(*, inplace: bool = False) -> nn.Sequential:
 
 
 def equal(actual: Tensor, expected: Tensor, what: str, relative: float = 1e-5) -> None:
-    """Assert that maps are equal but for an error relative to the peak."""
+    """Assert that maps are equal within an error relative to the peak."""
     assert actual.shape == expected.shape, f"{what}: shape {list(actual.shape)}, not {list(expected.shape)}"
     peak = float(expected.abs().max())
     error = float((actual.cpu().double() - expected.cpu().double()).abs().max())
@@ -94,7 +94,7 @@ def equal(actual: Tensor, expected: Tensor, what: str, relative: float = 1e-5) -
 
 @contextmanager
 def raises(kind: type[BaseException], what: str) -> Iterator[None]:
-    """Assert that the block raises `kind`; the test kit does without pytest."""
+    """Assert that the block raises `kind`; the kit works without pytest."""
     try:
         yield
     except kind:
@@ -131,7 +131,7 @@ def _snapshot(model: nn.Module, inputs: Tensor) -> dict[str, Any]:
 
 
 def same(a: Any, b: Any) -> bool:
-    """Whether two nested structures of tensors and values are equal to the bit."""
+    """Whether two nested structures of tensors and values are exactly equal."""
     if isinstance(a, dict):
         return list(a) == list(b) and all(same(a[key], b[key]) for key in a)
     if isinstance(a, list | tuple):
@@ -152,7 +152,7 @@ def untouched(model: nn.Module, inputs: Tensor, when: str) -> Iterator[None]:
 
 
 def model_in_training() -> nn.Sequential:
-    """A model in the middle of a training: mixed modes, a gradient, a frozen layer, a hook of its own."""
+    """A model in the middle of training: mixed modes, a gradient, a frozen layer, a hook of its own."""
     model = reference_model()
     model[4].training = True
     model[0].weight.requires_grad_(False)
@@ -162,4 +162,4 @@ def model_in_training() -> nn.Sequential:
 
 
 def _own_hook(*_: Any) -> None:
-    """The user's."""
+    """The user's own hook."""

@@ -23,7 +23,7 @@ SIZE = 32
 
 
 def evidence_model() -> nn.Sequential:
-    """A classifier `[B, 3, 32, 32]` to three scores: red, green, blue; what is negative it cannot see."""
+    """A classifier `[B, 3, 32, 32]` to three scores: red, green, blue; it cannot see negative values."""
     model = nn.Sequential(
         nn.Conv2d(3, 3, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 3)
     )
@@ -36,7 +36,7 @@ def evidence_model() -> nn.Sequential:
 
 
 def evidence(batch: int = 4) -> MapBatch:
-    """A bright square of the target's colour, dim ones of the others, unseen noise; maps of an oracle."""
+    """A bright square in the target's colour, dim ones in the others, unseen noise; an oracle's maps."""
     model, targets = evidence_model(), torch.arange(batch) % 3
     noise = torch.rand(batch, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(5))
     inputs = -noise
@@ -50,22 +50,22 @@ def evidence(batch: int = 4) -> MapBatch:
 
     def explain(x: Tensor, classes: Tensor) -> Tensor:
         native = loading.make("explainer", "native")
-        found = run(native, "native", model, x, ["1"], ["gradcam"], target_selector(classes, len(x)))
-        return found.maps["gradcam", "1"][:, 0]
+        answer = run(native, "native", model, x, ["1"], ["gradcam"], target_selector(classes, len(x)))
+        return answer.maps["gradcam", "1"][:, 0]
 
     oracle = truth * (1 + 0.1 * noise[:, 0])  # no two pixels of a square are equal
     return MapBatch(oracle, model, inputs, targets, truth, oracle.clone(), explain)
 
 
 def score(subject: Subject, batch: MapBatch) -> Scores:
-    """Through `measure`, as a user's call goes."""
+    """The scores from `measure`, as in a user's call."""
     return measure(subject.make(), subject.name, batch)
 
 
 def check_declarations(subject: Subject) -> None:
-    """`direction` is higher or lower, `range` has an order, `needs` are fields of `MapBatch`.
+    """`direction` is higher or lower, `range` is ascending, `needs` are fields of `MapBatch`.
 
-    `category` is a word of the form [a-z0-9-]+, because `camkit bench --metrics` takes it; not `latency`.
+    `category` is a word of the form [a-z0-9-]+, for `camkit bench --metrics`; not `latency`.
     """
     cls = subject.plugin
     assert cls.direction in ("higher", "lower"), f"direction is {cls.direction!r}: higher or lower"
@@ -76,7 +76,7 @@ def check_declarations(subject: Subject) -> None:
     assert good, f"category is {category!r}: a word such as faithfulness, of the form [a-z0-9-]+"
     unknown = set(cls.needs) - OPTIONAL
     assert not unknown, f"needs names {unknown}; there are {sorted(OPTIONAL)}"
-    assert cls.limit is None or low <= cls.limit <= high, f"limit {cls.limit} is outside of {cls.range}"
+    assert cls.limit is None or low <= cls.limit <= high, f"limit {cls.limit} is outside {cls.range}"
 
 
 def check_output(subject: Subject) -> None:
@@ -90,16 +90,16 @@ def check_output(subject: Subject) -> None:
         assert values.device == maps.device and not values.requires_grad, "on the device, without a graph"
         low, high = subject.plugin.range
         wrong = values[(values < low - 1e-5) | (values > high + 1e-5)]
-        assert not len(wrong), f"{what} maps score {wrong.tolist()}, outside of {subject.plugin.range}"
-        assert values.isfinite().all(), f"{what} maps score {values.tolist()}: they are well defined"
+        assert not len(wrong), f"{what} maps score {wrong.tolist()}, outside {subject.plugin.range}"
+        assert values.isfinite().all(), f"{what} maps score {values.tolist()}, though they are well defined"
         if curves is not None:
             assert curves.shape == (4, len(scores.steps)), "curves are [B, S] with S names of steps"
 
 
 def check_direction(subject: Subject) -> None:
-    """A perfect oracle is better than its inverse; who looks at the explainer finds a bad one worse.
+    """A perfect oracle beats its inverse; a metric that runs the explainer rates a bad one worse.
 
-    There are two bad ones: one never changes its map, the other always does.
+    There are two bad explainers: one never changes its map, the other always does.
     """
     oracle = evidence()
     good = float(score(subject, oracle).values.mean())
@@ -123,7 +123,7 @@ def check_direction(subject: Subject) -> None:
 
 
 def check_batch(subject: Subject) -> None:
-    """An image scores the same alone, in a batch, and in a batch of another order."""
+    """An image scores the same alone, in a batch, and in a batch in another order."""
     oracle = evidence()
     batch = dataclasses.replace(oracle, maps=_different_maps(oracle)["random"])
     together = score(subject, batch).values
@@ -136,7 +136,7 @@ def check_batch(subject: Subject) -> None:
 
 
 def check_seed(subject: Subject) -> None:
-    """The same seed gives the same values to the bit, whatever was drawn from the global generators."""
+    """The same seed gives exactly the same values, whatever the state of the global generators."""
     batch = dataclasses.replace(evidence(), seed=3)
     values = []
     for seed in (0, 1):
@@ -147,7 +147,7 @@ def check_seed(subject: Subject) -> None:
 
 
 def check_no_trace(subject: Subject) -> None:
-    """Model, inputs, maps, truth and the random generators are as before."""
+    """Model, inputs, maps, truth and the random generators are left as they were."""
     batch = evidence()
     parts = {
         "maps": batch.maps,
@@ -163,7 +163,7 @@ def check_no_trace(subject: Subject) -> None:
 
 
 def check_no_trace_after_error(subject: Subject) -> None:
-    """So it is if the explainer raises in the middle: weights that were made random are restored."""
+    """The same if the explainer raises halfway through: randomised weights are restored."""
     if "explain" not in subject.plugin.needs:
         return
 
@@ -176,29 +176,29 @@ def check_no_trace_after_error(subject: Subject) -> None:
             score(subject, batch)
         except InterruptedError:
             return
-    raise AssertionError("the explainer is needed, but not called; or its error is swallowed")
+    raise AssertionError("the explainer is needed but not called, or its error is swallowed")
 
 
 def check_undefined(subject: Subject) -> None:
-    """No truth, no map, NaN: NaN, and nothing else. A constant map is not better than a perfect one.
+    """Without truth, or with a broken map, a score is NaN. A constant map never beats a perfect one.
 
-    A peer counts an empty truth as a hit; an average over silent zeros says nothing.
+    Another library counts an empty truth as a hit; an average over silent zeros says nothing.
     """
     oracle = evidence()
     perfect = score(subject, oracle).values
-    holes: dict[str, dict[str, Any]] = {
+    undefined: dict[str, dict[str, Any]] = {
         "a map of NaN": {"maps": _with_first(oracle.maps, math.nan)},
         "an infinite map": {"maps": _with_first(oracle.maps, math.inf)},
         "an empty map": {"maps": _with_first(oracle.maps, 0.0)},
     }
     if "truth" in subject.plugin.needs and oracle.truth is not None:
-        holes["an empty truth"] = {"truth": _with_first(oracle.truth, False)}
+        undefined["an empty truth"] = {"truth": _with_first(oracle.truth, False)}
     if "reference" in subject.plugin.needs and oracle.reference is not None:
-        holes["a reference of NaN"] = {"reference": _with_first(oracle.reference, math.nan)}
-    for what, parts in holes.items():
+        undefined["a reference of NaN"] = {"reference": _with_first(oracle.reference, math.nan)}
+    for what, parts in undefined.items():
         values = score(subject, dataclasses.replace(oracle, **parts)).values
         assert values[0].isnan(), f"{what} scores {float(values[0]):.4g}, not NaN"
-        _same(values[1:], perfect[1:], f"others beside {what}")
+        _same(values[1:], perfect[1:], f"images beside {what}")
     constant = score(subject, dataclasses.replace(oracle, maps=_with_first(oracle.maps, 1.0))).values
     assert not _better(subject, float(constant[0]), float(perfect[0])), "a constant map beats the oracle"
 
@@ -217,7 +217,7 @@ def _better(subject: Subject, one: float, other: float) -> bool:
 
 
 def _chosen(batch: MapBatch, rows: Tensor) -> MapBatch:
-    """Some images of a batch."""
+    """The images `rows` of a batch."""
     parts = {
         name: part[rows]
         for name in ("maps", "inputs", "targets", "truth", "reference")

@@ -21,7 +21,7 @@ from camkit.testing.kit import Subject, equal, raises, same
 
 
 def check_load(subject: Subject) -> None:
-    """`load` gives a model in eval mode on the device that was asked for, with names for its scores."""
+    """`load` gives a model in eval mode on the requested device, with a name for each score."""
     loaded = _loaded(subject)
     assert isinstance(loaded, LoadedModel), f"load returns {type(loaded).__name__}"
     assert not any(m.training for m in loaded.module.modules()), "the module must be in eval mode"
@@ -41,7 +41,7 @@ def check_repeatable(subject: Subject) -> None:
 
 
 def check_layer(subject: Subject) -> None:
-    """`default_layer` is a layer of the model that carries a map."""
+    """`default_layer` is a layer of the model that can carry a map."""
     loaded = _loaded(subject)
     names = resolve_layers(loaded.module, loaded.default_layer, _example(loaded))
     native = loading.make("explainer", "native")
@@ -52,14 +52,14 @@ def check_layer(subject: Subject) -> None:
 
 
 def check_unknown_reference(subject: Subject) -> None:
-    """A reference that means nothing is a `ModelError`, never other weights."""
+    """An unknown reference raises a `ModelError`; no other weights are loaded."""
     for wrong in ("no-such-model-7f3a", "../no/such/file.pth"):
         with raises(ModelError, f"the reference {wrong!r}"):
             subject.make().load(wrong, device=torch.device("cpu"), trust=False)
 
 
 def check_bundle(subject: Subject) -> None:
-    """A model that says how it is built comes back from a bundle with equal scores."""
+    """A model that says how it is built has equal scores after a round trip through a bundle."""
     loaded = _loaded(subject)
     if loaded.architecture is None:
         return

@@ -1,7 +1,7 @@
-"""Checks of explainers on the models that people bring: tiles, tokens, electrodes, half types.
+"""Checks of explainers on the models that people bring: tiles, tokens, electrodes, half precision.
 
-Each docstring says what a user would suffer: a wrong map, and no word. A method may also refuse in one line
-(`CamkitError`), except `gradcam`.
+Each docstring says what a user would get otherwise: a wrong map, and no warning. Any method but `gradcam`
+may refuse with a `CamkitError` instead.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from camkit.testing.explainers import answer_of, maps_of
 from camkit.testing.kit import CLASSES, LAYER, Subject, equal, raises, reference_inputs, reference_model
 
 
-def maps_or_refusal(subject: Subject, method: str, *arguments: Any, **further: Any) -> Tensor | None:
-    """`maps_of`, or `None` where the method refuses; `gradcam` may not."""
+def maps_or_refusal(subject: Subject, method: str, *arguments: Any, **keywords: Any) -> Tensor | None:
+    """`maps_of`, or `None` if the method refuses, which `gradcam` may not."""
     try:
-        return maps_of(subject, method, *arguments, **further)
+        return maps_of(subject, method, *arguments, **keywords)
     except CamkitError:
         if method == "gradcam":
             raise
@@ -35,9 +35,9 @@ def maps_or_refusal(subject: Subject, method: str, *arguments: Any, **further: A
 
 
 def check_rows(subject: Subject) -> None:
-    """A layer whose rows are not the images is a `LayerError`: an image would get the map of another one.
+    """A layer whose rows are not the images is a `LayerError`: images would get each other's maps.
 
-    Windows, tiles, frames and pairs come as further rows; some transformers have the tokens first.
+    Windows, tiles, frames and pairs add rows; some transformers put tokens first.
     """
     inputs = reference_inputs(2)
     for method in filter(lambda method: _looks_at_the_layer(subject, method), subject.plugin.methods):
@@ -47,16 +47,16 @@ def check_rows(subject: Subject) -> None:
 
 
 def _looks_at_the_layer(subject: Subject, method: str) -> bool:
-    """Whether maps depend on the layer at all: some explain the input."""
+    """Whether the maps depend on the layer at all: some methods explain the input."""
     model, inputs = reference_model(), reference_inputs(2)
     one, other = (maps_of(subject, method, [0, 3], model, inputs, layer) for layer in (LAYER, "2"))
     return not torch.equal(one, other)
 
 
 def check_layouts(subject: Subject) -> None:
-    """Electrodes by time, tokens and channels-last give the grid of the layer, and the very `gradcam`.
+    """Electrodes by time, tokens and channels-last give the layer's grid, and the exact `gradcam`.
 
-    Who goes by proportions takes channels for positions, and a user sees a map of nothing.
+    Guessing by proportions takes channels for positions, and the user sees a meaningless map.
     """
     for case in CASES:
         model, inputs = case.model(), case.inputs
@@ -72,7 +72,7 @@ def check_layouts(subject: Subject) -> None:
 
 
 def check_layout_given(subject: Subject) -> None:
-    """`layout=` is heeded: tokens first, which only the user knows, give the maps of the images first."""
+    """`layout=` is heeded: tokens first, which only the user knows, give the same maps as images first."""
     inputs = reference_inputs(2)
     for method in subject.plugin.methods:
         expected = maps_or_refusal(subject, method, [0, 3], tokens_model(), inputs, "2")
@@ -82,7 +82,7 @@ def check_layout_given(subject: Subject) -> None:
             equal(maps, expected, f"{method} with layout='tokens-first'", 1e-4)
 
 
-class Does(nn.Module):
+class Lambda(nn.Module):
     """A function as a layer."""
 
     def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
@@ -90,7 +90,7 @@ class Does(nn.Module):
         self.function = function
 
     def forward(self, x: Tensor) -> Tensor:
-        """Whatever the function makes of it."""
+        """What the function returns."""
         return self.function(x)
 
 
@@ -104,9 +104,9 @@ def tiles_model() -> nn.Sequential:
 
     return _seeded(
         lambda: [
-            *(Does(tiles), nn.Conv2d(3, 6, 3, padding=1), nn.BatchNorm2d(6), nn.ReLU()),
+            *(Lambda(tiles), nn.Conv2d(3, 6, 3, padding=1), nn.BatchNorm2d(6), nn.ReLU()),
             *(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, CLASSES)),
-            Does(lambda scores: scores.reshape(-1, 4, CLASSES).mean(1)),
+            Lambda(lambda scores: scores.reshape(-1, 4, CLASSES).mean(1)),
         ]
     )
 
@@ -114,7 +114,7 @@ def tiles_model() -> nn.Sequential:
 def tokens_model(*, first: bool = False) -> nn.Sequential:
     """From `[B, 3, 16, 16]` to scores; layer `2` returns a class token and 4 x 4 others, `[B, 17, 8]`.
 
-    first: it returns `[17, B, 8]`.
+    first: tokens come first, `[17, B, 8]`.
     """
 
     def tokens(x: Tensor) -> Tensor:
@@ -124,8 +124,9 @@ def tokens_model(*, first: bool = False) -> nn.Sequential:
 
     return _seeded(
         lambda: [
-            *(nn.Conv2d(3, 8, 4, stride=4), Does(tokens), nn.LayerNorm(8), nn.ReLU()),
-            *(nn.Linear(8, 8), nn.ReLU(), Does(lambda x: x.mean(0 if first else 1)), nn.Linear(8, CLASSES)),
+            *(nn.Conv2d(3, 8, 4, stride=4), Lambda(tokens), nn.LayerNorm(8), nn.ReLU()),
+            *(nn.Linear(8, 8), nn.ReLU()),
+            *(Lambda(lambda x: x.mean(0 if first else 1)), nn.Linear(8, CLASSES)),
         ]
     )
 
@@ -144,15 +145,15 @@ def channels_last_model() -> nn.Sequential:
     """From `[B, 3, 16, 16]` to scores; layer `2` returns `[B, 8, 8, 6]`."""
     return _seeded(
         lambda: [
-            *(nn.Conv2d(3, 6, 3, stride=2, padding=1), Does(lambda x: x.permute(0, 2, 3, 1))),
+            *(nn.Conv2d(3, 6, 3, stride=2, padding=1), Lambda(lambda x: x.permute(0, 2, 3, 1))),
             *(nn.LayerNorm(6), nn.ReLU(), nn.Linear(6, 6), nn.ReLU()),
-            *(Does(lambda x: x.mean((1, 2))), nn.Linear(6, CLASSES)),
+            *(Lambda(lambda x: x.mean((1, 2))), nn.Linear(6, CLASSES)),
         ]
     )
 
 
 def _seeded(layers: Callable[[], list[nn.Module]]) -> nn.Sequential:
-    """In eval mode; norms scale and shift, or the mean over their channels would be nothing."""
+    """A seeded model in eval mode; its norms scale and shift, lest the mean over channels be zero."""
     with torch.random.fork_rng([]):
         torch.manual_seed(0)
         model = nn.Sequential(*layers()).eval()
@@ -164,7 +165,7 @@ def _seeded(layers: Callable[[], list[nn.Module]]) -> nn.Sequential:
 
 @dataclass(frozen=True)
 class Case:
-    """A network whose layer `2` is read by `read`, to `[B, C, h, w]`."""
+    """A network, and how to `read` the output of its layer `2` as `[B, C, h, w]`."""
 
     name: str
     model: Callable[[], nn.Sequential]
@@ -190,7 +191,7 @@ CASES = (
 
 
 def by_definition(model: nn.Sequential, inputs: Tensor, read: Callable[[Tensor], Tensor]) -> Tensor:
-    """Grad-CAM of class 1 at layer `2`, `sum_k a_k A_k`: the network is cut in two behind it."""
+    """Grad-CAM of class 1 at layer `2`, `sum_k a_k A_k`: the network is cut in two behind that layer."""
     leaf = model[:3](inputs).detach().requires_grad_()
     (gradient,) = torch.autograd.grad(model[3:](leaf)[:, 1].sum(), leaf)
     return (read(gradient).mean((2, 3), keepdim=True) * read(leaf.detach())).sum(1)
@@ -200,20 +201,20 @@ def by_definition(model: nn.Sequential, inputs: Tensor, read: Callable[[Tensor],
 
 
 def check_hooks_of_others(subject: Subject) -> None:
-    """What a hook of the model stored of the layer, as in a U-Net, is part of the gradient, too.
+    """What the model's own hook stores of the layer, as in a U-Net, counts towards the gradient.
 
-    A hook that runs behind it loses that path: fastai's `DynamicUnet` was wrong by 0.9 of the peak.
+    A hook that runs after that one loses the path: fastai's `DynamicUnet` was wrong by 0.9 of the peak.
     """
     inputs = reference_inputs(2)
     for method in subject.plugin.methods:
-        expected = maps_or_refusal(subject, method, [0, 3], Skips(by_hook=False), inputs, "body")
-        maps = maps_or_refusal(subject, method, [0, 3], Skips(by_hook=True), inputs, "body")
+        expected = maps_or_refusal(subject, method, [0, 3], SkipConnection(by_hook=False), inputs, "body")
+        maps = maps_or_refusal(subject, method, [0, 3], SkipConnection(by_hook=True), inputs, "body")
         if expected is not None and maps is not None:
             equal(maps, expected, f"{method} where a hook stores the layer's output", 1e-4)
 
 
-class Skips(nn.Module):
-    """A classifier with a way around its middle, for which a hook may store the output of `body`."""
+class SkipConnection(nn.Module):
+    """A classifier with a path around its middle; a hook may store the output of `body` for it."""
 
     def __init__(self, *, by_hook: bool) -> None:
         super().__init__()
@@ -239,22 +240,22 @@ class Skips(nn.Module):
 
 
 def check_no_grad_body(subject: Subject) -> None:
-    """A body that runs under `no_grad`, as frozen ones do, changes no map; never is one blank."""
+    """A body that runs under `no_grad`, as frozen ones do, changes no map; none comes out blank."""
     inputs = reference_inputs(2)
     for method in subject.plugin.methods:
         for layer in ("body.0", "above.0"):  # within it and behind it
-            expected = maps_or_refusal(subject, method, [0, 3], Frozen(off=False), inputs, layer)
-            maps = maps_or_refusal(subject, method, [0, 3], Frozen(off=True), inputs, layer)
+            expected = maps_or_refusal(subject, method, [0, 3], FrozenBody(no_grad=False), inputs, layer)
+            maps = maps_or_refusal(subject, method, [0, 3], FrozenBody(no_grad=True), inputs, layer)
             if expected is not None and maps is not None:
                 equal(maps, expected, f"{method} at {layer} where the body runs under no_grad")
 
 
-class Frozen(nn.Module):
-    """A classifier whose body may run without gradients; it has no bias, which some methods look at."""
+class FrozenBody(nn.Module):
+    """A classifier whose body may run without gradients and has no bias, which some methods use."""
 
-    def __init__(self, *, off: bool) -> None:
+    def __init__(self, *, no_grad: bool) -> None:
         super().__init__()
-        self._off = off
+        self._no_grad = no_grad
         self.body, self.above = _seeded(
             lambda: [
                 nn.Sequential(nn.Conv2d(3, 6, 3, stride=2, padding=1, bias=False), nn.ReLU()),
@@ -267,15 +268,15 @@ class Frozen(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Scores."""
-        with torch.no_grad() if self._off else nullcontext():
+        with torch.no_grad() if self._no_grad else nullcontext():
             x = self.body(x)
         return self.above(x)  # type: ignore[no-any-return]
 
 
 def check_current_weights(subject: Subject) -> None:
-    """Maps are those of the weights as they are: nothing may be kept that a write makes wrong.
+    """Maps follow the current weights: nothing may be cached that a write makes wrong.
 
-    Neither `.data` nor a numpy view counts a version, and statistics of BatchNorm are no parameters.
+    Writes through `.data` or a numpy view raise no version, and BatchNorm's statistics are not parameters.
     """
     inputs = reference_inputs(2)
     for method in subject.plugin.methods:
@@ -308,9 +309,9 @@ WRITES: dict[str, Callable[[nn.Module], None]] = {
 
 
 def check_float16(subject: Subject) -> None:
-    """If float16 is declared, `gradcam` of a large map is right: its gradients are too small for that type.
+    """If float16 is declared, `gradcam` of a large map is right, though its gradients are tiny.
 
-    Behind a mean over 256 x 256 positions a gradient is 1e-7: rounded to a few steps, or to zero.
+    A mean over 256 x 256 positions gives gradients of 1e-7, which float16 rounds coarsely or to zero.
     """
     if "float16" not in subject.plugin.dtypes or "gradcam" not in subject.plugin.methods:
         return
@@ -322,7 +323,7 @@ def check_float16(subject: Subject) -> None:
 
 
 def large_map_model() -> nn.Sequential:
-    """From any image to scores by the mean of a map as large as that; small weights above."""
+    """From images of any size to scores, by the mean of a map of that size; small weights above."""
     model = _seeded(
         lambda: [nn.Conv2d(3, 4, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, CLASSES)]
     )
@@ -331,43 +332,43 @@ def large_map_model() -> nn.Sequential:
     return model
 
 
-# --- what it costs and tells ----------------------------------------------------------------------
+# --- scores and costs -----------------------------------------------------------------------------
 
 
 def check_scores(subject: Subject) -> None:
-    """The scores told with a map are the model's own, row by row: users read them as probabilities."""
+    """The scores returned with a map are the model's own, row by row: users read them as probabilities."""
     model, inputs = reference_model(), reference_inputs()
     with torch.no_grad():
         expected = model(inputs)
     for method in subject.plugin.methods:
         answer = answer_of(subject, method, [0, 3, 1], model, inputs)
-        equal(answer.scores, expected, f"the scores told by {method}")
+        equal(answer.scores, expected, f"the scores from {method}")
 
 
 def check_forwards(subject: Subject) -> None:
-    """Given targets cost no forward of their own: `Query.seen` is told what `maps` computes anyway.
+    """Known targets cost no extra forward: `Query.seen` gets the scores that `maps` computes anyway.
 
-    Of a large model each forward counts, and a backend that pays one too many loses every comparison.
+    In a large model each forward counts, and a backend that needs one too many loses every comparison.
     """
     inputs, targets = reference_inputs(2), torch.tensor([0, 3])
     for method in subject.plugin.methods:
-        model = Counts(inputs)
+        model = ForwardCounter(inputs)
         subject.make().maps(Query(model, inputs, targets, "model.0", method))
-        needed = len(model.whole) + (True not in model.whole)  # a host has to know the scores
-        model.whole.clear()
+        needed = len(model.intact) + (True not in model.intact)  # the host needs the scores
+        model.intact.clear()
         maps_of(subject, method, targets, model, inputs, "model.0")
-        assert len(model.whole) <= needed, f"{method} takes {len(model.whole)} forwards, not {needed}"
+        assert len(model.intact) <= needed, f"{method} takes {len(model.intact)} forwards, not {needed}"
 
 
-class Counts(nn.Module):
-    """The reference model. whole: for each forward whether it was one of `inputs` themselves."""
+class ForwardCounter(nn.Module):
+    """The reference model. intact: for each forward, whether it ran on `inputs` unchanged."""
 
     def __init__(self, inputs: Tensor) -> None:
         super().__init__()
         self.model, self.inputs = reference_model(), inputs
-        self.whole: list[bool] = []
+        self.intact: list[bool] = []
 
     def forward(self, x: Tensor) -> Tensor:
         """Scores."""
-        self.whole.append(torch.equal(x, self.inputs))
+        self.intact.append(torch.equal(x, self.inputs))
         return self.model(x)  # type: ignore[no-any-return]

@@ -1,4 +1,4 @@
-"""Checks of trainers, on a data set that anything can learn."""
+"""Checks of trainers, on a data set that any model can learn."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ TOY_CLASSES = ("blue", "green", "red")
 
 
 def toy_photos(folder: Path, per_class: int = 8) -> Path:
-    """A data set that anything can learn: noisy pictures in three colours, a sub-folder for each."""
+    """A data set that any model can learn: noisy pictures in three colours, a sub-folder for each."""
     from PIL import Image
 
     draw = np.random.default_rng(0)
@@ -35,7 +35,7 @@ def toy_photos(folder: Path, per_class: int = 8) -> Path:
 
 
 def check_trains(subject: Subject) -> None:
-    """A data set that anything can learn is learnt: the error is below a third, and the loss falls."""
+    """An easy data set is learnt: the error is below a third, and the loss falls."""
     with _training(subject) as (_, result):
         error = result.metrics.get("error_rate")
         assert error is not None, f"metrics {dict(result.metrics)} must hold error_rate"
@@ -47,7 +47,7 @@ def check_trains(subject: Subject) -> None:
 def check_bundle_written(subject: Subject) -> None:
     """The bundle is inside `out`, loads without the trainer, and keeps the class names in order."""
     with _training(subject) as (request, result):
-        assert result.bundle.resolve().is_relative_to(request.out.resolve()), "the bundle is outside of out"
+        assert result.bundle.resolve().is_relative_to(request.out.resolve()), "the bundle is outside out"
         loaded = load_model(result.bundle, device="cpu")
         assert loaded.classes == TOY_CLASSES, f"classes {loaded.classes}, not {TOY_CLASSES}"
         for index, name in enumerate(TOY_CLASSES):
@@ -75,11 +75,11 @@ def check_nothing_outside(subject: Subject) -> None:
         before = sorted(data.rglob("*"))
         _train(subject, data, home / "out")
         assert sorted(data.rglob("*")) == before, "the data folder is changed"
-        assert sorted(p.name for p in home.iterdir()) == ["data", "out"], "files outside of out"
+        assert sorted(p.name for p in home.iterdir()) == ["data", "out"], "files outside out"
 
 
 def check_bad_data(subject: Subject) -> None:
-    """No folder, an empty one, one class, a broken picture: a `CamkitError` that names it, no bundle."""
+    """No folder, an empty one, one class or a broken picture: a `CamkitError` naming it, and no bundle."""
     with tempfile.TemporaryDirectory() as name:
         home = Path(name)
         (home / "empty").mkdir()
@@ -98,23 +98,23 @@ def check_bad_data(subject: Subject) -> None:
 
 
 class _Interrupted(BaseException):
-    """As Ctrl-C: no trainer may take it for an error of its own."""
+    """Like Ctrl-C: no trainer may take it for one of its own errors."""
 
 
 def check_interrupt(subject: Subject) -> None:
     """Interrupted at its first, middle or last report of progress, it leaves a loadable bundle or none.
 
-    From the middle `resume` ends with the weights of a training that nobody interrupted, on the CPU.
+    After the middle one, `resume` gives the weights of an uninterrupted training, on the CPU.
     """
     with tempfile.TemporaryDirectory() as name:
         home = Path(name)
         data = toy_photos(home / "data")
         calls: list[float] = []
-        _, whole = _train(
+        _, uninterrupted = _train(
             subject, data, home / "whole", progress=lambda fraction, _: calls.append(fraction)
         )
-        assert calls, "progress is never called, so nobody sees how far a training is"
-        expected = load_model(whole.bundle, device="cpu").sha256
+        assert calls, "progress is never called, so users cannot see how far training is"
+        expected = load_model(uninterrupted.bundle, device="cpu").sha256
         middle = (len(calls) + 1) // 2
         for stop in sorted({1, middle, len(calls)}):
             out = home / f"out-{stop}"
@@ -125,17 +125,17 @@ def check_interrupt(subject: Subject) -> None:
                 load_model(bundle, device="cpu")
             if stop == middle and not bundles:
                 _, resumed = _train(subject, data, out, resume=True)
-                found = load_model(resumed.bundle, device="cpu").sha256
-                assert found == expected, (
+                sha256 = load_model(resumed.bundle, device="cpu").sha256
+                assert sha256 == expected, (
                     f"resuming after report {stop} of {len(calls)} gives other weights"
                 )
 
 
-def _interrupting(call: int) -> Callable[[float, str], None]:
+def _interrupting(report: int) -> Callable[[float, str], None]:
     count = iter(range(1, 1_000_000))
 
     def progress(_: float, __: str) -> None:
-        if next(count) == call:
+        if next(count) == report:
             raise _Interrupted
 
     return progress
@@ -143,9 +143,9 @@ def _interrupting(call: int) -> Callable[[float, str], None]:
 
 def _train(subject: Subject, data: Path, out: Path, **fields: Any) -> Any:
     trainer: Trainer = subject.make()
-    asked: dict[str, Any] = {"weights": "none", "device": "cpu", **subject.request, **fields}
-    asked["recipe"] = table(trainer, asked.get("recipe"))
-    request = TrainRequest(data=str(data), out=out, **asked)
+    settings: dict[str, Any] = {"weights": "none", "device": "cpu", **subject.request, **fields}
+    settings["recipe"] = table(trainer, settings.get("recipe"))
+    request = TrainRequest(data=str(data), out=out, **settings)
     return request, trainer.train(request)
 
 
