@@ -88,7 +88,7 @@ def test_what_was_not_timed_or_is_alone_claims_no_place() -> None:
     assert said(made(rows=rows, agreement={}))[0] == "2 explainers, not timed", "no batch size in common"
 
 
-def agreed(value: float, *, parity: float | None = None, images: int = 20) -> str:
+def agreed(value: float, *, parity: float | None = None, images: int = 20, **machine: Any) -> str:
     """What is said of two explainers whose maps have this rank correlation."""
     names = ["a gradcam", "control random", "b gradcam"]
     table = [[None, -0.9, value], [-0.9, None, -0.9], [value, -0.9, None]]
@@ -97,7 +97,9 @@ def agreed(value: float, *, parity: float | None = None, images: int = 20) -> st
     rows[1]["parity"] = parity
     agreement = {"photographs": {"names": names, "size": [7, 7], "measures": measures}}
     scenes = [{"name": "photographs", "images": images, "with_truth": 0}]
-    return said(made(rows=rows, agreement=agreement, scenes=scenes))[1]
+    document = made(rows=rows, agreement=agreement, scenes=scenes)
+    document["environment"] |= machine
+    return said(document)[1]
 
 
 def test_how_far_maps_agree_stands_beside_what_chance_reaches() -> None:
@@ -115,6 +117,8 @@ def test_backends_give_the_same_maps_or_it_is_said_which_do_not() -> None:
     assert "the same from all backends, up to 2.0e-07 of the peak" in agreed(0.9999, parity=2e-7)
     differing = "Maps differ from those of the reference of the same method for b gradcam (by 5.0e-01"
     assert differing in agreed(0.5, parity=0.5)
+    assert "Maps differ" in agreed(0.5, parity=4e-3, precision="ieee")
+    assert "the same from all backends" in agreed(0.5, parity=4e-3, precision="tf32")
 
 
 def test_comparisons_with_what_knows_nothing_are_counted() -> None:

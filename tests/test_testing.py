@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from camkit.contracts.explainer import Explainer, Query
 from camkit.contracts.options import option
+from camkit.contracts.trainer import Trainer, TrainRequest
 from camkit.core.layout import OpenLayout
 from camkit.errors import LayerError, TargetError, UsageError
 from camkit.native.explainer import Native
@@ -129,6 +131,14 @@ class IsNoisy(Mutant):
             1, generator=torch.Generator().manual_seed(random.SystemRandom().getrandbits(32))
         )
         return super().maps(query) + noise * 1e-3
+
+
+class ReadsTheGlobalGenerator(Mutant):
+    """And leaves it as it was."""
+
+    def maps(self, query: Query) -> Tensor:
+        with torch.random.fork_rng([]):
+            return super().maps(query) + torch.rand(1) * 1e-3
 
 
 class LeavesGradients(Mutant):
@@ -267,6 +277,7 @@ MUTANTS: list[tuple[type[Explainer], str]] = [
     (DrawsFromNumpy, "check_determinism"),
     (DrawsFromPython, "check_determinism"),
     (IsNoisy, "check_determinism"),
+    (ReadsTheGlobalGenerator, "check_determinism"),
     (LeavesGradients, "check_no_trace"),
     (WipesGradients, "check_no_trace"),
     (NeedsGradients, "check_frozen"),
@@ -513,3 +524,20 @@ def test_a_check_that_meets_any_error_fails() -> None:
 
     outcome = run_check(BY_NAME["check_output"], Subject("explainer", "native", Refuses))
     assert outcome.status == "failed" and "TargetError: never" in outcome.reason
+
+
+class Scribbles(Trainer):
+    """Changes a photograph that it was given to train on."""
+
+    summary = "a trainer that writes where it must not"
+
+    def train(self, request: TrainRequest) -> Any:
+        photo = min(Path(request.data).rglob("*.png"))
+        photo.write_bytes(photo.read_bytes() + b" ")
+        Path(request.out).mkdir()
+
+
+def test_a_trainer_that_changes_a_photograph_is_caught() -> None:
+    check = {check.__name__: check for check in CHECKS["trainer"]}["check_nothing_outside"]
+    outcome = run_check(check, Subject("trainer", "scribbles", Scribbles))
+    assert outcome.status == "failed" and "the data folder is changed" in outcome.reason

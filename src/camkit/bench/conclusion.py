@@ -14,6 +14,7 @@ from camkit.bench.request import LEFT_OUT
 from camkit.bench.results import ALIKE, EQUAL, Document, LatencyRecord, Median, Row
 from camkit.bench.significance import better
 from camkit.bench.statistics import LEAST, LEVEL, Estimate
+from camkit.core.device_names import ROUNDED
 from camkit.errors import counted
 
 WORDS = {"BETTER": "better", "WORSE": "worse", "UNCLEAR": "undecided"}
@@ -163,15 +164,16 @@ def _agreement(document: Document) -> Iterator[str]:
     if scene is None:
         return
     compared = [(row.key, row.parity) for row in _explainers(document) if row.parity is not None]
-    least = EQUAL.get(document.settings.dtype, EQUAL["float32"])
+    rounding = ROUNDED.get(str(document.environment.rest.get("precision")), 0.0)
+    least = max(EQUAL.get(document.settings.dtype, EQUAL["float32"]), rounding)
     if other := [(key, value) for key, value in compared if not value <= least]:
         names = _joined([f"{key} (by {value:.1e} of the peak)" for key, value in other[:MANY]])
         more = f" and {len(other) - MANY} more" if len(other) > MANY else ""
         yield f"Maps differ from those of the reference of the same method for {names}{more}."
     elif compared:
         worst = max(value for _, value in compared)
-        rounding = f", up to {worst:.1e} of the peak" if worst else ""
-        yield f"Maps of one method are the same from all backends{rounding}."
+        by = f", up to {worst:.1e} of the peak" if worst else ""
+        yield f"Maps of one method are the same from all backends{by}."
     found = _least_alike(document, scene.name)
     if found:
         a, b, value, most = found
