@@ -35,6 +35,7 @@ from camkit.drawing.style import Style
 from camkit.explaining import pipeline, plan
 from camkit.explaining.manifest_lines import Format
 from camkit.explaining.output import Output
+from camkit.explaining.stages import Stages
 from camkit.images import decoding, finding, workers
 
 SPEC = "fastai:resnet34@none"
@@ -83,6 +84,7 @@ def rates(folder: Path, count: int, rounds: int, spec: str = SPEC) -> dict[str, 
                 read=partial(pool.read, ahead=2 * BATCH),
                 whole=format == "png" and style.view == "original",
                 side=decoding.DRAWN,
+                ahead=Stages().ahead,
             )
             groups = (list(group) for _, group in groupby(stream, key=lambda result: result.position))
             written = sum(len(photo.lines) for photo in output.write_all(groups))

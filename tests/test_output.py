@@ -986,8 +986,15 @@ def test_what_was_begun_is_told_when_the_photographs_end_with_an_error(tmp_path:
 
 
 def test_the_stages_of_a_run_share_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = [0.0]
-    monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
+    clock, stamped = [0.0], threading.Semaphore(0)
+
+    def now() -> float:
+        time = clock[0]
+        if threading.current_thread() is not threading.main_thread():
+            stamped.release()  # a part is finished
+        return time
+
+    monkeypatch.setattr(time, "perf_counter", now)
     stages = Stages()
 
     def photographs() -> Iterator[int]:
@@ -995,11 +1002,36 @@ def test_the_stages_of_a_run_share_its_time(monkeypatch: pytest.MonkeyPatch) -> 
             clock[0] += 1
             yield number
 
-    for _ in stages.each("reading", photographs()):
+    for _ in stages.each(photographs()):
         clock[0] += 2  # of the model
-    with stages.waiting("writing"):
-        clock[0] += 3
+    parts = stages.ahead(iter(range(2)))
+    assert next(parts) == 0
+    for _ in range(2):
+        stamped.acquire()  # until the second part is finished, too
+    clock[0] += 3
+    assert list(parts) == [1]
     assert stages.shares() == {"explaining": 0.5, "reading": 0.25, "writing": 0.25}
+
+
+def test_the_model_works_ahead_of_what_is_written() -> None:
+    begun, threads = threading.Event(), threading.active_count()
+
+    def parts() -> Iterator[int]:
+        yield 0
+        begun.set()
+        yield 1
+        raise MapError("at its place")
+
+    found = Stages().ahead(parts())
+    assert next(found) == 0
+    assert begun.wait(10), "the next part is begun while this one is in hand"
+    assert next(found) == 1
+    with pytest.raises(MapError, match="at its place"):
+        next(found)
+    left = Stages().ahead(iter(range(9)))
+    assert next(left) == 0
+    left.close()
+    assert threading.active_count() == threads, "nothing is left of what is given up"
 
 
 # --- sheets ---------------------------------------------------------------------------------------

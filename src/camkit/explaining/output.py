@@ -22,7 +22,6 @@ from camkit.explaining.map_keys import Keys
 from camkit.explaining.naming import Names, output_name
 from camkit.explaining.object_seen import ObjectSeen, object_seen
 from camkit.explaining.parquet import Map
-from camkit.explaining.stages import Stages
 from camkit.explaining.writers import WRITERS, Written
 from camkit.files import Place, check_writable, sweep
 from camkit.images.workers import WAITING, Failure
@@ -44,7 +43,6 @@ class Output:
     name_layers: whether the layer is part of the names, as it is where one was asked for.
     spec: the model as it was asked for, so that the maps can be computed again; facts: what was said of it.
     request: what makes two runs the same; `resume`: leave out what the folder holds of it already.
-    stages: is told how long results were waited for.
     truth: where objects are, if that is known.
     """
 
@@ -60,10 +58,8 @@ class Output:
         facts: ModelFacts | None = None,
         request: str = "",
         resume: bool = False,
-        stages: Stages | None = None,
         truth: Truth | None = None,
     ) -> None:
-        self._stages = stages or Stages()
         check_writable(folder)
         manifest.check_writable(folder)
         if resume:
@@ -188,8 +184,7 @@ class Output:
 
     def _first(self, waiting: Waiting) -> tuple[int, Written]:
         """What is finished first; until then it stays among those that wait, if Ctrl-C comes meanwhile."""
-        with self._stages.waiting("writing"):
-            weight, written = waiting[0][0], waiting[0][1].result()
+        weight, written = waiting[0][0], waiting[0][1].result()
         waiting.popleft()
         return weight, written
 
@@ -217,10 +212,9 @@ class Output:
         photos = [written for _, written in together]
         if photos:
             self._held -= sum(weight for weight, _ in together)
-            with self._stages.waiting("writing"):
-                self._writer.finish(photos)
-                self.names.settle()
-                self._append([line for photo in photos for line in photo.lines])
+            self._writer.finish(photos)
+            self.names.settle()
+            self._append([line for photo in photos for line in photo.lines])
         self._told = time.monotonic()
         yield from photos
 

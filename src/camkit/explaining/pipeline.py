@@ -5,10 +5,10 @@ from __future__ import annotations
 import gc
 import math
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import cache
-from itertools import islice
+from itertools import chain, islice
 
 import torch
 from torch import Tensor
@@ -27,6 +27,8 @@ from camkit.images.decoding import Photo
 from camkit.images.workers import Failure, ImageSource, read
 from camkit.models.weights import broken
 
+Results = Iterator[Explanation | Failure]
+
 
 def stream(
     work: Plan,
@@ -37,31 +39,66 @@ def stream(
     whole: bool = True,
     side: int | None = None,
     rows: int | None = None,
-) -> Iterator[Explanation | Failure]:
+    ahead: Callable[[Iterator[Results]], Iterator[Results]] = iter,
+) -> Generator[Explanation | Failure]:
     """Every explanation of every photograph, batch by batch; failures take their place in the order.
 
     whole: keep photographs, reduced to a longest `side` of so many pixels; else only what the model sees.
     rows: of the batches of fast mode, all of which have as many, since another number would be compiled
     anew; by default as many as the first batch was asked for.
+    ahead: takes the parts one by one, each of which the model has been through when it is handed out; with
+    one that computes in a thread the model works on the next while the results of the last are taken.
     """
     if not 1 <= batch_size <= sys.maxsize:
         raise UsageError(f"batch size must be at least 1, and no more than there is, not {batch_size}")
     photos = read(sources, work.model.preprocess, whole=whole, side=side)
-    memory = _Memory(work)
+    memory = _Memory(work, rows or 0)
+    for results in ahead(_parts(memory, photos, batch_size)):
+        yield from results
+
+
+def _parts(
+    memory: _Memory, photos: Iterator[tuple[int, Photo] | Failure], batch_size: int
+) -> Iterator[Results]:
+    """The results of photographs that the model has been through together, in their order."""
     while batch := list(islice(photos, batch_size)):
-        memory.rows = memory.rows or rows or len(batch)
-        yield from _explain_batch(memory, batch)
+        memory.rows = memory.rows or len(batch)
+        items = iter(batch)
+        for count, results in memory.explain([item for item in batch if not isinstance(item, Failure)]):
+            part: list[tuple[int, Photo] | Failure] = []
+            while count:
+                part.append(next(items))
+                count -= not isinstance(part[-1], Failure)
+            yield _in_order(part, results)
+        yield _in_order(list(items), iter(()))  # failures behind the last photograph
+
+
+def _in_order(
+    items: Sequence[tuple[int, Photo] | Failure], results: Iterator[list[Explanation | Failure]]
+) -> Results:
+    """The results of photographs, and failures in their places."""
+    for item in items:
+        if isinstance(item, Failure):
+            yield item
+        else:
+            yield from next(results)
 
 
 class _Memory:
     """Explains as many photographs at once as there is memory for: half of them where it runs out."""
 
-    def __init__(self, work: Plan) -> None:
+    def __init__(self, work: Plan, rows: int) -> None:
         self._work = work
-        self.rows = 0  # of a batch, at most
+        self.rows = rows  # of a part, at most; 0: as many as the first batch has
 
-    def explain(self, photos: Sequence[tuple[int, Photo]]) -> Iterator[list[Explanation | Failure]]:
-        """For each photograph the list of its results; `ModelError` if there is no room for one."""
+    def explain(
+        self, photos: Sequence[tuple[int, Photo]]
+    ) -> Iterator[tuple[int, Iterator[list[Explanation | Failure]]]]:
+        """Parts: how many photographs each has, and for each of these the list of its results.
+
+        The model has been through a part when it is handed out. `ModelError` if there is no room for one
+        photograph.
+        """
         tried, device = 0, self._work.model.device
         while part := photos[: self.rows]:
             results = _explain_photos(self._work, part, self.rows)
@@ -77,23 +114,11 @@ class _Memory:
                 if tried:
                     much = f"out of memory on {device} with {tried} photographs at once"
                     warn(f"{much}: {self.rows} at once from here on")
-                yield first
-                yield from results
+                yield len(part), chain([first], results)
                 tried, photos = 0, photos[len(part) :]
                 continue
             gc.collect()  # the error held what was computed
             devices.give_memory_back()
-
-
-def _explain_batch(
-    memory: _Memory, batch: Sequence[tuple[int, Photo] | Failure]
-) -> Iterator[Explanation | Failure]:
-    results = memory.explain([item for item in batch if not isinstance(item, Failure)])
-    for item in batch:
-        if isinstance(item, Failure):
-            yield item
-        else:
-            yield from next(results)
 
 
 def _explain_photos(

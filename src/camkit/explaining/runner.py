@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
 from functools import partial
 from itertools import groupby, islice
 from threading import Event
@@ -89,7 +90,6 @@ class Run:
             facts=request.facts,
             request=self.id,
             resume=request.resume,
-            stages=self.stages,
             truth=truth,
         )
 
@@ -114,7 +114,8 @@ class Run:
             self.work,
             self._missing() if request.resume else self.sources(),
             batch_size=size,
-            read=lambda *args, **options: self.stages.each("reading", read(*args, **options)),
+            read=lambda *args, **options: self.stages.each(read(*args, **options)),
+            ahead=self.stages.ahead,
             whole=request.style.view == "original" and request.format == "png",
             side=request.style.size or DRAWN,
             rows=sum(1 for _ in islice(self.sources(), size)),  # the same when the run is resumed
@@ -124,7 +125,8 @@ class Run:
         )
         if request.on_error == "fail":
             groups = _until_failure(groups)
-        return self.output.write_all(_until(groups, interrupted or Event()))
+        with closing(stream):  # the model works ahead of what is written; it ends first
+            yield from self.output.write_all(_until(groups, interrupted or Event()))
 
     def _missing(self) -> Iterator[Source]:
         """The sources without the batches of which everything is there.
