@@ -589,7 +589,7 @@ def test_the_same_warning_is_told_again_of_the_next_photograph() -> None:
 def test_a_warning_names_its_photograph_where_no_table_does() -> None:
     result = explain(photo("a.png"), photo("b.png", 1), "--json", model="tiny:flat")
     about = "gradcam is zero everywhere at layer 'body', as where no gradient arrives"
-    assert result.stderr.splitlines() == [f"Warning: {name}: {about}" for name in ("a.png", "b.png")]
+    assert result.stderr.splitlines()[:-1] == [f"Warning: {name}: {about}" for name in ("a.png", "b.png")]
 
 
 def test_camkits_warnings_are_one_line_and_others_are_not_shown(site: Path, tmp_path: Path) -> None:
