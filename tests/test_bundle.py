@@ -570,7 +570,7 @@ FILES: dict[str, tuple[Callable[[Path], None], str]] = {
     "a configuration elsewhere": (_leads_out("camkit.json"), r"camkit\.json .*leads out"),
     "weights elsewhere": (_leads_out("model.safetensors"), r"model\.safetensors .*leads out"),
     "a configuration that is its own link": (_leads_around("camkit.json"), r"camkit\.json is missing"),
-    "empty weights": (raw(lambda data: b""), r"model\.safetensors cannot be read as weights"),
+    "empty weights": (raw(lambda data: b""), r"model\.safetensors is empty"),
     "truncated weights": (raw(lambda data: data[:-100]), r"model\.safetensors cannot be read as weights"),
     "half a header": (raw(lambda data: data[:100]), r"model\.safetensors cannot be read as weights"),
     "more than the weights": (raw(lambda data: data + b"x"), r"model\.safetensors cannot be read"),

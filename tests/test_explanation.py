@@ -291,7 +291,8 @@ def test_a_saved_picture_tells_how_it_was_made(colours: LoadedModel, tmp_path: P
     assert line["full_scale"] == pytest.approx(float(result.map.max()))
     told = repeating.command([line])
     assert f"{image} --model MODEL" in told and told.endswith("--look spotlight --relu")
-    assert "of Python" in str(repeating.lacks(line))  # the model is an object
+    said = str(repeating.lacks(line))
+    assert "of Python" in said and "--size" in said  # the model is an object, and may have been told things
     result.save(tmp_path / "out.bmp")
     with pytest.raises(UsageError, match="no suffix"):
         result.save(tmp_path / "out")

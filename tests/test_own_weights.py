@@ -300,6 +300,12 @@ def test_names_in_every_form(tmp_path: Path) -> None:
     (tmp_path / "data.yaml").write_text("names: [cat, ")
     with pytest.raises(ModelError, match=r"data\.yaml cannot be read"):
         labels.parse(str(tmp_path / "data.yaml"))
+    (tmp_path / "printed.txt").write_text("{'dog': 1, 'cat': 0, 'newt': 2}")
+    assert labels.parse(str(tmp_path / "printed.txt")) == PETS
+    for odd in ("0: cat\n0: dog\n1: newt\n", "2: cat\n3: dog\n", "0: cat\n1: cat\n", "['cat', "):
+        (tmp_path / "odd.txt").write_text(odd)
+        with pytest.raises(ModelError, match=r"odd\.txt"):
+            labels.parse(str(tmp_path / "odd.txt"))
     (tmp_path / "grades.txt").write_text("grade 1\ngrade 0\n")  # names, which no number orders
     assert labels.parse(str(tmp_path / "grades.txt")) == ("grade 1", "grade 0")
     assert labels.parse("cat, dog,newt") == PETS
@@ -326,43 +332,102 @@ def test_the_file_says_what_the_model_is_shown(kind: str, resnet: Any, tmp_path:
     path = saved({"state_dict": resnet.state_dict(), **SAID[kind]}, tmp_path / "m.pth")
     model = camkit.load_model(path, device="cpu")
     shown = model.preprocess
-    assert (shown.size, shown.resize, shown.mean, shown.std) == ((96, 96), 110, HALVES, QUARTERS)
+    assert (shown.size, shown.resize, shown.mean, shown.std) == ((96, 96), 109, HALVES, QUARTERS)
     assert model.notes["mean"] == "its mean is 0.5,0.5,0.5" and "96 x 96" in model.notes["size"]
-    assert model.notes["shown"].startswith("assumed: cut out of 110 (")
+    assert model.notes["shown"].startswith("assumed: cut out of 109 (")
     said = camkit.load_model(path, device="cpu", mean=(0.1, 0.1, 0.1))
     assert said.preprocess.mean == (0.1, 0.1, 0.1) and "mean" not in said.notes
     assert (said.preprocess.std, said.preprocess.size) == (QUARTERS, (96, 96))
 
 
+VIT = {
+    **{"image_processor_type": "ViTImageProcessor", "size": {"height": 96, "width": 96}, "resample": 3},
+    **{"image_mean": HALVES, "image_std": QUARTERS, "do_center_crop": None, "rescale_factor": 1 / 255},
+}
+
+
 def test_a_processor_beside_the_file_says_what_the_model_is_shown(resnet: Any, tmp_path: Path) -> None:
     path = saved(resnet.state_dict(), tmp_path / "m.pth")
-    table = {
-        "crop_size": {"height": 96, "width": 128},
-        "size": {"shortest_edge": 150},
-        "image_mean": HALVES,
-    }
-    (tmp_path / "preprocessor_config.json").write_text(json.dumps(table))
+    beside = tmp_path / "preprocessor_config.json"
+    beside.write_text(json.dumps(VIT))
     model = camkit.load_model(path, device="cpu")
-    assert (model.preprocess.size, model.preprocess.mean) == ((96, 128), HALVES)
-    assert "preprocessor_config.json" in model.notes["size"] and "std 0.229" in model.notes["shown"]
-    (tmp_path / "preprocessor_config.json").write_text('{"crop_size": ')
-    assert camkit.load_model(path, device="cpu").preprocess.size == (224, 224)
+    shown = Preprocess((96, 96), None, "squash", "bicubic", HALVES, QUARTERS, rounding="transformers")
+    assert model.preprocess == shown and "shown" not in model.notes
+    assert "preprocessor_config.json" in model.notes["processor"]
+    odd: dict[str, dict[str, Any]] = {
+        "do_flip_channel_order": {"do_flip_channel_order": True},
+        "rescale_factor": {"rescale_factor": 1},
+        "does not resize": {"do_resize": False},
+        "any proportions": {"size": {"shortest_edge": 96}},
+        "its kind is OddImageProcessor": {"image_processor_type": "OddImageProcessor"},
+        "its size 96": {"size": 96},
+        "positive": {"image_std": [0.0] * 3},
+    }
+    for text, change in odd.items():
+        beside.write_text(json.dumps(VIT | change))
+        model = camkit.load_model(path, device="cpu")
+        assert model.preprocess == Preprocess(resize=256), text
+        assert "is not taken" in model.notes["processor"] and text in model.notes["processor"]
+        assert "mean 0.485" in model.notes["shown"]
+    beside.write_text('{"crop_size": ')
+    assert "not taken" in camkit.load_model(path, device="cpu").notes["processor"]
+    beside.write_text(json.dumps(VIT | {"do_normalize": False}))
+    assert camkit.load_model(path, device="cpu").preprocess.mean == (0.0,) * 3
+
+
+TAKEN: dict[str, tuple[dict[str, Any], Any]] = {
+    "of bytes": ({"mean": [127.5] * 3, "std": [63.75] * 3}, (HALVES, QUARTERS)),
+    "of bytes, nothing divided": (
+        {"mean": [127.5] * 3, "std": [1, 1, 1]},
+        (HALVES, pytest.approx((1 / 255,) * 3)),
+    ),
+    "one for all": ({"mean": 0.5, "std": 0.25}, (HALVES, QUARTERS)),
+    "a list of one": ({"mean": [0.5], "std": [0.25]}, (HALVES, QUARTERS)),
+    "a text": ({"mean": "0.5,0.5,0.5", "std": "[0.25, 0.25, 0.25]"}, (HALVES, QUARTERS)),
+    "in tables": ({"config": {"data": {"mean": HALVES, "std": QUARTERS}}}, (HALVES, QUARTERS)),
+}
+
+
+@pytest.mark.parametrize("kind", TAKEN)
+def test_mean_and_std_in_every_form(kind: str, resnet: Any, tmp_path: Path) -> None:
+    said, expected = TAKEN[kind]
+    path = saved({"state_dict": resnet.state_dict(), **said}, tmp_path / "m.pth")
+    model = camkit.load_model(path, device="cpu")
+    assert (model.preprocess.mean, model.preprocess.std) == expected
+    assert "mean" not in model.notes["shown"]
+
+
+def test_the_margin_and_the_filter_of_a_checkpoint(resnet: Any, tmp_path: Path) -> None:
+    said = {"img_size": 192, "crop_pct": 0.9, "interpolation": "bicubic"}
+    path = saved(
+        {"state_dict": resnet.state_dict(), "args": argparse.Namespace(**said)}, tmp_path / "m.pth"
+    )
+    model = camkit.load_model(path, device="cpu")
+    shown = model.preprocess
+    assert (shown.size, shown.resize, shown.interpolation) == ((192, 192), 213, "bicubic")
+    assert {"size", "resize", "interpolation"} <= model.notes.keys()
+    path = saved({"state_dict": resnet.state_dict(), "img_size": 192, "resize": 200}, tmp_path / "m.pth")
+    assert camkit.load_model(path, device="cpu").preprocess.resize == 200
 
 
 @pytest.mark.parametrize(
     "said",
     [
-        {"mean": [127.0] * 3, "std": [60.0] * 3, "img_size": 5000},
-        {"mean": [0.5], "std": [0.0] * 3, "img_size": "large"},
-        {"mean": [float("nan")] * 3, "std": None, "img_size": (1, 2, 3, 4)},
-        {"mean": [True] * 3, "std": "0.5", "img_size": {"height": 96}},
+        {"mean": [300.0] * 3, "std": [-1.0] * 3, "img_size": 5000},
+        {"mean": [0.5] * 2, "std": [0.0] * 3, "img_size": "large"},
+        {"mean": [float("nan")] * 3, "std": [0.5] * 4, "img_size": (1, 2, 3, 4)},
+        {"mean": [True] * 3, "std": "half", "img_size": {"height": 96}},
+        {"mean": 0.93, "top": {"std": 0.1}},  # of an accuracy
     ],
 )
-def test_what_cannot_be_meant_is_not_taken(said: dict[str, Any], resnet: Any, tmp_path: Path) -> None:
+def test_what_cannot_be_meant_is_not_taken_and_told(
+    said: dict[str, Any], resnet: Any, tmp_path: Path
+) -> None:
     path = saved({"state_dict": resnet.state_dict(), **said}, tmp_path / "m.pth")
     model = camkit.load_model(path, device="cpu")
     assert (model.preprocess.size, model.preprocess.mean) == ((224, 224), Preprocess().mean)
     assert "mean 0.485" in model.notes["shown"]
+    assert ("--mean" in model.notes.get("not taken", "")) == ("std" in said)
 
 
 def test_four_channels_need_nothing_more_if_the_file_says_it(tmp_path: Path) -> None:
@@ -409,6 +474,9 @@ def test_weights_that_are_no_numbers_are_named(resnet: Any, tmp_path: Path) -> N
     state = {name: tensor.clone() for name, tensor in resnet.state_dict().items()}
     state["layer3.0.conv1.weight"][3, 2, 1, 1] = float("nan")  # the fault of a single value
     model = camkit.load_model(saved(state, tmp_path / "m.pth"), device="cpu", classes=PETS)
+    with pytest.raises(ModelError, match=r"NaN or infinite: layer3"):
+        camkit.save_bundle(model, tmp_path / "bundle")
+    assert "NaN or infinite in layer3.0.conv1" in run("model", "show", str(tmp_path / "m.pth")).stdout
     with pytest.raises(MapError, match=r"layer3\.0\.conv1\.weight \(1 of 294,912 values\)"):
         camkit.explain(model, np.zeros((64, 64, 3), np.uint8))
 
@@ -481,10 +549,10 @@ def test_facts_change_what_the_model_is_shown(resnet: Any, tmp_path: Path) -> No
         scores="sigmoid",
     )
     assert model.preprocess.size == (160, 160)
-    assert model.preprocess.resize == 183  # 256 / 224 of it, as before
+    assert model.preprocess.resize == 182  # the share of 224 in 256
     assert (model.classes, model.scores) == (PETS, "sigmoid")
     assert model.notes.keys() == {"architecture", "shown"}
-    assert model.notes["shown"] == "assumed: cut out of 183 (--resize, or preprocess=)"
+    assert model.notes["shown"] == "assumed: cut out of 182 (--resize, or preprocess=)"
     half = (0.5,) * 3
     sure = camkit.load_model(
         path, device="cpu", arch="torchvision:resnet18", fit="squash", size=160, mean=half, std=half
@@ -587,7 +655,7 @@ def test_explain_says_what_it_found_and_assumed(resnet: Any, tmp_path: Path) -> 
     )
     assert told.exit_code == 0, told.output
     assert "torchvision:resnet18" in told.stderr
-    assert "assumed: cut out of 110, mean" in told.stderr
+    assert "assumed: cut out of 109, mean" in told.stderr
     line = json.loads((out / "manifest.jsonl").read_text().splitlines()[0])
     assert line["class_name"] == "newt"
     assert line["preprocessing"]["size"] == [96, 96]
@@ -620,6 +688,9 @@ def small():
     layers = torch.nn.Conv2d(3, 4, 8, 8), torch.nn.Flatten(), torch.nn.Linear(4 * 8 * 8, 3)
     return torch.nn.Sequential(*layers)
 
+def needs(classes):
+    return None
+
 def lost():
     return torch.load("nowhere.pth")
 
@@ -647,6 +718,7 @@ def test_a_function_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         "my_network_of_camkit.py:bild": "build",
         "my_network_of_camkit.py": r"which function.*my_network_of_camkit\.py:build",
         "my_network_of_camkit.py:lost": r"nowhere\.pth",
+        "my_network_of_camkit.py:needs": r"without arguments that makes it: my_network_of_camkit\.py:FUNC",
         "my_network_of_camkit.py:table": r"a dict \(logits, more\).*output='logits'",
         "nowhere.py:build": r"nowhere\.py",
         "my_network_of_camkit.py:build@nowhere.pth": r"no.*nowhere\.pth",

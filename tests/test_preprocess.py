@@ -364,3 +364,11 @@ def test_values_given_in_python_are_checked_as_well() -> None:
         Preprocess(size=(224, 224), resize=100)
     with pytest.raises(ModelError, match="a value for each channel"):
         Preprocess(mean=(0.5,))
+
+
+def test_without_a_margin_a_square_is_cut_as_torchvision_cuts_it() -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (335, 500, 3), dtype=np.uint8)
+    for image in (Image.fromarray(noise), Image.fromarray(noise).rotate(90, expand=True)):
+        theirs = transforms.Compose([transforms.Resize(224), transforms.CenterCrop(224)])(image)
+        ours = Preprocess(size=(224, 224)).view(image)
+        assert np.array_equal(np.asarray(ours), np.asarray(theirs))

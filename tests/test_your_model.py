@@ -226,7 +226,9 @@ WAYS: dict[str, Callable[[Ways], Any]] = {
         lambda s: {"model": s, "img_size": 160, "mean": [0.5] * 3, "std": [0.5] * 3}
     ),
     "`preprocessor_config.json` beside the file": lambda w: w.beside(
-        "preprocessor_config.json", '{"crop_size": 160, "image_mean": [0.5, 0.5, 0.5]}'
+        "preprocessor_config.json",
+        '{"image_processor_type": "ViTImageProcessor", "size": {"height": 160, "width": 160},'
+        ' "image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5], "resample": 3}',
     ),
     "a new head: Linear": lambda w: w.headed(nn.Linear(512, 3)),
     "a new head: Dropout, Linear": lambda w: w.headed(nn.Dropout(), nn.Linear(512, 3)),

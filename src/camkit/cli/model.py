@@ -161,7 +161,10 @@ def _loaded(spec: str, given: dict[str, Any], *, quiet: bool = False) -> LoadedM
 
 def _known(loaded: LoadedModel) -> dict[str, Any]:
     """What `show` tells, by its name."""
+    from camkit.models.weights import broken
+
     architecture = dict(loaded.architecture or {})
+    where = broken(loaded.module)
     names = [architecture.pop(key, None) for key in ("source", "name")]
     built = ":".join(filter(None, names)) or type(loaded.module).__name__
     changed = {key: value for key, value in architecture.items() if key != "num_classes"}
@@ -174,6 +177,7 @@ def _known(loaded: LoadedModel) -> dict[str, Any]:
         **{name: str(value) for name, value in loaded.preprocess.to_dict().items()},
         "parameters": f"{sum(p.numel() for p in loaded.module.parameters()):,}",
         "sha256": loaded.sha256,
+        **({"weights": f"NaN or infinite in {where}"} if where else {}),
     }
 
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 # Notes that tell what is assumed: the variant of an architecture, what its photographs are like, what its
 # scores are, and a layer that is the automatic one only for their size.
-ASSUMED = ("variant", "shown", "scores", "layer")
+ASSUMED = ("variant", "shown", "layer")
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class LoadedModel:
             f"  shown       {shown.size[0]} x {shown.size[1]}{margin}, {shown.fit}, {shown.interpolation}\n"
             f"  normalised  mean {shown.mean}, std {shown.std}\n"
             f"  scores      {self.scores}; layer {self.default_layer}"
-            + (f"\n  {self.note}" if self.note else "")
+            + ("" if self.is_sure else f"\n  {self.note}")
         )
 
     @property

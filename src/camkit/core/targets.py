@@ -117,6 +117,9 @@ def known_targets(selector: Selector, batch: int) -> Tensor | None:
     return normal_tensor(selector.targets.expand(batch, -1)) if isinstance(selector, Fixed) else None
 
 
+OUTPUT = ": output= says which part they are (a FILE.py returns camkit.load_model(module, output=...))"
+
+
 def refuse_targets(selector: Selector, batch: int, scores: Tensor) -> None:
     """Raise like `checked_targets`, and at once for a class that does not exist."""
     checked_targets(selector, batch, scores)
@@ -130,7 +133,7 @@ def checked_targets(selector: Selector, batch: int, scores: Tensor) -> Tensor:
     A class that does not exist may be reported later, see `Fixed`: what is returned is in range.
     """
     if not isinstance(scores, Tensor) or scores.ndim != 2 or len(scores) != batch:
-        hint = "" if isinstance(scores, Tensor) else ": choose them with output="
+        hint = "" if isinstance(scores, Tensor) else OUTPUT
         raise ModelError(
             f"the model returns {described(scores)}; a classifier returns scores [B, n_classes]{hint}"
         )

@@ -100,8 +100,12 @@ def _is_spec(line: Line) -> bool:
 def lacks(line: Line) -> str | None:
     """What has to be said of the command, because it does not say it itself."""
     said: Mapping[str, Any] = line["model_facts"] if isinstance(line["model_facts"], dict) else {}
-    if not _is_spec(line):
-        return f"with the model, a {line['model']} of Python: its file, or FILE.py:FUNCTION that builds it"
+    if not line["model_spec"]:
+        whose = "" if _is_spec(line) else f"MODEL is the {line['model']} of Python; "
+        return (
+            f"made in Python: {whose}whatever was said of the model (--classes, --size, --mean, --std, "
+            "--scores) belongs to the command, or it makes another picture"
+        )
     if "classes" in said and "--classes" not in _model(line):
         return "with --classes and the names of the classes, as then"
     return None

@@ -258,10 +258,11 @@ class Preprocess:
         if self.fit == "squash":
             scale = (self.resize or min(self.seen)) / min(self.seen)
             return round(crop_w * scale), round(crop_h * scale)
-        if self.resize is not None:
+        if self.resize is not None or crop_h == crop_w:
+            side = self.resize or crop_h
             short, long = min(width, height), max(width, height)
-            other = int(self.resize * long / short)  # truncated, as torchvision does
-            return (self.resize, other) if width <= height else (other, self.resize)
+            other = int(side * long / short)  # truncated, as torchvision does
+            return (side, other) if width <= height else (other, side)
         scale = max(crop_w / width, crop_h / height)
         return max(crop_w, round(width * scale)), max(crop_h, round(height * scale))
 

@@ -24,7 +24,7 @@ from camkit.files import cause, inside, is_file, writing_folder
 from camkit.images.preprocess import Preprocess
 from camkit.models.specs import CONFIG, MAX_CONFIG, PETS, WEIGHTS
 from camkit.models.stranger_json import errors_of, read_json
-from camkit.models.weights import SPARE, built_for, put_weights, read_weights
+from camkit.models.weights import SPARE, broken, built_for, put_weights, read_weights
 from camkit.registry import loading
 
 FORMAT = 1
@@ -92,6 +92,8 @@ def save_bundle(
     from safetensors.torch import save
 
     target = Path(folder)
+    if where := broken(model.module):
+        raise ModelError(f"the weights of {model.name} are NaN or infinite: {where}")
     text = config_text(model, facts)
     # Unlike `Path.exists` it takes any length of name, and sees a link that leads nowhere.
     if os.path.lexists(target) and (not target.is_dir() or any(target.iterdir())):

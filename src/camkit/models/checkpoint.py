@@ -120,8 +120,11 @@ def read_checkpoint(path: Path) -> Checkpoint:
 def check_downloaded(path: Path) -> None:
     """`ModelError` for what only stands for a file of weights."""
     with path.open("rb") as file:
-        if what := stand_in(file.read(100)):
-            raise ModelError(f"{path} is {what}")
+        start = file.read(100)
+    if not start:
+        raise ModelError(f"{path} is empty (0 bytes)")
+    if what := stand_in(start):
+        raise ModelError(f"{path} is {what}")
 
 
 def _content(path: Path) -> tuple[Any, dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 import os
 import re
@@ -142,6 +143,9 @@ class ModelFacts:
             )
         preprocess, said = self.shown(model), self.said()
         notes = {name: text for name, text in model.notes.items() if name not in {*said, "drawn"}}
+        if "shown" in notes and "size" in {*said, *notes} and not {"resize", "fit"} & said.keys():
+            # Who says the size, mean and std need not be warned of it, but it is one way among others.
+            notes["cut"] = "" if preprocess.resize else "cut without a margin (--resize, --fit)"
         if "shown" in notes or preprocess.channels != model.preprocess.channels:
             notes["shown"] = assumed(preprocess, {*said, *notes})  # of what its file says there are notes
         if preprocess.photo_channels != 3:
@@ -163,7 +167,7 @@ class ModelFacts:
         count = self.channels or len(self.mean or known.mean)
         changes = {name: value for name, value in self.said().items() if name in CHANGES}
         if self.size is not None and self.resize is None and isinstance(known.resize, int):
-            height, width = (max(n, round(known.resize * n / min(known.size))) for n in self.size)
+            height, width = (_margin(known.resize, min(known.size), n) for n in self.size)
             changes["resize"] = height if height == width else (height, width)
         if self.fit in ("pad", "crop-first") or (self.fit == "squash" and self.resize is None):
             changes["resize"] = None  # there is no margin, as in `Resize((224, 224))`
@@ -212,6 +216,13 @@ def _automatic(model: LoadedModel) -> str:
         return ""
 
 
+def _margin(resize: int, size: int, side: int) -> int:
+    """The shorter side before the cut, for another size: the same share of it, rounded as in timm."""
+    shares = (share / 1000 for share in range(1000, 250, -5))
+    share = next((one for one in shares if math.floor(size / one) == resize), size / resize)
+    return max(side, math.floor(side / share))
+
+
 def _moved(before: str, now: str, size: tuple[int, int]) -> str:
     """What is said where another size makes another layer the automatic one."""
     if not now or not before or now == before:
@@ -242,10 +253,10 @@ def assumed(preprocess: Preprocess, said: Collection[str] = ()) -> str:
     """What is assumed of what a model is shown, but for what is `said`, with the options that change it."""
     margin = preprocess.resize
     shown = " x ".join(map(str, margin)) if isinstance(margin, tuple) else margin
-    resize = f" out of {shown}" if shown else ""
+    resize = f" out of {shown}" if shown else " without a margin" if preprocess.fit == "crop" else ""
     texts = {
         "size": f"{preprocess.size[0]} x {preprocess.size[1]}{resize}",
-        **({"resize": f"cut{resize}"} if resize and "size" in said else {}),
+        **({"resize": f"cut{resize}"} if margin and "size" in said else {}),
         **({"fit": "cut before it is resized"} if preprocess.fit == "crop-first" else {}),
         "mean": f"mean {','.join(f'{value:.3g}' for value in preprocess.mean)}",
         "std": f"std {','.join(f'{value:.3g}' for value in preprocess.std)}",

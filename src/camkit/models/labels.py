@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import csv
 import io
 import json
@@ -90,6 +91,8 @@ def of_file(path: Path) -> Iterable[Any] | None:
         text = read_regular(path, MAX_FILE).decode("utf-8-sig")
         if path.suffix.lower() == ".json":
             return of_value(json.loads(text))
+        if text.lstrip()[:1] in ("{", "["):  # a table or list as Python prints it
+            return of_value(ast.literal_eval(text.strip()))
         if path.suffix.lower() in (".yaml", ".yml"):  # such as `data.yaml` of ultralytics
             import yaml
 
@@ -97,11 +100,11 @@ def of_file(path: Path) -> Iterable[Any] | None:
                 return of_value(yaml.safe_load(text))
             except yaml.YAMLError as error:
                 raise ValueError(str(error).splitlines()[0]) from None
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError, SyntaxError, RecursionError, MemoryError) as error:
         raise ModelError(f"{path} cannot be read: {reason(error)}") from None
     if path.suffix.lower() in (".csv", ".tsv"):
         return _of_table(text, "\t" if path.suffix.lower() == ".tsv" else ",")
-    return _of_lines([line.strip() for line in text.splitlines() if line.strip()])
+    return _of_lines([line.strip() for line in text.splitlines() if line.strip()], path)
 
 
 # `pug: 0`, `0 pug`, `0: pug`, `0<tab>pug`, `pug,0`.
@@ -109,7 +112,7 @@ _NUMBERED = re.compile(r"(?P<index>\d{1,6})(?:\s*[:,;=]\s*|\s+)(?P<name>.+)")
 _WITH_NUMBER = re.compile(r"(?P<name>.+?)(?:\s*[:,;=]\s*|\s+)(?P<index>\d{1,6})")
 
 
-def _of_lines(lines: list[str]) -> list[str]:
+def _of_lines(lines: list[str], path: Path) -> list[str]:
     """A name in each line, perhaps with the numbers from 0 or 1 on that order them; or all in one line."""
     for pattern in (_NUMBERED, _WITH_NUMBER):
         found = [pattern.fullmatch(line) for line in lines]
@@ -122,6 +125,10 @@ def _of_lines(lines: list[str]) -> list[str]:
         # `grade 1` and `grade 2` are names.
         if counted and len(set(named.values())) == len(lines):
             return [named[number] for number in numbers]
+    if len(lines) > 1 and all(re.fullmatch(r"\d{1,6}\s*[:=\t].*", line) for line in lines):
+        raise ModelError(
+            f"{path}: the numbers of its lines are not 0, 1, 2, ..., or a name stands there twice"
+        )
     if len(lines) == 1 and "," in lines[0]:
         return [name.strip() for name in lines[0].split(",")]
     return lines

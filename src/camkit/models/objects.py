@@ -65,7 +65,7 @@ def from_object(
         count = len(facts.classes or ()) or _count(replace(model, preprocess=facts.shown(model)))
         model = replace(model, classes=labels.numbered(count))
     model = facts.apply(model)
-    if "shown" not in model.notes or model.scores != "auto":
+    if "scores" not in model.notes or model.scores != "auto":
         return model
     notes = {"scores": assumed_scores(len(model.classes))}  # nobody has said what the outputs mean either
     if not labels.named(model.classes):
@@ -100,7 +100,8 @@ def _module(made: Any, name: str) -> LoadedModel:
     usual = known or _usual(module)
     shown = prepared(usual, {"channels": _channels(module, usual.size)})
     sure = known is not None and shown == known
-    notes = {} if sure else {"shown": f"{name}: {assumed(shown)}"}
+    # What its outputs mean nobody has said either; which depends on how many there are.
+    notes = {} if sure else {"shown": f"{name}: {assumed(shown)}", "scores": assumed_scores(0)}
     open_ones = () if sure else unsaid(shown.channels)
     return LoadedModel(module, _own_classes(module), shown, name, notes=notes, unsaid=open_ones)
 

@@ -54,7 +54,10 @@ class PythonSource(ModelSource):
             raise
         # Whatever the user's code raises.
         except Exception as error:
-            raise ModelError(f"{reference} failed{_line(error, module)}: {typed_reason(error)}") from error
+            way = _without_arguments(error, where, found["weights"])
+            raise ModelError(
+                f"{reference} failed{_line(error, module)}: {typed_reason(error)}{way}"
+            ) from error
         model = from_object(made, name=reference)
         if found["weights"]:
             model = _with_weights(model, Path(found["weights"]))
@@ -63,6 +66,14 @@ class PythonSource(ModelSource):
             note = f"{name} is a class: its weights are random, unless it loads some itself"
             model = replace(model, notes={**model.notes, "weights": note})
         return model
+
+
+def _without_arguments(error: Exception, where: str, weights: str | None) -> str:
+    """What helps where the call wants arguments."""
+    if not (isinstance(error, TypeError) and "required" in str(error) and "argument" in str(error)):
+        return ""
+    file = f"@{weights}" if weights else ""
+    return f"; write a function without arguments that makes it: {where}:FUNCTION{file}"
 
 
 def _with_weights(model: LoadedModel, path: Path) -> LoadedModel:

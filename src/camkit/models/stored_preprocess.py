@@ -1,90 +1,122 @@
-"""What a file of weights, or `preprocessor_config.json` beside it, says of how photographs are shown."""
+"""What a checkpoint says of how photographs are shown: size, margin, filter, mean and std."""
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from camkit.files import is_file, read_regular
-from camkit.models.checkpoint import Checkpoint
+from camkit.images.preprocess import FILTERS
+from camkit.models.checkpoint import Checkpoint, Shell
 
-BESIDE = "preprocessor_config.json"
-MAX_FILE = 2**20  # bytes
+# By what is said, what people call it.
+SIZES = ("image_size", "img_size", "imgsz", "input_size", "crop_size")
+MARGINS = ("resize", "resize_size")
+MEANS = ("image_mean", "img_mean", "norm_mean", "mean")
+STDS = ("image_std", "img_std", "norm_std", "std")
+DEPTH = 2  # of tables in tables that are looked into
 
-# By the field of `Preprocess`, what people call it in a checkpoint, and transformers in its file.
-KEYS = {
-    "size": ("image_size", "img_size", "imgsz", "input_size", "crop_size"),
-    "mean": ("image_mean", "img_mean", "norm_mean", "mean"),
-    "std": ("image_std", "img_std", "norm_std", "std"),
-}
+Said = dict[str, tuple[Any, str]]  # by a field of `Preprocess`, with a text of where it is said
 
 
-def stored(checkpoint: Checkpoint, channels: int) -> dict[str, tuple[Any, str]]:
-    """The fields of `Preprocess` that are said, each with a text of where; not what cannot be meant.
+def stored(checkpoint: Checkpoint, channels: int) -> tuple[Said, list[str]]:
+    """The fields of `Preprocess` that are said, and texts on what is there and cannot be meant.
 
     channels: of the photographs.
     """
-    found: dict[str, tuple[Any, str]] = {}
-    for where, table in _tables(checkpoint):
-        for field, keys in KEYS.items():
-            for key in keys if field not in found else ():
-                value = _value(table.get(key))
-                read = _size(value) if field == "size" else _numbers(value, channels, low=field == "mean")
-                if read is not None:
-                    found[field] = read, f"{where}{key} is {_text(field, read)}"
-                    break
-    return found
+    found: Said = {}
+    doubts: list[str] = []
+    for table in _tables(checkpoint):
+        for said in (_size(table), _filter(table), _colours(table, channels, doubts)):
+            found = {**said, **found}  # what was said before is what counts
+    if "size" in found:
+        for table in _tables(checkpoint):
+            found = {**_margin(table, min(found["size"][0])), **found}
+    return found, doubts
 
 
-def _tables(checkpoint: Checkpoint) -> Iterator[tuple[str, Mapping[str, Any]]]:
+def _tables(checkpoint: Checkpoint) -> Iterator[Mapping[str, Any]]:
     for table in checkpoint.tables():
-        yield "its ", table
-    file = checkpoint.path.parent / BESIDE
-    if is_file(file):
-        try:
-            table = json.loads(read_regular(Path(file), MAX_FILE))
-        except (OSError, ValueError, RecursionError):
-            return
-        if isinstance(table, dict):
-            if table.get("do_center_crop") is False or "crop_size" not in table:
-                table = {**table, "crop_size": table.get("size")}
-            yield f"{BESIDE}: ", table
+        yield from _inside(table, DEPTH)
 
 
-def _value(value: Any) -> Any:
-    """Of a tensor its numbers, and of a text, as the head of a safetensors file has, what it means."""
+def _inside(table: Mapping[str, Any], depth: int) -> Iterator[Mapping[str, Any]]:
+    yield table
+    for value in table.values() if depth else ():
+        inner = vars(value) if isinstance(value, Shell) else value
+        if isinstance(inner, Mapping) and not any(isinstance(part, Tensor) for part in inner.values()):
+            yield from _inside({str(key): part for key, part in inner.items()}, depth - 1)
+
+
+def _value(table: Mapping[str, Any], keys: tuple[str, ...]) -> tuple[str, Any]:
+    """The first of the keys that is there, and its value: numbers of a tensor, or what a text means."""
+    key = next((key for key in keys if table.get(key) is not None), "")
+    value = table.get(key)
     if isinstance(value, Tensor):
-        return value.flatten().tolist() if value.numel() < 100 else None
-    if isinstance(value, str) and len(value) < 1000:
-        try:
-            return json.loads(value)
-        except (ValueError, RecursionError):
-            return None
-    return value
+        value = value.flatten().tolist() if value.numel() < 100 else None
+    if isinstance(value, str) and len(value) < 1000:  # as the head of a safetensors file has everything
+        for text in (value, f"[{value}]"):
+            try:
+                return key, json.loads(text)
+            except (ValueError, RecursionError):
+                continue
+    return key, value
 
 
-def _size(value: Any) -> tuple[int, int] | None:
+def _size(table: Mapping[str, Any]) -> Said:
     """Height and width: of a number, two of them, three with the channels first, or a table."""
+    key, value = _value(table, SIZES)
     if isinstance(value, Mapping):
         value = [value.get("height"), value.get("width")]
     sides = list(value) if isinstance(value, list | tuple) else [value, value]
     sides = sides[1:] if len(sides) == 3 and sides[0] in (1, 3) else sides
-    fit = len(sides) == 2 and all(type(side) is int and 16 <= side <= 2048 for side in sides)
-    return (sides[0], sides[1]) if fit else None
+    if len(sides) != 2 or not all(type(side) is int and 16 <= side <= 2048 for side in sides):
+        return {}
+    return {"size": ((sides[0], sides[1]), f"its {key} is {sides[0]} x {sides[1]}")}
 
 
-def _numbers(value: Any, channels: int, *, low: bool) -> tuple[float, ...] | None:
-    """One for each channel, of values in [0, 1]; low: it may be 0."""
-    numbers = list(value) if isinstance(value, list | tuple) else []
-    if len(numbers) != channels or not all(type(number) in (int, float) for number in numbers):
+def _margin(table: Mapping[str, Any], side: int) -> Said:
+    """The shorter side before the cut: itself, or as timm has it, the share that is cut out."""
+    key, value = _value(table, MARGINS)
+    if type(value) is int and side <= value <= 4 * side:
+        return {"resize": (value, f"its {key} is {value}")}
+    share = _value(table, ("crop_pct",))[1]
+    if type(share) in (int, float) and 0.25 < share <= 1:
+        return {"resize": (math.floor(side / share), f"its crop_pct is {share:g}")}
+    return {}
+
+
+def _filter(table: Mapping[str, Any]) -> Said:
+    value = table.get("interpolation")
+    return {"interpolation": (value, f"its interpolation is {value}")} if value in FILTERS else {}
+
+
+def _colours(table: Mapping[str, Any], channels: int, doubts: list[str]) -> Said:
+    """Mean and std of values in [0, 1]: those of bytes are divided by 255, one number is for all."""
+    (mean_key, mean), (std_key, std) = _value(table, MEANS), _value(table, STDS)
+    both = mean is not None and std is not None
+    read = {"mean": _numbers(mean, channels, both), "std": _numbers(std, channels, both)}
+    scale = 255 if read["mean"] is not None and max(read["mean"]) > 1 else 1
+    found: Said = {}
+    for field, key, value, least in (("mean", mean_key, mean, 0.0), ("std", std_key, std, 1e-6)):
+        numbers = read[field]
+        if numbers is not None and all(least <= number / scale <= 1 for number in numbers):
+            of_bytes = ", of bytes" if scale > 1 else ""
+            shown = ",".join(f"{number:.4g}" for number in numbers)
+            found[field] = tuple(n / scale for n in numbers), f"its {key} is {shown}{of_bytes}"
+        elif both:
+            doubts.append(f"its {key} ({value!r:.40}) is not taken: --{field}")
+    return found
+
+
+def _numbers(value: Any, channels: int, both: bool) -> list[float] | None:
+    """One for each channel; a single one may be meant for all where there are `both`, mean and std."""
+    numbers = list(value) if isinstance(value, list | tuple) else [value]
+    if not all(type(number) in (int, float) and math.isfinite(number) for number in numbers):
         return None
-    fit = all(0 <= number <= 1 and (low or number > 0) for number in numbers)  # not NaN either
-    return tuple(map(float, numbers)) if fit else None
-
-
-def _text(field: str, value: tuple[float, ...]) -> str:
-    return (" x " if field == "size" else ",").join(f"{number:.3g}" for number in value)
+    if len(numbers) == 1 and both:
+        numbers *= channels
+    return [float(number) for number in numbers] if len(numbers) == channels else None

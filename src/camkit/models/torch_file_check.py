@@ -97,7 +97,7 @@ def _check_end(file: BinaryIO, size: int) -> None:
     plain = end[76:80] == b"PK\5\6" and end[96:] == b"\0\0"
     at_its_place = not wide or (end[:4] == b"PK\6\6" and struct.unpack("<Q", end[64:72]) == (start,))
     if not (plain and at_its_place and offset + length == start):
-        raise ValueError("it is no whole zip archive")
+        raise ValueError("it is no whole zip archive, as where a download or copy ended early")
 
 
 def _pickles(file: BinaryIO, members: Iterable[zipfile.ZipInfo]) -> Iterator[bytes]:

@@ -13,7 +13,15 @@ import torch
 from camkit.contracts.model import LoadedModel, ModelSource
 from camkit.errors import ModelError, counted, typed_reason
 from camkit.images.preprocess import Preprocess
-from camkit.models import heads, labels, recognition, signatures, stored_preprocess, ultralytics
+from camkit.models import (
+    heads,
+    labels,
+    processor_config,
+    recognition,
+    signatures,
+    stored_preprocess,
+    ultralytics,
+)
 from camkit.models.checkpoint import WEIGHTS, Checkpoint, read_checkpoint
 from camkit.models.facts import ModelFacts, assumed, assumed_scores, prepared, unsaid
 from camkit.models.recognition import Found
@@ -70,14 +78,28 @@ def load_weights(path: Path, *, device: torch.device, name: str = "") -> LoadedM
 
 
 def as_it_says(model: LoadedModel, checkpoint: Checkpoint) -> LoadedModel:
-    """`model` shown photographs as its file says, as far as it does."""
-    stored = stored_preprocess.stored(checkpoint, model.preprocess.channels)
-    if any(signatures.POSITIONS.search(name) for name in checkpoint.state):
-        stored.pop("size", None)  # that of the positions
-    if not stored or set(model.unsaid) - stored.keys():
+    """`model` shown photographs as its file, or a processor beside it, says, as far as they do."""
+    fixed = any(signatures.POSITIONS.search(name) for name in checkpoint.state)  # its size
+    preprocess, text = processor_config.beside(checkpoint.path)
+    notes = dict(model.notes) | ({"processor": text} if text else {})
+    if preprocess is not None and model.preprocess.channels == 3:
+        if fixed and preprocess.size != model.preprocess.size:
+            notes["processor"] = f"{processor_config.NAME} beside it is for another size: it is not taken"
+        else:
+            del notes["shown"]
+            model = replace(model, preprocess=preprocess)
+    said, doubts = stored_preprocess.stored(checkpoint, model.preprocess.channels)
+    if fixed:
+        said.pop("size", None)
+    model = replace(model, notes=notes | ({"not taken": "; ".join(doubts)} if doubts else {}))
+    if not said or set(model.unsaid) - said.keys():
         return model
-    shown = ModelFacts(**{field: value for field, (value, _) in stored.items()}).apply(model)
-    return replace(shown, notes={**shown.notes, **{field: text for field, (_, text) in stored.items()}})
+    interpolation = said.pop("interpolation", (model.preprocess.interpolation, ""))
+    model = replace(model, preprocess=replace(model.preprocess, interpolation=interpolation[0]))
+    said_notes = {field: text for field, (_, text) in said.items()}
+    shown = ModelFacts(**{field: value for field, (value, _) in said.items()}).apply(model)
+    made = {**shown.notes, **said_notes, "interpolation": interpolation[1]}
+    return replace(shown, notes={name: text for name, text in made.items() if text})
 
 
 def _check_head(source: ModelSource, architecture: dict[str, Any], shown: Preprocess, where: str) -> None:
