@@ -408,6 +408,10 @@ def test_the_margin_and_the_filter_of_a_checkpoint(resnet: Any, tmp_path: Path) 
     assert {"size", "resize", "interpolation"} <= model.notes.keys()
     path = saved({"state_dict": resnet.state_dict(), "img_size": 192, "resize": 200}, tmp_path / "m.pth")
     assert camkit.load_model(path, device="cpu").preprocess.resize == 200
+    args = argparse.Namespace(img_size=None, crop_pct=1.0, interpolation="")  # as timm's training has them
+    path = saved({"state_dict": resnet.state_dict(), "args": args}, tmp_path / "m.pth")
+    shown = camkit.load_model(path, device="cpu").preprocess
+    assert (shown.size, shown.resize, shown.interpolation) == ((224, 224), 224, "bilinear")
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from camkit.images.preprocess import FILTERS
+from camkit.images.preprocess import FILTERS, Preprocess
 from camkit.models.checkpoint import Checkpoint, Shell
 
 # By what is said, what people call it.
@@ -22,19 +22,20 @@ DEPTH = 2  # of tables in tables that are looked into
 Said = dict[str, tuple[Any, str]]  # by a field of `Preprocess`, with a text of where it is said
 
 
-def stored(checkpoint: Checkpoint, channels: int) -> tuple[Said, list[str]]:
+def stored(checkpoint: Checkpoint, usual: Preprocess, *, fixed: bool) -> tuple[Said, list[str]]:
     """The fields of `Preprocess` that are said, and texts on what is there and cannot be meant.
 
-    channels: of the photographs.
+    usual: how photographs are shown where nothing is said. fixed: the model takes no other size.
     """
     found: Said = {}
     doubts: list[str] = []
     for table in _tables(checkpoint):
-        for said in (_size(table), _filter(table), _colours(table, channels, doubts)):
+        size = {} if fixed else _size(table)
+        for said in (size, _filter(table), _colours(table, usual.channels, doubts)):
             found = {**said, **found}  # what was said before is what counts
-    if "size" in found:
-        for table in _tables(checkpoint):
-            found = {**_margin(table, min(found["size"][0])), **found}
+    size_now = found["size"][0] if "size" in found else usual.size
+    for table in _tables(checkpoint):
+        found = {**_margin(table, min(size_now)), **found}
     return found, doubts
 
 

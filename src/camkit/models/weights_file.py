@@ -86,11 +86,9 @@ def as_it_says(model: LoadedModel, checkpoint: Checkpoint) -> LoadedModel:
         if fixed and preprocess.size != model.preprocess.size:
             notes["processor"] = f"{processor_config.NAME} beside it is for another size: it is not taken"
         else:
-            del notes["shown"]
+            notes.pop("shown", None)
             model = replace(model, preprocess=preprocess)
-    said, doubts = stored_preprocess.stored(checkpoint, model.preprocess.channels)
-    if fixed:
-        said.pop("size", None)
+    said, doubts = stored_preprocess.stored(checkpoint, model.preprocess, fixed=fixed)
     model = replace(model, notes=notes | ({"not taken": "; ".join(doubts)} if doubts else {}))
     if not said or set(model.unsaid) - said.keys():
         return model
