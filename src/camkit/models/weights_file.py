@@ -81,7 +81,8 @@ def as_it_says(model: LoadedModel, checkpoint: Checkpoint) -> LoadedModel:
     """`model` shown photographs as its file, or a processor beside it, says, as far as they do."""
     fixed = any(signatures.POSITIONS.search(name) for name in checkpoint.state)  # its size
     preprocess, text = processor_config.beside(checkpoint.path)
-    notes = dict(model.notes) | ({"processor": text} if text else {})
+    # First what is said and not taken: what is assumed instead is probably wrong.
+    notes = ({"processor": text} if text else {}) | dict(model.notes)
     if preprocess is not None and model.preprocess.channels == 3:
         if fixed and preprocess.size != model.preprocess.size:
             notes["processor"] = f"{processor_config.NAME} beside it is for another size: it is not taken"
@@ -89,7 +90,7 @@ def as_it_says(model: LoadedModel, checkpoint: Checkpoint) -> LoadedModel:
             notes.pop("shown", None)
             model = replace(model, preprocess=preprocess)
     said, doubts = stored_preprocess.stored(checkpoint, model.preprocess, fixed=fixed)
-    model = replace(model, notes=notes | ({"not taken": "; ".join(doubts)} if doubts else {}))
+    model = replace(model, notes=({"not taken": "; ".join(doubts)} if doubts else {}) | notes)
     if not said or set(model.unsaid) - said.keys():
         return model
     interpolation = said.pop("interpolation", (model.preprocess.interpolation, ""))
