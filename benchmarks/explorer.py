@@ -115,10 +115,15 @@ def measure(spec: str, rounds: int) -> dict[str, list[float]]:
     return found
 
 
-def report(samples: Mapping[str, list[float]]) -> str:
+def report(result: Mapping[str, Any]) -> str:
     """Markdown: a row for each figure."""
-    lines = ["| what | bound | median | lowest to highest |", "|---|---|---|---|"]
-    for name, values in samples.items():
+    lines = [
+        f"Model `{result['model']}`.",
+        "",
+        "| what | bound | median | lowest to highest |",
+        "|---|---|---|---|",
+    ]
+    for name, values in result["samples"].items():
         extent = f"{min(values):.3g} to {max(values):.3g}"
         lines.append(f"| {name} | <= {BOUNDS[name]} | {median(values):.3g} | {extent} |")
     return "\n".join(lines)
@@ -131,9 +136,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/explorer.json"))
     asked = parser.parse_args()
-    samples = measure(asked.model, asked.rounds)
-    print(report(samples))
-    result = {"model": asked.model, "samples": samples}
+    result = {"model": asked.model, "samples": measure(asked.model, asked.rounds)}
+    print(report(result))
     asked.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
 

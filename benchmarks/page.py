@@ -21,6 +21,7 @@ from benchmarks import (
     drawing,
     endurance,
     explain,
+    explorer,
     folders,
     native,
     road,
@@ -56,6 +57,7 @@ BLOCKS = {
     "explain": Block("python -m benchmarks.explain FOLDER", "explain.json", explain.report),
     "folders": Block("python -m benchmarks.folders OLD FOLDER", "folders.json", folders.report),
     "drawing": Block("python -m benchmarks.drawing OLD", "drawing.json", drawing.report),
+    "explorer": Block("python -m benchmarks.explorer", "explorer.json", explorer.report),
     "endurance": Block("python -m benchmarks.endurance", "endurance.json", endurance.report),
     "commands": Block("python -m benchmarks.commands", "commands.json", commands.report),
 }
