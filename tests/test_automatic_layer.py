@@ -90,3 +90,18 @@ def test_no_layer_with_a_map() -> None:
     flat = nn.Sequential(nn.Flatten(), nn.Linear(12, 2))
     with pytest.raises(LayerError, match="Sequential"):
         chosen(flat, torch.zeros(1, 3, 2, 2))
+
+
+def test_a_body_that_runs_twice_is_the_reason_why_there_is_no_layer() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = nn.Conv2d(3, 3, 3, padding=1)
+            self.head = nn.Linear(3, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            scores: Tensor = self.head(self.body(self.body(x)).mean((2, 3)))
+            return scores
+
+    with pytest.raises(LayerError, match="layer 'body' ran 2 times in one forward"):
+        camkit.maps(Twice(), torch.rand(1, 3, 8, 8), 0)

@@ -162,7 +162,12 @@ def _chosen(module: nn.Module, inputs: Sequence[Tensor], output: Output, score: 
             return Choice(name, checked=are_of_scores)
     if readable:
         return Choice(readable[0], checked=False)
-    why = f": {reasons[0]}" if reasons else ""
+    repeated = [
+        f"layer {name!r} ran {runs} times in one forward, so it has no single map"
+        for name, runs in seen.runs.items()
+        if runs > 1 and _may_carry(seen.outputs[name])
+    ]
+    why = f": {[*repeated, *reasons][0]}" if repeated or reasons else ""
     raise LayerError(f"no layer of {type(module).__name__} returns a feature map [B, C, h, w]{why}")
 
 

@@ -9,6 +9,7 @@ import ast
 import importlib
 import importlib.util
 import sys
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ import torch
 from torch import nn
 
 from camkit.contracts.model import LoadedModel, ModelSource
-from camkit.errors import CamkitError, ModelError, ModelNotFound, closest, typed_reason
+from camkit.errors import CamkitError, CamkitWarning, ModelError, ModelNotFound, closest, typed_reason
 from camkit.files import is_file, read_regular
 from camkit.models import labels, weights_file
 from camkit.models.checkpoint import read_checkpoint
@@ -49,7 +50,9 @@ class PythonSource(ModelSource):
         if build is None:
             raise ModelNotFound(f"{where} has no {name!r}{closest(name, list(vars(module)))}")
         try:
-            made = build() if callable(build) and not isinstance(build, nn.Module) else build
+            with warnings.catch_warnings():  # what it assumes itself stands in the notes of its model
+                warnings.filterwarnings("ignore", "assumed", CamkitWarning)
+                made = build() if callable(build) and not isinstance(build, nn.Module) else build
         except CamkitError:
             raise
         # Whatever the user's code raises.
