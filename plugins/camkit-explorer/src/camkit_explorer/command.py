@@ -89,19 +89,22 @@ def _serve(
     """Answer until Ctrl-C. shown: whether the page is opened."""
     from camkit.plugin import photo_reader
     from camkit_explorer.app import create_app
-    from camkit_explorer.jobs import Jobs
+    from camkit_explorer.jobs import Jobs, one_arena
     from camkit_explorer.models import Models
     from camkit_explorer.server import address_of, has_display, open_browser, serving
     from camkit_explorer.session import MAX_LISTED, Photographs, Session
 
+    one_arena()
+    jobs = Jobs()
     with photo_reader() as read:  # its process starts while the model is loaded
         known = Models(specs, load)
-        first = known[0].model
+        # In the thread that works with it: a second pool of torch's threads would take half of its time.
+        first = jobs.now(lambda: known[0]).model
         if first.note:
             click.echo(f"Note: {first.note}", err=True)
         if len(found) > MAX_LISTED:
             click.echo(f"Note: only the first {MAX_LISTED:,} photographs are listed", err=True)
-        policy, address, jobs = _policy(bound, host), address_of(bound, host), Jobs()
+        policy, address = _policy(bound, host), address_of(bound, host)
 
         def begun() -> None:
             text = f"Explaining with {first.name}; Ctrl-C ends it. Open this address:"

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any, Generic, TypeVar
 
 from torch.nn.modules.module import register_module_forward_pre_hook
@@ -13,10 +15,20 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 T = TypeVar("T")
 
 WAITING = 8
+M_ARENA_MAX = -8  # of glibc's `malloc.h`
 SECONDS = 60.0
 
 TOO_LONG = "That took longer than {:g} seconds. Try a cheaper method or a smaller model."
 BEHIND = "For {:g} seconds the model was busy with what was asked before. Try again in a moment."
+
+
+def one_arena() -> None:
+    """Let all threads share their memory where the C library is glibc, before they begin.
+
+    What a thread has freed goes back to the system after each forward, which takes as long again.
+    """
+    with suppress(OSError, AttributeError, TypeError):
+        ctypes.CDLL(None).mallopt(M_ARENA_MAX, 1)
 
 
 class Busy(Exception):
@@ -58,6 +70,10 @@ class Jobs:
             raise Busy((BEHIND if future.cancelled() else TOO_LONG).format(self._seconds)) from None
         finally:
             job.stop()
+
+    def now(self, work: Callable[[], T]) -> T:
+        """What `work` returns or raises, in the thread of all jobs; the caller waits for it."""
+        return self._thread.submit(work).result()
 
     def end(self) -> None:
         """Begin nothing more."""
