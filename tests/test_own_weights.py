@@ -302,6 +302,10 @@ def test_names_in_every_form(tmp_path: Path) -> None:
         labels.parse(str(tmp_path / "data.yaml"))
     (tmp_path / "printed.txt").write_text("{'dog': 1, 'cat': 0, 'newt': 2}")
     assert labels.parse(str(tmp_path / "printed.txt")) == PETS
+    (tmp_path / "one.txt").write_text("grade 1\n")
+    assert labels.parse(str(tmp_path / "one.txt")) == ("grade 1",)
+    (tmp_path / "flow.yaml").write_text("{names: [cat, dog, newt]}")
+    assert labels.parse(str(tmp_path / "flow.yaml")) == PETS
     for odd in ("0: cat\n0: dog\n1: newt\n", "2: cat\n3: dog\n", "0: cat\n1: cat\n", "['cat', "):
         (tmp_path / "odd.txt").write_text(odd)
         with pytest.raises(ModelError, match=r"odd\.txt"):
@@ -359,12 +363,20 @@ def test_a_processor_beside_the_file_says_what_the_model_is_shown(resnet: Any, t
         "rescale_factor": {"rescale_factor": 1},
         "does not resize": {"do_resize": False},
         "any proportions": {"size": {"shortest_edge": 96}},
+        "its size is": {"size": {"shortest_edge": 96, "longest_edge": 128}},
+        "KeyError: 'crop_size'": {"do_center_crop": True},
+        "KeyError: 7": {"resample": 7},
+        "TypeError": {"image_mean": None},
+        "infinity": {"size": {"height": float("inf"), "width": 96}},
+        "4,194,304": {"size": {"height": 4096, "width": 4096}},
+        "do_center_crop": {"image_processor_type": "CLIPImageProcessor", "do_center_crop": ...},
         "its kind is OddImageProcessor": {"image_processor_type": "OddImageProcessor"},
         "its size 96": {"size": 96},
         "positive": {"image_std": [0.0] * 3},
     }
     for text, change in odd.items():
-        beside.write_text(json.dumps(VIT | change))
+        table = {key: value for key, value in (VIT | change).items() if value is not ...}
+        beside.write_text(json.dumps(table))
         model = camkit.load_model(path, device="cpu")
         assert model.preprocess == Preprocess(resize=256), text
         assert "is not taken" in model.notes["processor"] and text in model.notes["processor"]
@@ -381,8 +393,8 @@ TAKEN: dict[str, tuple[dict[str, Any], Any]] = {
         {"mean": [127.5] * 3, "std": [1, 1, 1]},
         (HALVES, pytest.approx((1 / 255,) * 3)),
     ),
-    "one for all": ({"mean": 0.5, "std": 0.25}, (HALVES, QUARTERS)),
-    "a list of one": ({"mean": [0.5], "std": [0.25]}, (HALVES, QUARTERS)),
+    "one for all": ({"img_size": 96, "mean": 0.5, "std": 0.25}, (HALVES, QUARTERS)),
+    "a list of one": ({"norm_mean": [0.5], "norm_std": [0.25]}, (HALVES, QUARTERS)),
     "a text": ({"mean": "0.5,0.5,0.5", "std": "[0.25, 0.25, 0.25]"}, (HALVES, QUARTERS)),
     "in tables": ({"config": {"data": {"mean": HALVES, "std": QUARTERS}}}, (HALVES, QUARTERS)),
 }
@@ -421,7 +433,9 @@ def test_the_margin_and_the_filter_of_a_checkpoint(resnet: Any, tmp_path: Path) 
         {"mean": [0.5] * 2, "std": [0.0] * 3, "img_size": "large"},
         {"mean": [float("nan")] * 3, "std": [0.5] * 4, "img_size": (1, 2, 3, 4)},
         {"mean": [True] * 3, "std": "half", "img_size": {"height": 96}},
-        {"mean": 0.93, "top": {"std": 0.1}},  # of an accuracy
+        {"mean": 0.93, "top": {"std": 0.1}},
+        {"folds": {"mean": 0.93, "std": 0.02}},  # of an accuracy
+        {"mean": "1" + "0" * 400, "std": [1e400] * 3, "interpolation": ["bilinear"], "img_size": 10**400},
     ],
 )
 def test_what_cannot_be_meant_is_not_taken_and_told(
@@ -431,7 +445,8 @@ def test_what_cannot_be_meant_is_not_taken_and_told(
     model = camkit.load_model(path, device="cpu")
     assert (model.preprocess.size, model.preprocess.mean) == ((224, 224), Preprocess().mean)
     assert "mean 0.485" in model.notes["shown"]
-    assert ("--mean" in model.notes.get("not taken", "")) == ("std" in said)
+    told = model.notes.get("not taken", "")
+    assert ("--mean" in told) == ("std" in said or "folds" in said) and told.count("--mean") <= 1
 
 
 def test_four_channels_need_nothing_more_if_the_file_says_it(tmp_path: Path) -> None:
@@ -483,6 +498,21 @@ def test_weights_that_are_no_numbers_are_named(resnet: Any, tmp_path: Path) -> N
     assert "NaN or infinite in layer3.0.conv1" in run("model", "show", str(tmp_path / "m.pth")).stdout
     with pytest.raises(MapError, match=r"layer3\.0\.conv1\.weight \(1 of 294,912 values\)"):
         camkit.explain(model, np.zeros((64, 64, 3), np.uint8))
+
+
+def test_two_networks_in_one_file_are_not_chosen_between(tmp_path: Path) -> None:
+    (tmp_path / "own_net_of_camkit.py").write_text(
+        "from torch import nn\n\n\nclass Net(nn.Sequential):\n    def __init__(self):\n"
+        "        super().__init__(nn.Conv2d(3, 2, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())\n"
+    )
+    state = nn.Sequential(nn.Conv2d(3, 2, 3)).state_dict()
+    spec = f"{tmp_path / 'own_net_of_camkit.py'}:Net@"
+    both = {f"{who}.{name}": t for who in ("student", "teacher") for name, t in state.items()}
+    with pytest.raises(ModelError, match=r"2 such networks \(student\., teacher\.\)"):
+        camkit.load_model(spec + str(saved(both, tmp_path / "m.pth")), device="cpu")
+    plain = {**{f"ema.{name}": torch.zeros_like(t) for name, t in state.items()}, **state}
+    with pytest.raises(ModelError, match="2 unexpected"):
+        camkit.load_model(spec + str(saved(plain, tmp_path / "p.pth")), device="cpu")
 
 
 def test_a_file_without_its_head_is_told(resnet: Any, tmp_path: Path) -> None:

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
-# Notes that tell what is assumed: the variant of an architecture, what its photographs are like, what its
-# scores are, and a layer that is the automatic one only for their size.
+# Notes on what could make a map wrong: the variant of an architecture, what its photographs are like, and a
+# layer that is the automatic one only for their size.
 ASSUMED = ("variant", "shown", "layer")
 
 

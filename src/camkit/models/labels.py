@@ -91,8 +91,6 @@ def of_file(path: Path) -> Iterable[Any] | None:
         text = read_regular(path, MAX_FILE).decode("utf-8-sig")
         if path.suffix.lower() == ".json":
             return of_value(json.loads(text))
-        if text.lstrip()[:1] in ("{", "["):  # a table or list as Python prints it
-            return of_value(ast.literal_eval(text.strip()))
         if path.suffix.lower() in (".yaml", ".yml"):  # such as `data.yaml` of ultralytics
             import yaml
 
@@ -100,6 +98,8 @@ def of_file(path: Path) -> Iterable[Any] | None:
                 return of_value(yaml.safe_load(text))
             except yaml.YAMLError as error:
                 raise ValueError(str(error).splitlines()[0]) from None
+        if text.lstrip()[:1] in ("{", "["):  # a table or list as Python prints it
+            return of_value(ast.literal_eval(text.strip()))
     except (OSError, ValueError, SyntaxError, RecursionError, MemoryError) as error:
         raise ModelError(f"{path} cannot be read: {reason(error)}") from None
     if path.suffix.lower() in (".csv", ".tsv"):
@@ -122,8 +122,8 @@ def _of_lines(lines: list[str], path: Path) -> list[str]:
             list(range(len(lines))),
             list(range(1, len(lines) + 1)),
         )
-        # `grade 1` and `grade 2` are names.
-        if counted and len(set(named.values())) == len(lines):
+        # `grade 1` and `grade 2` are names, and so is `grade 1` alone.
+        if counted and len(lines) > 1 and len(set(named.values())) == len(lines):
             return [named[number] for number in numbers]
     if len(lines) > 1 and all(re.fullmatch(r"\d{1,6}\s*[:=\t].*", line) for line in lines):
         raise ModelError(

@@ -10,14 +10,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from camkit.errors import CamkitError
+from camkit.errors import printable, reason, typed_reason
 from camkit.files import is_file, read_regular
 from camkit.images.preprocess import Interpolation, Preprocess
 
 NAME = "preprocessor_config.json"
 MAX_FILE = 2**20  # bytes
 FILTERS: dict[Any, Interpolation] = {
-    None: "bilinear",
     0: "nearest",
     1: "lanczos",
     2: "bilinear",
@@ -45,12 +44,14 @@ def beside(path: Path) -> tuple[Preprocess | None, str]:
     try:
         table = json.loads(read_regular(file, MAX_FILE))
         return read(table), f"photographs are shown as {NAME} beside it says"
-    except (OSError, ValueError, RecursionError, TypeError, CamkitError) as error:
-        return None, f"{NAME} beside it is not taken ({str(error)[:120]}): preprocess= takes the processor"
+    # A file of a stranger's may say anything, or lack anything.
+    except Exception as error:
+        why = typed_reason(error) if isinstance(error, KeyError | TypeError) else reason(error)
+        return None, f"{NAME} beside it is not taken ({printable(why)}): preprocess= takes the processor"
 
 
 def read(table: Any) -> Preprocess:
-    """The `Preprocess` of a table. `ValueError` or `TypeError` for one that says anything else."""
+    """The `Preprocess` of a table; for one that says anything else, or too little, an error of any kind."""
     if not isinstance(table, Mapping):
         raise ValueError("it is no table")
     if others := [key for key, value in table.items() if key not in READ and value not in (None, False)]:
@@ -61,15 +62,16 @@ def read(table: Any) -> Preprocess:
         raise ValueError(f"its rescale_factor is {table['rescale_factor']}")
     whole, crop = _sizes(table)
     normal = table.get("do_normalize", True)
-    return Preprocess(
-        size=crop,
-        resize=None if whole == crop else whole,
-        fit="squash" if isinstance(whole, tuple) else "crop",
-        interpolation=FILTERS[table.get("resample")],
-        mean=_three(table["image_mean"]) if normal else (0.0,) * 3,
-        std=_three(table["image_std"]) if normal else (1.0,) * 3,
-        rounding="transformers",
-    )
+    shown = {
+        "size": crop,
+        "resize": None if whole == crop else whole,
+        "fit": "squash" if isinstance(whole, tuple) else "crop",
+        "interpolation": FILTERS[table["resample"]],
+        "mean": _three(table["image_mean"]) if normal else (0.0,) * 3,
+        "std": _three(table["image_std"]) if normal else (1.0,) * 3,
+        "rounding": "transformers",
+    }
+    return Preprocess.from_dict(shown)
 
 
 def _sizes(table: Mapping[str, Any]) -> tuple[int | tuple[int, int], tuple[int, int]]:
@@ -78,13 +80,20 @@ def _sizes(table: Mapping[str, Any]) -> tuple[int | tuple[int, int], tuple[int, 
     size = table.get("size")
     if kind not in (*PLAIN, *CONVNEXT) or not isinstance(size, Mapping):
         raise ValueError(f"its kind is {kind or 'not said'}, its size {size}")
+    if {key for key, side in size.items() if side} not in ({"shortest_edge"}, {"height", "width"}):
+        raise ValueError(f"its size is {size}")
     edge = size.get("shortest_edge")
     if kind in CONVNEXT and edge:
         if edge >= 384:
             return (edge, edge), (edge, edge)
         return int(edge / (table.get("crop_pct") or 224 / 256)), (edge, edge)
     whole = int(edge) if edge else (int(size["height"]), int(size["width"]))
-    if table.get("do_center_crop", False):
+    # Some cut by default, which a table need not say; these never do.
+    if (
+        table.get("do_center_crop", False)
+        if kind.startswith(("ViT", "Siglip"))
+        else table["do_center_crop"]
+    ):
         crop = table["crop_size"]
         return whole, (int(crop["height"]), int(crop["width"]))
     if isinstance(whole, int):

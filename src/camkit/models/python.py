@@ -82,7 +82,7 @@ def _without_arguments(error: Exception, where: str, weights: str | None) -> str
 def _with_weights(model: LoadedModel, path: Path) -> LoadedModel:
     """`model` with the weights of a file, and what that says of classes and photographs."""
     checkpoint = read_checkpoint(path)
-    put_weights(model.module, without_prefix(checkpoint.state, model.module), str(path))
+    put_weights(model.module, without_prefix(checkpoint.state, model.module, str(path)), str(path))
     model = weights_file.as_it_says(model, checkpoint)
     if labels.named(model.classes):
         return model

@@ -28,7 +28,7 @@ def stored(checkpoint: Checkpoint, usual: Preprocess, *, fixed: bool) -> tuple[S
     usual: how photographs are shown where nothing is said. fixed: the model takes no other size.
     """
     found: Said = {}
-    doubts: list[str] = []
+    doubts: dict[str, str] = {}  # by the field
     for table in _tables(checkpoint):
         size = {} if fixed else _size(table)
         for said in (size, _filter(table), _colours(table, usual.channels, doubts)):
@@ -36,7 +36,7 @@ def stored(checkpoint: Checkpoint, usual: Preprocess, *, fixed: bool) -> tuple[S
     size_now = found["size"][0] if "size" in found else usual.size
     for table in _tables(checkpoint):
         found = {**_margin(table, min(size_now)), **found}
-    return found, doubts
+    return found, [text for field, text in doubts.items() if field not in found]
 
 
 def _tables(checkpoint: Checkpoint) -> Iterator[Mapping[str, Any]]:
@@ -92,14 +92,20 @@ def _margin(table: Mapping[str, Any], side: int) -> Said:
 
 def _filter(table: Mapping[str, Any]) -> Said:
     value = table.get("interpolation")
-    return {"interpolation": (value, f"its interpolation is {value}")} if value in FILTERS else {}
+    known = isinstance(value, str) and value in FILTERS
+    return {"interpolation": (value, f"its interpolation is {value}")} if known else {}
 
 
-def _colours(table: Mapping[str, Any], channels: int, doubts: list[str]) -> Said:
+def _colours(table: Mapping[str, Any], channels: int, doubts: dict[str, str]) -> Said:
     """Mean and std of values in [0, 1]: those of bytes are divided by 255, one number is for all."""
     (mean_key, mean), (std_key, std) = _value(table, MEANS), _value(table, STDS)
     both = mean is not None and std is not None
-    read = {"mean": _numbers(mean, channels, both), "std": _numbers(std, channels, both)}
+    # A single mean and std may be of an accuracy, unless they stand beside a size of photographs.
+    single = both and ((mean_key, std_key) != ("mean", "std") or bool(_size(table)))
+    read = {
+        "mean": _numbers(mean, channels, single=single),
+        "std": _numbers(std, channels, single=single),
+    }
     scale = 255 if read["mean"] is not None and max(read["mean"]) > 1 else 1
     found: Said = {}
     for field, key, value, least in (("mean", mean_key, mean, 0.0), ("std", std_key, std, 1e-6)):
@@ -109,15 +115,15 @@ def _colours(table: Mapping[str, Any], channels: int, doubts: list[str]) -> Said
             shown = ",".join(f"{number:.4g}" for number in numbers)
             found[field] = tuple(n / scale for n in numbers), f"its {key} is {shown}{of_bytes}"
         elif both:
-            doubts.append(f"its {key} ({value!r:.40}) is not taken: --{field}")
+            doubts[field] = f"its {key} ({value!a:.40}) is not taken: --{field}"
     return found
 
 
-def _numbers(value: Any, channels: int, both: bool) -> list[float] | None:
-    """One for each channel; a single one may be meant for all where there are `both`, mean and std."""
+def _numbers(value: Any, channels: int, *, single: bool) -> list[float] | None:
+    """One for each channel. single: whether one alone may be meant for all."""
     numbers = list(value) if isinstance(value, list | tuple) else [value]
-    if not all(type(number) in (int, float) and math.isfinite(number) for number in numbers):
+    if not all(type(number) in (int, float) and -1e6 < number < 1e6 for number in numbers):
         return None
-    if len(numbers) == 1 and both:
+    if len(numbers) == 1 and single:
         numbers *= channels
     return [float(number) for number in numbers] if len(numbers) == channels else None

@@ -29,16 +29,23 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     return state
 
 
-def without_prefix(state: Mapping[str, Tensor], module: nn.Module) -> Mapping[str, Tensor]:
+def without_prefix(state: Mapping[str, Tensor], module: nn.Module, where: str) -> Mapping[str, Tensor]:
     """`state` as the module names it, where a module around it, such as Lightning's, put a prefix before.
 
-    What else there is, such as weights of the loss, is left out then.
+    What else there is, such as weights of the loss, is left out then. `ModelError` for two such networks,
+    as a student and its teacher.
     """
-    own = module.state_dict().keys()
-    first = next(iter(own), "")
-    for prefix in (name.removesuffix(first) for name in state if name.endswith(f".{first}")):
-        if all(f"{prefix}{name}" in state for name in own):
-            return {name.removeprefix(prefix): t for name, t in state.items() if name.startswith(prefix)}
+    own = list(module.state_dict())
+    if not own or own[0] in state:
+        return state
+    begins = [name.removesuffix(own[0]) for name in state if name.endswith(f".{own[0]}")]
+    fitting = [prefix for prefix in begins if all(f"{prefix}{name}" in state for name in own)]
+    if len(fitting) > 1:
+        raise ModelError(
+            f"{where} holds {len(fitting)} such networks ({', '.join(fitting)}): save the one that is meant"
+        )
+    for prefix in fitting:
+        return {name.removeprefix(prefix): t for name, t in state.items() if name.startswith(prefix)}
     return state
 
 
