@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 import camkit
 from camkit.contracts.model import LoadedModel
+from camkit.drawing.evidence import Scale
 from camkit.errors import ImageError, MapError, ModelError, TargetError, UsageError
 from camkit.explaining import embedding, repeating, stored_maps
 from camkit.explaining.explanation import Explanation
@@ -293,6 +294,10 @@ def test_a_saved_picture_tells_how_it_was_made(colours: LoadedModel, tmp_path: P
     assert f"{image} --model MODEL" in told and told.endswith("--look spotlight --relu")
     said = str(repeating.lacks(line))
     assert "of Python" in said and "--size" in said  # the model is an object, and may have been told things
+    result.save(tmp_path / "together.png", together=Scale(-9.0, 9.0, "signed", shared=True))
+    assert embedding.read(tmp_path / "together.png")[0]["full_scale"] == 9
+    with pytest.raises(UsageError, match="scale run is of a folder"):
+        result.save(tmp_path / "run.png", scale="run")
     result.save(tmp_path / "out.bmp")
     with pytest.raises(UsageError, match="no suffix"):
         result.save(tmp_path / "out")

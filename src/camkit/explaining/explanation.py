@@ -110,12 +110,16 @@ class Explanation:
         style: how, or the fields of one as `look`. together: the scale of maps that are drawn together.
         """
         style = style or Style(**look)
+        self._check_scale(style)
+        caption = captions.caption(self.facts(), self.map, style)
+        return overlay.draw(self.photo, self.map, self.model.preprocess, style, caption, together)
+
+    @staticmethod
+    def _check_scale(style: Style) -> None:
         if style.scale == "run":
             raise UsageError(
                 "scale run is of a folder: of single pictures give the value of the full scale"
             )
-        caption = captions.caption(self.facts(), self.map, style)
-        return overlay.draw(self.photo, self.map, self.model.preprocess, style, caption, together)
 
     def facts(self) -> dict[str, Any]:
         """What the manifest tells of it, whatever is written."""
@@ -148,12 +152,14 @@ class Explanation:
 
         PNG, JPEG and WebP carry what `camkit show` tells. look: as of `overlay`.
         """
-        path, style = Path(path), look.pop("style", None) or Style(**look)
+        path, together = Path(path), look.pop("together", None)
+        style = look.pop("style", None) or Style(**look)
         suffix = path.suffix.lower()
         format = Image.registered_extensions().get(suffix)
         if format not in Image.SAVE:
             raise UsageError(f"{path} has no suffix of a picture's format, such as .png")
-        scale = scale_of([self.map], style)
+        self._check_scale(style)
+        scale = together or scale_of([self.map], style)
         picture = self.overlay(style=style, together=scale)
         if (telling := embedding.FORMATS.get(suffix)) is not None:
             data = embedding.encoded(picture, telling, [self._line(style, scale.high)])
