@@ -41,6 +41,9 @@ def test_predictions_equal_those_of_yolo(yolo: Any, tmp_path: Path) -> None:
         ours = camkit.explain(model, tmp_path / "p.png")
         assert ours.class_index == int(theirs.argmax())
         assert ours.probability == pytest.approx(float(theirs.max()), abs=1e-4)
+    again = camkit.load_model(camkit.save_bundle(model, tmp_path / "bundle"), device="cpu")
+    kept = camkit.explain(again, tmp_path / "p.png")
+    assert (kept.class_name, kept.probability) == (ours.class_name, ours.probability)
 
 
 def test_layers_that_no_classifier_has_are_refused(yolo: Any, tmp_path: Path) -> None:
@@ -48,3 +51,22 @@ def test_layers_that_no_classifier_has_are_refused(yolo: Any, tmp_path: Path) ->
     torch.save({"model": yolo.model}, tmp_path / "best.pt")
     with pytest.raises(ModelError, match="'Path'"):
         camkit.load_model(tmp_path / "best.pt", device="cpu")
+
+
+def test_an_activation_is_not_run_as_code(yolo: Any, tmp_path: Path) -> None:
+    """Ultralytics evaluates that text."""
+    for text, fits in {
+        "nn.ReLU()": True,
+        "torch.nn.LeakyReLU(0.1)": True,
+        f"open({str(tmp_path / 'made')!r}, 'w')": False,
+        "nn.ReLU(open('x','w'))": False,
+        "nn.ReLU()\n": False,
+    }.items():
+        yolo.model.yaml = {**yolo.model.yaml, "activation": text}
+        torch.save({"model": yolo.model}, tmp_path / "best.pt")
+        if fits:
+            camkit.load_model(tmp_path / "best.pt", device="cpu")
+        else:
+            with pytest.raises(ModelError, match="which is none of torch"):
+                camkit.load_model(tmp_path / "best.pt", device="cpu")
+    assert not (tmp_path / "made").exists()

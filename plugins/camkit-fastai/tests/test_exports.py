@@ -17,10 +17,12 @@ import numpy as np
 import pytest
 import timm
 import torch
+from click.testing import CliRunner
 from PIL import Image
 from torch import Tensor, nn
 
 import camkit
+from camkit.cli import cli
 from camkit.contracts.scores import probabilities
 from camkit.errors import CamkitWarning, ModelError
 from camkit.images import decoding
@@ -653,3 +655,24 @@ def test_only_a_body_under_a_head_is_the_layer(toys: Path, photos: list[Path], t
     _, model = exported(toys, tmp_path, stem)
     result = camkit.explain(model, photos[0])
     assert result.layer != "0" and result.map.shape == (2, 2)  # of 48 pixels, below the pooling
+
+
+def test_an_export_goes_into_a_bundle(toys: Path, photos: list[Path], tmp_path: Path) -> None:
+    """Which needs neither fastai nor trust in a pickle."""
+    facts = {"valid_pct": 0.3, "num_workers": 0, "bs": 4}
+    data = fastai.ImageDataLoaders.from_folder(toys, item_tfms=RESIZE(48), **facts)
+    learner = fastai.vision_learner(data, "test_resnet", pretrained=False)
+    model = loaded(learner, tmp_path)
+    done = CliRunner().invoke(
+        cli,
+        [
+            *("model", "bundle", str(tmp_path / "learner.pkl"), "--trust-pickle"),
+            *("--out", str(tmp_path / "toys")),
+        ],
+    )
+    assert done.exit_code == 0, done.output
+    again = camkit.load_model(tmp_path / "toys", device="cpu")
+    for photo in photos[:3]:
+        ours, theirs = camkit.explain(again, photo), camkit.explain(model, photo)
+        assert ours.class_name == theirs.class_name and ours.probability == theirs.probability
+        assert torch.equal(ours.map, theirs.map)

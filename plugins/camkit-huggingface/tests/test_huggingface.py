@@ -239,9 +239,17 @@ def test_every_kind_of_model_says_what_the_pipeline_says(
     found = told(model, few)
     assert found.std(0).max() > 1e-3, "a network that says the same of everything shows nothing"
     assert np.abs(found - piped(tmp_path, few, ("cat", "dog", "owl"))).max() <= 1e-4
+    _same_from_a_bundle(model, few, tmp_path / "bundle")
     result = camkit.explain(model, few[0])
     assert (model.classes, result.layer) == (("cat", "dog", "owl"), f"model.{layer}")
     assert min(result.map.shape) > 1 and result.map.abs().max() > 0
+
+
+def _same_from_a_bundle(model: camkit.LoadedModel, photos: list[Image.Image], folder: Path) -> None:
+    """A bundle of `model` needs neither its folder nor its processor to say the same."""
+    again = camkit.load_model(camkit.save_bundle(model, folder), device="cpu")
+    np.testing.assert_allclose(told(again, photos), told(model, photos), atol=1e-6)  # memory lies otherwise
+    assert (again.classes, again.scores, again.sha256) == (model.classes, model.scores, model.sha256)
 
 
 def test_a_model_of_timm_that_transformers_saved(photos: list[Image.Image], tmp_path: Path) -> None:
@@ -254,6 +262,7 @@ def test_a_model_of_timm_that_transformers_saved(photos: list[Image.Image], tmp_
     transformers.TimmWrapperForImageClassification(config).save_pretrained(tmp_path)
     model = loaded(tmp_path)
     assert np.abs(told(model, photos) - piped(tmp_path, photos, model.classes)).max() <= 1e-4
+    _same_from_a_bundle(model, photos[:2], tmp_path / "bundle")
 
 
 @pytest.mark.parametrize(
@@ -364,6 +373,7 @@ def test_classes_as_texts(photos: list[Image.Image], tmp_path: Path, kind: str) 
         said = {one["label"]: one["score"] for one in pipe(photo, candidate_labels=list(model.classes))}
         assert np.abs(row - [said[name] for name in model.classes]).max() <= 1e-4
     assert model.module.camkit_prompts.shape == (3, 16)
+    _same_from_a_bundle(model, photos[:2], tmp_path / "bundle")
     assert not [name for name, _ in model.module.named_modules() if "text" in name]
     result = camkit.explain(model, photos[0])
     assert result.map.shape == (4, 4) and result.map.abs().max() > 0
@@ -428,14 +438,44 @@ def test_the_objects_of_transformers(tmp_path: Path, resnet: Any, photos: list[I
         camkit.load_model(clip, classes=("cat", "dog"))
 
 
-def test_what_no_bundle_can_hold_says_so(tmp_path: Path, resnet: Any) -> None:
+def test_an_object_of_transformers_goes_into_a_bundle(resnet: Any, tmp_path: Path) -> None:
+    model = camkit.load_model(resnet, preprocess=square(), scores="softmax")
+    again = camkit.load_model(camkit.save_bundle(model, tmp_path / "bundle"), device="cpu")
+    inputs = torch.rand(2, 3, 32, 32)
+    with torch.no_grad():
+        torch.testing.assert_close(again.module(inputs), model.module(inputs).logits)
+    assert (again.classes, again.output) == (("cat", "dog", "owl"), None)
+
+
+HOSTILE: dict[str, tuple[dict[str, Any], str]] = {
+    "no configuration": ({"config": None}, "there is no configuration of transformers"),
+    "an unknown type": ({"config": {"model_type": "nonsense"}}, "transformers builds no such model"),
+    "no classifier": ({"config": {"model_type": "bert"}}, "transformers builds no such model"),
+    "an address": (
+        {"config": {"model_type": "timm_wrapper", "architecture": "hf-hub:a/b"}},
+        "'hf-hub:a/b' is no architecture of timm",
+    ),
+    "nonsense in it": ({"config": {"model_type": "resnet", "depths": "many"}}, "builds no such model"),
+    "a huge network": (
+        {"config": {"model_type": "vit", "hidden_size": 8192, "num_attention_heads": 8}},
+        "is far larger than its weights",
+    ),
+    "prompts of no shape": ({"prompts": [3]}, r"are no shape \[classes, d\]"),
+    "prompts without a text side": ({"prompts": [3, 16]}, "transformers builds no such model"),
+}
+
+
+@pytest.mark.parametrize("case", HOSTILE)
+def test_a_bundle_of_a_stranger_is_checked(resnet: Any, tmp_path: Path, case: str) -> None:
+    facts, why = HOSTILE[case]
     saved(tmp_path / "model", resnet, square())
-    for model in (loaded(tmp_path / "model"), camkit.load_model(resnet, preprocess=square())):
-        with pytest.raises(
-            ModelError, match="no bundle holds it: use it as it is, or save the state_dict"
-        ) as why:
-            camkit.save_bundle(model, tmp_path / "bundle")
-        assert "\n" not in str(why.value) and not (tmp_path / "bundle").exists()
+    folder = camkit.save_bundle(loaded(tmp_path / "model"), tmp_path / "bundle")
+    table = json.loads((folder / "camkit.json").read_text())
+    table["architecture"] |= facts
+    (folder / "camkit.json").write_text(json.dumps(table))
+    with pytest.raises(ModelError, match=why) as told:
+        camkit.load_model(folder, device="cpu")
+    assert "\n" not in str(told.value)
 
 
 # --- refused --------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from camkit.contracts.model import LoadedModel, ModelSource
-from camkit.contracts.scores import ScoreKind, checked
+from camkit.contracts.scores import checked
 from camkit.errors import (
     UNPRINTABLE,
     CamkitError,
@@ -22,12 +22,14 @@ from camkit.errors import (
 )
 from camkit.files import cause, inside, is_file, writing_folder
 from camkit.images.preprocess import Preprocess
+from camkit.models.rebuilding import rebuilt
 from camkit.models.specs import CONFIG, MAX_CONFIG, PETS, WEIGHTS
 from camkit.models.stranger_json import errors_of, read_json
 from camkit.models.weights import SPARE, broken, built_for, put_weights, read_weights
 from camkit.registry import loading
 
 FORMAT = 1
+BY_CODE = "which code of its own builds; use it as it is"
 
 
 class BundleSource(ModelSource):
@@ -41,15 +43,14 @@ class BundleSource(ModelSource):
         path, weights_path = _inside(folder, CONFIG), _inside(folder, WEIGHTS)
         size = weights_path.stat().st_size
         with errors_of(path):
-            architecture, classes, preprocess, layer, scores = _checked_config(_read_config(path))
+            facts = _checked_config(_read_config(path))
+            name = facts["architecture"]["source"]
             try:
-                source: ModelSource = loading.make("model", architecture["source"])
+                source: ModelSource = loading.make("model", name)
             except PluginError as error:
-                raise ModelError(
-                    f"it needs the model source {architecture['source']!r}: {error}"
-                ) from error
+                raise ModelError(f"it needs the model source {name!r}: {error}") from error
             with built_for(size):
-                module = source.build(architecture)
+                module = source.build(facts["architecture"])
         like = module.state_dict()
         if size > 16 * sum(tensor.numel() for tensor in like.values()) + SPARE:
             raise ModelError(f"{weights_path} has {size:,} bytes, far more than the network: refused")
@@ -57,15 +58,7 @@ class BundleSource(ModelSource):
         # Half precision is for the disk; the module keeps the types it was built with.
         cast = {name: t.to(like[name].dtype) if name in like else t for name, t in weights.items()}
         put_weights(module, cast, str(folder))
-        return LoadedModel(
-            module.to(device).eval(),
-            classes,
-            preprocess,
-            name=folder.resolve().name,
-            default_layer=layer,
-            architecture=architecture,
-            scores=scores,
-        )
+        return LoadedModel(module.to(device).eval(), name=folder.resolve().name, **facts)
 
 
 class PetsSource(ModelSource):
@@ -85,6 +78,8 @@ def save_bundle(
 ) -> Path:
     """Write `model` as a bundle; `facts` (metrics, recipe, licence, ...) go into `camkit.json`.
 
+    A model that does not say how it is built, such as an export of fastai, is told by its tensors: a bundle
+    holds it if a library has the same network, with the same scores.
     half: float32 weights as float16, for half the size; they come back as float32.
 
     The folder must not exist or be empty; it appears under its name only when it is complete.
@@ -94,6 +89,11 @@ def save_bundle(
     target = Path(folder)
     if where := broken(model.module):
         raise ModelError(f"the weights of {model.name} are NaN or infinite: {where}")
+    if model.architecture is None:
+        try:
+            model = rebuilt(model)
+        except ModelError as error:
+            raise ModelError(f"no bundle holds {model.name}, {BY_CODE}: {error}") from None
     text = config_text(model, facts)
     # Unlike `Path.exists` it takes any length of name, and sees a link that leads nowhere.
     if os.path.lexists(target) and (not target.is_dir() or any(target.iterdir())):
@@ -118,10 +118,7 @@ def config_text(model: LoadedModel, facts: Mapping[str, Any], *, room: int = 0) 
     room: bytes that are left for what is not known yet.
     """
     if model.architecture is None:
-        raise ModelError(
-            f"model {model.name!r} does not say how it is built, so no bundle holds it: use it as it is, "
-            "or save the state_dict() of a network that torchvision or timm has, and bundle that file"
-        )
+        raise ModelError(f"no bundle holds {model.name}, {BY_CODE}")
     config = {
         "format": FORMAT,
         "architecture": dict(model.architecture),
@@ -129,7 +126,10 @@ def config_text(model: LoadedModel, facts: Mapping[str, Any], *, room: int = 0) 
         "preprocessing": model.preprocess.to_dict(),
         "default_layer": model.default_layer,
         **({} if model.scores == "auto" else {"scores": model.scores}),
+        **({} if model.output is None else {"output": model.output}),
     }
+    if callable(model.output):
+        raise ModelError(f"no bundle holds the function output= of {model.name}: give an index or a key")
     if taken := sorted(config.keys() & facts.keys()):
         raise ModelError(f"the facts {taken} of a bundle are the model's own")
     try:
@@ -154,10 +154,8 @@ def _read_config(path: Path) -> dict[str, Any]:
     return dict(config)
 
 
-def _checked_config(
-    config: Mapping[str, Any],
-) -> tuple[dict[str, Any], tuple[str, ...], Preprocess, str, ScoreKind]:
-    """Architecture, class names, preprocessing, default layer and what the scores are, each checked."""
+def _checked_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of the `LoadedModel` that a bundle says, each checked."""
     architecture = config.get("architecture")
     if not isinstance(architecture, dict) or not isinstance(architecture.get("source"), str):
         raise ModelError("there is no architecture with a source")
@@ -173,11 +171,20 @@ def _checked_config(
     preprocessing = config.get("preprocessing")
     if not isinstance(preprocessing, dict):
         raise ModelError("there is no table 'preprocessing'")
-    preprocess = Preprocess.from_dict(preprocessing)
     layer = config.get("default_layer", "auto")
     if not isinstance(layer, str):
         raise ModelError(f"default_layer {layer!r} is no name")
-    return architecture, tuple(classes), preprocess, layer, checked(config.get("scores", "auto"))
+    output = config.get("output")
+    if not isinstance(output, str | int | None) or isinstance(output, bool):
+        raise ModelError(f"output {output!r} is neither an index nor a key")
+    return {
+        "architecture": architecture,
+        "classes": tuple(classes),
+        "preprocess": Preprocess.from_dict(preprocessing),
+        "default_layer": layer,
+        "scores": checked(config.get("scores", "auto")),
+        "output": output,
+    }
 
 
 def _inside(folder: Path, name: str) -> Path:

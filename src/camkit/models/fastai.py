@@ -63,15 +63,14 @@ class FastaiSource(ModelSource):
             raise ModelError(
                 f"fastai:{reference} needs weights: fastai:{reference}@FILE, a learn.save() file"
             )
-        backbone = dict(zip(("source", "name"), library_spec(name).split(":", 1), strict=True))
-        architecture: dict[str, Any] = {"source": "fastai", "backbone": backbone}
         if file == "none":
+            architecture: dict[str, Any] = {"source": "fastai", "backbone": _backbone(name)}
             architecture["num_classes"] = LESSON_CLASSES
             return self._loaded(reference, self.build(architecture), architecture, device)
         if not is_file(file) and is_file(f"{file}.pth"):  # as fastai names them
             file = f"{file}.pth"
         checkpoint = read_checkpoint(Path(file))
-        architecture |= _facts(checkpoint.state, backbone, self._body, file)
+        architecture = self.architecture(name, checkpoint.state, file)
         try:
             with built_for(sum(tensor.nbytes for tensor in checkpoint.state.values())):
                 module = self.build(architecture)
@@ -114,6 +113,15 @@ class FastaiSource(ModelSource):
         built: Any = seeded(lambda: nn.Sequential(body, made()))
         return cast("nn.Sequential", built)
 
+    def architecture(self, name: str, state: Mapping[str, Tensor], where: str) -> dict[str, Any]:
+        """What `build` needs for these tensors, with the body of `name`, as `timm:resnet18` or `resnet18`.
+
+        Raises `ModelError` if their head cannot be told.
+        """
+        backbone = _backbone(name)
+        facts = _facts(state, backbone, self._body, where)
+        return {"source": "fastai", "backbone": backbone, **facts}
+
     def _body(self, backbone: Mapping[str, Any]) -> nn.Module:
         source: ModelSource = loading.make("model", backbone["source"])
         return cut(backbone["source"], source.build({**backbone, "num_classes": 1}))
@@ -131,6 +139,11 @@ class FastaiSource(ModelSource):
             architecture=architecture,
             unsaid=unsaid(preprocess.channels),
         )
+
+
+def _backbone(name: str) -> dict[str, Any]:
+    source, _, own_name = library_spec(name).partition(":")
+    return {"source": source, "name": own_name}
 
 
 def _facts(

@@ -7,14 +7,14 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
 
 from camkit.contracts.model import LoadedModel, ModelSource
 from camkit.errors import ModelError, typed_reason
-from camkit.models import fastai_pickle, labels
+from camkit.models import fastai_pickle, labels, ultralytics
 from camkit.models.checkpoint import WEIGHTS, WholeModel
 from camkit.models.facts import ModelFacts
 from camkit.models.objects import from_object, load_export
@@ -37,6 +37,13 @@ class FileSource(ModelSource):
             if not trust:
                 raise
         return _whole(path, device)
+
+    def build(self, architecture: Mapping[str, Any]) -> nn.Module:
+        """`{"yolo": TABLE, "num_classes": N}`: a classifier of ultralytics by its table of layers."""
+        count = architecture.get("num_classes")
+        if not isinstance(count, int) or not 1 <= count <= 100_000:
+            raise ModelError(f"architecture needs 1 to 100000 num_classes, not {count!r}")
+        return cast("nn.Module", ultralytics.build(architecture.get("yolo"), count, "the bundle"))
 
 
 def _whole(path: Path, device: torch.device) -> LoadedModel:

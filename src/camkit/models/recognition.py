@@ -60,7 +60,7 @@ def architecture_of(checkpoint: Checkpoint) -> Found:
     its name says. Else by what people have: architectures that both libraries have come before variants of
     one, and those with published weights before others. What is left must be one.
     """
-    found = _matches(checkpoint)
+    found = matches(checkpoint)
     named = _named(checkpoint, [row.name for row in found])
     if named:
         return Found(named[0])
@@ -81,7 +81,7 @@ def architecture_of(checkpoint: Checkpoint) -> Found:
     return Found(names[0], tuple(names[1:]))
 
 
-def _matches(checkpoint: Checkpoint) -> list[Signature]:
+def matches(checkpoint: Checkpoint) -> list[Signature]:
     """The architectures whose tensors these are; `ModelError` if there is none."""
     state = modern(checkpoint.state)
     for prefix in prefixes(state):

@@ -6,7 +6,9 @@ classifiers have.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -22,6 +24,8 @@ LAYERS = set(
     "A2C2f AConv ADown BottleneckCSP C1 C2 C2f C2fCIB C2PSA C3 C3Ghost C3k2 C3TR Classify Conv DWConv "
     "Focus GhostConv HGBlock HGStem PSA RepC3 ResNetLayer SCDown SPP SPPELAN SPPF".split()
 )
+# Of a table; ultralytics evaluates this text as code.
+ACTIVATION = re.compile(r"(torch\.)?nn\.[A-Z][A-Za-z0-9]*\(((inplace=)?(True|False|\d+(\.\d+)?))?\)")
 
 
 def network(checkpoint: Checkpoint) -> Shell | None:
@@ -36,21 +40,31 @@ def load(checkpoint: Checkpoint, shell: Shell, device: torch.device) -> LoadedMo
     path, facts = checkpoint.path, vars(shell)
     if type(shell).__name__ != "ClassificationModel":
         raise ModelError(f"{path} is a {type(shell).__name__} of ultralytics, not a classifier (-cls)")
-    try:
-        from ultralytics.nn.tasks import ClassificationModel
-    except ImportError:
-        raise ModelError(f"{path} is a classifier of ultralytics: pip install ultralytics") from None
     table, names = facts.get("yaml"), facts.get("names")
     if not isinstance(table, Mapping) or not isinstance(names, Mapping | list):
         raise ModelError(f"{path} does not say how its network is built: was it trained by ultralytics?")
-    rows = [*table.get("backbone", ()), *table.get("head", ())]
-    kinds = {row[2] if isinstance(row, list | tuple) and len(row) == 4 else None for row in rows}
-    if strange := [kind for kind in kinds if kind not in LAYERS]:
-        raise ModelError(f"{path} has the layer {strange[0]!r}, which no classifier of ultralytics has")
     with built_for(sum(tensor.nbytes for tensor in checkpoint.state.values())):
-        build: Any = ClassificationModel
-        module = build(dict(table), nc=len(names), verbose=False)
+        module = build(table, len(names), str(path))
     put_weights(module, checkpoint.state, str(path))
     module.names = names
     module.args = facts.get("args") or checkpoint.content.get("train_args") or {}
-    return from_object(module.to(device).eval(), name=str(path))
+    model = from_object(module.to(device).eval(), name=str(path))
+    return replace(model, architecture={"source": "file", "yolo": dict(table), "num_classes": len(names)})
+
+
+def build(table: Any, count: int, where: str) -> Any:
+    """The network of a table of layers, perhaps a stranger's; `ModelError` if it is of no classifier."""
+    try:
+        from ultralytics.nn.tasks import ClassificationModel
+    except ImportError:
+        raise ModelError(f"{where} is a classifier of ultralytics: pip install ultralytics") from None
+    if not isinstance(table, Mapping):
+        raise ModelError(f"{where} has no table of layers, but {table!r:.80}")
+    rows = [*table.get("backbone", ()), *table.get("head", ())]
+    kinds = {row[2] if isinstance(row, list | tuple) and len(row) == 4 else None for row in rows}
+    if strange := [kind for kind in kinds if kind not in LAYERS]:
+        raise ModelError(f"{where} has the layer {strange[0]!r}, which no classifier of ultralytics has")
+    if (activation := table.get("activation")) and not ACTIVATION.fullmatch(str(activation)):
+        raise ModelError(f"{where} has the activation {str(activation)!r:.80}, which is none of torch")
+    make: Any = ClassificationModel
+    return make(dict(table), nc=count, verbose=False)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from camkit.errors import ModelError
@@ -11,6 +11,7 @@ from camkit.plugin import LoadedModel, ModelSource, Preprocess
 
 if TYPE_CHECKING:
     import torch
+    from torch import nn
 
 
 class HuggingFaceSource(ModelSource):
@@ -31,6 +32,13 @@ class HuggingFaceSource(ModelSource):
         from camkit_huggingface.loading import with_classes
 
         return with_classes(reference, classes)
+
+    def build(self, architecture: Mapping[str, Any]) -> nn.Module:
+        """`{"config": ..., "flip": ..., "num_classes": N}`, and the shape of its `prompts` for CLIP."""
+        _need_transformers("the bundle")
+        from camkit_huggingface.building import build
+
+        return build(architecture)
 
 
 def preprocess_of(processor: Any) -> Preprocess:

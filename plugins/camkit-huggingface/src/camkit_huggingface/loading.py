@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import pickle
-import random
 import re
 import shlex
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import unquote
@@ -19,9 +16,11 @@ from torch import nn
 
 from camkit.errors import ModelError, ModelNotFound, UsageError, typed_reason
 from camkit.plugin import LoadedModel
+from camkit_huggingface.building import architecture
 from camkit_huggingface.class_names import names_beside, numbered
 from camkit_huggingface.modules import Classifier, PromptClassifier, embedded
 from camkit_huggingface.processor import shown
+from camkit_huggingface.quiet import quiet
 
 # Models that are told the classes as texts, and what their scores are.
 PROMPTED: Mapping[str, Any] = {"clip": "softmax", "siglip": "sigmoid"}
@@ -63,7 +62,7 @@ def load(reference: str, device: torch.device) -> LoadedModel:
     """The model that `reference` names, as `HuggingFaceSource.load` says."""
     path, asked, wanted = _split(reference)
     place = _place(path)
-    with _quiet():
+    with quiet():
         config = _config(place)
         made = _prompted if _is_prompted(config) else _classifier
         if asked and (made is _classifier or not wanted):
@@ -76,13 +75,22 @@ def load(reference: str, device: torch.device) -> LoadedModel:
         except ModelError as error:
             raise ModelError(f"hf:{path}: {error}") from None
         module, classes, scores = made(place, config, wanted, flip)
-    return LoadedModel(module.to(device).eval(), classes, preprocess, name=f"hf:{reference}", scores=scores)
+        prompts = getattr(module, "camkit_prompts", None)
+        more = {"flip": flip} if prompts is None else {"prompts": list(prompts.shape)}
+    return LoadedModel(
+        module.to(device).eval(),
+        classes,
+        preprocess,
+        name=f"hf:{reference}",
+        scores=scores,
+        architecture=architecture(config, len(classes), **more),
+    )
 
 
 def with_classes(reference: str, classes: Sequence[str]) -> str:
     """`reference` with `?classes=`, if its model is told them as texts; see `ModelSource.with_classes`."""
     path, asked, wanted = _split(reference)
-    with _quiet():
+    with quiet():
         if not _is_prompted(_config(_place(path))):
             return reference
     if not asked:
@@ -215,21 +223,3 @@ def _weights(place: Place, auto: Any, config: Any) -> Any:
         kind = type(model).__name__
         raise ModelError(f"hf:{place.said}: its weights are not of a {kind}: {problems[0]}")
     return model.eval()
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without transformers' log and progress on stderr, and with the random generators left as they are."""
-    log = transformers.utils.logging
-    level, bars, state = log.get_verbosity(), log.is_progress_bar_enabled(), random.getstate()
-    log.set_verbosity(log.CRITICAL)
-    log.disable_progress_bar()
-    try:
-        with warnings.catch_warnings(), torch.random.fork_rng([]):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        random.setstate(state)
-        log.set_verbosity(level)
-        if bars:
-            log.enable_progress_bar()
