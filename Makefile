@@ -26,6 +26,9 @@ coverage: .venv/ready
 families: .venv/ready
 	CAMKIT_FAMILIES=1 $(BIN)/python -m pytest tests/test_families.py -n 2 --dist worksteal
 
+cluster: .venv/ready
+	CAMKIT_CLUSTER=1 $(BIN)/python -m pytest plugins/camkit-ray
+
 check: .venv/ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import queue
 import random
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
+from threading import Thread
+from time import sleep
 from typing import Any, ClassVar
 
 import numpy as np
@@ -12,15 +18,19 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from camkit.contracts.engine import Outcome, Part
 from camkit.contracts.explainer import Explainer, Query
 from camkit.contracts.options import option
 from camkit.contracts.trainer import Trainer, TrainRequest
 from camkit.core.layout import OpenLayout
-from camkit.errors import LayerError, TargetError, UsageError
+from camkit.engines.local import LocalEngine
+from camkit.engines.work import Work
+from camkit.errors import CamkitError, LayerError, TargetError, UsageError
 from camkit.native.explainer import Native
 from camkit.testing import (
     CHECKS,
     Subject,
+    engine_checks,
     explainer_checks,
     model_source_checks,
     run_check,
@@ -45,6 +55,11 @@ def test_torchvision(check: Any) -> None:
 
 @model_source_checks("imagenet", reference="", dist="camkit")
 def test_imagenet(check: Any) -> None:
+    check()
+
+
+@engine_checks("local", dist="camkit")
+def test_local(check: Any) -> None:
     check()
 
 
@@ -541,3 +556,122 @@ def test_a_trainer_that_changes_a_photograph_is_caught() -> None:
     check = {check.__name__: check for check in CHECKS["trainer"]}["check_nothing_outside"]
     outcome = run_check(check, Subject("trainer", "scribbles", Scribbles))
     assert outcome.status == "failed" and "the data folder is changed" in outcome.reason
+
+
+# --- mutants of engines: each is `local` with one fault -------------------------------------------
+
+
+class LosesAPart(LocalEngine):
+    def run(self, work: Work, parts: Iterable[Part]) -> Iterator[Outcome]:
+        return super().run(work, islice(parts, 1, None))
+
+
+class WritesAPartTwice(LocalEngine):
+    """Under another name, as after a retry."""
+
+    def run(self, work: Work, parts: Iterable[Part]) -> Iterator[Outcome]:
+        first = next(iter(parts))
+        with work.start() as worker:
+            worker(replace(first, id="0" * 16))
+        yield from super().run(work, parts)
+
+
+class TellsTwice(LocalEngine):
+    def run(self, work: Work, parts: Iterable[Part]) -> Iterator[Outcome]:
+        for outcome in super().run(work, parts):
+            yield from (outcome, outcome)
+
+
+class TellsTooEarly(LocalEngine):
+    def run(self, work: Work, parts: Iterable[Part]) -> Iterator[Outcome]:
+        with work.start() as worker:
+            for part in parts:
+                yield Outcome(part, len(part.photographs))
+                worker(part)
+
+
+class ReadsInAnotherOrder(LocalEngine):
+    """So that batches, and with them the last bits, are others."""
+
+    def run(self, work: Work, parts: Iterable[Part]) -> Iterator[Outcome]:
+        return super().run(
+            work, (replace(p, photographs=(*p.photographs[1:], p.photographs[0])) for p in parts)
+        )
+
+
+class UsesAnotherModel(LocalEngine):
+    def run(self, work: Work, parts: Iterable[Part]) -> Iterator[Outcome]:
+        other = replace(work.request, model="timm:test_vit@none")
+        return super().run(
+            replace(work, request=other) if "no_such" not in work.request.model else work, parts
+        )
+
+
+class HidesFailures(LocalEngine):
+    def run(self, work: Work, parts: Iterable[Part]) -> Iterator[Outcome]:
+        return (replace(outcome, failed=()) for outcome in super().run(work, parts))
+
+
+class StopsAtAFailure(LocalEngine):
+    def run(self, work: Work, parts: Iterable[Part]) -> Iterator[Outcome]:
+        for outcome in super().run(work, parts):
+            yield outcome
+            if outcome.failed:
+                return
+
+
+class HidesErrors(LocalEngine):
+    def run(self, work: Work, parts: Iterable[Part]) -> Iterator[Outcome]:
+        with suppress(UsageError):
+            yield from super().run(work, parts)
+
+
+class RaisesItsOwn(LocalEngine):
+    def run(self, work: Work, parts: Iterable[Part]) -> Iterator[Outcome]:
+        try:
+            yield from super().run(work, parts)
+        except CamkitError as error:
+            raise RuntimeError(str(error)) from None
+
+
+class GoesOn(LocalEngine):
+    """In a thread that nobody ends."""
+
+    def run(self, work: Work, parts: Iterable[Part]) -> Iterator[Outcome]:
+        done: queue.Queue[Any] = queue.Queue()
+
+        def work_on() -> None:
+            try:
+                for outcome in LocalEngine.run(self, work, parts):
+                    done.put(outcome)
+                    sleep(0.2)
+                done.put(None)
+            except CamkitError as error:
+                done.put(error)
+
+        Thread(target=work_on, daemon=True).start()
+        while (outcome := done.get()) is not None:
+            if isinstance(outcome, CamkitError):
+                raise outcome
+            yield outcome
+
+
+ENGINES: dict[type[LocalEngine], str] = {
+    LosesAPart: "check_parts",
+    WritesAPartTwice: "check_parts",
+    TellsTwice: "check_outcomes",
+    TellsTooEarly: "check_outcomes",
+    ReadsInAnotherOrder: "check_rows",
+    UsesAnotherModel: "check_rows",
+    HidesFailures: "check_failures",
+    StopsAtAFailure: "check_failures",
+    HidesErrors: "check_errors",
+    RaisesItsOwn: "check_errors",
+    GoesOn: "check_closing",
+}
+
+
+@pytest.mark.parametrize("mutant", ENGINES)
+def test_a_wrong_engine_is_caught(mutant: type[LocalEngine]) -> None:
+    check = next(check for check in CHECKS["engine"] if check.__name__ == ENGINES[mutant])
+    assert run_check(check, Subject("engine", "mutant", mutant)).status == "failed"

@@ -12,6 +12,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from camkit.contracts.engine import Engine, Outcome, Part
     from camkit.contracts.explainer import Explainer, Query, Sweep
     from camkit.contracts.metric import MapBatch, Metric, Scores
     from camkit.contracts.model import LoadedModel, ModelSource
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from camkit.core.scored import classifier
     from camkit.core.stand_in import StandIn, wide
     from camkit.drawing import colours
+    from camkit.engines.work import Work
     from camkit.explaining.class_maps import ClassMaps, explain_classes
     from camkit.explaining.past_run import PastRun, past_run
     from camkit.explaining.prediction import Prediction, predict
@@ -50,6 +52,7 @@ if TYPE_CHECKING:
 # Where each name is from, and what it is called there: nothing for a module itself.
 _HOMES = {
     "ClassMaps": "camkit.explaining.class_maps:ClassMaps",
+    "Engine": "camkit.contracts.engine:Engine",
     "Explainer": "camkit.contracts.explainer:Explainer",
     "FastaiSource": "camkit.models.fastai:FastaiSource",
     "LoadedModel": "camkit.contracts.model:LoadedModel",
@@ -57,6 +60,8 @@ _HOMES = {
     "Metric": "camkit.contracts.metric:Metric",
     "ModelSource": "camkit.contracts.model:ModelSource",
     "NoOptions": "camkit.contracts.options:NoOptions",
+    "Outcome": "camkit.contracts.engine:Outcome",
+    "Part": "camkit.contracts.engine:Part",
     "PastRun": "camkit.explaining.past_run:PastRun",
     "Photo": "camkit.images.decoding:Photo",
     "Prediction": "camkit.explaining.prediction:Prediction",
@@ -71,6 +76,7 @@ _HOMES = {
     "TrainRequest": "camkit.contracts.trainer:TrainRequest",
     "TrainResult": "camkit.contracts.trainer:TrainResult",
     "Trainer": "camkit.contracts.trainer:Trainer",
+    "Work": "camkit.engines.work:Work",
     "class_index": "camkit.core.class_names:class_index",
     "classifier": "camkit.core.scored:classifier",
     "colours": "camkit.drawing.colours:",
@@ -107,6 +113,7 @@ _HOMES = {
 
 __all__ = [
     "ClassMaps",
+    "Engine",
     "Explainer",
     "FastaiSource",
     "LoadedModel",
@@ -114,6 +121,8 @@ __all__ = [
     "Metric",
     "ModelSource",
     "NoOptions",
+    "Outcome",
+    "Part",
     "PastRun",
     "Photo",
     "Prediction",
@@ -128,6 +137,7 @@ __all__ = [
     "TrainRequest",
     "TrainResult",
     "Trainer",
+    "Work",
     "class_index",
     "classifier",
     "colours",

@@ -84,11 +84,19 @@ def metrics(names: Sequence[str]) -> None:
             raise OptionError(f"there is no metric {name!r}{closest(name, known) or shown}")
 
 
-def photographs(patterns: Sequence[str]) -> None:
-    """Photographs by file, folder or glob."""
+def photographs(patterns: Sequence[str], listed: str | None = None) -> None:
+    """Photographs by file, folder, glob or address, or a list of them."""
+    from camkit import addresses
     from camkit.images.finding import find
 
-    next(find(patterns), None)
+    if patterns and listed:
+        raise UsageError("IMAGES and --from exclude each other: give the one or the other")
+    if listed and listed != "-" and not addresses.is_address(listed):
+        there(listed)
+    stored = [pattern for pattern in patterns if addresses.is_address(pattern)]
+    for pattern in stored:
+        addresses.check(pattern)
+    next(find([pattern for pattern in patterns if pattern not in stored]), None)
 
 
 def there(*paths: str | os.PathLike[str] | None) -> None:
@@ -98,18 +106,18 @@ def there(*paths: str | os.PathLike[str] | None) -> None:
             raise UsageError(f"there is no file or folder {os.fspath(path)!r}")
 
 
-def results(*folders: Path) -> None:
-    """Folders that `camkit explain` wrote."""
+def results(*folders: Path | str) -> None:
+    """Folders or addresses that `camkit explain` wrote."""
+    from camkit.addresses import is_address
+    from camkit.engines import tables
     from camkit.explaining import manifest
 
-    there(*folders)
-    for folder in folders:
-        if not os.path.lexists(folder / manifest.NAME):
-            raise UsageError(
-                f"{folder} holds no {manifest.NAME}: nothing was finished there, or it is no folder of "
-                "`camkit explain`"
-            )
-        if next(manifest.read(folder), None) is None:
+    there(*(folder for folder in folders if not is_address(folder)))
+    for place in folders:
+        folder = Path(place)
+        if is_address(place) or not os.path.lexists(folder / manifest.NAME):
+            tables.check_results(str(place))
+        elif next(manifest.read(folder), None) is None:
             findings: list[manifest.Finding] = []
             list(manifest.read(folder, findings))
             raise UsageError(f"{folder} holds no results{''.join(f'; {found}' for found in findings[:1])}")

@@ -12,16 +12,17 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from camkit.cli import early_checks, inline
+from camkit.addresses import is_address
+from camkit.cli import early_checks, engine, inline
 from camkit.cli.console import Report, progress
 from camkit.cli.hints import about
 from camkit.cli.model_options import MODEL, facts, model_options
 from camkit.cli.parameters import (
     BATCH_SIZE,
     DEVICE,
-    FOLDER,
     PARTLY,
     PATTERN,
+    PLACE,
     CommandBeside,
     choice,
     look_options,
@@ -41,6 +42,9 @@ if TYPE_CHECKING:
     from camkit.explaining.request import ExplainRequest
     from camkit.explaining.runner import Run
     from camkit.images.workers import Processes
+
+OF_ENGINE = ("engine", "actors", "gpus_per_actor", "address", "part_size")
+_DEFAULT = click.core.ParameterSource.DEFAULT
 
 
 @click.command(cls=CommandBeside, beside=merge)
@@ -95,10 +99,10 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--out",
-    type=FOLDER,
+    type=PLACE,
     default="camkit-out",
     show_default=True,
-    help="Folder for pictures, raw maps and manifest.jsonl.",
+    help="Folder for pictures, raw maps and manifest.jsonl; s3://..., gs://..., az://... gets tables.",
 )
 @choice(
     "--format",
@@ -117,6 +121,36 @@ if TYPE_CHECKING:
     is_flag=True,
     help="Show each picture or sheet in the terminal (kitty's protocol or sixel; camkit[terminal]).",
 )
+@click.option(
+    "--from",
+    "listed",
+    metavar="FILE|-",
+    help="In place of IMAGES: a path or address a line, a CSV or Parquet table with a column of them.",
+)
+@click.option("--column", metavar="NAME", help="The column of --from, where it is not found.")
+@click.option(
+    "--engine",
+    metavar="NAME",
+    default="local",
+    show_default=True,
+    help="Where it is computed; ray: on a cluster (camkit-ray), into tables.",
+)
+@click.option(
+    "--actors", type=click.IntRange(1, 65_536), help="Of an engine: how many models work side by side."
+)
+@click.option(
+    "--gpus-per-actor",
+    type=click.FloatRange(0, 64),
+    help="Of an engine: GPUs of each, or a part of one.",
+)
+@click.option(
+    "--part-size",
+    type=click.IntRange(1, 65_536),
+    default=256,
+    show_default=True,
+    help="Of an engine: photographs in one table, about.",
+)
+@click.option("--address", metavar="HOST", help="Of an engine: a cluster that is there already.")
 @click.option("--resume", is_flag=True, help="Do only what --out does not hold already.")
 @click.option(
     "--shard",
@@ -133,7 +167,7 @@ if TYPE_CHECKING:
 @click.option("-v", "--verbose", is_flag=True, help="Also what is run, how, and how fast.")
 @model_options
 def explain(images: tuple[str, ...], **values: Any) -> None:
-    """Draw where a model looked in IMAGES: files, folders or globs.
+    """Draw where a model looked in IMAGES: files, folders, globs, or addresses such as s3://...
 
     Without IMAGES it explains the bundled photograph of a cat. For every image, backend, method and
     class it writes IMAGE.BACKEND.METHOD.CLASS.png, the raw map beside it as .npy, and a line in
@@ -148,11 +182,21 @@ def explain(images: tuple[str, ...], **values: Any) -> None:
     camkit explain cat.jpg --model imagenet --class tabby --look spotlight
     camkit explain cat.jpg --method gradcam --method activations -o reduction=mean
     camkit explain photos/ --format parquet --resume
+    camkit explain s3://photos/2026 --engine ray --out s3://maps/2026
     camkit explain merge shard-1 shard-2 --out maps     joins the folders of several runs
     """
+    context = click.get_current_context()
+    given = {name for name in values if context.get_parameter_source(name) is not _DEFAULT}
     style = pop_style(values)
     begun = time.monotonic()
-    _check(images, values, style)
+    asked = {name: values.pop(name) for name in OF_ENGINE}
+    listed, column = values.pop("listed"), values.pop("column")
+    tables = asked["engine"] != "local" or is_address(values["out"])
+    if tables:
+        asked |= {"format": values["format"], "out": values["out"], "workers": values["workers"]}
+        engine.check(asked, given)
+        values["format"] = "parquet"
+    _check(images, values, style, tables=tables, listed=listed)
     show = None
     if values.pop("inline"):
         extras.require("terminal", "--inline")
@@ -164,6 +208,19 @@ def explain(images: tuple[str, ...], **values: Any) -> None:
     from camkit.images import workers
 
     output = {name: values.pop(name) for name in ("as_json", "quiet", "verbose")}
+    where = {} if tables and is_address(values["out"]) else {"without": str(values["out"])}
+    from camkit.engines.listing import Listing
+
+    listing = Listing.of(images, listed, column, shard=values["shard"], **where)
+    if tables:
+        from camkit.explaining.request import ExplainRequest
+
+        values.pop("workers"), values.pop("open_picture")
+        out = str(values.pop("out"))
+        with about(values["model"], trust_pickle=values["trust_pickle"]):
+            engine.run(ExplainRequest(images, style=style, **values), listing, out, asked, output)
+        return
+    values["listing"] = listing
     count, open_picture = values.pop("workers"), values.pop("open_picture")
     with (
         about(values["model"], trust_pickle=values["trust_pickle"]),
@@ -182,7 +239,9 @@ def explain(images: tuple[str, ...], **values: Any) -> None:
         raise SystemExit(PARTLY if some and values["on_error"] == "skip" else 1)
 
 
-def _check(images: tuple[str, ...], values: dict[str, Any], style: Style) -> None:
+def _check(
+    images: tuple[str, ...], values: dict[str, Any], style: Style, *, tables: bool, listed: str | None
+) -> None:
     """Whatever can be known before torch is imported; values: texts become what they mean."""
     values["shard"] = Shard.parse(values["shard"])
     _check_pictures(values, style)
@@ -192,9 +251,10 @@ def _check(images: tuple[str, ...], values: dict[str, Any], style: Style) -> Non
     values["facts"] = facts(values)
     early_checks.classes(values["model"], values["classes"], values["facts"].classes)
     check_device_name(values["device"])
-    early_checks.results_folder(values["out"])
+    if not tables:
+        early_checks.results_folder(values["out"])
     early_checks.there(values["truth"])
-    early_checks.photographs(images)
+    early_checks.photographs(images, listed)
     if values["format"] == "parquet":
         extras.require("parquet", "--format parquet")
 

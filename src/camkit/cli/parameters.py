@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 import click
 
+from camkit.addresses import is_address
 from camkit.core.device_names import WAYS
 from camkit.drawing.style import USUAL, Style
 from camkit.errors import UsageError
@@ -33,6 +34,18 @@ class FilePath(click.Path):
 PATH = FilePath(path_type=Path)
 FOLDER = FilePath(path_type=Path, file_okay=False)
 PATTERN = FilePath(path_type=str)
+
+
+class PlacePath(FilePath):
+    """A path as a `Path`, or an address of an object store as text."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The path or the address."""
+        return value if is_address(value) else super().convert(value, param, ctx)
+
+
+PLACE = PlacePath(path_type=Path, file_okay=False)
+SOURCE = PlacePath(path_type=Path)
 BATCH_SIZE = click.IntRange(1, 65_536)  # more fits into no memory
 
 

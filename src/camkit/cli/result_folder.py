@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import json
+from contextlib import ExitStack
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from camkit.addresses import is_address
 from camkit.cli import early_checks
-from camkit.cli.parameters import FOLDER, PARTLY, PATH, look_options, pop_style
+from camkit.cli.parameters import FOLDER, PARTLY, PATH, PLACE, SOURCE, look_options, pop_style
 from camkit.cli.terminal import say, say_json
 from camkit.errors import CamkitError, UsageError, counted, typed_reason
 
 if TYPE_CHECKING:
     from camkit.explaining.manifest import Finding
+
+OUT = "--out is for results at an address; pictures of a folder lie beside its maps"
 
 
 def write_page(folder: Path, *, is_new: bool = True, complete: bool = True) -> Path | None:
@@ -39,61 +44,76 @@ def write_page(folder: Path, *, is_new: bool = True, complete: bool = True) -> P
 
 
 @click.command()
-@click.argument("folders", nargs=-1, required=True, type=FOLDER, metavar="FOLDER...")
-@click.option("--out", type=FOLDER, required=True, help="The folder that gets everything.")
-def merge(folders: tuple[Path, ...], out: Path) -> None:
+@click.argument("folders", nargs=-1, required=True, type=PLACE, metavar="FOLDER...")
+@click.option("--out", type=PLACE, required=True, help="The folder or address that gets everything.")
+def merge(folders: tuple[Path | str, ...], out: Path | str) -> None:
     """Join FOLDERs that runs of `camkit explain` wrote, such as those with --shard, in --out.
 
     Every result is copied once, whichever folders hold it. Nothing is overwritten: two different files
-    of one name are an error. What is damaged is left out and listed, and the exit code is 3.
+    of one name are an error. What is damaged is left out and listed, and the exit code is 3. A FOLDER may
+    be an address, such as s3://..., and hold tables alone.
     """
     early_checks.results(*folders)
-    early_checks.results_folder(out)
+    if not is_address(out):
+        early_checks.results_folder(Path(out))
 
+    from camkit.engines import gathering
     from camkit.explaining import merging
     from camkit.images import workers
 
-    with workers.processes(1) as pool:
-        merged = merging.merge(folders, out, processes=pool)
+    with workers.processes(1) as pool, ExitStack() as stack:
+        local = [stack.enter_context(gathering.gathered(folder, pool))[0] for folder in folders]
+        if not is_address(out):
+            merged = merging.merge(local, Path(out), processes=pool)
+        else:
+            target = Path(stack.enter_context(TemporaryDirectory(prefix="camkit-")))
+            merged = merging.merge(local, target, processes=pool)
+            gathering.send(target, str(out))
     for finding in merged.findings:
         say(f"Error: {finding}", err=True)
     say(
         f"{counted(merged.added, 'result')} of {counted(len(folders), 'folder')} "
         f"{'is' if merged.added == 1 else 'are'} in {out}"
     )
-    if merged.added:
-        write_page(out)
+    if merged.added and not is_address(out):
+        write_page(Path(out))
     if merged.findings:
         raise SystemExit(PARTLY if merged.added else 1)
 
 
 @click.command()
-@click.argument("folder", type=FOLDER)
-@click.option("--images", type=PATH, help="Where the photographs lie now.")
+@click.argument("folder", type=PLACE)
+@click.option("--images", type=SOURCE, help="Where the photographs lie now.")
 @click.option("--model", "spec", metavar="SPEC", help="The model, if it lies elsewhere now.")
 @click.option(
     "--sample", type=click.IntRange(min=0), default=8, show_default=True, help="Maps to compute again."
 )
 @click.option("--seed", type=int, default=0, show_default=True, help="Random seed.")
-def verify(folder: Path, images: Path | None, spec: str | None, sample: int, seed: int) -> None:
+def verify(folder: Path | str, images: Path | str | None, spec: str | None, sample: int, seed: int) -> None:
     """Check whether what `camkit explain` wrote into FOLDER still holds.
 
     Hashes of all maps, pictures and photographs are compared with the manifest, and a sample of the maps
-    is computed again. The exit code is 1 if anything is missing or differs.
+    is computed again. The exit code is 1 if anything is missing or differs. FOLDER may be an address, such
+    as s3://...: of many tables a sample is fetched, at most as many as maps are computed again.
     """
     early_checks.results(folder)
-    early_checks.there(images)
+    early_checks.there(None if is_address(images) else images)
     if spec is not None:
         early_checks.model(spec)
 
     from camkit.images import workers
 
     with workers.processes(1) as pool:  # it starts while torch is imported
+        from camkit.engines import gathering
         from camkit.explaining import verification
 
-        found = verification.verify(
-            folder, photographs=images, sample=sample, seed=seed, spec=spec, processes=pool
-        )
+        most = max(1, sample) if is_address(folder) else None
+        with gathering.gathered(folder, pool, sample=most, seed=seed) as (local, part):
+            found = verification.verify(
+                local, photographs=images, sample=sample, seed=seed, spec=spec, processes=pool
+            )
+    if part:
+        say(f"Note: looked at {part}", err=True)
     for finding in found.findings:
         say(finding)
     if not found.lines and not found.findings:
@@ -112,27 +132,36 @@ def verify(folder: Path, images: Path | None, spec: str | None, sample: int, see
 
 
 @click.command()
-@click.argument("folder", type=FOLDER)
-@click.option("--images", type=PATH, help="Where the photographs lie now.")
+@click.argument("folder", type=PLACE)
+@click.option("--images", type=SOURCE, help="Where the photographs lie now.")
+@click.option("--out", type=FOLDER, help="Of an address: the folder that gets its maps and the pictures.")
 @look_options
-def render(folder: Path, images: Path | None, image_format: Any, **look: Any) -> None:
+def render(
+    folder: Path | str, images: Path | str | None, out: Path | None, image_format: Any, **look: Any
+) -> None:
     """Draw the maps in FOLDER again, or those that --format npz or parquet left undrawn.
 
     No model is needed. The pictures lie beside the maps, and the manifest tells of them. Those of another
-    look are kept: what differs from the default is part of the name.
+    look are kept: what differs from the default is part of the name. FOLDER may be an address, such as
+    s3://...: its maps are fetched into --out.
     """
     style = pop_style(look)
     early_checks.results(folder)
-    early_checks.there(images)
+    early_checks.there(None if is_address(images) else images)
+    if is_address(folder) != (out is not None):
+        raise UsageError(f"{folder} lies in an object store: add --out DIR" if out is None else OUT)
 
     from camkit.images import workers
 
     done = failed = 0
     findings: list[Finding] = []
     with workers.processes(1) as pool:  # it starts while torch is imported
+        from camkit.engines import gathering, tables
         from camkit.explaining import redrawing
         from camkit.explaining.naming import Names
 
+        place, folder = folder, Path(out or folder)
+        gathering.tell(place, folder, sorted(tables.there(str(place)).parts), pool)
         names = Names(folder)
         for line, error in redrawing.redraw(
             folder,

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from camkit.addresses import is_address
 from camkit.errors import CamkitError, ImageError, reason, typed_reason
 from camkit.explaining import stored_maps
 from camkit.explaining.manifest import Finding, Line
@@ -30,11 +31,11 @@ class Reader:
 
     def __init__(self, processes: Processes | None) -> None:
         self._call = processes.call if processes else workers.call
-        self._lost: dict[Path, LimitError] = {}
+        self._lost: dict[Path | str, LimitError] = {}
         self.photographs = processes.read if processes else workers.read
 
     def read(
-        self, path: Path, function: Callable[..., T], *arguments: Any, memory: int = workers.MEMORY
+        self, path: Path | str, function: Callable[..., T], *arguments: Any, memory: int = workers.MEMORY
     ) -> T:
         """What `function` says of a file; it may take so much memory."""
         if path in self._lost:
@@ -97,10 +98,19 @@ def photo_id(line: Line) -> tuple[str, str]:
     return line["name"], line["image_sha256"]
 
 
-def photograph(line: Line, folder: Path | None) -> Path:
-    """Where the photograph of a line lies; lines of older runs know only a name that can be printed."""
+def photograph(line: Line, folder: Path | str | None) -> Path | str:
+    """Where the photograph of a line lies; lines of older runs know only a name that can be printed.
+
+    folder: a folder or an address where all of them lie now, or the only photograph.
+    """
     if folder is None:
-        return Path(line["image_path"] or line["image"])
+        path = str(line["image_path"] or line["image"])
+        return path if is_address(path) else Path(path)
+    if isinstance(folder, str):
+        name = str(line["image_name"] or line["name"])
+        if ".." in name.split("/"):
+            raise ImageError(f"{name!r} is no photograph of {folder}: refused")
+        return f"{folder.rstrip('/')}/{name}"
     if folder.is_file():
         return folder
     try:

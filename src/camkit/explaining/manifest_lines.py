@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
@@ -16,11 +16,15 @@ from camkit.drawing.style import Style
 from camkit.explaining.captions import REMARKS
 from camkit.explaining.embedding import ImageFormat
 from camkit.explaining.explanation import Explanation
-from camkit.explaining.manifest import SCHEMA, Line
-from camkit.explaining.map_facts import versions
+from camkit.explaining.manifest import FIELDS, SCHEMA, Line
+from camkit.explaining.map_facts import measured, versions
+from camkit.explaining.map_keys import Keys
 from camkit.explaining.plan import Plan
 from camkit.images.workers import Failure
 from camkit.registry import discovery
+
+if TYPE_CHECKING:
+    from camkit.explaining.object_seen import ObjectSeen
 
 Result = Explanation | Failure
 Format = Literal["png", "npz", "parquet"]
@@ -39,6 +43,21 @@ def facts(result: Explanation | Failure) -> dict[str, Any]:
         "error": str(result.error),
         "warnings": [],
     }
+
+
+def line_of(result: Result, name: str, count: int, keys: Keys, objects: ObjectSeen | None = None) -> Line:
+    """The line of a result, before any file is written of it.
+
+    name: of the photograph's results, of which there are `count`. objects: in the photograph.
+    """
+    line: Line = dict.fromkeys(FIELDS) | facts(result) | dict(keys.shared)
+    line |= {"name": name, "results": count}
+    if isinstance(result, Explanation):
+        line |= {"map_key": keys.of(result), **measured(result.map)}
+        if objects is not None:
+            line |= objects.of(result.map)
+            line["warnings"] = [*line["warnings"], *objects.warnings]
+    return line
 
 
 def warnings(line: Line, remarks: Iterable[str]) -> list[str]:

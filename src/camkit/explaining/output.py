@@ -15,12 +15,11 @@ from camkit.errors import CamkitError, ImageError, counted
 from camkit.explaining import manifest
 from camkit.explaining.embedding import ImageFormat
 from camkit.explaining.explanation import Explanation
-from camkit.explaining.manifest import FIELDS, Done, Line
-from camkit.explaining.manifest_lines import Format, Result, facts
-from camkit.explaining.map_facts import measured
+from camkit.explaining.manifest import Done, Line
+from camkit.explaining.manifest_lines import Format, Result, line_of
 from camkit.explaining.map_keys import Keys
 from camkit.explaining.naming import Names, output_name
-from camkit.explaining.object_seen import ObjectSeen, object_seen
+from camkit.explaining.object_seen import object_seen
 from camkit.explaining.parquet import Map
 from camkit.explaining.writers import WRITERS, Written
 from camkit.files import Place, check_writable, sweep
@@ -141,7 +140,7 @@ class Output:
         first = results[0]
         name = output_name(first.photo.name if isinstance(first, Explanation) else first.name)
         objects = object_seen(self._truth, results) if self._truth else None
-        lines = [self._line(result, name, len(results), objects) for result in results]
+        lines = [line_of(result, name, len(results), self._keys, objects) for result in results]
         everything = [
             (result, dict(line))
             for result, line in zip(results, lines, strict=True)
@@ -170,17 +169,6 @@ class Output:
         path = self.folder / manifest.NAME
         if self._manifest is None and path.is_file():
             self._manifest = Place(path)
-
-    def _line(self, result: Result, name: str, results: int, objects: ObjectSeen | None) -> Line:
-        line: Line = dict.fromkeys(FIELDS) | facts(result) | dict(self._keys.shared)
-        line |= {"name": name, "results": results}
-        if isinstance(result, Explanation):
-            line["map_key"] = self._keys.of(result)
-            line |= measured(result.map)
-            if objects is not None:
-                line |= objects.of(result.map)
-                line["warnings"] = [*line["warnings"], *objects.warnings]
-        return line
 
     def _first(self, waiting: Waiting) -> tuple[int, Written]:
         """What is finished first; until then it stays among those that wait, if Ctrl-C comes meanwhile."""

@@ -27,13 +27,17 @@ KINDS = {
 }
 JSON = ("options", "predicted", "map_shape", "picture", "model_facts", "preprocessing", "warnings")
 # Of a file that this table is, of pictures that it has not, and what its maps say themselves.
-LEFT_OUT = (
-    "map_file overlay_file overlay_sha256 overlay_box sheet_file full_scale map_range layout"
-).split()
+LEFT_OUT = ("map_file overlay_file overlay_sha256 overlay_box sheet_file full_scale map_range").split()
+FACTS = b"camkit"  # the key in a footer
 
 
-def to_bytes(lines: Sequence[Mapping[str, Any]], maps: Sequence[Map | None]) -> bytes:
-    """A Parquet file: a row for each manifest line, with `map` (float32, row by row), `height`, `width`."""
+def to_bytes(
+    lines: Sequence[Mapping[str, Any]], maps: Sequence[Map | None], facts: Mapping[str, Any] | None = None
+) -> bytes:
+    """A Parquet file: a row for each manifest line, with `map` (float32, row by row), `height`, `width`.
+
+    facts: JSON values that its footer holds, beside the rows.
+    """
     import pyarrow as pa
     from pyarrow import parquet
 
@@ -50,7 +54,10 @@ def to_bytes(lines: Sequence[Mapping[str, Any]], maps: Sequence[Map | None]) -> 
     flat = [None if m is None else m.ravel() for m in maps]
     columns["map"] = pa.array(flat, pa.list_(pa.float32()))
     buffer = io.BytesIO()
-    parquet.write_table(pa.table(columns), buffer, compression="zstd")
+    table = pa.table(columns)
+    if facts:
+        table = table.replace_schema_metadata({FACTS: json.dumps(facts)})
+    parquet.write_table(table, buffer, compression="zstd")
     return buffer.getvalue()
 
 
@@ -83,3 +90,36 @@ def read_map(data: bytes, name: str, key: str) -> Any:
     height, width, values = (column.combine_chunks() for column in found[0].itercolumns())
     flat = np.asarray(values.flatten(), np.float32)
     return flat.reshape(height.to_pylist() + width.to_pylist())
+
+
+def read_facts(data: Any) -> dict[str, Any]:
+    """The facts in the footer of a Parquet file, or of one that is open; none where there are none."""
+    from pyarrow import parquet
+
+    metadata = parquet.read_schema(io.BytesIO(data) if isinstance(data, bytes) else data).metadata or {}
+    found = json.loads(metadata.get(FACTS, b"{}"))
+    return found if isinstance(found, dict) else {}
+
+
+def read_lines(data: bytes, file: str) -> list[bytes]:
+    """The rows of a table as lines of a manifest, as JSON, in which `map_file` is `file`.
+
+    data: as of `read_map`, which reads their maps.
+    """
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    table = parquet.ParquetFile(pa.BufferReader(data), pre_buffer=False)
+    columns = [name for name in table.schema_arrow.names if name not in ("map", "height", "width")]
+    lines = []
+    for group in range(table.num_row_groups):
+        rows = table.read_row_group(group, columns=[*columns, "map"], use_threads=False).to_pylist()
+        for row in rows:
+            values = row.pop("map")
+            for name in JSON:
+                if row.get(name) is not None:
+                    row[name] = json.loads(row[name])
+            row["map_file"] = file if row["status"] == "ok" else None
+            row["map_range"] = [min(values), max(values)] if values else None
+            lines.append(json.dumps(row, ensure_ascii=False).encode("utf-8", "backslashreplace"))
+    return lines

@@ -39,7 +39,7 @@ def past_run(folder: Path) -> PastRun | None:
     if not (folder / manifest.NAME).is_file():
         return None
     lines = [line for line in manifest.latest(folder) if line["status"] == "ok"]
-    found = {photograph(line, None): line for line in lines}
+    found = {Path(photograph(line, None)): line for line in lines}
     spec = next((line["model_spec"] or line["model"] for line in reversed(lines)), "")
     there = (
         PastPhotograph(line["name"] or line["image"], path, line["image_sha256"])

@@ -51,7 +51,7 @@ def redraw(
     *,
     style: Style,
     image_format: ImageFormat = "png",
-    photographs: Path | None = None,
+    photographs: Path | str | None = None,
     names: Names | None = None,
     processes: Processes | None = None,
     findings: list[Finding] | None = None,
@@ -120,7 +120,7 @@ def _redrawn(
     folder: Path,
     line: Line,
     look: Look,
-    photographs: Path | None,
+    photographs: Path | str | None,
     reader: Reader,
     photos: dict[Preprocess, Photo],
 ) -> Line:

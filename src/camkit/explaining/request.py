@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from camkit.core.device_names import Precision
 from camkit.drawing.style import Style
+from camkit.engines.listing import Listing
 from camkit.explaining.embedding import ImageFormat
 from camkit.explaining.manifest_lines import Format
 from camkit.explaining.shard import Shard
@@ -19,8 +20,9 @@ from camkit.models.facts import ModelFacts
 class ExplainRequest:
     """Photographs, the model, what is computed, how it is drawn, and where it goes.
 
-    images: files, folders or globs; none is the bundled photograph. options: of the explainers, as texts or
-    values. batch_size: photographs in one forward. on_error: go on without a photograph that cannot be
+    images: files, folders, globs or addresses; none is the bundled photograph. listing: photographs in
+    place of `images` and `shard`. options: of the explainers, as texts or values. batch_size: photographs
+    in one forward. on_error: go on without a photograph that cannot be
     explained, or stop at it. trust_pickle: let a model source load pickles, which run code.
     facts: what belongs to the model, where it does not say it itself. truth: annotations of where objects
     are, see `camkit.metrics.ground_truth`.
@@ -49,3 +51,4 @@ class ExplainRequest:
     on_error: Literal["skip", "fail"] = "skip"
     trust_pickle: bool = False
     truth: str | None = None
+    listing: Listing | None = None

@@ -8,6 +8,7 @@ from functools import partial
 from itertools import groupby, islice
 from threading import Event
 
+from camkit.engines.listing import Listing
 from camkit.errors import ImageError
 from camkit.explaining import pipeline
 from camkit.explaining.manifest_lines import Result, request_id
@@ -18,8 +19,8 @@ from camkit.explaining.request import ExplainRequest
 from camkit.explaining.stages import Stages
 from camkit.explaining.writers import Written
 from camkit.images import workers
-from camkit.images.decoding import DRAWN, digest, sample
-from camkit.images.finding import Source, find
+from camkit.images.decoding import DRAWN, digest
+from camkit.images.finding import Source
 from camkit.images.workers import Failure, Processes
 from camkit.metrics import ground_truth
 from camkit.models.loading import load_quietly, with_classes
@@ -95,11 +96,9 @@ class Run:
 
     def sources(self) -> Iterator[Source]:
         """The photographs of the part that is asked for."""
-        images = self._request.images
-        found = (
-            find(images, without=self._request.out) if images else iter([Source(sample(), sample().name)])
-        )
-        return (source for source in found if self._request.shard.holds(source.name))
+        request = self._request
+        listing = request.listing or Listing(request.images, without=str(request.out), shard=request.shard)
+        return (Source(one.path, one.name) for one in listing)
 
     def written(self, interrupted: Event | None = None) -> Iterator[Written]:
         """Write the results of each photograph, and say what was written.

@@ -45,7 +45,7 @@ class Verdict:
 def verify(
     folder: Path,
     *,
-    photographs: Path | None = None,
+    photographs: Path | str | None = None,
     sample: int = 8,
     seed: int = 0,
     spec: str | None = None,
@@ -102,7 +102,7 @@ def verify(
     return Verdict(*counts, largest, tuple(findings))
 
 
-def _shown(line: Line, photographs: Path | None) -> str:
+def _shown(line: Line, photographs: Path | str | None) -> str:
     """Where a photograph is looked for, or what the line calls it if that is nowhere."""
     try:
         return finding.display(photograph(line, photographs))
@@ -110,13 +110,13 @@ def _shown(line: Line, photographs: Path | None) -> str:
         return str(line["image"])
 
 
-def _check_photograph(line: Line, photographs: Path | None) -> bool:
+def _check_photograph(line: Line, photographs: Path | str | None) -> bool:
     if decoding.digest(photograph(line, photographs)) != line["image_sha256"]:
         raise ImageError("it has changed")
     return True
 
 
-def _computed(line: Line, model: LoadedModel, photograph: Path, reader: Reader) -> Tensor:
+def _computed(line: Line, model: LoadedModel, photograph: Path | str, reader: Reader) -> Tensor:
     """The map of a line, computed again."""
     if model.sha256 != line["model_sha256"]:
         raise ModelError(f"{model.name} is not the model that made it")

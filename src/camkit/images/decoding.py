@@ -26,7 +26,9 @@ from PIL import (
     WebPImagePlugin,  # noqa: F401  their formats, imports all its forty parsers
 )
 
-from camkit.errors import ImageError, reason
+from camkit import addresses
+from camkit.addresses import is_address
+from camkit.errors import CamkitError, ImageError, reason
 from camkit.files import read_regular, sha256, stand_in
 from camkit.images import channels, inputs
 from camkit.images.finding import display
@@ -83,6 +85,15 @@ class Photo:
     whole: tuple[int, int] | None = None
 
 
+@dataclass(frozen=True)
+class Fetched:
+    """A photograph whose bytes are here already. path: where it lies; name: of its results."""
+
+    path: str
+    name: str
+    data: bytes = field(repr=False)
+
+
 def sample() -> Path:
     """The bundled photograph: Chelsea, a cat; `chelsea.md` names its author and licence."""
     return Path(__file__).with_name("chelsea.png")
@@ -101,13 +112,18 @@ def load(source: Any, count: int = 3) -> Photo:
     """
     if isinstance(source, Photo):
         return source
-    if not isinstance(source, str | os.PathLike | bytes) and not hasattr(source, "read"):
+    if not isinstance(source, str | os.PathLike | bytes | Fetched) and not hasattr(source, "read"):
         with _decoding_errors("the image"):
             image, notes = _of_object(source, count)
         pixels = image if count == 3 else channels.carried(image)
         return Photo(image, "image", hashlib.sha256(pixels.tobytes()).hexdigest(), tuple(notes))
     if isinstance(source, str) and source.startswith(("http://", "https://")):
         return _of_bytes(inputs.fetch(source), source, count)
+    if is_address(source):
+        return replace(_of_bytes(_fetched(source), display(source), count), path=source)
+    if isinstance(source, Fetched):
+        photo = _of_bytes(source.data, display(source.path), count)
+        return replace(photo, path=source.path, name=source.name)
     if isinstance(source, bytes) or hasattr(source, "read"):
         return _of_bytes(source if isinstance(source, bytes) else source.read(MAX_BYTES), "image", count)
     path = Path(source).expanduser()
@@ -131,8 +147,17 @@ def _of_object(source: Any, count: int, name: str = "the image") -> tuple[Image.
     return image, []
 
 
+def _fetched(address: str) -> bytes:
+    try:
+        return addresses.read(address, MAX_BYTES)
+    except CamkitError as error:
+        raise ImageError(str(error)) from None
+
+
 def digest(path: str | os.PathLike[str]) -> str:
-    """The `sha256` that the photograph in a file would have, without decoding it."""
+    """The `sha256` that the photograph in a file, or at an address, would have, without decoding it."""
+    if is_address(path):
+        return hashlib.sha256(_fetched(str(path))).hexdigest()
     with _reading_errors(Path(path), display(path)):
         return sha256(path, MAX_BYTES)
 

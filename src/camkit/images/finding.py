@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
+from camkit import addresses
+from camkit.addresses import Entry
 from camkit.errors import ESCAPES, UsageError
 from camkit.files import walk
 
@@ -26,15 +28,15 @@ IN_NAMES = {code: text for code, text in ESCAPES.items() if not 0xDC80 <= code <
 
 @dataclass(frozen=True)
 class Source:
-    """A file to read, and the name of its results: a relative path with slashes."""
+    """A file to read, or its address, and the name of its results: a relative path with slashes."""
 
-    path: Path
+    path: Path | str
     name: str
 
 
 def expand(patterns: Sequence[str | os.PathLike[str]]) -> Iterator[Path]:
     """The files that `find` finds, without their names."""
-    return (source.path for source in find(patterns))
+    return (Path(source.path) for source in find(patterns))
 
 
 def find(
@@ -71,7 +73,7 @@ def find(
             if skipped and real.startswith(skipped):
                 continue
             known = real in named or any(real.startswith(folder) for folder in walked)
-            if known and (real in named or _is_image(path)):
+            if known and (real in named or is_image(path)):
                 continue
             if not isinstance(files, Walk):
                 named.add(real)
@@ -79,6 +81,22 @@ def find(
             yield Source(path, prefix + name)
         if isinstance(files, Walk):
             walked.append(_real(text))
+
+
+def below(address: str) -> Iterator[tuple[Entry, str]]:
+    """The images at an address and below it, or the one that it is of, each with its name from there."""
+    base = address.rstrip("/")
+    if is_image(base) and addresses.is_file(base):
+        yield Entry(base, 0, ""), base.rpartition("/")[2]
+        return
+    for entry in addresses.below(base):
+        if is_image(entry.address):
+            yield entry, entry.address[len(base) + 1 :]
+
+
+def is_image(name: str | os.PathLike[str]) -> bool:
+    """Whether a name, or an address, ends as that of an image."""
+    return os.path.splitext(name)[1].lower() in SUFFIXES  # noqa: PTH122  it may be an address
 
 
 def display(path: str | os.PathLike[str]) -> str:
@@ -136,7 +154,7 @@ class Walk:
         closed: list[OSError] = []
         for root, _, files in walk(self.folder, closed):
             for name in files:
-                if _is_image(Path(name)):
+                if is_image(name):
                     yield Path(root, name)
         yield from (Path(error.filename) for error in closed)
 
@@ -203,11 +221,7 @@ def _with_skips(reached: AbstractSet[int], pattern: Sequence[str]) -> frozenset[
 
 def _is_meant(path: Path, pattern: str) -> bool:
     """Whether a file that a glob matches is a photograph."""
-    return _is_image(path) or (path.suffix.lower() == ARRAY and pattern.lower().endswith(ARRAY))
-
-
-def _is_image(path: Path) -> bool:
-    return path.suffix.lower() in SUFFIXES
+    return is_image(path) or (path.suffix.lower() == ARRAY and pattern.lower().endswith(ARRAY))
 
 
 def _unique(name: str, taken: dict[str, int]) -> str:

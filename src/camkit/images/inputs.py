@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from camkit.addresses import is_address
 from camkit.errors import ImageError, UsageError, reason
 from camkit.images import finding
 
@@ -44,9 +45,7 @@ def several(images: Any, *, prepared: bool = False) -> Iterator[Row]:
     Raises `UsageError` for what is no photographs.
     """
     if isinstance(images, str | os.PathLike):
-        address = str(images).startswith(("http://", "https://"))
-        found = [images] if address else finding.expand([os.path.expanduser(images)])  # noqa: PTH111
-        yield from map(Row, found)
+        yield from map(Row, _files(images))
         return
     kind = type(images).__name__
     if kind == "DataFrame":
@@ -66,6 +65,16 @@ def several(images: Any, *, prepared: bool = False) -> Iterator[Row]:
     for position, (row, part) in enumerate(parts):
         named = part.name or part is row or _is_file(part.image)
         yield part if named else replace(part, name=place.format(position))
+
+
+def _files(images: str | os.PathLike[str]) -> Iterator[str | os.PathLike[str]]:
+    """What an address, a folder, a glob or a file means."""
+    if str(images).startswith(("http://", "https://")):
+        yield images
+    elif is_address(images):
+        yield from (entry.address for entry, _ in finding.below(str(images)))
+    else:
+        yield from finding.expand([os.path.expanduser(images)])  # noqa: PTH111
 
 
 def _is_indexed(images: Any) -> bool:

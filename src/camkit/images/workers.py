@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from camkit.errors import CamkitError, ImageError, reason, warn
 from camkit.images import decoding, finding
-from camkit.images.decoding import Photo
+from camkit.images.decoding import Fetched, Photo
 from camkit.images.finding import Source
 from camkit.images.inputs import Row
 
@@ -95,7 +95,7 @@ def _content(source: ImageSource) -> Any:
 
 def name_of(source: ImageSource) -> str:
     """The name of a source's results."""
-    if isinstance(source, Source | Photo):
+    if isinstance(source, Source | Photo | Fetched):
         return source.name
     if isinstance(source, Row):
         return os.path.basename(source.name) or name_of(source.image)  # noqa: PTH119
@@ -254,7 +254,7 @@ def photo_reader() -> Iterator[Callable[..., Photo]]:
 
 
 def _failure(position: int, source: ImageSource, error: ImageError) -> Failure:
-    path = _content(source)
+    path = source.path if isinstance(source, Fetched) else _content(source)
     real = os.fspath(path) if isinstance(path, str | os.PathLike) else None
     return Failure(_shown(source), error, position, name=name_of(source), path=real)
 
@@ -263,7 +263,7 @@ def _shown(source: ImageSource) -> str:
     """A source for people."""
     if isinstance(source, Row) and source.name:
         return finding.display(source.name)
-    path = _content(source)
+    path = source.path if isinstance(source, Fetched) else _content(source)
     return finding.display(str(path)) if isinstance(path, str | os.PathLike) else "image"
 
 

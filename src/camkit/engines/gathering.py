@@ -1,0 +1,88 @@
+"""Results at an address, or in tables alone, as a folder that `verify`, `merge` and `render` read."""
+
+from __future__ import annotations
+
+import json
+import random
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from camkit import addresses
+from camkit.addresses import is_address
+from camkit.engines import store, tables
+from camkit.explaining import manifest, parquet
+from camkit.explaining.checked_reading import MAP_MEMORY, Reader
+from camkit.files import inside, make_folder, write_whole
+from camkit.images.workers import Processes
+
+MAX_FILE = 2**32  # bytes of a file that is fetched
+
+
+@contextmanager
+def gathered(
+    place: Path | str, processes: Processes | None, *, sample: int | None = None, seed: int = 0
+) -> Iterator[tuple[Path, str]]:
+    """A folder with a manifest of all that lies in a place, and what has to be said of it.
+
+    A folder that has one, and no tables beside it, is that folder itself; else it is a copy, which is
+    removed afterwards. sample: of the tables, where there are more.
+    """
+    if not is_address(place) and not tables.there(str(place)).parts:
+        yield Path(place), ""
+        return
+    with tempfile.TemporaryDirectory(prefix="camkit-") as made:
+        folder = Path(made)
+        found = sorted(tables.there(str(place)).parts)
+        chosen = found
+        if manifest.NAME in set(store.names(str(place))):
+            _fetch(place, folder)
+        elif sample is not None and len(found) > sample:
+            chosen = sorted(random.Random(seed).sample(found, max(1, sample)))
+        tell(place, folder, chosen, processes)
+        yield folder, f"{len(chosen)} of {len(found)} tables" if len(chosen) < len(found) else ""
+
+
+def tell(place: Path | str, folder: Path, parts: list[str], processes: Processes | None) -> None:
+    """Bring tables into a folder, and their rows into its manifest, unless it tells of them."""
+    reader = Reader(processes)
+    known = {line["map_file"] for line in manifest.held(folder)}
+    for part in parts:
+        name = tables.name_of(part)
+        path = folder / name
+        if str(folder) != str(place) and not path.exists():
+            write_whole(path, store.read(str(place), name, tables.MAX_FILE), durable=False)
+        if name in known:
+            continue
+        rows = reader.read(path, _lines, path, name, memory=MAP_MEMORY)
+        manifest.append(folder, [json.loads(row) for row in rows])
+
+
+def send(folder: Path, address: str) -> None:
+    """Bring all files of a folder to an address, the manifest last."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("."))
+    for path in sorted(files, key=lambda path: path.name == manifest.NAME):
+        name = path.relative_to(folder).as_posix()
+        addresses.write(f"{address.rstrip('/')}/{name}", path.read_bytes())
+
+
+def _lines(path: Path, name: str) -> list[bytes]:
+    """The rows of a table; in a process of its own, as it may be a stranger's."""
+    return parquet.read_lines(path.read_bytes(), name)
+
+
+def _fetch(place: Path | str, folder: Path) -> None:
+    """Bring what is no table from a place into a folder."""
+    start = len(str(place).rstrip("/")) + 1
+    found = (
+        [entry.address[start:] for entry in addresses.below(str(place))]
+        if is_address(place)
+        else [path.relative_to(place).as_posix() for path in Path(place).rglob("*") if path.is_file()]
+    )
+    for name in found:
+        if tables.PART.fullmatch(name) or name.startswith("."):
+            continue
+        target = inside(folder, name)
+        make_folder(target.parent)
+        write_whole(target, store.read(str(place), name, MAX_FILE), durable=False)

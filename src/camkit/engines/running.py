@@ -1,0 +1,56 @@
+"""A run that an engine does, from its photographs to its tables."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from typing import Any
+
+from camkit.contracts.engine import Engine, Outcome
+from camkit.engines import store, tables
+from camkit.engines.listing import Listing, Parts
+from camkit.engines.work import Work
+from camkit.errors import UsageError
+from camkit.explaining import parquet
+from camkit.explaining.request import ExplainRequest
+
+
+class EngineRun:
+    """A request whose parts an engine does; all that it names is checked before any photograph is read.
+
+    skipped: parts that were done before. work: what is done with each part.
+    """
+
+    def __init__(
+        self,
+        request: ExplainRequest,
+        listing: Listing,
+        out: str,
+        *,
+        workers: int = 2,
+        part_size: int = parquet.PHOTOS,
+        note: Callable[[str], object] = lambda text: None,
+    ) -> None:
+        """Raises what `load_model` and `plan` raise, and `UsageError` for photographs that are not there.
+
+        out: a folder or an address. part_size: photographs of a part, about.
+        note: gets what a user should know.
+        """
+        store.check(out)
+        store.tidy(out)
+        if not request.resume:
+            tables.check_new(out)
+        if next(iter(listing), None) is None:
+            raise UsageError("no photograph belongs to this shard")
+        self.work = Work.of(request, out, workers, note, part_size)
+        parts = Parts(listing, self.work.photographs, self.work.id)
+        self.parts, self.skipped = tables.missing(parts, out) if request.resume else (parts, 0)
+
+    def outcomes(self, engine: Engine) -> Iterator[Outcome]:
+        """Each part that is done, as soon as its table is there."""
+        outcomes: Any = engine.run(self.work, self.parts)
+        with closing(outcomes):
+            for outcome in outcomes:
+                yield outcome
+                if outcome.failed and self.work.request.on_error == "fail":
+                    return
