@@ -17,6 +17,7 @@ from typing import Any
 
 from benchmarks import (
     adapters,
+    cluster,
     commands,
     drawing,
     endurance,
@@ -58,6 +59,7 @@ BLOCKS = {
     "folders": Block("python -m benchmarks.folders OLD FOLDER", "folders.json", folders.report),
     "drawing": Block("python -m benchmarks.drawing OLD", "drawing.json", drawing.report),
     "explorer": Block("python -m benchmarks.explorer", "explorer.json", explorer.report),
+    "cluster": Block("python -m benchmarks.cluster kills", "cluster.json", cluster.report),
     "endurance": Block("python -m benchmarks.endurance", "endurance.json", endurance.report),
     "commands": Block("python -m benchmarks.commands", "commands.json", commands.report),
 }

@@ -64,9 +64,9 @@ from camkit.errors import (
 )
 from camkit.explaining import embedding, manifest, merging, redrawing, repeating, stored_maps, verification
 from camkit.explaining.checked_reading import Reader
-from camkit.explaining.shard import Shard
 from camkit.images import decoding
 from camkit.images.preprocess import Preprocess
+from camkit.images.shard import Shard
 from camkit.images.workers import Processes
 from camkit.metrics import ground_truth
 from camkit.native.explainer import NativeOptions

@@ -15,16 +15,17 @@ from click.testing import CliRunner, Result
 from PIL import Image
 
 import camkit
-from camkit import addresses
 from camkit.cli import cli
 from camkit.contracts.engine import Part
 from camkit.engines import store, tables
-from camkit.engines.listing import Listing, Parts
+from camkit.engines.parts import Parts
 from camkit.engines.running import EngineRun
-from camkit.engines.work import Work
+from camkit.engines.work import ExplainWork
 from camkit.errors import CamkitError, UsageError
 from camkit.explaining.request import ExplainRequest
-from camkit.explaining.shard import Shard
+from camkit.images import addresses
+from camkit.images.listing import Listing
+from camkit.images.shard import Shard
 from camkit.registry import loading
 
 MODEL = "timm:test_resnet@none"
@@ -203,8 +204,8 @@ def test_parts_are_the_same_for_the_same_photographs_and_request(photos: Path) -
 def test_a_part_is_whole_batches() -> None:
     sizes = {1: 256, 16: 256, 100: 300, 256: 256, 1000: 1000}
     for batch, wanted in sizes.items():
-        assert Work(ExplainRequest(batch_size=batch), "", "").photographs == wanted
-    assert Work(ExplainRequest(batch_size=16), "", "", part_size=50).photographs == 48
+        assert ExplainWork(ExplainRequest(batch_size=batch), "", "").photographs == wanted
+    assert ExplainWork(ExplainRequest(batch_size=16), "", "", part_size=50).photographs == 48
 
 
 class Run:
@@ -416,7 +417,7 @@ def test_python_takes_addresses(photos: Path) -> None:
 
 
 def test_all_that_an_engine_is_given_pickles(photos: Path) -> None:
-    work = Work.of(ExplainRequest(model=MODEL, device="cpu"), "out", 0, lambda text: None)
+    work = ExplainWork.of(ExplainRequest(model=MODEL, device="cpu"), "out", 0, lambda text: None)
     assert pickle.loads(pickle.dumps(work)) == work
     part: Part = next(iter(Parts(Listing((str(photos),)), 4, work.id)))
     assert pickle.loads(pickle.dumps(part)) == part

@@ -5,7 +5,7 @@ from __future__ import annotations
 import queue
 import random
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -24,7 +24,6 @@ from camkit.contracts.options import option
 from camkit.contracts.trainer import Trainer, TrainRequest
 from camkit.core.layout import OpenLayout
 from camkit.engines.local import LocalEngine
-from camkit.engines.work import Work
 from camkit.errors import CamkitError, LayerError, TargetError, UsageError
 from camkit.native.explainer import Native
 from camkit.testing import (
@@ -562,29 +561,29 @@ def test_a_trainer_that_changes_a_photograph_is_caught() -> None:
 
 
 class LosesAPart(LocalEngine):
-    def run(self, work: Work, parts: Iterable[Part]) -> Iterator[Outcome]:
+    def run(self, work: Any, parts: Iterable[Part]) -> Iterator[Outcome]:
         return super().run(work, islice(parts, 1, None))
 
 
 class WritesAPartTwice(LocalEngine):
     """Under another name, as after a retry."""
 
-    def run(self, work: Work, parts: Iterable[Part]) -> Iterator[Outcome]:
+    def run(self, work: Any, parts: Iterable[Part]) -> Iterator[Outcome]:
         first = next(iter(parts))
-        with work.start() as worker:
+        with closing(work.start()) as worker:
             worker(replace(first, id="0" * 16))
         yield from super().run(work, parts)
 
 
 class TellsTwice(LocalEngine):
-    def run(self, work: Work, parts: Iterable[Part]) -> Iterator[Outcome]:
+    def run(self, work: Any, parts: Iterable[Part]) -> Iterator[Outcome]:
         for outcome in super().run(work, parts):
             yield from (outcome, outcome)
 
 
 class TellsTooEarly(LocalEngine):
-    def run(self, work: Work, parts: Iterable[Part]) -> Iterator[Outcome]:
-        with work.start() as worker:
+    def run(self, work: Any, parts: Iterable[Part]) -> Iterator[Outcome]:
+        with closing(work.start()) as worker:
             for part in parts:
                 yield Outcome(part, len(part.photographs))
                 worker(part)
@@ -593,14 +592,14 @@ class TellsTooEarly(LocalEngine):
 class ReadsInAnotherOrder(LocalEngine):
     """So that batches, and with them the last bits, are others."""
 
-    def run(self, work: Work, parts: Iterable[Part]) -> Iterator[Outcome]:
+    def run(self, work: Any, parts: Iterable[Part]) -> Iterator[Outcome]:
         return super().run(
             work, (replace(p, photographs=(*p.photographs[1:], p.photographs[0])) for p in parts)
         )
 
 
 class UsesAnotherModel(LocalEngine):
-    def run(self, work: Work, parts: Iterable[Part]) -> Iterator[Outcome]:
+    def run(self, work: Any, parts: Iterable[Part]) -> Iterator[Outcome]:
         other = replace(work.request, model="timm:test_vit@none")
         return super().run(
             replace(work, request=other) if "no_such" not in work.request.model else work, parts
@@ -608,12 +607,12 @@ class UsesAnotherModel(LocalEngine):
 
 
 class HidesFailures(LocalEngine):
-    def run(self, work: Work, parts: Iterable[Part]) -> Iterator[Outcome]:
+    def run(self, work: Any, parts: Iterable[Part]) -> Iterator[Outcome]:
         return (replace(outcome, failed=()) for outcome in super().run(work, parts))
 
 
 class StopsAtAFailure(LocalEngine):
-    def run(self, work: Work, parts: Iterable[Part]) -> Iterator[Outcome]:
+    def run(self, work: Any, parts: Iterable[Part]) -> Iterator[Outcome]:
         for outcome in super().run(work, parts):
             yield outcome
             if outcome.failed:
@@ -621,13 +620,13 @@ class StopsAtAFailure(LocalEngine):
 
 
 class HidesErrors(LocalEngine):
-    def run(self, work: Work, parts: Iterable[Part]) -> Iterator[Outcome]:
+    def run(self, work: Any, parts: Iterable[Part]) -> Iterator[Outcome]:
         with suppress(UsageError):
             yield from super().run(work, parts)
 
 
 class RaisesItsOwn(LocalEngine):
-    def run(self, work: Work, parts: Iterable[Part]) -> Iterator[Outcome]:
+    def run(self, work: Any, parts: Iterable[Part]) -> Iterator[Outcome]:
         try:
             yield from super().run(work, parts)
         except CamkitError as error:
@@ -637,7 +636,7 @@ class RaisesItsOwn(LocalEngine):
 class GoesOn(LocalEngine):
     """In a thread that nobody ends."""
 
-    def run(self, work: Work, parts: Iterable[Part]) -> Iterator[Outcome]:
+    def run(self, work: Any, parts: Iterable[Part]) -> Iterator[Outcome]:
         done: queue.Queue[Any] = queue.Queue()
 
         def work_on() -> None:

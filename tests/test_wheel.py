@@ -104,6 +104,7 @@ def test_the_built_in_plugins_are_announced(wheel: Path, tmp_path: Path) -> None
         "model python ok True",
         "model timm ok True",
         "model torchvision ok True",
+        "engine local ok True",
     ]
     assert "camkit = camkit.cli:main" in (wheel / INFO / "entry_points.txt").read_text()
 

@@ -12,7 +12,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from camkit.contracts.engine import Engine, Outcome, Part
+    from camkit.contracts.engine import Engine, Outcome, Part, Photograph, Work, Worker
     from camkit.contracts.explainer import Explainer, Query, Sweep
     from camkit.contracts.metric import MapBatch, Metric, Scores
     from camkit.contracts.model import LoadedModel, ModelSource
@@ -26,10 +26,10 @@ if TYPE_CHECKING:
     from camkit.core.scored import classifier
     from camkit.core.stand_in import StandIn, wide
     from camkit.drawing import colours
-    from camkit.engines.work import Work
     from camkit.explaining.class_maps import ClassMaps, explain_classes
     from camkit.explaining.past_run import PastRun, past_run
     from camkit.explaining.prediction import Prediction, predict
+    from camkit.images.addresses import contents
     from camkit.images.decoding import Photo
     from camkit.images.decoding import load as load_image
     from camkit.images.decoding import sample as sample_image
@@ -64,6 +64,7 @@ _HOMES = {
     "Part": "camkit.contracts.engine:Part",
     "PastRun": "camkit.explaining.past_run:PastRun",
     "Photo": "camkit.images.decoding:Photo",
+    "Photograph": "camkit.contracts.engine:Photograph",
     "Prediction": "camkit.explaining.prediction:Prediction",
     "Preprocess": "camkit.images.preprocess:Preprocess",
     "Query": "camkit.contracts.explainer:Query",
@@ -76,10 +77,12 @@ _HOMES = {
     "TrainRequest": "camkit.contracts.trainer:TrainRequest",
     "TrainResult": "camkit.contracts.trainer:TrainResult",
     "Trainer": "camkit.contracts.trainer:Trainer",
-    "Work": "camkit.engines.work:Work",
+    "Work": "camkit.contracts.engine:Work",
+    "Worker": "camkit.contracts.engine:Worker",
     "class_index": "camkit.core.class_names:class_index",
     "classifier": "camkit.core.scored:classifier",
     "colours": "camkit.drawing.colours:",
+    "contents": "camkit.images.addresses:contents",
     "controls": "camkit.metrics.controls:",
     "dataset": "camkit.training.dataset:",
     "explain_classes": "camkit.explaining.class_maps:explain_classes",
@@ -125,6 +128,7 @@ __all__ = [
     "Part",
     "PastRun",
     "Photo",
+    "Photograph",
     "Prediction",
     "Preprocess",
     "Query",
@@ -138,9 +142,11 @@ __all__ = [
     "TrainResult",
     "Trainer",
     "Work",
+    "Worker",
     "class_index",
     "classifier",
     "colours",
+    "contents",
     "controls",
     "dataset",
     "explain_classes",

@@ -101,7 +101,7 @@ def test_from_and_to_an_object_store(here: None, tmp_path: Path, monkeypatch: py
     """As the engine `local` there, however many names a page of a listing holds."""
     import s3fs
 
-    monkeypatch.setattr("camkit.addresses.PAGE", 3)
+    monkeypatch.setattr("camkit.images.addresses.PAGE", 3)
     photos = photographs(tmp_path / "photos", 6)
     (photos / "bad.png").write_bytes(b"no picture")
     store = s3fs.S3FileSystem(skip_instance_cache=True)

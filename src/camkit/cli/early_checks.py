@@ -86,7 +86,7 @@ def metrics(names: Sequence[str]) -> None:
 
 def photographs(patterns: Sequence[str], listed: str | None = None) -> None:
     """Photographs by file, folder, glob or address, or a list of them."""
-    from camkit import addresses
+    from camkit.images import addresses
     from camkit.images.finding import find
 
     if patterns and listed:
@@ -108,9 +108,9 @@ def there(*paths: str | os.PathLike[str] | None) -> None:
 
 def results(*folders: Path | str) -> None:
     """Folders or addresses that `camkit explain` wrote."""
-    from camkit.addresses import is_address
     from camkit.engines import tables
     from camkit.explaining import manifest
+    from camkit.images.addresses import is_address
 
     there(*(folder for folder in folders if not is_address(folder)))
     for place in folders:

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from camkit.addresses import is_address
 from camkit.cli import early_checks, engine, inline
 from camkit.cli.console import Report, progress
 from camkit.cli.hints import about
@@ -33,7 +32,8 @@ from camkit.cli.result_folder import merge, write_page
 from camkit.cli.terminal import say
 from camkit.core.device_names import PRECISIONS, check_device_name, usable_cores
 from camkit.errors import UsageError
-from camkit.explaining.shard import Shard
+from camkit.images.addresses import is_address
+from camkit.images.shard import Shard
 from camkit.registry import extras, options
 
 if TYPE_CHECKING:
@@ -41,9 +41,11 @@ if TYPE_CHECKING:
     from camkit.drawing.style import Style
     from camkit.explaining.request import ExplainRequest
     from camkit.explaining.runner import Run
+    from camkit.images.listing import Listing
     from camkit.images.workers import Processes
 
 OF_ENGINE = ("engine", "actors", "gpus_per_actor", "address", "part_size")
+OUTPUT = ("as_json", "quiet", "verbose")
 _DEFAULT = click.core.ParameterSource.DEFAULT
 
 
@@ -190,37 +192,52 @@ def explain(images: tuple[str, ...], **values: Any) -> None:
     style = pop_style(values)
     begun = time.monotonic()
     asked = {name: values.pop(name) for name in OF_ENGINE}
+    asked |= {name: values[name] for name in ("format", "out", "workers")}
     listed, column = values.pop("listed"), values.pop("column")
     tables = asked["engine"] != "local" or is_address(values["out"])
     if tables:
-        asked |= {"format": values["format"], "out": values["out"], "workers": values["workers"]}
         engine.check(asked, given)
         values["format"] = "parquet"
     _check(images, values, style, tables=tables, listed=listed)
+    # Threads that a model on the CPU keeps waiting leave their cores to the processes that read, and to the
+    # threads that write: 3 to 4 % of a run. It counts if torch has not been imported yet.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    from camkit.images.listing import Listing
+
+    without = "" if is_address(values["out"]) else str(values["out"])
+    listing = Listing.of(images, listed, column, shard=values["shard"], without=without)
+    if tables:
+        _to_tables(images, values, style, listing, asked)
+    else:
+        _here(images, values, style, listing, begun)
+
+
+def _to_tables(
+    images: tuple[str, ...], values: dict[str, Any], style: Style, listing: Listing, asked: dict[str, Any]
+) -> None:
+    """Let an engine do it, part by part."""
+    from camkit.explaining.request import ExplainRequest
+
+    output = {name: values.pop(name) for name in OUTPUT}
+    out = str(values.pop("out"))
+    for name in ("inline", "open_picture", "workers"):
+        values.pop(name)
+    with about(values["model"], trust_pickle=values["trust_pickle"]):
+        engine.run(ExplainRequest(images, style=style, **values), listing, out, asked, output)
+
+
+def _here(
+    images: tuple[str, ...], values: dict[str, Any], style: Style, listing: Listing, begun: float
+) -> None:
+    """Explain in this process, with others that read; begun: when the command was."""
     show = None
     if values.pop("inline"):
         extras.require("terminal", "--inline")
         show = inline.viewer()
 
-    # Threads that a model on the CPU keeps waiting leave their cores to the processes that read, and to the
-    # threads that write: 3 to 4 % of a run. It counts if torch has not been imported yet.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from camkit.images import workers
 
-    output = {name: values.pop(name) for name in ("as_json", "quiet", "verbose")}
-    where = {} if tables and is_address(values["out"]) else {"without": str(values["out"])}
-    from camkit.engines.listing import Listing
-
-    listing = Listing.of(images, listed, column, shard=values["shard"], **where)
-    if tables:
-        from camkit.explaining.request import ExplainRequest
-
-        values.pop("workers"), values.pop("open_picture")
-        out = str(values.pop("out"))
-        with about(values["model"], trust_pickle=values["trust_pickle"]):
-            engine.run(ExplainRequest(images, style=style, **values), listing, out, asked, output)
-        return
-    values["listing"] = listing
+    output = {name: values.pop(name) for name in OUTPUT}
     count, open_picture = values.pop("workers"), values.pop("open_picture")
     with (
         about(values["model"], trust_pickle=values["trust_pickle"]),
@@ -228,7 +245,8 @@ def explain(images: tuple[str, ...], **values: Any) -> None:
     ):
         from camkit.explaining.request import ExplainRequest
 
-        report = _run(ExplainRequest(images, style=style, **values), pool, count, show=show, **output)
+        request = ExplainRequest(images, style=style, listing=listing, **values)
+        report = _run(request, pool, count, show=show, **output)
     is_any = report.photos + report.skipped > 0
     page = write_page(values["out"], is_new=report.photos > 0) if is_any else None
     report.end(values["out"], time.monotonic() - begun, page=page)

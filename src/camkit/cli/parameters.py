@@ -8,10 +8,10 @@ from typing import Any, TypeVar
 
 import click
 
-from camkit.addresses import is_address
 from camkit.core.device_names import WAYS
 from camkit.drawing.style import USUAL, Style
 from camkit.errors import UsageError
+from camkit.images.addresses import is_address
 
 PARTLY = 3  # the exit code where some inputs failed and the rest were done
 

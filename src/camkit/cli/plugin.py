@@ -23,7 +23,7 @@ MADE = tuple(kind for kind in KINDS if kind != "command")  # by `camkit plugin n
 
 @click.group()
 def plugin() -> None:
-    """Explainers, metrics, trainers, model sources, commands: what is installed, and how to write one."""
+    """Explainers, metrics, trainers, models, engines, commands: what is installed; write one."""
 
 
 @plugin.command("list")

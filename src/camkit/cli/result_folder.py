@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from camkit.addresses import is_address
 from camkit.cli import early_checks
 from camkit.cli.parameters import FOLDER, PARTLY, PATH, PLACE, SOURCE, look_options, pop_style
 from camkit.cli.terminal import say, say_json
 from camkit.errors import CamkitError, UsageError, counted, typed_reason
+from camkit.images.addresses import is_address
 
 if TYPE_CHECKING:
     from camkit.explaining.manifest import Finding

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 from camkit.contracts.options import API_VERSION, NoOptions
-
-if TYPE_CHECKING:
-    from camkit.engines.work import Work
 
 
 @dataclass(frozen=True)
@@ -47,6 +44,28 @@ class Outcome:
     rows: int
     failed: tuple[tuple[str, str], ...] = ()
     warnings: tuple[str, ...] = ()
+
+
+class Worker(Protocol):
+    """Does parts in the process in which it was started; others read for it until it is closed."""
+
+    def __call__(self, part: Part, contents: Mapping[int, bytes] | None = None) -> Outcome:
+        """Explain the photographs of a part and write its table, in one piece.
+
+        contents: the bytes of those photographs, by their place in the part, that have been read already.
+        Raises `CamkitError` for what ends a run, such as a disk that is full; what fails alone is in the
+        outcome.
+        """
+
+    def close(self) -> None:
+        """End what was started."""
+
+
+class Work(Protocol):
+    """What is done with a part: a request, and where its tables go. It pickles."""
+
+    def start(self, threads: int | None = None) -> Worker:
+        """Load the model in this process. threads: that torch computes with on a CPU."""
 
 
 class Engine(ABC):

@@ -9,12 +9,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from camkit import addresses
-from camkit.addresses import is_address
 from camkit.engines import store, tables
 from camkit.explaining import manifest, parquet
 from camkit.explaining.checked_reading import MAP_MEMORY, Reader
 from camkit.files import inside, make_folder, write_whole
+from camkit.images import addresses
+from camkit.images.addresses import is_address
 from camkit.images.workers import Processes
 
 MAX_FILE = 2**32  # bytes of a file that is fetched

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from contextlib import closing
 
-from camkit.contracts.engine import Engine, Outcome, Part
-from camkit.engines.work import Work
+from camkit.contracts.engine import Engine, Outcome, Part, Work
 
 
 class LocalEngine(Engine):
@@ -15,5 +15,5 @@ class LocalEngine(Engine):
 
     def run(self, work: Work, parts: Iterable[Part]) -> Iterator[Outcome]:
         """Each part, in their order."""
-        with work.start() as worker:
+        with closing(work.start()) as worker:
             yield from map(worker, parts)

@@ -8,11 +8,12 @@ from typing import Any
 
 from camkit.contracts.engine import Engine, Outcome
 from camkit.engines import store, tables
-from camkit.engines.listing import Listing, Parts
-from camkit.engines.work import Work
+from camkit.engines.parts import Parts
+from camkit.engines.work import ExplainWork
 from camkit.errors import UsageError
 from camkit.explaining import parquet
 from camkit.explaining.request import ExplainRequest
+from camkit.images.listing import Listing
 
 
 class EngineRun:
@@ -42,7 +43,7 @@ class EngineRun:
             tables.check_new(out)
         if next(iter(listing), None) is None:
             raise UsageError("no photograph belongs to this shard")
-        self.work = Work.of(request, out, workers, note, part_size)
+        self.work = ExplainWork.of(request, out, workers, note, part_size)
         parts = Parts(listing, self.work.photographs, self.work.id)
         self.parts, self.skipped = tables.missing(parts, out) if request.resume else (parts, 0)
 

@@ -6,10 +6,9 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from camkit import addresses
-from camkit.addresses import is_address
-from camkit.errors import CamkitError, reason
-from camkit.files import check_writable, read_regular, sweep, write_whole
+from camkit.files import check_writable, sweep, write_whole
+from camkit.images import addresses
+from camkit.images.addresses import is_address
 
 
 def check(place: str) -> None:
@@ -32,12 +31,7 @@ def names(place: str) -> Iterator[str]:
 
 def read(place: str, name: str, limit: int) -> bytes:
     """The contents of a file; `CamkitError` if it is not there or larger than `limit` bytes."""
-    if is_address(place):
-        return addresses.read(joined(place, name), limit)
-    try:
-        return read_regular(Path(place, name), limit)
-    except (OSError, ValueError) as error:
-        raise CamkitError(f"{joined(place, name)} cannot be read: {reason(error)}") from None
+    return addresses.contents(joined(place, name), limit)
 
 
 def write(place: str, name: str, data: bytes) -> None:

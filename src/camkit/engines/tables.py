@@ -16,7 +16,7 @@ import numpy as np
 
 from camkit.contracts.engine import Part
 from camkit.engines import store
-from camkit.engines.listing import Parts
+from camkit.engines.parts import Parts
 from camkit.errors import UsageError
 from camkit.explaining import manifest, parquet
 from camkit.explaining.parquet import Map

@@ -33,7 +33,7 @@ MAX_WARNINGS = 20  # of a part that are told one by one
 
 
 @dataclass(frozen=True)
-class Work:
+class ExplainWork:
     """A request, and where its tables go; it pickles.
 
     out: a folder or an address. id: what is asked for, apart from the photographs and the devices.
@@ -54,7 +54,7 @@ class Work:
         workers: int,
         note: Callable[[str], object],
         part_size: int = parquet.PHOTOS,
-    ) -> Work:
+    ) -> ExplainWork:
         """Raises what `load_model` and `plan` raise, before any photograph is read.
 
         note: gets what a user should know. The model is loaded on the CPU: the processes that explain may
@@ -74,15 +74,15 @@ class Work:
         size = self.request.batch_size
         return size * max(1, round(self.part_size / size))
 
-    def start(self, threads: int | None = None) -> Worker:
+    def start(self, threads: int | None = None) -> ExplainWorker:
         """What does parts in this process; threads: that torch computes with on a CPU."""
-        return Worker(self, threads)
+        return ExplainWorker(self, threads)
 
 
-class Worker:
-    """Does parts, with the model that it has loaded. A context manager, as processes read for it."""
+class ExplainWorker:
+    """Does parts, with the model that it has loaded; processes read for it until it is closed."""
 
-    def __init__(self, work: Work, threads: int | None = None) -> None:
+    def __init__(self, work: ExplainWork, threads: int | None = None) -> None:
         self._work = work
         self._stack = ExitStack()
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -126,12 +126,6 @@ class Worker:
     def close(self) -> None:
         """End the processes that read."""
         self._stack.close()
-
-    def __enter__(self) -> Worker:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def _results(self, part: Part, contents: Mapping[int, bytes]) -> Iterator[list[Any]]:
         size, read = self._work.request.batch_size, workers.read

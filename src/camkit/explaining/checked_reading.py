@@ -9,12 +9,12 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from camkit.addresses import is_address
 from camkit.errors import CamkitError, ImageError, reason, typed_reason
 from camkit.explaining import stored_maps
 from camkit.explaining.manifest import Finding, Line
 from camkit.files import inside, regular, sha256
 from camkit.images import finding, workers
+from camkit.images.addresses import is_address
 from camkit.images.workers import LimitError, Processes
 
 T = TypeVar("T")

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from camkit.errors import CamkitError
 from camkit.explaining.explanation import Explanation
-from camkit.explaining.manifest_lines import Result
+from camkit.images.workers import Failure
 from camkit.metrics.ground_truth import Truth, as_seen
 from camkit.metrics.localisation import energy_pointing_game
 
@@ -41,7 +41,7 @@ class ObjectSeen:
         }
 
 
-def object_seen(truth: Truth, results: Sequence[Result]) -> ObjectSeen:
+def object_seen(truth: Truth, results: Sequence[Explanation | Failure]) -> ObjectSeen:
     """The object in the photograph of some results."""
     first = next((result for result in results if isinstance(result, Explanation)), None)
     if first is None or (path := first.photo.path) is None:

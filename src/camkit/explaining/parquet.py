@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -106,20 +106,24 @@ def read_lines(data: bytes, file: str) -> list[bytes]:
 
     data: as of `read_map`, which reads their maps.
     """
+    lines = []
+    for row in read_rows(data):
+        values = row.pop("map")
+        del row["height"], row["width"]
+        for name in JSON:
+            if row.get(name) is not None:
+                row[name] = json.loads(row[name])
+        row["map_file"] = file if row["status"] == "ok" else None
+        row["map_range"] = [min(values), max(values)] if values else None
+        lines.append(json.dumps(row, ensure_ascii=False).encode("utf-8", "backslashreplace"))
+    return lines
+
+
+def read_rows(data: bytes) -> Iterator[dict[str, Any]]:
+    """The rows of a table as they are, with `map` as a list; data: as of `read_map`."""
     import pyarrow as pa
     from pyarrow import parquet
 
     table = parquet.ParquetFile(pa.BufferReader(data), pre_buffer=False)
-    columns = [name for name in table.schema_arrow.names if name not in ("map", "height", "width")]
-    lines = []
     for group in range(table.num_row_groups):
-        rows = table.read_row_group(group, columns=[*columns, "map"], use_threads=False).to_pylist()
-        for row in rows:
-            values = row.pop("map")
-            for name in JSON:
-                if row.get(name) is not None:
-                    row[name] = json.loads(row[name])
-            row["map_file"] = file if row["status"] == "ok" else None
-            row["map_range"] = [min(values), max(values)] if values else None
-            lines.append(json.dumps(row, ensure_ascii=False).encode("utf-8", "backslashreplace"))
-    return lines
+        yield from table.read_row_group(group, use_threads=False).to_pylist()

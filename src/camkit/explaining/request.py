@@ -9,10 +9,10 @@ from typing import Any, Literal
 
 from camkit.core.device_names import Precision
 from camkit.drawing.style import Style
-from camkit.engines.listing import Listing
 from camkit.explaining.embedding import ImageFormat
 from camkit.explaining.manifest_lines import Format
-from camkit.explaining.shard import Shard
+from camkit.images.listing import Listing
+from camkit.images.shard import Shard
 from camkit.models.facts import ModelFacts
 
 

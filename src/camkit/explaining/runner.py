@@ -8,7 +8,6 @@ from functools import partial
 from itertools import groupby, islice
 from threading import Event
 
-from camkit.engines.listing import Listing
 from camkit.errors import ImageError
 from camkit.explaining import pipeline
 from camkit.explaining.manifest_lines import Result, request_id
@@ -21,6 +20,7 @@ from camkit.explaining.writers import Written
 from camkit.images import workers
 from camkit.images.decoding import DRAWN, digest
 from camkit.images.finding import Source
+from camkit.images.listing import Listing
 from camkit.images.workers import Failure, Processes
 from camkit.metrics import ground_truth
 from camkit.models.loading import load_quietly, with_classes

@@ -26,11 +26,10 @@ from PIL import (
     WebPImagePlugin,  # noqa: F401  their formats, imports all its forty parsers
 )
 
-from camkit import addresses
-from camkit.addresses import is_address
 from camkit.errors import CamkitError, ImageError, reason
 from camkit.files import read_regular, sha256, stand_in
-from camkit.images import channels, inputs
+from camkit.images import addresses, channels, inputs
+from camkit.images.addresses import is_address
 from camkit.images.finding import display
 
 # Pillow registers some forty parsers; these are what photographs come in. The JPEG parser also reads

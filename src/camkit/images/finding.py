@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from camkit import addresses
-from camkit.addresses import Entry
 from camkit.errors import ESCAPES, UsageError
 from camkit.files import walk
+from camkit.images import addresses
+from camkit.images.addresses import Entry
 
 SUFFIXES = frozenset(
     ".jpg .jpeg .jpe .jfif .mpo .png .webp .bmp .gif .tif .tiff .ppm .pgm .pbm .pnm".split()

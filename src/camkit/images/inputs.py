@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from camkit.addresses import is_address
 from camkit.errors import ImageError, UsageError, reason
 from camkit.images import finding
+from camkit.images.addresses import is_address
 
 SECONDS = 10.0  # for an address to answer
 MAX_BYTES = 64 * 2**20  # of what it sends

@@ -25,6 +25,7 @@ SUMMARIES: dict[Kind, str] = {
     "metric": "The metric $name: mass on the object as a start",
     "model": "The model source $name: one tiny model as a start",
     "trainer": "The trainer $name: a tiny network as a start",
+    "engine": "The engine $name: one part after the other as a start",
 }
 
 

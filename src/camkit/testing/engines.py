@@ -16,11 +16,13 @@ from PIL import Image
 
 from camkit.contracts.engine import Outcome, Part
 from camkit.engines import tables
-from camkit.engines.listing import Listing, Parts
 from camkit.engines.local import LocalEngine
-from camkit.engines.work import Work
+from camkit.engines.parts import Parts
+from camkit.engines.work import ExplainWork
 from camkit.errors import CamkitError, UsageError
+from camkit.explaining import parquet
 from camkit.explaining.request import ExplainRequest
+from camkit.images.listing import Listing
 from camkit.testing.kit import Subject, raises
 
 MODEL = "timm:test_resnet@none"
@@ -87,7 +89,7 @@ def check_errors(subject: Subject) -> None:
             list(run.outcomes(parts=_Broken(run.parts)))
         with raises(CamkitError, "a model that is not there"):
             wrong = ExplainRequest(model="timm:no_such_network@none", device="cpu")
-            list(run.outcomes(work=Work(wrong, run.out, "0" * 16, 0)))
+            list(run.outcomes(work=ExplainWork(wrong, run.out, "0" * 16, 0)))
 
 
 def check_closing(subject: Subject) -> None:
@@ -119,12 +121,12 @@ class _Run:
             (photographs / broken).write_bytes(b"no picture")
         self.out = str(folder / "out")
         request = ExplainRequest((str(photographs),), model=MODEL, device="cpu", batch_size=2)
-        self.work = Work.of(request, self.out, 0, lambda text: None)
+        self.work = ExplainWork.of(request, self.out, 0, lambda text: None)
         self.parts = Parts(Listing(request.images), SIZE, self.work.id)
         self.names = [path.name for path in photographs.iterdir()]
         self.engine: Any = LocalEngine(None)
 
-    def outcomes(self, *, work: Work | None = None, parts: Any = None) -> Iterator[Outcome]:
+    def outcomes(self, *, work: Any = None, parts: Any = None) -> Iterator[Outcome]:
         """What the engine says."""
         made: Iterator[Outcome] = self.engine.run(work or self.work, parts or self.parts)
         return made
@@ -151,8 +153,6 @@ def _local_rows() -> Sequence[dict[str, Any]]:
 
 
 def _rows(out: str) -> list[dict[str, Any]]:
-    from pyarrow import parquet
-
-    ids = sorted(tables.there(out).parts)
-    found = [row for one in ids for row in parquet.read_table(Path(out, tables.name_of(one))).to_pylist()]
+    files = [Path(out, tables.name_of(one)) for one in sorted(tables.there(out).parts)]
+    found = [row for file in files for row in parquet.read_rows(file.read_bytes())]
     return sorted(found, key=lambda row: str(row["name"]))

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
-import pickle
 import re
 import socket
 import sys
+import threading
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # before it is imported
 
@@ -18,6 +18,7 @@ import ray
 from ray.exceptions import RayError
 
 from camkit.errors import CamkitError, UsageError, reason
+from camkit_ray import wire
 from camkit_ray.stages import Explained, Listed, read_bytes
 
 if TYPE_CHECKING:
@@ -50,9 +51,7 @@ def outcomes(work: Work, parts: Iterable[Part], options: RayOptions) -> Iterator
         rows = done.iter_rows()
         try:
             for row in rows:
-                made = pickle.loads(row["outcome"])
-                if isinstance(made, CamkitError):
-                    raise made
+                made = wire.outcome_of(row["outcome"])
                 if made.part.id not in seen:
                     seen.add(made.part.id)
                     yield made
@@ -103,29 +102,44 @@ def _check_answers(address: str) -> None:
 def _quiet() -> Iterator[None]:
     """Without bars and log, and with blocks handed out in any order, as soon as they are there.
 
-    Ray's own log goes to the descriptor of stderr, past Python; what is lost is done again, or is an error.
+    Ray tells of each process and node that is lost, from its own threads and past Python; what was lost is
+    done again, or ends the run with an error.
     """
     context, log = ray.data.DataContext.get_current(), logging.getLogger("ray.data")
     before = context.enable_progress_bars, context.execution_options.preserve_order, log.level
     context.enable_progress_bars, context.execution_options.preserve_order = False, False
     log.setLevel(logging.CRITICAL)
-    stderr, own = sys.stderr, os.dup(2)
+    stdout, stderr, own = sys.stdout, sys.stderr, os.dup(2)
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 2)
-    is_real = getattr(stderr, "name", "") == "<stderr>"
-    if is_real:
-        sys.stderr = open(  # noqa: SIM115, PTH123  as long as the other one is silent
-            os.dup(own), "w", buffering=1, encoding=stderr.encoding, errors=stderr.errors
-        )
+    kept: Any = stderr
+    if getattr(stderr, "name", "") == "<stderr>":  # which is no file of a test
+        kept = os.fdopen(os.dup(own), "w", 1, stderr.encoding, stderr.errors)
+    sys.stdout, sys.stderr = _WithoutRay(stdout), _WithoutRay(kept)
     try:
         yield
     finally:
-        sys.stderr = stderr
+        sys.stdout, sys.stderr = stdout, stderr
         os.dup2(own, 2)
         os.close(own)
         os.close(nowhere)
         context.enable_progress_bars, context.execution_options.preserve_order = before[:2]
         log.setLevel(before[2])
+
+
+class _WithoutRay:
+    """A stream that leaves out what Ray's own threads say."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        """How many signs were written, or would have been."""
+        is_ray = threading.current_thread().name.startswith("ray_")
+        return len(text) if is_ray else int(self._stream.write(text))
 
 
 def _sizes(options: RayOptions) -> tuple[int, float, int | None]:

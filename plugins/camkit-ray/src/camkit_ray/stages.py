@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import pickle
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
@@ -13,6 +12,8 @@ from ray.data import Datasource, ReadTask
 from ray.data.block import BlockMetadata
 
 from camkit.errors import CamkitError
+from camkit.plugin import contents
+from camkit_ray import wire
 
 if TYPE_CHECKING:
     from camkit.plugin import Part, Work
@@ -36,9 +37,9 @@ class Listed(Datasource):  # type: ignore[misc]  # Ray's types are half there
         def blocks() -> Iterator[pa.Table]:
             try:
                 for part in parts:
-                    yield pa.table({"part": pa.array([pickle.dumps(part)], pa.large_binary())})
+                    yield pa.table({"part": [wire.of_part(part)]})
             except CamkitError as error:
-                yield pa.table({"part": pa.array([pickle.dumps(error)], pa.large_binary())})
+                yield pa.table({"part": [wire.of_error(error)]})
 
         unknown = BlockMetadata(num_rows=None, size_bytes=None, input_files=None, exec_stats=None)
         return [ReadTask(blocks, unknown)]
@@ -50,26 +51,23 @@ class Listed(Datasource):  # type: ignore[misc]  # Ray's types are half there
 
 def read_bytes(batch: pa.Table) -> pa.Table:
     """The bytes of a part's photographs beside it; null for those that the actor reads: large, or none."""
-    part = pickle.loads(batch["part"][0].as_py())
-    contents: list[bytes | None] = []
-    if not isinstance(part, CamkitError):
-        left = TOGETHER
+    text = batch["part"][0].as_py()
+    found: list[bytes | None] = []
+    if not wire.is_error(text):
+        part, left = wire.part_of(text), TOGETHER
         with ThreadPoolExecutor(THREADS) as pool:
             for data in pool.map(_bytes, (one.path for one in part.photographs)):
                 fits = data is not None and len(data) <= left
-                contents.append(data if fits else None)
+                found.append(data if fits else None)
                 left -= len(data) if fits and data is not None else 0
-    return batch.append_column("contents", pa.array([contents], pa.list_(pa.large_binary())))
+    return batch.append_column("contents", pa.array([found], pa.list_(pa.large_binary())))
 
 
 def _bytes(path: str) -> bytes | None:
     """The contents of a file or an address; what is wrong is found, and told, where it is decoded."""
-    from camkit import addresses
-    from camkit.files import read_regular
-
     try:
-        return addresses.read(path, LARGEST) if addresses.is_address(path) else read_regular(path, LARGEST)
-    except (CamkitError, OSError, ValueError):
+        return contents(path, LARGEST)
+    except CamkitError:
         return None
 
 
@@ -84,20 +82,19 @@ class Explained:
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         """The outcome of a part; or the `CamkitError` that ends the run."""
-        made = self._made(pickle.loads(batch["part"][0].as_py()), batch["contents"][0])
-        return pa.table({"outcome": pa.array([pickle.dumps(made)], pa.large_binary())})
+        return pa.table({"outcome": [self._made(batch["part"][0].as_py(), batch["contents"][0])]})
 
-    def _made(self, part: Any, contents: pa.Scalar) -> Any:
-        if isinstance(part, CamkitError):
-            return part
+    def _made(self, text: str, read: Any) -> str:
+        if wire.is_error(text):
+            return text
         try:
             if self._worker is None:
                 self._worker = self._work.start(self._threads)
             found = {
                 place: data.as_buffer().to_pybytes()
-                for place, data in enumerate(contents.values)
+                for place, data in enumerate(read.values)
                 if data.is_valid
             }
-            return self._worker(part, found)
+            return wire.of_outcome(self._worker(wire.part_of(text), found))
         except CamkitError as error:
-            return error
+            return wire.of_error(error)

@@ -13,6 +13,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from camkit.errors import CamkitError, UsageError, reason
+from camkit.files import read_regular
 
 # By scheme the package that fsspec needs for it.
 PACKAGES = {
@@ -61,6 +62,16 @@ def read(address: str, limit: int) -> bytes:
                 raise ValueError(f"it is larger than {limit >> 20} MiB")
             data: bytes = file.read(limit)
     return data
+
+
+def contents(path: str, limit: int) -> bytes:
+    """The bytes of a file, by its path or address; `CamkitError` as of `read`, and for what is no file."""
+    if is_address(path):
+        return read(path, limit)
+    try:
+        return read_regular(path, limit)
+    except (OSError, ValueError) as error:
+        raise CamkitError(f"{path} cannot be read: {reason(error)}") from None
 
 
 def write(address: str, data: bytes) -> None:
