@@ -27,6 +27,7 @@ from camkit.cli import cli
 from camkit.core import devices
 from camkit.errors import CamkitError
 from camkit.explaining import manifest
+from camkit.native.explainer import AT_ONCE
 from camkit.native.method_table import METHODS
 from camkit.registry import discovery
 from camkit.testing.trainers import toy_photos
@@ -200,6 +201,34 @@ def test_fast_mode_is_right_whatever_came_before(
     with torch.no_grad():
         small_net.get_submodule("stem.0").weight.mul_(1.5)
     check(x)
+
+
+@pytest.mark.slow
+@on_every_device
+@pytest.mark.parametrize("targets", [[3], None, "on the device"], ids=["given", "predicted", "there"])
+def test_one_class_as_a_whole(
+    targets: Any, device: str, compiles: None, small_net: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Body, head, gradient and maps are compiled together, and on a device with graphs one graph."""
+    draw = torch.Generator().manual_seed(3)
+    inputs = [torch.randn(1, 3, 16, 12, generator=draw) for _ in range(3)]
+    methods = sorted(AT_ONCE)
+    wanted_of = [3] if targets == "on the device" else targets
+    wanted = [camkit.maps_by(small_net.cpu(), x, wanted_of, layer=["act"], method=methods) for x in inputs]
+    model = small_net.to(device)
+    given = torch.tensor([3]).to(device) if targets == "on the device" else targets
+
+    def ask(x: Tensor) -> dict[Any, Tensor]:
+        found: dict[Any, Tensor] = camkit.maps_by(
+            model, x.to(device), given, layer=["act"], method=methods, fast=True
+        )
+        return found
+
+    first = ask(inputs[0])
+    monkeypatch.setattr("camkit.native.compiled.forward", None)  # the way step by step
+    for maps, other in zip([first, *map(ask, inputs[1:])], wanted, strict=True):
+        for (method, layer), map_ in maps.items():
+            close(map_, other[method, layer], 1e-3 if method in TOUCHY else 1e-4)
 
 
 @pytest.mark.slow
