@@ -203,6 +203,30 @@ def test_threads_share_what_is_compiled(
     assert compilations == [batch.shape]
 
 
+def test_switches_are_not_read_while_another_thread_compiles(
+    small_net: nn.Module, batch: Tensor, compilations: list[torch.Size], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which turns off the libraries of kernels, so that a second thread compiled for that."""
+    from camkit.native import compiled
+
+    read, free = compiled._settings, []
+
+    def is_free() -> bool:
+        taken = model_cache.LOCK.acquire(blocking=False)
+        if taken:
+            model_cache.LOCK.release()
+        return taken
+
+    def settings() -> Any:
+        with ThreadPoolExecutor(1) as other:
+            free.append(other.submit(is_free).result())
+        return read()
+
+    monkeypatch.setattr(compiled, "_settings", settings)
+    camkit.maps(small_net, batch, 1, layer="body", fast=True)
+    assert free and not any(free)
+
+
 def test_hooks_of_camkit_in_another_thread_are_no_hindrance(batch: Tensor, compiles: None) -> None:
     model = two_stages().eval()
     expected = camkit.maps(model, batch, 1, layer="1")

@@ -145,8 +145,9 @@ def _fast(
     owner = module
     if isinstance(module, Scored):  # new in each call: what is remembered belongs to the model
         owner, layer = module.module, own_name(module, layer)
-    key = (layer, inputs.shape, inputs.dtype, inputs.device, _settings())
     with model_cache.LOCK:
+        # Not before: a thread that compiles turns some of the switches meanwhile.
+        key = (layer, inputs.shape, inputs.dtype, inputs.device, _settings())
         refusal = _REFUSALS.get(owner)
         if refusal and not refusal.contents.changes(owner):
             return refusal.reason
