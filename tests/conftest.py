@@ -29,7 +29,7 @@ SLOW = set(
     "test_docs test_early_checks test_endurance test_explain_folder test_families test_fastai_model "
     "test_fuzz test_hostile_folders test_installed_plugins test_metrics_plugins test_models "
     "test_object_seen test_odd_files test_own_weights test_result_folder test_run_page "
-    "test_strangers test_terminal test_testing test_torch_file_check test_training "
+    "test_strangers test_tail test_terminal test_testing test_torch_file_check test_training "
     "test_training_data test_training_failures test_training_page test_wheel test_winograd "
     "test_workers test_your_model".split()
 )

@@ -56,13 +56,14 @@ def compiles() -> None:
 
 @pytest.fixture
 def compilations(compiles: None, monkeypatch: pytest.MonkeyPatch) -> list[torch.Size]:
-    """The shapes that were compiled so far."""
+    """The shapes whose bodies were compiled so far."""
     import torch._inductor
 
     original, shapes = torch._inductor.compile, []
 
     def compile(graph: Any, examples: list[Tensor], **options: Any) -> Any:
-        shapes.append(examples[0].shape)
+        if examples[0].is_floating_point():  # else classes: what is above the layer
+            shapes.append(examples[0].shape)
         return original(graph, examples, **options)
 
     monkeypatch.setattr("torch._inductor.compile", compile)
@@ -200,6 +201,30 @@ def test_threads_share_what_is_compiled(
     for scale in range(1, 5):
         assert_close_to_peak(found[scale], expected[scale - 1])
     assert compilations == [batch.shape]
+
+
+def test_switches_are_not_read_while_another_thread_compiles(
+    small_net: nn.Module, batch: Tensor, compilations: list[torch.Size], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which turns off the libraries of kernels, so that a second thread compiled for that."""
+    from camkit.native import compiled
+
+    read, free = compiled._settings, []
+
+    def is_free() -> bool:
+        taken = model_cache.LOCK.acquire(blocking=False)
+        if taken:
+            model_cache.LOCK.release()
+        return taken
+
+    def settings() -> Any:
+        with ThreadPoolExecutor(1) as other:
+            free.append(other.submit(is_free).result())
+        return read()
+
+    monkeypatch.setattr(compiled, "_settings", settings)
+    camkit.maps(small_net, batch, 1, layer="body", fast=True)
+    assert free and not any(free)
 
 
 def test_hooks_of_camkit_in_another_thread_are_no_hindrance(batch: Tensor, compiles: None) -> None:
@@ -542,7 +567,7 @@ def test_a_body_that_is_not_that_of_the_model(
 ) -> None:
     model = scaled()
     model.fc.weight.data[:, 3] = 0
-    monkeypatch.setattr("camkit.native.compiled._compiled", lambda body, example, *_: wrong(body, example))
+    monkeypatch.setattr("camkit.native.compiled.Body", lambda body, example, *_: wrong(body, example))
     plain = camkit.maps(model, batch, 1, layer="stem", method="eigencam")
     with pytest.warns(CamkitWarning, match="something else"):
         quick = camkit.maps(model, batch, 1, layer="stem", method="eigencam", fast=True)

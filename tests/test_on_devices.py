@@ -26,7 +26,8 @@ from camkit.bench import timing
 from camkit.cli import cli
 from camkit.core import devices
 from camkit.errors import CamkitError
-from camkit.explaining import manifest
+from camkit.explaining import manifest, pipeline
+from camkit.native.explainer import AT_ONCE
 from camkit.native.method_table import METHODS
 from camkit.registry import discovery
 from camkit.testing.trainers import toy_photos
@@ -204,6 +205,34 @@ def test_fast_mode_is_right_whatever_came_before(
 
 @pytest.mark.slow
 @on_every_device
+@pytest.mark.parametrize("targets", [[3], None, "on the device"], ids=["given", "predicted", "there"])
+def test_one_class_as_a_whole(
+    targets: Any, device: str, compiles: None, small_net: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Body, head, gradient and maps are compiled together, and on a device with graphs one graph."""
+    draw = torch.Generator().manual_seed(3)
+    inputs = [torch.randn(1, 3, 16, 12, generator=draw) for _ in range(3)]
+    methods = sorted(AT_ONCE)
+    wanted_of = [3] if targets == "on the device" else targets
+    wanted = [camkit.maps_by(small_net.cpu(), x, wanted_of, layer=["act"], method=methods) for x in inputs]
+    model = small_net.to(device)
+    given = torch.tensor([3]).to(device) if targets == "on the device" else targets
+
+    def ask(x: Tensor) -> dict[Any, Tensor]:
+        found: dict[Any, Tensor] = camkit.maps_by(
+            model, x.to(device), given, layer=["act"], method=methods, fast=True
+        )
+        return found
+
+    first = ask(inputs[0])
+    monkeypatch.setattr("camkit.native.compiled.forward", None)  # the way step by step
+    for maps, other in zip([first, *map(ask, inputs[1:])], wanted, strict=True):
+        for (method, layer), map_ in maps.items():
+            close(map_, other[method, layer], 1e-3 if method in TOUCHY else 1e-4)
+
+
+@pytest.mark.slow
+@on_every_device
 @pytest.mark.parametrize("streams", [False, True], ids=["one stream", "a stream each"])
 def test_fast_mode_in_four_threads(
     streams: bool, device: str, compiles: None, small_net: nn.Module
@@ -296,19 +325,29 @@ def test_what_is_made_on_a_device_holds_on_the_cpu(
 
 @GPU
 @NEEDS_ONE
-def test_out_of_memory_in_the_second_batch(here: Path) -> None:
-    photographs(here / "photos", 24, size=256)
+def test_out_of_memory_in_the_second_batch(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    photographs(here / "photos", 48, size=256)
     asked = ("explain", "photos", "--model", "torchvision:vgg11@none", "--device", "cuda", "--workers", 0)
-    total = torch.cuda.get_device_properties(0).total_memory
-    torch.cuda.empty_cache()
+    total, explain = torch.cuda.get_device_properties(0).total_memory, pipeline._explain_photos
+    batches = []
+
+    def limited(work: Any, photos: Any, rows: int) -> Iterator[Any]:
+        batches.append(len(photos))
+        if len(batches) == 2:  # 64 x 224 x 224 floats of each photograph are 308 MB, and half of them fit
+            torch.cuda.empty_cache()
+            room = torch.cuda.memory_reserved() + 300 * 2**20
+            torch.cuda.set_per_process_memory_fraction(min(1.0, room / total))
+        yield from explain(work, photos, rows)
+
+    monkeypatch.setattr(pipeline, "_explain_photos", limited)
     try:
-        torch.cuda.set_per_process_memory_fraction(min(1.0, 1.2 * 2**30 / total))
         done = run(*asked, "--batch-size", 24, "--format", "npz", "--out", "out")
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
     assert done.exit_code == 0, done.stderr
+    assert batches[:2] == [24, 24] and max(batches[2:]) <= 12
     assert done.stderr.count("photographs at once") == 1
-    assert len(manifest.latest(here / "out")) == 24
+    assert len(manifest.latest(here / "out")) == 48
 
 
 @GPU

@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from tests import fake_device
 from tests.conftest import SmallNet
+from tests.fake_device import graphs as fake_graphs
 from torch import Tensor, nn
 
 import camkit
@@ -25,7 +26,9 @@ from camkit.explaining.pipeline import stream
 from camkit.explaining.plan import plan
 from camkit.images.preprocess import Preprocess
 from camkit.metrics.measure import measure
+from camkit.native import compiled as native_compiled
 from camkit.native import graphs
+from camkit.native.explainer import AT_ONCE
 from camkit.native.method_table import METHODS
 from camkit.registry import discovery, loading
 
@@ -130,13 +133,17 @@ def test_every_metric_without_float64(name: str, net: nn.Module, there: nn.Modul
 
 @pytest.fixture
 def compiled(monkeypatch: pytest.MonkeyPatch) -> list[torch.Size]:
-    """The shapes that were compiled; inductor does not know the device: what it is given runs as it is."""
+    """The shapes whose bodies were compiled.
+
+    Inductor does not know the device: what it is given runs as it is.
+    """
     import torch._inductor
 
     shapes = []
 
     def compile(graph: Any, examples: list[Tensor], **_: Any) -> Any:
-        shapes.append(examples[0].shape)
+        if examples[0].is_floating_point():  # else classes: what is above the layer
+            shapes.append(examples[0].shape)
         return graph
 
     monkeypatch.setattr(torch._inductor, "compile", compile)
@@ -170,6 +177,43 @@ def test_fast_mode_as_on_the_cpu(
         for module in (net, there):
             module.get_submodule("stem.0").weight.mul_(1.5)
     close(fast(x), plain(x), 1e-4)
+
+
+@pytest.mark.parametrize("targets", [[0, 3, 1], None, "on the device"], ids=["given", "predicted", "there"])
+@pytest.mark.parametrize("method", [sorted(AT_ONCE), "gradcam"], ids=["all", "gradcam"])
+def test_one_class_is_one_graph(
+    method: Any,
+    targets: Any,
+    net: nn.Module,
+    there: nn.Module,
+    x: Tensor,
+    compiled: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """From the inputs to the maps: nothing is launched one by one, so the steps are never asked for."""
+    if targets == "on the device":
+        given: Any = torch.tensor([0, 3, 1]).to(FAKE)
+        wanted_of: Any = [0, 3, 1]
+    else:
+        given = wanted_of = targets
+    replayed: list[fake_graphs.Graph] = []
+    replay = fake_graphs.Graph.replay
+    monkeypatch.setattr(fake_graphs.Graph, "replay", lambda graph: replayed.append(graph) or replay(graph))
+
+    def maps(inputs: Tensor) -> dict[Any, Tensor]:
+        found: dict[Any, Tensor] = camkit.maps_by(
+            there, inputs.to(FAKE), given, layer=["act"], method=method, fast=True, frozen=True
+        )
+        return found
+
+    maps(x)
+    monkeypatch.setattr(native_compiled, "forward", None)
+    for inputs in (x, x.flip(0), x * 2):
+        replayed.clear()
+        found = maps(inputs)
+        assert len(replayed) == 1
+        for key, wanted in camkit.maps_by(net, inputs, wanted_of, layer=["act"], method=method).items():
+            close(found[key], wanted, 1e-4)
 
 
 def test_threads_on_one_model_and_several_shapes(net: nn.Module, there: nn.Module, compiled: Any) -> None:

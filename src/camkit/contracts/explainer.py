@@ -63,6 +63,7 @@ class Sweep:
         checks scores and indices and raises `TargetError` or `ModelError`; the host keeps the scores.
         Of targets that lie on the device already the error may come after the maps, to spare a wait.
     targets: what `choose` will say, where it is given and needs no scores, else `None`.
+    predicted: whether it will say the class with the highest score of each input.
     seen: as in `Query`: it looks at all targets at once, and waits for the device.
     remark: as in `Query`, to be called with the method and the layer before the images.
     frozen: the caller promises that the model does not change between calls, for those who keep something.
@@ -80,6 +81,7 @@ class Sweep:
     remark: Callable[[str, str, Tensor, str], None] = _ignored
     frozen: bool = False
     seen: Callable[[Tensor], object] = _ignored
+    predicted: bool = False
 
     def queries(self, method: str, layer: str, targets: Tensor) -> Iterator[Query]:
         """One query for each column of `targets`, int64 `[B, T]`."""

@@ -17,7 +17,7 @@ from camkit.core.call_types import PLAIN, Answer, Call, Remark
 from camkit.core.layer_lookup import better_layer
 from camkit.core.layout import SPACE, OpenLayout, settle
 from camkit.core.scored import Scored, inner_name
-from camkit.core.targets import Fixed, Selector, checked_targets, known_targets, refuse_targets
+from camkit.core.targets import Fixed, Selector, checked_targets, known_targets, predicted, refuse_targets
 from camkit.core.torch_errors import in_our_words
 from camkit.core.zero_map_remarks import are_zero, zero_maps
 from camkit.errors import CamkitError, ModelError, UsageError
@@ -63,6 +63,7 @@ def run(
         targets=known_targets(selector, len(inputs)),
         layout=call.layout,
         frozen=call.frozen,
+        predicted=selector is predicted,
     )
     device = inputs.device
     with (

@@ -100,6 +100,8 @@ def class_selector(classes: Sequence[str | int], names: Sequence[str]) -> Select
     fixed = [s.targets for s in selectors if isinstance(s, Fixed)]
     if len(fixed) == len(selectors) > 0:
         return Fixed(torch.cat(fixed, dim=1))
+    if len(selectors) == 1:
+        return selectors[0]
     return lambda scores: torch.cat([s(scores) for s in selectors], dim=1)
 
 

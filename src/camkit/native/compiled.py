@@ -3,84 +3,129 @@
 The model is split at the layer. A copy of its body goes through `torch.export` to inductor, which folds
 BatchNorm into convolutions and lays weights out for the machine; on a CPU most 3x3 convolutions take fewer
 multiplications (`winograd`), on a GPU a CUDA graph replays it all (`graphs`). The head stays as it is, and
-with it the gradients. What was compiled belongs to one model, layer, shape and dtype; it goes when the
-model goes, and when anything in it changes: each call reads all of it (`model_changes`), unless the caller
-promises that nothing does (`frozen`).
+with it the gradients; but where one class of each input is asked for, head, gradient and map are one
+function (`tail`), compiled too, and part of the graph. What was compiled belongs to one model, layer, shape
+and dtype; it goes when the model goes, and when anything in it changes: each call reads all of it
+(`model_changes`), unless the caller promises that nothing does (`frozen`).
 """
 
 from __future__ import annotations
 
 import io
-import math
 import sys
 import threading
 import warnings
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr
-from dataclasses import dataclass
-from typing import Any, TextIO, TypeVar
+from dataclasses import dataclass, field
+from typing import Any, TextIO
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from camkit.contracts.explainer import Sweep
 from camkit.core import devices, hooks, model_cache
 from camkit.core.hooks import Captured
 from camkit.core.layout import layout
-from camkit.core.model_changes import Contents, copied
+from camkit.core.model_changes import Contents
 from camkit.core.scored import Scored, own_name
 from camkit.errors import CamkitError, reason, warn
-from camkit.native import cache, graphs, winograd
+from camkit.native import cache, graphs
+from camkit.native.body import Body, Code, without_hooks
 from camkit.native.split import Split, split_or_reason
+from camkit.native.tail import GradientFormula, Tail, of_predicted, tail, traced
 
 # How far compiled scores may be from the model's, relative to their norm; on an example of noise.
 TOLERANCE = {torch.bfloat16: 0.2, torch.float16: 0.05}
 
-_LAYOUTS = {4: torch.channels_last, 5: torch.channels_last_3d}
 
-T = TypeVar("T")
-M = TypeVar("M", bound=nn.Module)
+# Head, gradient and map are compiled if they have at most so many steps, and on a CPU for so few inputs:
+# for more, compiling takes long, or what Python takes does not show.
+ROWS_ON_CPU = 2
+STEPS = 400
 
 
-def forward(
-    module: nn.Module,
-    inputs: Tensor,
-    names: Sequence[str],
-    extras: Sequence[Tensor] = (),
-    *,
-    kind: str | None = None,
-    frozen: bool = False,
-) -> tuple[Any, dict[str, Captured]]:
-    """As `hooks.forward`, faster where that is possible; a `CamkitWarning` says why it is not.
+def ready(sweep: Sweep) -> Fast | None:
+    """The compiled model for a call; `None` and a `CamkitWarning` that says why there is none.
 
-    kind: see there. frozen: the caller promises that the model does not change between calls, so it is not
-    read anew.
+    If `sweep.frozen`, the model is not read anew.
     """
-    if len(names) > 1:  # in the order of the model
-        names = [name for name, _ in module.named_modules(remove_duplicate=False) if name in names]
-    lowest, *above = names
-    fast = _fast(module, inputs, lowest, above, extras, frozen)
-    if isinstance(fast, str):
-        warn(f"without fast mode: {fast}")
-        return hooks.forward(module, inputs, names, extras, kind=kind)
-    output, *around = fast.body(inputs)
+    lowest, *above = _in_order(sweep)
+    found = _fast(sweep.module, sweep.inputs, lowest, above, sweep.extras, sweep.frozen)
+    if isinstance(found, str):
+        warn(f"without fast mode: {found}")
+        return None
+    return found
+
+
+def forward(fast: Fast, sweep: Sweep) -> tuple[Any, dict[str, Captured]]:
+    """As `hooks.forward`, faster."""
+    module, size, kind = sweep.module, sweep.inputs.shape, sweep.layout
+    lowest, *above = _in_order(sweep)
+    output, *around = fast.body(sweep.inputs)
     # First, as what is not a feature map may not even be a tensor.
-    reading = layout(output, inputs.shape, lowest, module=module, kind=kind)
+    reading = layout(output, size, lowest, module=module, kind=kind)
     # The output may also go around the layer, so the head gets a clone.
     kept = Captured(output.detach().requires_grad_(), reading)
-    with hooks.captured(module, above, inputs.shape, kind=kind) as found, torch.enable_grad():
+    with hooks.captured(module, above, size, kind=kind) as found, torch.enable_grad():
         returned = fast.head(kept.output.clone(), *around)
         scores = module.scores(returned) if isinstance(module, Scored) else returned
     return scores, {lowest: kept, **found}
 
 
-@dataclass(frozen=True)
-class _Fast:
-    """The body, compiled for one shape and without a graph, and the head of the model itself."""
+def at_once(
+    fast: Fast, sweep: Sweep, formulas: Mapping[str, GradientFormula]
+) -> tuple[Tensor, list[tuple[Tensor, Tensor]], int] | None:
+    """Scores, maps `[B, 1, h, w]` of each formula with which are noise, and how many channels there are.
 
-    body: Callable[[Tensor], Sequence[Any]]
+    For one layer and one class of each input: `sweep.targets`, or the predicted one. Where a class does not
+    exist it is another's map. `None` if that has to be computed step by step.
+    """
+    inputs, targets = sweep.inputs, sweep.targets
+    if isinstance(sweep.module, Scored) or inputs.dtype == torch.float16:  # whose gradients are scaled
+        return None
+    key = (tuple(formulas), sweep.layout, targets is None)
+    with model_cache.LOCK:
+        if key not in fast.whole:
+            fast.whole[key] = _in_one(fast, sweep, formulas)
+        whole = fast.whole[key]
+    if whole is None:
+        return None
+    targets = (
+        fast.no_targets if targets is None else devices.put(targets.long(), inputs.device).contiguous()
+    )
+    scores, *found = whole.run(inputs, targets)
+    return scores, list(zip(found[::2], found[1::2], strict=True)), whole.channels
+
+
+def _in_order(sweep: Sweep) -> list[str]:
+    """The layers in the order of the model."""
+    if len(sweep.layers) == 1:
+        return list(sweep.layers)
+    return [n for n, _ in sweep.module.named_modules(remove_duplicate=False) if n in sweep.layers]
+
+
+@dataclass(frozen=True)
+class Fast:
+    """The body, compiled for one shape and without a graph, and the head of the model itself.
+
+    whole: by what is asked for, what was compiled of all of it; `None` where that cannot be.
+    """
+
+    body: Body
     head: Callable[..., Any]
+    no_targets: Tensor
+    whole: dict[Any, _Whole | None] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _Whole:
+    """From inputs and targets `[B, 1]` to scores, and maps and whether they are noise in turn."""
+
+    run: Callable[[Tensor, Tensor], Sequence[Tensor]]
+    channels: int
 
 
 def _fast(
@@ -90,7 +135,7 @@ def _fast(
     above: Sequence[str],
     extras: Sequence[Tensor],
     frozen: bool,
-) -> _Fast | str:
+) -> Fast | str:
     """The compiled model for this call, or one line that says why there is none."""
     if extras:
         return "it takes a model with one input"
@@ -100,8 +145,9 @@ def _fast(
     owner = module
     if isinstance(module, Scored):  # new in each call: what is remembered belongs to the model
         owner, layer = module.module, own_name(module, layer)
-    key = (layer, inputs.shape, inputs.dtype, inputs.device, _settings())
     with model_cache.LOCK:
+        # Not before: a thread that compiles turns some of the switches meanwhile.
+        key = (layer, inputs.shape, inputs.dtype, inputs.device, _settings())
         refusal = _REFUSALS.get(owner)
         if refusal and not refusal.contents.changes(owner):
             return refusal.reason
@@ -156,7 +202,7 @@ def _unsteady(module: nn.Module, inputs: Tensor) -> str | None:
     try:
         with warnings.catch_warnings(), _silent(), torch.no_grad():
             warnings.simplefilter("ignore")
-            probe = _copy(module)  # the model keeps what it has
+            probe = without_hooks(module)  # the model keeps what it has
             before = Contents(probe)
             probe(_noise(inputs, 1))
             first = before.changes(probe)
@@ -174,11 +220,13 @@ def _unsteady(module: nn.Module, inputs: Tensor) -> str | None:
 
 def _build(
     module: nn.Module, parts: Split, inputs: Tensor, kept: dict[str, Tensor], pool: graphs.Pool | None
-) -> _Fast | str:
+) -> Fast | str:
     try:
-        with warnings.catch_warnings(), cache.compiling(), _silent(), torch.no_grad():
-            warnings.simplefilter("ignore")
-            fast = _Fast(_compiled(parts.body, _noise(inputs, 0), kept, pool), parts.head)
+        with _compiling():
+            body = Body(parts.body, _noise(inputs, 0), kept, pool)
+            fast = Fast(
+                body, parts.head, torch.zeros(len(inputs), 1, dtype=torch.int64, device=inputs.device)
+            )
             if not isinstance(fast.body(_noise(inputs, 0))[0], Tensor):
                 return "the layer returns something other than a tensor"
             # Not with the inputs that it was compiled with: they could have become part of it.
@@ -190,13 +238,51 @@ def _build(
     return fast if same else "the compiled model returns something else"
 
 
+def _in_one(fast: Fast, sweep: Sweep, formulas: Mapping[str, GradientFormula]) -> _Whole | None:
+    """All of it compiled, after a comparison with its steps one by one."""
+    body, inputs, targets = fast.body, sweep.inputs, fast.no_targets
+    if body.pool is None and len(inputs) > ROWS_ON_CPU:
+        return None
+    values = body(_noise(inputs, 0))
+    reading = layout(values[0], inputs.shape, sweep.layers[0], module=sweep.module, kind=sweep.layout)
+    steps = tail(fast.head, reading, formulas)
+    try:
+        with _compiling():
+            graph = traced(steps, targets, values)
+            code: Tail = graph
+            if len(graph.graph.nodes) <= STEPS:
+                code = Code(graph, (targets, *values))
+            elif body.pool is None:
+                return None
+            if sweep.targets is None:
+                steps, code = of_predicted(fast.head, steps), of_predicted(fast.head, code)
+            run = body.followed(code, _noise(inputs, 0), targets)
+            for seed in (1, 2):
+                noise, classes = _noise(inputs, seed), seed + torch.arange(len(inputs)).to(targets)[:, None]
+                if not _agree(run(noise, classes), steps(classes, *body(noise))):
+                    return None
+    except Exception as error:  # as of the body; then the steps are taken one by one
+        if devices.is_out_of_memory(error):
+            raise
+        return None
+    return _Whole(run, reading.to_map(values[0]).shape[1])
+
+
+@contextmanager
+def _compiling() -> Iterator[None]:
+    """What compiles something is silent inside, and keeps to camkit's folder."""
+    with warnings.catch_warnings(), cache.compiling(), _silent(), torch.no_grad():
+        warnings.simplefilter("ignore")
+        yield
+
+
 def _noise(inputs: Tensor, seed: int) -> Tensor:
     """Noise in the shape of `inputs`: normal for even seeds, uniform between 0 and 1 for odd ones."""
     draw = torch.rand if seed % 2 else torch.randn
     return draw(inputs.shape, generator=torch.Generator().manual_seed(seed)).to(inputs)
 
 
-def _same(fast: _Fast, module: nn.Module, parts: Split, inputs: Tensor) -> bool:
+def _same(fast: Fast, module: nn.Module, parts: Split, inputs: Tensor) -> bool:
     """Whether compiled code and model agree in the body's outputs and in the scores."""
     values, wanted = fast.body(inputs), parts.body(inputs.clone())
     if not _agree(values, wanted):
@@ -207,49 +293,6 @@ def _same(fast: _Fast, module: nn.Module, parts: Split, inputs: Tensor) -> bool:
 def _agree(found: Any, wanted: Any) -> bool:
     one, other = tree_leaves(found), tree_leaves(wanted)
     return len(one) == len(other) and all(map(_close, one, other))
-
-
-def _compiled(
-    body: nn.Module, example: Tensor, kept: dict[str, Tensor], pool: graphs.Pool | None
-) -> Callable[[Tensor], Sequence[Any]]:
-    import torch._inductor  # takes its time
-    from torch._inductor.codecache import PyCodeCache
-
-    memory_format = _LAYOUTS.get(example.ndim, torch.contiguous_format)
-    example = example.clone(memory_format=memory_format)
-    own = _copy(body).to(memory_format=torch.channels_last)
-    graph = winograd.rewritten(torch.export.export(own, (example,)), kept)
-    before, is_cpu = len(PyCodeCache.modules), example.device.type == "cpu"
-    code = torch._inductor.compile(graph, [example], options={"freezing": True})
-    generated = PyCodeCache.modules[before:]
-    run = graphs.Graph(code, (example,), pool) if pool else code
-
-    @torch.no_grad()
-    def call(inputs: Tensor) -> Sequence[Any]:
-        # The ReLU that oneDNN fuses with a convolution turns NaN into zero, and the map would look fine.
-        if is_cpu and not math.isfinite(float(inputs.sum())):
-            return body(inputs.clone())  # type: ignore[no-any-return]
-        # Gradients of a head, pooling above all, are slower in the layout that suits convolutions.
-        values: Sequence[Any] = run(inputs.clone(memory_format=memory_format))
-        return [value.contiguous() if isinstance(value, Tensor) else value for value in values]
-
-    weakref.finalize(call, _forget, generated)
-    return call
-
-
-def _copy(module: M) -> M:
-    """A deep copy without hooks; the only ones are camkit's own, from another thread."""
-    own = copied(module)
-    for part in own.modules():
-        part._forward_hooks.clear()
-    return own
-
-
-def _forget(generated: Sequence[Any]) -> None:
-    """Free the folded weights: inductor keeps the modules that it generates for ever."""
-    for module in generated:
-        for name in [name for name, value in vars(module).items() if isinstance(value, Tensor)]:
-            delattr(module, name)
 
 
 @contextmanager

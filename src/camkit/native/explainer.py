@@ -22,6 +22,7 @@ from camkit.errors import UsageError
 from camkit.native import compiled, perturbation
 from camkit.native.method_table import FEATURES, GRADIENTS, METHODS, NativeOptions
 from camkit.native.perturbation import Head
+from camkit.native.tail import GradientFormula
 
 # Gradients of several classes are computed together; a chunk of classes takes at most this much. On a CPU
 # larger chunks are slower: they fall out of the caches, and the system takes their memory back each time.
@@ -35,14 +36,15 @@ FEATURE_METHODS: dict[str, Callable[[Tensor], Tensor]] = {
     name: getattr(cams, formula) for name, formula in FEATURES.items()
 }
 
-# Of features and gradients [T, B, C, h, w] -> [B, T, h, w].
-GradientFormula = Callable[[Tensor, Tensor], Tensor]
 GRADIENT_METHODS: dict[str, GradientFormula] = {
     name: getattr(cams, formula) for name, formula in GRADIENTS.items()
 }
 
 # A principal component and a sum of positive terms cannot cancel.
 NEVER_NOISE = ("eigengradcam", "gradcam-elementwise")
+
+# Gradients of one class, with no more than a formula: a solver waits for the device.
+AT_ONCE = GRADIENT_METHODS.keys() - {"eigengradcam"}
 
 # These have no sum over channels.
 SUMLESS = ("eigengradcam", *FEATURE_METHODS)
@@ -84,10 +86,16 @@ class Native(Explainer):
 
     def many(self, sweep: Sweep) -> dict[tuple[str, str], Tensor]:
         """Raw maps `[B, T, h, w]` by method and layer, all from one forward of the whole model."""
-        forward = partial(compiled.forward, frozen=sweep.frozen) if self.options.fast else hooks.forward
+        fast = compiled.ready(sweep) if self.options.fast else None
+        if fast and (found := self._at_once(fast, sweep)):
+            return found
         with _twice_differentiable() if "shapleycam" in sweep.methods else nullcontext():
-            scores, captured = forward(
-                *(sweep.module, sweep.inputs, sweep.layers, sweep.extras), kind=sweep.layout
+            scores, captured = (
+                compiled.forward(fast, sweep)
+                if fast
+                else hooks.forward(
+                    *(sweep.module, sweep.inputs, sweep.layers, sweep.extras), kind=sweep.layout
+                )
             )
         run = _Run(sweep, self.options, scores, sweep.choose(scores), captured)
         maps = run.curvature_maps()  # first, while there is a graph
@@ -99,6 +107,25 @@ class Native(Explainer):
                 if method not in SUMLESS:
                     maps[method, layer] = maps[method, layer] / captured[layer].features.shape[1]
         return {(method, layer): maps[method, layer] for method in sweep.methods for layer in sweep.layers}
+
+    def _at_once(self, fast: compiled.Fast, sweep: Sweep) -> Maps | None:
+        """The maps, if they are of one class of each input and compiled as a whole."""
+        one = sweep.predicted if sweep.targets is None else sweep.targets.shape[1] == 1
+        if not one or len(sweep.layers) > 1 or not AT_ONCE.issuperset(sweep.methods):
+            return None
+        answer = compiled.at_once(fast, sweep, {m: GRADIENT_METHODS[m] for m in sweep.methods})
+        if answer is None:
+            return None
+        scores, found, channels = answer
+        sweep.choose(scores)
+        (layer,), mean = sweep.layers, self.options.reduction == "mean"
+        for method, (_, noise) in zip(sweep.methods, found, strict=True):
+            if method not in NEVER_NOISE:
+                sweep.remark(method, layer, noise, cams.NOISY)
+        return {
+            (method, layer): maps / channels if mean else maps
+            for method, (maps, _) in zip(sweep.methods, found, strict=True)
+        }
 
 
 Maps = dict[tuple[str, str], Tensor]  # [B, T, h, w] by method and layer

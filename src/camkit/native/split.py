@@ -19,7 +19,7 @@ from torch import fx, nn
 from camkit.core import hooks
 from camkit.errors import reason
 
-_TRACING = threading.Lock()  # fx patches `nn.Module` while it traces
+TRACING = threading.Lock()  # fx patches `nn.Module` while it traces
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def split_or_reason(module: nn.Module, layer: str) -> Split | str:
         return f"{type(hooked[0]).__name__}, which contains the layer, has hooks"
     tracer = _Tracer(around)
     try:
-        with _TRACING, hooks.as_it_was(module, torch.device("cpu")), _kept(around):
+        with TRACING, hooks.as_it_was(module, torch.device("cpu")), _kept(around):
             before = torch.get_rng_state()
             graph = tracer.trace(_Whole(module))
             if not torch.equal(before, torch.get_rng_state()):  # all runs would get the same ones
