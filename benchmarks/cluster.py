@@ -57,13 +57,14 @@ def command(*arguments: object) -> list[str]:
     return [sys.executable, "-m", "camkit", "explain", *map(str, arguments)]
 
 
-def names(out: Path) -> list[str]:
-    """The names of all rows."""
+def rows_of(out: Path) -> list[tuple[str, str]]:
+    """The name of each row, and the hash of its map."""
     from pyarrow import parquet
 
-    found: list[str] = []
+    found: list[tuple[str, str]] = []
     for file in sorted(out.glob("part-*.parquet")):
-        found += parquet.read_table(file, columns=["name"])["name"].to_pylist()
+        table = parquet.read_table(file, columns=["name", "map_sha256"])
+        found += zip(*(table[name].to_pylist() for name in ("name", "map_sha256")), strict=True)
     return found
 
 
@@ -91,7 +92,9 @@ def kills(options: argparse.Namespace) -> dict[str, Any]:
     lost = twice = runs = 0
     with tempfile.TemporaryDirectory() as base, cluster() as nodes:
         photos = photographs(Path(base, "photos"), options.photographs)
-        wanted = sorted(path.relative_to(photos).as_posix() for path in photos.rglob("*.jpg"))
+        quiet: list[Any] = [photos, "--model", CHEAP, "--device", "cpu", "--quiet"]
+        subprocess.run(command(*quiet, "--out", f"file://{base}/quiet"), check=True)
+        wanted = set(rows_of(Path(base, "quiet")))
         asked = [photos, "--model", CHEAP, "--device", "cpu", "--engine", "ray", "--address", nodes.address]
         asked += ["--actors", 3, "--part-size", 32, "--workers", 1]
         while sum(counts.values()) < options.kills:
@@ -99,8 +102,8 @@ def kills(options: argparse.Namespace) -> dict[str, Any]:
             runs += 1
             left = options.kills - sum(counts.values())
             _disturbed(asked, out, nodes, chosen, counts, left)
-            found = Counter(names(out))
-            lost += len(set(wanted) - found.keys())
+            found = Counter(rows_of(out))
+            lost += len(wanted - found.keys())
             twice += sum(found.values()) - len(found)
             print(f"run {runs}: {dict(counts)}, {lost} lost, {twice} twice", flush=True)
     return {

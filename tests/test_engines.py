@@ -375,6 +375,10 @@ WRONG = {
         "tables are written here: --format parquet, not png",
     ),
     "pictures": (["--out", "file:///x", "--open"], "tables have no pictures: leave --open out"),
+    "a look": (
+        ["--out", "file:///x", "--relu", "--image-format", "webp"],
+        "tables have no pictures: leave --image-format, --relu out",
+    ),
     "actors": (
         ["--out", "file:///x", "--actors", "2"],
         "the engine local has no --actors: --engine ray has",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -22,8 +22,11 @@ MAX_TOLD = 100  # failures that are told one by one
 EVERY = 10.0  # seconds between two lines of progress where there is no terminal
 
 
-def check(values: dict[str, Any], given: set[str]) -> None:
-    """Raise `UsageError` for what an engine's tables have not; given: options that the user gave."""
+def check(values: dict[str, Any], given: set[str], of_pictures: Sequence[str]) -> None:
+    """Raise `UsageError` for what an engine's tables have not.
+
+    given: options that the user gave; of_pictures: those among them that say how pictures are drawn.
+    """
     engine = values["engine"]
     extras.require("addresses", f"--engine {engine}" if engine != "local" else f"--out {values['out']}")
     found = discovery.get("engine", engine)
@@ -31,14 +34,18 @@ def check(values: dict[str, Any], given: set[str]) -> None:
         raise UsageError(
             f"tables are written here: --format parquet, not {values['format']} (`camkit render` draws)"
         )
-    pictures = {"open_picture": "--open", "inline": "--inline", "look": "--look", "scale": "--scale"}
-    if shown := [option for name, option in pictures.items() if name in given]:
-        raise UsageError(f"tables have no pictures: leave {', '.join(shown)} out, and use `camkit render`")
+    if of_pictures:
+        shown = _options(of_pictures)
+        raise UsageError(f"tables have no pictures: leave {shown} out, and use `camkit render`")
     options = {name: values[name] for name in ("actors", "gpus_per_actor", "address") if name in given}
     if options and found.dist == discovery.HOST:
-        names = ", ".join(f"--{name.replace('_', '-')}" for name in options)
-        raise UsageError(f"the engine local has no {names}: --engine ray has")
+        raise UsageError(f"the engine local has no {_options(options)}: --engine ray has")
     values["engine_options"] = options
+
+
+def _options(names: Iterable[str]) -> str:
+    """`--actors, --open`: options as a user writes them."""
+    return ", ".join(f"--{name.removesuffix('_picture').replace('_', '-')}" for name in names)
 
 
 def run(

@@ -189,14 +189,16 @@ def explain(images: tuple[str, ...], **values: Any) -> None:
     """
     context = click.get_current_context()
     given = {name for name in values if context.get_parameter_source(name) is not _DEFAULT}
+    of_pictures = {"image_format", "open_picture", "inline", *values}
     style = pop_style(values)
+    of_pictures -= values.keys() - {"image_format", "open_picture", "inline"}
     begun = time.monotonic()
     asked = {name: values.pop(name) for name in OF_ENGINE}
     asked |= {name: values[name] for name in ("format", "out", "workers")}
     listed, column = values.pop("listed"), values.pop("column")
     tables = asked["engine"] != "local" or is_address(values["out"])
     if tables:
-        engine.check(asked, given)
+        engine.check(asked, given, sorted(given & of_pictures))
         values["format"] = "parquet"
     _check(images, values, style, tables=tables, listed=listed)
     # Threads that a model on the CPU keeps waiting leave their cores to the processes that read, and to the
