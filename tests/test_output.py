@@ -132,6 +132,7 @@ LOOK = {
     "scale": "image",
     "size": None,
     "caption": True,
+    "cells": False,
 }
 
 

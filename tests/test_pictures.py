@@ -187,6 +187,14 @@ def test_between_the_cells_no_value_is_beyond_the_map_and_in_their_middle_it_is_
     np.testing.assert_allclose(found[4::9, 4::9], map, atol=1e-6)
 
 
+def test_cells_have_the_colour_of_their_value_up_to_their_edges() -> None:
+    map = torch.tensor([[-1.0, 0.5], [0.0, 1.0]])
+    found = sampled(map, (-2, 0, 8, 6), (0, 0, 8, 6), "nearest")  # the model saw more than there is
+    assert np.array_equal(found, np.repeat(np.repeat(map.numpy(), 3, 0), (3, 5), 1))
+    picture = bare(map, Image.new("RGB", (8, 6), GREY), cells=True)
+    assert len(np.unique(picture.reshape(-1, 3), axis=0)) == 4 and (picture[3:, :4] == GREY).all()
+
+
 @pytest.mark.parametrize(
     ("own", "asked", "expected"),
     [
@@ -239,6 +247,8 @@ def test_the_spotlight_is_where_the_evidence_is() -> None:
         ({"look": "lesson", "view": "original"}, "lesson .*model saw.*leave out view"),
         ({"look": "lesson", "scale": 2.0}, "lesson .*leave out scale"),
         ({"look": "lesson", "scale": "run"}, "lesson .*leave out scale"),
+        ({"look": "lesson", "cells": True}, "lesson .*leave out cells"),
+        ({"look": "contour", "cells": True}, "contour .*leave out cells"),
         ({"look": "spotlight", "cmap": "magma"}, "spotlight .*leave out cmap"),
         ({"view": "side"}, "model, not 'side'"),
         ({"scale": "all"}, "image, run or a value above 0, not 'all'"),
@@ -479,6 +489,7 @@ def test_the_command_that_makes_a_picture_again() -> None:
     assert command(picture=dataclasses.asdict(look), options={}).endswith(
         "--layer layer4 --look contour --relu --alpha 0.5 --image-size 300 --scale 2.0 --no-caption"
     )
+    assert command(picture=dataclasses.asdict(Style(cells=True))).endswith(" --cells")
     assert "--class 4 " in command(class_name="top:3")  # which would mean something else
     assert "--class 4 " in command(map_key="native.gradcam.Norwegische_Waldkatze_猫-4")  # one of two
     said = {"size": [160, 224], "mean": [0.5, 0.5, 0.5], "classes": ["a", "b"], "arch": "timm:resnet18"}

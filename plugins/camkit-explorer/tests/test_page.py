@@ -183,7 +183,8 @@ def test_the_canvas_shows_what_the_pictures_show(
         page.wait_for_selector("body[data-ready]")
         table = page.evaluate("async () => (await (await fetch('/api/session')).json()).colours")
         left = (960 - 640) / 2 / 960  # the model sees the square in the middle
-        for view, look in (("signed", {}), ("for", {"relu": True}), ("against", {"counterfactual": True})):
+        looks: list[dict[str, Any]] = [{}, {"relu": True}, {"counterfactual": True}, {"cells": True}]
+        for view, look in zip(("signed", "for", "against", "signed"), looks, strict=True):
             drawn = page.evaluate(
                 """async ([values, [height, width], box, look]) => {
                     const drawing = await import("/static/drawing.js");
@@ -197,7 +198,7 @@ def test_the_canvas_shows_what_the_pictures_show(
                     map.double().flatten().tolist(),
                     list(grid),
                     [left, 0, 1 - left, 1],
-                    {"view": view, "table": table[view], "opacity": 0.8, "cells": False}
+                    {"view": view, "table": table[view], "opacity": 0.8, "cells": "cells" in look}
                     | {"scale": float(evidence(map, view).max())},
                 ],
             )

@@ -11,7 +11,17 @@ from torch import Tensor
 
 from camkit.drawing import looks
 from camkit.drawing.caption import NARROWEST, Caption, Legend, strip, words
-from camkit.drawing.evidence import Box, Scale, Values, check_finite, is_flat, sampled, scale_of, signed
+from camkit.drawing.evidence import (
+    Box,
+    Kernel,
+    Scale,
+    Values,
+    check_finite,
+    is_flat,
+    sampled,
+    scale_of,
+    signed,
+)
 from camkit.drawing.style import Style
 from camkit.images import decoding
 from camkit.images.decoding import Photo
@@ -84,7 +94,8 @@ def overlay(
     scale = scale or scale_of([map], style)
     if inside[0] >= inside[2] or inside[1] >= inside[3]:
         return dimmed(image, (0, 0, 0, 0), darker(scale, style))
-    values = sampled(drawn, box, inside, smooth=not lesson)
+    kernel: Kernel = "nearest" if style.cells else "bilinear" if lesson else "bicubic"
+    values = sampled(drawn, box, inside, kernel)
     look = looks.LOOKS[style.look]
     if inside == (0, 0, *image.size):
         return look(image, values, scale, style)

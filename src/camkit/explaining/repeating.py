@@ -22,7 +22,7 @@ LOOK = {
     "cmap": "--cmap",
     "size": "--image-size",
 }
-FLAGS = {"relu": "--relu", "counterfactual": "--counterfactual"}
+FLAGS = {"relu": "--relu", "counterfactual": "--counterfactual", "cells": "--cells"}
 FACTS = ("arch", "size", "resize", "fit", "mean", "std", "channels", "scores")  # of a model, as options
 
 

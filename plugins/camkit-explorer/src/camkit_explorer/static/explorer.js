@@ -585,7 +585,7 @@ const save = calm(async () => {
 
 const copy = (kind) => calm(async () => {
   const { backend, method, layer } = state.found; // of what is shown: another map may be on its way
-  const asked = question({ backend, method, layer, target: state.target, rectified: chosen("view") === "for", against: chosen("view") === "against", opacity: Number($("opacity").value), colours: $("colours").value, scale: chosen("scale") === "map" ? null : look(mapOf(state.target)).scale || null });
+  const asked = question({ backend, method, layer, target: state.target, rectified: chosen("view") === "for", against: chosen("view") === "against", cells: $("cells").checked, opacity: Number($("opacity").value), colours: $("colours").value, scale: chosen("scale") === "map" ? null : look(mapOf(state.target)).scale || null });
   const found = await ask("/api/lines", asked);
   await navigator.clipboard.writeText(found[kind]);
   $("done").value = "Copied";
