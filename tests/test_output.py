@@ -25,7 +25,7 @@ from torch import nn
 
 import camkit
 from camkit.contracts.model import LoadedModel
-from camkit.drawing import colours
+from camkit.drawing import colours, text
 from camkit.drawing.style import Style
 from camkit.errors import CamkitError, ImageError, MapError
 from camkit.explaining import manifest, naming, redrawing, sheets
@@ -591,6 +591,8 @@ def test_the_manifest_is_read_once_for_many_photographs(
 # --- what a picture cannot show -------------------------------------------------------------------
 
 NEGATIVE = -MAP.abs() - 1
+# What a sum may leave above zero where the true value is not.
+ROUNDED = NEGATIVE.index_fill(1, torch.tensor(0), 1e-6)
 SAID: list[tuple[torch.Tensor, str, Style, str | None]] = [
     (MAP, "gradcam", Style(), None),
     (MAP.abs() + 1, "gradcam", Style(), None),
@@ -598,6 +600,12 @@ SAID: list[tuple[torch.Tensor, str, Style, str | None]] = [
     (NEGATIVE, "gradcam", Style(look="lesson"), "nothing speaks for it, brightest is least against it"),
     (NEGATIVE, "gradcam", Style(relu=True), "nothing speaks for it"),
     (NEGATIVE, "gradcam", Style(counterfactual=True), None),
+    (ROUNDED, "gradcam", Style(), "nothing speaks for it"),
+    (ROUNDED, "gradcam", Style(look="lesson"), "nothing speaks for it, brightest is least against it"),
+    (ROUNDED, "gradcam", Style(relu=True), "nothing speaks for it"),
+    (-ROUNDED, "gradcam", Style(counterfactual=True), "nothing speaks against it"),
+    (ROUNDED * 1e-9, "gradcam", Style(), "nothing speaks for it"),
+    (NEGATIVE.index_fill(1, torch.tensor(0), 1e-3), "gradcam", Style(), None),
     (-NEGATIVE, "gradcam", Style(counterfactual=True), "nothing speaks against it"),
     (NEGATIVE, "activations", Style(), "no value is positive"),
     (NEGATIVE, "activations", Style(look="lesson"), "no value is positive, brightest is least negative"),
@@ -935,6 +943,17 @@ def test_a_sheet_of_many_classes_shows_the_likeliest_and_says_so() -> None:
     assert {index for index, _ in shown} == set(range(10)) - {0, 2}  # those of the lowest scores
     assert sheets._left_out(results) == " · the 8 likeliest of 10 classes"
     assert sheets._left_out(results[:8]) == ""
+
+
+@pytest.mark.parametrize(("scale", "alone"), [("image", "own scale"), (2.5, "shared scale")])
+def test_a_sheet_says_how_many_maps_have_the_scale_of_a_legend(
+    scale: Any, alone: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str] = []
+    monkeypatch.setattr(text, "write", lambda draw, at, shown, size, **how: told.append(shown))
+    maps = [*(explanation(index=n) for n in range(2)), explanation(method="layercam")]
+    sheets.sheet(maps, scale=scale)
+    assert [words for words in told if "scale" in words] == ["one scale for these 2 maps", alone]
 
 
 def test_what_was_begun_is_finished_when_the_photographs_end_with_an_exception(tmp_path: Path) -> None:

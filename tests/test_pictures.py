@@ -24,7 +24,7 @@ import camkit
 from camkit import LoadedModel
 from camkit.drawing import caption, colours, looks, png, text
 from camkit.drawing.caption import Caption, Legend
-from camkit.drawing.evidence import Scale, sampled, scale_of
+from camkit.drawing.evidence import Scale, sampled, scale_of, signed
 from camkit.drawing.overlay import draw, overlay, sized
 from camkit.drawing.style import Style
 from camkit.errors import CamkitError, ImageError, UsageError
@@ -176,6 +176,17 @@ def test_a_map_without_positive_values_is_blue_and_rectified_it_is_clear() -> No
     assert (bare(negative, relu=True) == GREY).all()
 
 
+@pytest.mark.parametrize("sign", [1, -1])
+def test_what_is_only_rounding_is_not_drawn_as_evidence(sign: int) -> None:
+    """Without a bound the one value above zero would be the strongest of a rectified picture."""
+    map = sign * torch.tensor([[-2.0, -1.0, 1e-6]])
+    look = {"relu": sign == 1, "counterfactual": sign == -1}
+    assert (bare(map, **look) == GREY).all()
+    assert scale_of([map], Style(**look)).high == 0
+    assert (bare(map * torch.tensor([1, 1, 1e3]), **look)[15, -1] != GREY).any()
+    assert signed(map, Style(look="lesson")) is map  # its pixels are those of the lesson
+
+
 @pytest.mark.parametrize("shape", [(7, 7), (1, 5), (2, 1)])
 def test_between_the_cells_no_value_is_beyond_the_map_and_in_their_middle_it_is_theirs(
     shape: tuple[int, int],
@@ -279,7 +290,7 @@ def test_below_the_picture_stands_what_it_shows(monkeypatch: pytest.MonkeyPatch)
     for words in (
         "Bengal  93.1%",
         "predicted",
-        "gradcam · layer bn2 · pets",
+        "gradcam · layer bn2 · pets · own scale",
         "did not see the dimmed part",
     ):
         assert words in whole
@@ -308,6 +319,10 @@ def test_values_beyond_a_shared_scale_are_said_to_be(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(text, "write", lambda draw, at, shown, size, **how: told.append(shown))
     drawn(SIGNED * 5, size=(700, 300), scale=2.0)
     assert "≤−2 speaks against" in told and "speaks for ≥2" in told
+    assert "shared scale" in " ".join(told) and "own scale" not in " ".join(told)
+    told.clear()
+    drawn(SIGNED * 0 + 1, size=(700, 300))
+    assert "own scale" not in " ".join(told), "there is no scale"
 
 
 @pytest.mark.parametrize("size", [(40, 900), (900, 40), (24, 24), (5000, 300)])

@@ -217,6 +217,7 @@ def test_the_share_in_the_border() -> None:
     assert border_share(map) == 0.5
     assert border_share(torch.ones(7, 7)) == round(24 / 49, 4)
     assert border_share(torch.ones(2, 9)) is None
+    assert border_share(torch.full((4, 5), -7.0).index_fill(0, torch.tensor(0), 1e-6)) is None  # rounding
 
 
 @pytest.mark.parametrize(

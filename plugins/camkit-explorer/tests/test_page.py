@@ -20,7 +20,8 @@ from camkit_explorer.session import Given, Photographs, Session
 from PIL import Image
 
 import camkit
-from camkit import LoadedModel
+from camkit import LoadedModel, Style
+from camkit.drawing.evidence import signed
 from camkit.plugin import load_image, sample_image
 
 playwright = pytest.importorskip(
@@ -210,6 +211,18 @@ def test_the_canvas_shows_what_the_pictures_show(
             off[:, [*range(150, 160), *range(800, 810)]] = 0  # the line around what the model saw
             assert off.shape == (640, 960) and off.max() <= 2, (view, off.max())
         page.close()
+
+
+def test_the_browser_leaves_out_what_is_only_rounding_as_pictures_do(watched: Watched) -> None:
+    for last in (1e-6, 1e-3):
+        map = torch.tensor([[-2.0, -1.0, last]], dtype=torch.float64)
+        for view, look in (("signed", Style()), ("for", Style(relu=True))):
+            seen = watched.page.evaluate(
+                """async ([values, view]) =>
+                    [...(await import("/static/drawing.js")).seen({ values }, view)]""",
+                [map[0].tolist(), view],
+            )
+            assert seen == pytest.approx(signed(map, look)[0].tolist())
 
 
 def evidence(map: torch.Tensor, view: str) -> torch.Tensor:

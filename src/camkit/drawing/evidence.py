@@ -18,6 +18,9 @@ Values = np.ndarray[Any, Any]
 Kind = Literal["signed", "for", "against"]
 Kernel = Literal["bicubic", "bilinear", "nearest"]
 
+# Of the largest absolute value of a map: what is not above it is what its sums round off, and no evidence
+# for or against a class. In `core.formulas`, too, a sum has to exceed so many epsilons of its terms.
+ROUNDING = 64 * 2.0**-23
 ONE_THREAD = 2**18  # multiplications of a product that OpenBLAS and MKL leave to one thread
 
 
@@ -44,10 +47,18 @@ class Scale:
 
 
 def signed(map: Tensor, style: Style) -> Tensor:
-    """The map that is drawn: as it is, rectified, or negated and rectified."""
+    """The map that is drawn: as it is, rectified, or negated and rectified; see `positive`."""
     if style.counterfactual:
-        return (-map).clamp(min=0)
-    return map.clamp(min=0) if style.relu or style.look == "spotlight" else map
+        return positive(-map)
+    if style.relu or style.look == "spotlight":
+        return positive(map)
+    return map if style.look == "lesson" else positive(map) - positive(-map)
+
+
+def positive(map: Tensor) -> Tensor:
+    """A map, rectified; zero where its positive values are nothing but rounding."""
+    rectified = map.clamp(min=0)
+    return rectified if rectified.max() > ROUNDING * map.abs().max() else rectified * 0
 
 
 def scale_of(maps: Sequence[Tensor], style: Style) -> Scale:
@@ -83,11 +94,11 @@ def remark(map: Tensor, style: Style) -> Remark | None:
     """
     if is_flat(map):
         return "constant"
-    drawn = signed(map, style)
-    if float(drawn.max()) > 0:
+    if positive(-map if style.counterfactual else map).any():
         return None
     if style.counterfactual:
         return "nothing against"
+    drawn = signed(map, style)
     return "least against" if style.look == "lesson" and not is_flat(drawn) else "nothing for"
 
 

@@ -34,6 +34,7 @@ DIMMED = "the model did not see the dimmed part"
 LINES = "lines at 25, 50 and 75 % of the scale"
 FRAMED = "the model saw what is inside of the frame"
 CUT = "cut to what the model saw"
+OWN, SHARED = "own scale", "shared scale"  # by itself a colour does not tell how much a map says
 PHOTOGRAPH = "photograph"  # in the `info` of a picture with a caption: the box of what is above it
 
 
@@ -67,7 +68,10 @@ def draw(
         return picture
     drawn = signed(map, style)
     legend = Legend(scale, float(drawn.min()), float(drawn.max()), words(scale, caption.knows_class))
-    notes = [note for note in (place.note, LINES if style.look == "contour" else "") if note]
+    notes = [LINES] if style.look == "contour" else []
+    if legend.low < legend.high:
+        notes.append(SHARED if scale.shared else OWN)
+    notes += [place.note] if place.note else []
     return above(picture, strip(max(NARROWEST, picture.width), caption, style, legend, notes))
 
 

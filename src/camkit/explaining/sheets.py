@@ -156,7 +156,9 @@ def _keys(
             known = any(_knows_class(r) for r in results if _column(r)[:2] == kind)
             legend = Legend(scale, *evidence.extent(drawn), words(scale, known))
             if legend.low < legend.high:
-                keys.append(Key(own[0], max(own[-1], last), legend, style))
+                alone = overlay.SHARED if scale.shared else overlay.OWN
+                note = f"one scale for these {len(drawn)} maps" if len(drawn) > 1 else alone
+                keys.append(Key(own[0], max(own[-1], last), legend, style, note))
     return keys
 
 

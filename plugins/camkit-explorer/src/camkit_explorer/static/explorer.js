@@ -1,7 +1,7 @@
 // The page of the explorer. All that is shown follows from `state`; `render` draws it. Classes, opacity, colours
 // and scale change without a request, because the maps of all classes are here already.
 
-import { VIEWS, chart, drawBar, drawMap, figure, inPixels, isFlat, packMask, paint, paintCell, peakOf, percent, sizeOf, sumUnder, unpack } from "./drawing.js";
+import { chart, drawBar, drawMap, figure, inPixels, isFlat, packMask, paint, paintCell, peakOf, percent, seen, sizeOf, sumUnder, unpack } from "./drawing.js";
 
 const SHOWN_CLASSES = 8;
 const $ = (id) => document.getElementById(id);
@@ -238,8 +238,7 @@ const methodsOf = (() => {
 // --- drawing --------------------------------------------------------------------------------------------------
 
 function look(map) {
-  const view = chosen("view"), seen = VIEWS[view];
-  const own = peakOf(Float64Array.from(map.values, seen));
+  const view = chosen("view"), own = peakOf(seen(map, view));
   const scales = {
     map: () => own,
     classes: () => Math.max(...[...state.maps.values()].map((one) => one.peak)),
@@ -280,7 +279,7 @@ function renderMap() {
   state.scale = drawn.scale;
   const ends = endsOf(drawn), beyond = beyondOf(map, drawn);
   [...$("ticks").children].forEach((tick, place) => { tick.textContent = beyond[place] + figure(ends[place], { sign: true }); });
-  const nothing = { signed: isFlat(map), for: !map.values.some((v) => v > 0), against: !map.values.some((v) => v < 0) }[drawn.view];
+  const nothing = drawn.view === "signed" ? isFlat(map) : !seen(map, drawn.view).some(Boolean);
   const said = [
     nothing ? { signed: "The map is constant: it says nothing.", for: `Nothing in this map speaks for ${nameOf(state.target)}.`, against: `Nothing in this map speaks against ${nameOf(state.target)}.` }[drawn.view] : "",
     state.found.shared ? `${state.found.method} knows no class: its map is the same for all.` : "",
@@ -310,9 +309,9 @@ function renderOther(map, drawn) {
   $("other").hidden = $("first-text").hidden = $("agreement").hidden = !other;
   $("between").hidden = !other || state.other.difference === null;
   if (!other) return;
-  const seen = VIEWS[drawn.view], same = state.other.difference !== null;
+  const same = state.other.difference !== null;
   const { backend, method } = state.other;
-  const scale = same ? drawn.scale : peakOf(Float64Array.from(other.values, seen));
+  const scale = same ? drawn.scale : peakOf(seen(other, drawn.view));
   drawMap($("second"), state.bitmap, other, state.found.box, { ...drawn, scale });
   $("first-text").textContent = `${state.found.backend} ${state.found.method}`;
   $("second-text").textContent = `${backend} ${method}${same ? "" : ", on a scale of its own"}`;
@@ -477,7 +476,7 @@ function renderCovered() {
     facts.push(["The map predicts", `${figure(-sum, { sign: true })} for the score of ${name}`, -sum / most]);
     facts.push(["Measured", `${figure(after - before, { sign: true })} (${figure(before)} → ${figure(after)})`, (after - before) / most]);
   } else {
-    const positive = { ...map, values: map.values.map((value) => Math.max(value, 0)) };
+    const positive = { ...map, values: seen(map, "for") };
     const whole = positive.values.reduce((total, value) => total + value, 0);
     facts.push(["Of the evidence for it", whole ? `${percent(sumUnder(mask, side, positive) / whole)} lies there` : "there is none in this map"]);
     facts.push(["Measured", `${figure(after - before, { sign: true })} for the score of ${name} (${figure(before)} → ${figure(after)})`]);
@@ -758,7 +757,7 @@ const start = calm(async () => {
   state.session = await ask("/api/session");
   options($("model"), state.session.models.map((spec, index) => [index, spec]), 0);
   options($("backend"), state.session.backends.map((name) => [name, name]), state.backend);
-  options($("colours"), [["", "made for it"], ...Object.keys(state.session.colours).filter((name) => !(name in VIEWS)).map((name) => [name, name])], "");
+  options($("colours"), [["", "made for it"], ...Object.keys(state.session.colours).filter((name) => !["signed", "for", "against"].includes(name)).map((name) => [name, name])], "");
   useModel(state.session.model);
   listen();
   await Promise.all([openPhotograph(state.session.photographs[0]), useBackend(state.backend)]);
