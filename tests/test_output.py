@@ -28,7 +28,7 @@ from camkit.contracts.model import LoadedModel
 from camkit.drawing import colours, text
 from camkit.drawing.style import Style
 from camkit.errors import CamkitError, ImageError, MapError
-from camkit.explaining import manifest, naming, redrawing, sheets
+from camkit.explaining import embedding, manifest, naming, redrawing, sheets
 from camkit.explaining import output as output_module
 from camkit.explaining.explanation import Explanation
 from camkit.explaining.manifest_lines import Result, request_id
@@ -1119,6 +1119,12 @@ def test_two_backends_have_a_panel_of_their_difference(tmp_path: Path) -> None:
     photo = (200, 30, 30)
     assert (np.abs(sections[0] - photo).max(2) <= 2).sum() > 20_000  # no colour where they agree
     assert (np.abs(sections[1] - photo).max(2) <= 2).sum() < 20_000
+
+
+def test_a_sheet_tells_the_scale_that_its_maps_have_there(tmp_path: Path) -> None:
+    path = sheet(output(tmp_path), explanation(), explanation(index=1, map=MAP * 2))
+    assert path is not None
+    assert [line["full_scale"] for line in embedding.read(path)] == [6, 6]
 
 
 def test_the_sheet_lies_beside_the_other_results_of_its_photograph(tmp_path: Path) -> None:

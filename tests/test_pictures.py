@@ -511,8 +511,11 @@ def test_the_command_that_makes_a_picture_again() -> None:
     assert command(model_spec="w.pth", model_facts=said).startswith(
         "--model w.pth --arch timm:resnet18 --size 160x224 --mean 0.5,0.5,0.5 --classes a,b --backend"
     )
-    assert repeating.lacks(LINE | {"model_facts": {"classes": 1000}, "model_spec": "w.pth"})
-    assert repeating.lacks(LINE) is None
+    assert repeating.lacks([LINE | {"model_facts": {"classes": 1000}, "model_spec": "w.pth"}])
+    assert repeating.lacks([LINE]) is None
+    two = [dict.fromkeys(embedding.FIELDS) | LINE | {"image_path": name} for name in ("a.jpg", "b.jpg")]
+    assert repeating.command([*two, two[0]]).startswith("camkit explain a.jpg b.jpg --backend")
+    assert "camkit.sheet" in str(repeating.lacks(two))
 
 
 # --- to switch between ----------------------------------------------------------------------------
