@@ -523,6 +523,51 @@ def test_the_picture_and_the_lines_can_be_taken_away(watched: Watched) -> None:
         assert page.evaluate("() => navigator.clipboard.readText()").startswith(begins)
 
 
+def test_what_is_saved_is_what_is_shown(watched: Watched) -> None:
+    page = watched.page
+    page.evaluate("""() => {
+        const write = OffscreenCanvasRenderingContext2D.prototype.fillText;
+        window.told = [];
+        OffscreenCanvasRenderingContext2D.prototype.fillText = function (text, ...at) {
+            told.push(text);
+            return write.call(this, text, ...at);
+        };
+    }""")
+
+    def saved() -> tuple[np.ndarray, str]:
+        page.evaluate("() => { told.length = 0; }")
+        with page.expect_download() as download:
+            page.locator("#save").click()
+        pixels = np.asarray(load_image(download.value.path().read_bytes()).image).astype(int)
+        return pixels, " ".join(page.evaluate("() => told"))
+
+    alone, said = saved()
+    assert alone.shape[1] == page.evaluate("() => document.querySelector('#picture').width")
+    assert "own scale" in said and "Covered" not in said and "Rank correlation" not in said
+    watched.answered("/api/beside", lambda: page.locator("#beside").select_option("native"))
+    watched.answered("/api/beside", lambda: page.locator("#beside-method").select_option("gradcam"))
+    page.wait_for_selector("#between:not([hidden])")
+    page.locator("#brush").click()
+    page.locator("#marks").focus()
+    watched.answered("/api/cover", lambda: page.keyboard.press("Space"))
+    page.wait_for_selector("#covered dl")
+    both, said = saved()
+    for words in (
+        "Covered: ",
+        "The map predicts: ",
+        "Rank correlation 1.000",
+        "difference, on the same scale",
+    ):
+        assert words in said
+    wide, high = 592, 400  # three of them and two gaps of 12 pixels
+    assert both.shape[1] == 1800
+    first, second = both[10 : high - 20, :wide], both[10 : high - 20, wide + 12 : 2 * wide + 12]
+    off = np.abs(first - second).max(axis=2)
+    covered = off > 8  # the same map twice, and what covers one of them
+    assert 0.01 < covered.mean() < 0.5 and np.median(off[~covered]) == 0
+    assert np.abs(first[covered] - (235, 236, 240)).mean() < 40
+
+
 # --- everybody ------------------------------------------------------------------------------------
 
 WIDTHS = (390, 820, 1440)

@@ -191,6 +191,15 @@ export function drawBar(canvas, look) {
 
 // --- a mask of side x side cells over what the model sees -----------------------------------------------------
 
+// What is covered, over `place`, [x, y, width, height].
+export function drawMask(context, mask, side, place) {
+  const image = new ImageData(side, side);
+  mask.forEach((bit, index) => image.data.set(bit ? [235, 236, 240, 215] : [0, 0, 0, 0], 4 * index));
+  const small = new OffscreenCanvas(side, side);
+  small.getContext("2d").putImageData(image, 0, 0);
+  context.drawImage(small, ...place);
+}
+
 export function paint(mask, side, x, y, radius, proportion) {
   const across = proportion >= 1 ? radius / proportion : radius, down = proportion >= 1 ? radius : radius * proportion;
   for (let row = 0; row < side; row++) {
