@@ -193,8 +193,8 @@ export function drawBar(canvas, look) {
 
 // What is covered, over `place`, [x, y, width, height].
 export function drawMask(context, mask, side, place) {
-  const image = new ImageData(side, side);
-  mask.forEach((bit, index) => image.data.set(bit ? [235, 236, 240, 215] : [0, 0, 0, 0], 4 * index));
+  const image = new ImageData(side, side), pixels = new Uint32Array(image.data.buffer), colour = new Uint32Array(Uint8Array.of(235, 236, 240, 215).buffer)[0];
+  for (let index = 0; index < pixels.length; index++) if (mask[index]) pixels[index] = colour;
   const small = new OffscreenCanvas(side, side);
   small.getContext("2d").putImageData(image, 0, 0);
   context.drawImage(small, ...place);

@@ -24,10 +24,18 @@ const state = {
 
 // --- asking the server ----------------------------------------------------------------------------------------
 
+const PROMPT = 150; // milliseconds: who waits no longer need not be told, and telling takes its time as well
 let open = 0;
 
+function countOpen(by) {
+  open += by;
+  const tell = () => document.body.toggleAttribute("data-busy", open > 0);
+  if (by > 0) setTimeout(tell, PROMPT);
+  else if (open === 0) tell();
+}
+
 async function ask(path, body, { headers = {}, signal } = {}) {
-  document.body.toggleAttribute("data-busy", ++open > 0);
+  countOpen(1);
   try {
     const answer = await fetch(path, body === undefined ? { signal } : { method: "POST", body, headers, signal });
     const type = answer.headers.get("content-type") || "";
@@ -39,7 +47,7 @@ async function ask(path, body, { headers = {}, signal } = {}) {
     // fetch says only TypeError when nobody answers.
     throw error instanceof TypeError ? new Error("The explorer does not answer: is `camkit explore` still running?") : error;
   } finally {
-    document.body.toggleAttribute("data-busy", --open > 0);
+    countOpen(-1);
   }
 }
 
@@ -357,7 +365,17 @@ function renderClasses() {
 
 // --- reading the map, and covering ----------------------------------------------------------------------------
 
-function renderMarks() {
+// Once a frame: a question to the server, which comes first, shares the processor with what is drawn.
+const renderMarks = (() => {
+  let due = false;
+  return () => {
+    if (!due) requestAnimationFrame(() => { due = false; drawMarks(); });
+    due = true;
+  };
+})();
+
+function drawMarks() {
+  if (!state.found || !state.bitmap) return;
   const canvas = $("marks"), map = mapOf(state.target);
   [canvas.width, canvas.height] = sizeOf(state.bitmap);
   const context = canvas.getContext("2d"), [x, y, width, height] = inPixels(state.found.box, canvas);
