@@ -57,7 +57,7 @@ COVERED = """
     if (!bars.querySelector('.value').textContent.includes('→')) return;
     seen.disconnect();
     requestAnimationFrame(() => setTimeout(() => {
-      const asked = performance.getEntriesByType('resource').findLast(({ name }) => name.endsWith('/cover'));
+      const asked = performance.getEntriesByType('resource').findLast((one) => one.name.endsWith('/cover'));
       done([asked.responseEnd - begun, performance.now() - begun]);
     }));
   }).observe(bars, { childList: true });

@@ -68,10 +68,9 @@ def draw(
         return picture
     drawn = signed(map, style)
     legend = Legend(scale, float(drawn.min()), float(drawn.max()), words(scale, caption.knows_class))
-    notes = [LINES] if style.look == "contour" else []
-    if legend.low < legend.high:
-        notes.append(SHARED if scale.shared else OWN)
-    notes += [place.note] if place.note else []
+    own = SHARED if scale.shared else OWN
+    notes = [own if legend.low < legend.high else "", LINES if style.look == "contour" else "", place.note]
+    notes = [note for note in notes if note]
     return above(picture, strip(max(NARROWEST, picture.width), caption, style, legend, notes))
 
 
