@@ -340,7 +340,7 @@ def _pictures(box: Path) -> Case:
         path.write_bytes(data)
         lines = embedding.read(path)
         assert repeating.command(lines).startswith("camkit explain ")
-        repeating.lacks(lines[0])
+        repeating.lacks(lines)
 
     return case
 

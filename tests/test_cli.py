@@ -498,6 +498,7 @@ def test_backends_are_compared(other_backend: str, size: str, difference: float)
         (["--counterfactual"], Style(counterfactual=True), ".against"),
         (["--cmap", "viridis", "--alpha", "1"], Style(cmap="viridis", alpha=1), ".alpha-1.0.viridis"),
         (["--alpha", "0"], Style(alpha=0), ".alpha-0.0"),
+        (["--cells"], Style(cells=True), ".cells"),
     ],
 )
 def test_the_look_changes_the_picture_and_not_the_map(

@@ -292,7 +292,7 @@ def test_a_saved_picture_tells_how_it_was_made(colours: LoadedModel, tmp_path: P
     assert line["full_scale"] == pytest.approx(float(result.map.max()))
     told = repeating.command([line])
     assert f"{image} --model MODEL" in told and told.endswith("--look spotlight --relu")
-    said = str(repeating.lacks(line))
+    said = str(repeating.lacks([line]))
     assert "of Python" in said and "--size" in said  # the model is an object, and may have been told things
     result.save(tmp_path / "together.png", together=Scale(-9.0, 9.0, "signed", shared=True))
     assert embedding.read(tmp_path / "together.png")[0]["full_scale"] == 9
@@ -301,6 +301,34 @@ def test_a_saved_picture_tells_how_it_was_made(colours: LoadedModel, tmp_path: P
     result.save(tmp_path / "out.bmp")
     with pytest.raises(UsageError, match="no suffix"):
         result.save(tmp_path / "out")
+
+
+def test_a_saved_sheet_tells_how_its_maps_were_made(colours: LoadedModel, tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        picture("red", "top left").save(tmp_path / f"{name}.png")
+    photographs = [tmp_path / f"{name}.png" for name in ("one", "two")]
+    results = list(camkit.explain_many(colours, photographs, targets=["red", "green"]))
+    made = camkit.sheet(results, relu=True)
+    for name in ("out.png", "out.webp", "out.jpg"):
+        made.save(tmp_path / name)
+        lines = embedding.read(tmp_path / name)
+        assert [line["class_name"] for line in lines] == ["red", "green"]
+        assert [line["map_sha256"] for line in lines] == [
+            stored_maps.map_digest(result.map.numpy()) for result in results
+        ]
+        most = max(float(result.map.max()) for result in results)
+        assert [line["full_scale"] for line in lines] == pytest.approx([most, most])
+        told = repeating.command(lines)
+        assert told.startswith(f"camkit explain {photographs[0]} {photographs[1]} ")
+        assert told.endswith(" --class red --class green --layer 0 --relu")
+    with Image.open(tmp_path / "out.png") as saved:
+        assert saved.tobytes() == made.tobytes()
+    for plain in (made.copy(), made.rotate(90)):  # another picture, which does not tell of this one
+        assert type(plain) is Image.Image
+    made.save(tmp_path / "small.jpg", quality=10)  # as Pillow does it
+    assert (tmp_path / "small.jpg").stat().st_size < (tmp_path / "out.jpg").stat().st_size / 2
+    with pytest.raises(UsageError, match="no suffix"):
+        made.save(tmp_path / "out")
 
 
 def test_class_names_are_escaped_in_notebooks(colours: LoadedModel) -> None:

@@ -25,10 +25,10 @@ from torch import nn
 
 import camkit
 from camkit.contracts.model import LoadedModel
-from camkit.drawing import colours
+from camkit.drawing import colours, text
 from camkit.drawing.style import Style
 from camkit.errors import CamkitError, ImageError, MapError
-from camkit.explaining import manifest, naming, redrawing, sheets
+from camkit.explaining import embedding, manifest, naming, redrawing, sheets
 from camkit.explaining import output as output_module
 from camkit.explaining.explanation import Explanation
 from camkit.explaining.manifest_lines import Result, request_id
@@ -132,6 +132,7 @@ LOOK = {
     "scale": "image",
     "size": None,
     "caption": True,
+    "cells": False,
 }
 
 
@@ -590,6 +591,8 @@ def test_the_manifest_is_read_once_for_many_photographs(
 # --- what a picture cannot show -------------------------------------------------------------------
 
 NEGATIVE = -MAP.abs() - 1
+# What a sum may leave above zero where the true value is not.
+ROUNDED = NEGATIVE.index_fill(1, torch.tensor(0), 1e-6)
 SAID: list[tuple[torch.Tensor, str, Style, str | None]] = [
     (MAP, "gradcam", Style(), None),
     (MAP.abs() + 1, "gradcam", Style(), None),
@@ -597,6 +600,12 @@ SAID: list[tuple[torch.Tensor, str, Style, str | None]] = [
     (NEGATIVE, "gradcam", Style(look="lesson"), "nothing speaks for it, brightest is least against it"),
     (NEGATIVE, "gradcam", Style(relu=True), "nothing speaks for it"),
     (NEGATIVE, "gradcam", Style(counterfactual=True), None),
+    (ROUNDED, "gradcam", Style(), "nothing speaks for it"),
+    (ROUNDED, "gradcam", Style(look="lesson"), "nothing speaks for it, brightest is least against it"),
+    (ROUNDED, "gradcam", Style(relu=True), "nothing speaks for it"),
+    (-ROUNDED, "gradcam", Style(counterfactual=True), "nothing speaks against it"),
+    (ROUNDED * 1e-9, "gradcam", Style(), "nothing speaks for it"),
+    (NEGATIVE.index_fill(1, torch.tensor(0), 1e-3), "gradcam", Style(), None),
     (-NEGATIVE, "gradcam", Style(counterfactual=True), "nothing speaks against it"),
     (NEGATIVE, "activations", Style(), "no value is positive"),
     (NEGATIVE, "activations", Style(look="lesson"), "no value is positive, brightest is least negative"),
@@ -936,6 +945,17 @@ def test_a_sheet_of_many_classes_shows_the_likeliest_and_says_so() -> None:
     assert sheets._left_out(results[:8]) == ""
 
 
+@pytest.mark.parametrize(("scale", "alone"), [("image", "own scale"), (2.5, "shared scale")])
+def test_a_sheet_says_how_many_maps_have_the_scale_of_a_legend(
+    scale: Any, alone: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str] = []
+    monkeypatch.setattr(text, "write", lambda draw, at, shown, size, **how: told.append(shown))
+    maps = [*(explanation(index=n) for n in range(2)), explanation(method="layercam")]
+    sheets.sheet(maps, scale=scale)
+    assert [words for words in told if "scale" in words] == ["one scale for these 2 maps", alone]
+
+
 def test_what_was_begun_is_finished_when_the_photographs_end_with_an_exception(tmp_path: Path) -> None:
     def broken() -> Iterator[list[Result]]:
         for position in range(5):
@@ -1099,6 +1119,12 @@ def test_two_backends_have_a_panel_of_their_difference(tmp_path: Path) -> None:
     photo = (200, 30, 30)
     assert (np.abs(sections[0] - photo).max(2) <= 2).sum() > 20_000  # no colour where they agree
     assert (np.abs(sections[1] - photo).max(2) <= 2).sum() < 20_000
+
+
+def test_a_sheet_tells_the_scale_that_its_maps_have_there(tmp_path: Path) -> None:
+    path = sheet(output(tmp_path), explanation(), explanation(index=1, map=MAP * 2))
+    assert path is not None
+    assert [line["full_scale"] for line in embedding.read(path)] == [6, 6]
 
 
 def test_the_sheet_lies_beside_the_other_results_of_its_photograph(tmp_path: Path) -> None:

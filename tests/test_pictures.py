@@ -24,7 +24,7 @@ import camkit
 from camkit import LoadedModel
 from camkit.drawing import caption, colours, looks, png, text
 from camkit.drawing.caption import Caption, Legend
-from camkit.drawing.evidence import Scale, sampled, scale_of
+from camkit.drawing.evidence import Scale, sampled, scale_of, signed
 from camkit.drawing.overlay import draw, overlay, sized
 from camkit.drawing.style import Style
 from camkit.errors import CamkitError, ImageError, UsageError
@@ -176,6 +176,17 @@ def test_a_map_without_positive_values_is_blue_and_rectified_it_is_clear() -> No
     assert (bare(negative, relu=True) == GREY).all()
 
 
+@pytest.mark.parametrize("sign", [1, -1])
+def test_what_is_only_rounding_is_not_drawn_as_evidence(sign: int) -> None:
+    """Without a bound the one value above zero would be the strongest of a rectified picture."""
+    map = sign * torch.tensor([[-2.0, -1.0, 1e-6]])
+    look = {"relu": sign == 1, "counterfactual": sign == -1}
+    assert (bare(map, **look) == GREY).all()
+    assert scale_of([map], Style(**look)).high == 0
+    assert (bare(map * torch.tensor([1, 1, 1e3]), **look)[15, -1] != GREY).any()
+    assert signed(map, Style(look="lesson")) is map  # its pixels are those of the lesson
+
+
 @pytest.mark.parametrize("shape", [(7, 7), (1, 5), (2, 1)])
 def test_between_the_cells_no_value_is_beyond_the_map_and_in_their_middle_it_is_theirs(
     shape: tuple[int, int],
@@ -185,6 +196,14 @@ def test_between_the_cells_no_value_is_beyond_the_map_and_in_their_middle_it_is_
     found = sampled(map, (0, 0, width, height), (0, 0, width, height))
     assert found.min() >= map.min() - 1e-9 and found.max() <= map.max() + 1e-9
     np.testing.assert_allclose(found[4::9, 4::9], map, atol=1e-6)
+
+
+def test_cells_have_the_colour_of_their_value_up_to_their_edges() -> None:
+    map = torch.tensor([[-1.0, 0.5], [0.0, 1.0]])
+    found = sampled(map, (-2, 0, 8, 6), (0, 0, 8, 6), "nearest")  # the model saw more than there is
+    assert np.array_equal(found, np.repeat(np.repeat(map.numpy(), 3, 0), (3, 5), 1))
+    picture = bare(map, Image.new("RGB", (8, 6), GREY), cells=True)
+    assert len(np.unique(picture.reshape(-1, 3), axis=0)) == 4 and (picture[3:, :4] == GREY).all()
 
 
 @pytest.mark.parametrize(
@@ -239,6 +258,8 @@ def test_the_spotlight_is_where_the_evidence_is() -> None:
         ({"look": "lesson", "view": "original"}, "lesson .*model saw.*leave out view"),
         ({"look": "lesson", "scale": 2.0}, "lesson .*leave out scale"),
         ({"look": "lesson", "scale": "run"}, "lesson .*leave out scale"),
+        ({"look": "lesson", "cells": True}, "lesson .*leave out cells"),
+        ({"look": "contour", "cells": True}, "contour .*leave out cells"),
         ({"look": "spotlight", "cmap": "magma"}, "spotlight .*leave out cmap"),
         ({"view": "side"}, "model, not 'side'"),
         ({"scale": "all"}, "image, run or a value above 0, not 'all'"),
@@ -269,7 +290,7 @@ def test_below_the_picture_stands_what_it_shows(monkeypatch: pytest.MonkeyPatch)
     for words in (
         "Bengal  93.1%",
         "predicted",
-        "gradcam · layer bn2 · pets",
+        "gradcam · layer bn2 · pets · own scale",
         "did not see the dimmed part",
     ):
         assert words in whole
@@ -298,6 +319,10 @@ def test_values_beyond_a_shared_scale_are_said_to_be(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(text, "write", lambda draw, at, shown, size, **how: told.append(shown))
     drawn(SIGNED * 5, size=(700, 300), scale=2.0)
     assert "≤−2 speaks against" in told and "speaks for ≥2" in told
+    assert "shared scale" in " ".join(told) and "own scale" not in " ".join(told)
+    told.clear()
+    drawn(SIGNED * 0 + 1, size=(700, 300))
+    assert "own scale" not in " ".join(told), "there is no scale"
 
 
 @pytest.mark.parametrize("size", [(40, 900), (900, 40), (24, 24), (5000, 300)])
@@ -479,14 +504,18 @@ def test_the_command_that_makes_a_picture_again() -> None:
     assert command(picture=dataclasses.asdict(look), options={}).endswith(
         "--layer layer4 --look contour --relu --alpha 0.5 --image-size 300 --scale 2.0 --no-caption"
     )
+    assert command(picture=dataclasses.asdict(Style(cells=True))).endswith(" --cells")
     assert "--class 4 " in command(class_name="top:3")  # which would mean something else
     assert "--class 4 " in command(map_key="native.gradcam.Norwegische_Waldkatze_猫-4")  # one of two
     said = {"size": [160, 224], "mean": [0.5, 0.5, 0.5], "classes": ["a", "b"], "arch": "timm:resnet18"}
     assert command(model_spec="w.pth", model_facts=said).startswith(
         "--model w.pth --arch timm:resnet18 --size 160x224 --mean 0.5,0.5,0.5 --classes a,b --backend"
     )
-    assert repeating.lacks(LINE | {"model_facts": {"classes": 1000}, "model_spec": "w.pth"})
-    assert repeating.lacks(LINE) is None
+    assert repeating.lacks([LINE | {"model_facts": {"classes": 1000}, "model_spec": "w.pth"}])
+    assert repeating.lacks([LINE]) is None
+    two = [dict.fromkeys(embedding.FIELDS) | LINE | {"image_path": name} for name in ("a.jpg", "b.jpg")]
+    assert repeating.command([*two, two[0]]).startswith("camkit explain a.jpg b.jpg --backend")
+    assert "camkit.sheet" in str(repeating.lacks(two))
 
 
 # --- to switch between ----------------------------------------------------------------------------

@@ -225,6 +225,7 @@ LOOKS: list[tuple[str, ...]] = [
     ("--relu",),
     ("--counterfactual", "--view", "model"),
     ("--look", "lesson"),
+    ("--look", "spotlight", "--cells"),
     ("--scale", "2.5", "--image-size", "200", "--no-caption"),
 ]
 

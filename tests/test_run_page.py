@@ -217,6 +217,7 @@ def test_the_share_in_the_border() -> None:
     assert border_share(map) == 0.5
     assert border_share(torch.ones(7, 7)) == round(24 / 49, 4)
     assert border_share(torch.ones(2, 9)) is None
+    assert border_share(torch.full((4, 5), -7.0).index_fill(0, torch.tensor(0), 1e-6)) is None  # rounding
 
 
 @pytest.mark.parametrize(
@@ -333,6 +334,12 @@ def test_the_page_in_a_browser() -> None:
         if wrong:
             shown.locator('[data-kind="wrong"]').click()
             assert tiles.count() == len(wrong)
+        unsure = [n for n in made if n["status"] == "ok" and n["predicted_probability"] < 0.5]
+        photographs = len({n["image"] for n in unsure})
+        assert 0 < photographs < len(unsure), "each has two maps"
+        shown.locator('[data-kind="unsure"]').click()
+        assert tiles.count() == len(unsure) and "model unsure" in tiles.last.inner_text().lower()
+        assert f"{len(unsure)} of 7, {photographs} photograph" in shown.locator("#count").inner_text()
         shown.locator('[data-kind="all"]').click()
         shown.select_option("#class", made[-1]["class_name"])
         assert tiles.count() == len([n for n in made if n["class_name"] == made[-1]["class_name"]])

@@ -538,6 +538,7 @@ def test_lines_name_what_the_command_line_understands(page: TestClient, png: Cal
     assert "--model other.pth" in command(model=1)
     assert command(colours="magma", opacity=1).endswith(" --alpha 1.0 --cmap magma")
     assert command(scale=0.25).endswith(" --scale 0.25")
+    assert command(cells=True).endswith(" --cells")
     assert "--counterfactual" in command(against=True) and "--relu" in command(rectified=True)
     number = page.post("/api/photographs", content=png(), headers={"x-name": "-rf%20x.png"}).json()[
         "number"

@@ -20,7 +20,8 @@ from camkit_explorer.session import Given, Photographs, Session
 from PIL import Image
 
 import camkit
-from camkit import LoadedModel
+from camkit import LoadedModel, Style
+from camkit.drawing.evidence import signed
 from camkit.plugin import load_image, sample_image
 
 playwright = pytest.importorskip(
@@ -183,7 +184,8 @@ def test_the_canvas_shows_what_the_pictures_show(
         page.wait_for_selector("body[data-ready]")
         table = page.evaluate("async () => (await (await fetch('/api/session')).json()).colours")
         left = (960 - 640) / 2 / 960  # the model sees the square in the middle
-        for view, look in (("signed", {}), ("for", {"relu": True}), ("against", {"counterfactual": True})):
+        looks: list[dict[str, Any]] = [{}, {"relu": True}, {"counterfactual": True}, {"cells": True}]
+        for view, look in zip(("signed", "for", "against", "signed"), looks, strict=True):
             drawn = page.evaluate(
                 """async ([values, [height, width], box, look]) => {
                     const drawing = await import("/static/drawing.js");
@@ -197,7 +199,7 @@ def test_the_canvas_shows_what_the_pictures_show(
                     map.double().flatten().tolist(),
                     list(grid),
                     [left, 0, 1 - left, 1],
-                    {"view": view, "table": table[view], "opacity": 0.8, "cells": False}
+                    {"view": view, "table": table[view], "opacity": 0.8, "cells": "cells" in look}
                     | {"scale": float(evidence(map, view).max())},
                 ],
             )
@@ -209,6 +211,18 @@ def test_the_canvas_shows_what_the_pictures_show(
             off[:, [*range(150, 160), *range(800, 810)]] = 0  # the line around what the model saw
             assert off.shape == (640, 960) and off.max() <= 2, (view, off.max())
         page.close()
+
+
+def test_the_browser_leaves_out_what_is_only_rounding_as_pictures_do(watched: Watched) -> None:
+    for last in (1e-6, 1e-3):
+        map = torch.tensor([[-2.0, -1.0, last]], dtype=torch.float64)
+        for view, look in (("signed", Style()), ("for", Style(relu=True))):
+            seen = watched.page.evaluate(
+                """async ([values, view]) =>
+                    [...(await import("/static/drawing.js")).seen({ values }, view)]""",
+                [map[0].tolist(), view],
+            )
+            assert seen == pytest.approx(signed(map, look)[0].tolist())
 
 
 def evidence(map: torch.Tensor, view: str) -> torch.Tensor:
@@ -507,6 +521,51 @@ def test_the_picture_and_the_lines_can_be_taken_away(watched: Watched) -> None:
         watched.answered("/api/lines", lambda kind=kind: page.locator(f"#{kind}").click())
         page.wait_for_function("() => document.querySelector('#done').value === 'Copied'")
         assert page.evaluate("() => navigator.clipboard.readText()").startswith(begins)
+
+
+def test_what_is_saved_is_what_is_shown(watched: Watched) -> None:
+    page = watched.page
+    page.evaluate("""() => {
+        const write = OffscreenCanvasRenderingContext2D.prototype.fillText;
+        window.told = [];
+        OffscreenCanvasRenderingContext2D.prototype.fillText = function (text, ...at) {
+            told.push(text);
+            return write.call(this, text, ...at);
+        };
+    }""")
+
+    def saved() -> tuple[np.ndarray, str]:
+        page.evaluate("() => { told.length = 0; }")
+        with page.expect_download() as download:
+            page.locator("#save").click()
+        pixels = np.asarray(load_image(download.value.path().read_bytes()).image).astype(int)
+        return pixels, " ".join(page.evaluate("() => told"))
+
+    alone, said = saved()
+    assert alone.shape[1] == page.evaluate("() => document.querySelector('#picture').width")
+    assert "own scale" in said and "Covered" not in said and "Rank correlation" not in said
+    watched.answered("/api/beside", lambda: page.locator("#beside").select_option("native"))
+    watched.answered("/api/beside", lambda: page.locator("#beside-method").select_option("gradcam"))
+    page.wait_for_selector("#between:not([hidden])")
+    page.locator("#brush").click()
+    page.locator("#marks").focus()
+    watched.answered("/api/cover", lambda: page.keyboard.press("Space"))
+    page.wait_for_selector("#covered dl")
+    both, said = saved()
+    for words in (
+        "Covered: ",
+        "The map predicts: ",
+        "Rank correlation 1.000",
+        "difference, on the same scale",
+    ):
+        assert words in said
+    wide, high = 592, 400  # three of them and two gaps of 12 pixels
+    assert both.shape[1] == 1800
+    first, second = both[10 : high - 20, :wide], both[10 : high - 20, wide + 12 : 2 * wide + 12]
+    off = np.abs(first - second).max(axis=2)
+    covered = off > 8  # the same map twice, and what covers one of them
+    assert 0.01 < covered.mean() < 0.5 and np.median(off[~covered]) == 0
+    assert np.abs(first[covered] - (235, 236, 240)).mean() < 40
 
 
 # --- everybody ------------------------------------------------------------------------------------

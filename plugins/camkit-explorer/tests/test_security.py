@@ -154,7 +154,7 @@ def test_the_page_asks_nobody_else_and_has_no_script_inside(owner: TestClient) -
     for name in re.findall(r"/static/[\w.]+", page):
         assert owner.get(name).status_code == 200
     texts = [page, *(owner.get(f"/static/{name}.{kind}").text for name, kind in (
-        ("explorer", "js"), ("drawing", "js"), ("explorer", "css")
+        ("explorer", "js"), ("drawing", "js"), ("saving", "js"), ("explorer", "css")
     ))]  # fmt: skip
     links = {link for text in texts for link in re.findall(r"(?:https?:)?//[\w.]+\.\w+[^\s\"']*", text)}
     assert links == {"http://www.w3.org/2000/svg"}, "the name of a language, which nobody fetches"

@@ -97,6 +97,7 @@ _LOOK = (
     click.option(
         "--image-size", type=int, metavar="N", help="Longest side of the photograph in the picture."
     ),
+    click.option("--cells", is_flag=True, help="The cells of the map as they are, not smoothed."),
     click.option("--no-caption", is_flag=True, help="Only the picture, without what it shows below."),
     choice("--image-format", ["png", "jpeg", "webp"], "What pictures are written as."),
 )
@@ -113,7 +114,7 @@ def pop_style(values: dict[str, Any]) -> Style:
     """Takes the style out of the values of a command; `UsageError` if they do not go together."""
     if values["counterfactual"] and values["relu"]:
         raise UsageError("--counterfactual and --relu exclude each other: choose one")
-    names = ("relu", "counterfactual", "alpha", "cmap", "look", "view", "scale")
+    names = ("relu", "counterfactual", "alpha", "cmap", "look", "view", "scale", "cells")
     given = {name: values.pop(name) for name in names}
     given["size"] = values.pop("image_size")
     if given["scale"] not in ("image", "run"):

@@ -220,5 +220,5 @@ def show(file: Path, as_json: bool) -> None:
                 say(f"{name:<15}  {shown}")
         say()
     say(repeating.command(lines))
-    if lacking := repeating.lacks(lines[0]):
+    if lacking := repeating.lacks(lines):
         say(lacking, err=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -16,7 +16,11 @@ from camkit.errors import MapError
 Box = tuple[float, float, float, float]
 Values = np.ndarray[Any, Any]
 Kind = Literal["signed", "for", "against"]
+Kernel = Literal["bicubic", "bilinear", "nearest"]
 
+# Of the largest absolute value of a map: what is not above it is what its sums round off, and no evidence
+# for or against a class. In `core.formulas`, too, a sum has to exceed so many epsilons of its terms.
+ROUNDING = 64 * 2.0**-23
 ONE_THREAD = 2**18  # multiplications of a product that OpenBLAS and MKL leave to one thread
 
 
@@ -43,10 +47,18 @@ class Scale:
 
 
 def signed(map: Tensor, style: Style) -> Tensor:
-    """The map that is drawn: as it is, rectified, or negated and rectified."""
+    """The map that is drawn: as it is, rectified, or negated and rectified; see `positive`."""
     if style.counterfactual:
-        return (-map).clamp(min=0)
-    return map.clamp(min=0) if style.relu or style.look == "spotlight" else map
+        return positive(-map)
+    if style.relu or style.look == "spotlight":
+        return positive(map)
+    return map if style.look == "lesson" else positive(map) - positive(-map)
+
+
+def positive(map: Tensor) -> Tensor:
+    """A map, rectified; zero where its positive values are nothing but rounding."""
+    rectified = map.clamp(min=0)
+    return rectified if rectified.max() > ROUNDING * map.abs().max() else rectified * 0
 
 
 def scale_of(maps: Sequence[Tensor], style: Style) -> Scale:
@@ -82,11 +94,11 @@ def remark(map: Tensor, style: Style) -> Remark | None:
     """
     if is_flat(map):
         return "constant"
-    drawn = signed(map, style)
-    if float(drawn.max()) > 0:
+    if positive(-map if style.counterfactual else map).any():
         return None
     if style.counterfactual:
         return "nothing against"
+    drawn = signed(map, style)
     return "least against" if style.look == "lesson" and not is_flat(drawn) else "nothing for"
 
 
@@ -105,21 +117,21 @@ def check_finite(map: Tensor) -> None:
         )
 
 
-def sampled(map: Tensor, box: Box, pixels: tuple[int, int, int, int], *, smooth: bool = True) -> Values:
+def sampled(map: Tensor, box: Box, pixels: tuple[int, int, int, int], kernel: Kernel = "bicubic") -> Values:
     """The map, stretched over `box`, at the centres of `pixels`: float64 `[y1 - y0, x1 - x0]`.
 
-    Bicubic and cut off at the map's extremes, or bilinear: on whole boxes torch's `interpolate` without
-    aligned corners. In numpy, because several pictures are drawn at a time, beside a model that has torch's
-    threads for itself.
+    Bicubic and cut off at the map's extremes; or bilinear: on whole boxes torch's `interpolate` without
+    aligned corners; or the value of the nearest cell. In numpy, because several pictures are drawn at a
+    time, beside a model that has torch's threads for itself.
     """
     left, top, right, bottom = box
     x0, y0, x1, y1 = pixels
     values = map.detach().cpu().double().numpy()
-    weights = _bicubic if smooth else _bilinear
+    weights = KERNELS[kernel]
     rows = weights((np.arange(y0, y1) + 0.5 - top) / (bottom - top), values.shape[0])
     columns = weights((np.arange(x0, x1) + 0.5 - left) / (right - left), values.shape[1])
     found = _product(rows, values @ columns.T)
-    return np.clip(found, values.min(), values.max(), out=found) if smooth else found
+    return np.clip(found, values.min(), values.max(), out=found) if kernel == "bicubic" else found
 
 
 def _product(a: Values, b: Values) -> Values:
@@ -148,3 +160,16 @@ def _bicubic(places: Values, count: int) -> Values:
     weights[:, 2] += weights[:, :2].sum(1)
     weights[:, -3] += weights[:, -2:].sum(1)
     return np.asarray(weights[:, 2:-2])
+
+
+def _nearest(places: Values, count: int) -> Values:
+    """As `_bilinear`, of the cell that a place lies in."""
+    cells = np.clip(np.floor(places * count), 0, count - 1)
+    return np.asarray(cells[:, None] == np.arange(count), dtype=float)
+
+
+KERNELS: dict[Kernel, Callable[[Values, int], Values]] = {
+    "bicubic": _bicubic,
+    "bilinear": _bilinear,
+    "nearest": _nearest,
+}

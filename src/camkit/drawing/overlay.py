@@ -11,7 +11,17 @@ from torch import Tensor
 
 from camkit.drawing import looks
 from camkit.drawing.caption import NARROWEST, Caption, Legend, strip, words
-from camkit.drawing.evidence import Box, Scale, Values, check_finite, is_flat, sampled, scale_of, signed
+from camkit.drawing.evidence import (
+    Box,
+    Kernel,
+    Scale,
+    Values,
+    check_finite,
+    is_flat,
+    sampled,
+    scale_of,
+    signed,
+)
 from camkit.drawing.style import Style
 from camkit.images import decoding
 from camkit.images.decoding import Photo
@@ -24,6 +34,7 @@ DIMMED = "the model did not see the dimmed part"
 LINES = "lines at 25, 50 and 75 % of the scale"
 FRAMED = "the model saw what is inside of the frame"
 CUT = "cut to what the model saw"
+OWN, SHARED = "own scale", "shared scale"  # by itself a colour does not tell how much a map says
 PHOTOGRAPH = "photograph"  # in the `info` of a picture with a caption: the box of what is above it
 
 
@@ -57,7 +68,9 @@ def draw(
         return picture
     drawn = signed(map, style)
     legend = Legend(scale, float(drawn.min()), float(drawn.max()), words(scale, caption.knows_class))
-    notes = [note for note in (place.note, LINES if style.look == "contour" else "") if note]
+    own = SHARED if scale.shared else OWN
+    notes = [own if legend.low < legend.high else "", LINES if style.look == "contour" else "", place.note]
+    notes = [note for note in notes if note]
     return above(picture, strip(max(NARROWEST, picture.width), caption, style, legend, notes))
 
 
@@ -84,7 +97,8 @@ def overlay(
     scale = scale or scale_of([map], style)
     if inside[0] >= inside[2] or inside[1] >= inside[3]:
         return dimmed(image, (0, 0, 0, 0), darker(scale, style))
-    values = sampled(drawn, box, inside, smooth=not lesson)
+    kernel: Kernel = "nearest" if style.cells else "bilinear" if lesson else "bicubic"
+    values = sampled(drawn, box, inside, kernel)
     look = looks.LOOKS[style.look]
     if inside == (0, 0, *image.size):
         return look(image, values, scale, style)

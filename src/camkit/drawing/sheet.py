@@ -36,12 +36,16 @@ class Row:
 
 @dataclass(frozen=True)
 class Key:
-    """The legend of a scale, below the columns that share it: from the first to the last."""
+    """The legend of a scale, below the columns that share it: from the first to the last.
+
+    note: which maps have this scale.
+    """
 
     first: int
     last: int
     legend: Legend
     style: Style
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -125,10 +129,13 @@ def _row(row: Row, width: int) -> Image.Image:
 
 
 def _keys(keys: Sequence[Key], width: int) -> Image.Image:
-    paper = Image.new("RGB", (width, bar_size(SMALL)), PAPER)
+    line = round(LINE * SMALL) if any(key.note for key in keys) else 0
+    paper = Image.new("RGB", (width, bar_size(SMALL) + line), PAPER)
+    draw = ImageDraw.Draw(paper)
     for key in keys:
-        span = _left(key.first), 0, _left(key.last) + CELL
-        bar(paper, span, SMALL, key.style, key.legend)
+        left, right = _left(key.first), _left(key.last) + CELL
+        bar(paper, (left, 0, right), SMALL, key.style, key.legend)
+        text.write(draw, (left, bar_size(SMALL)), key.note, SMALL, fill=FAINT)
     return paper
 
 

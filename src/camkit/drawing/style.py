@@ -47,6 +47,7 @@ class Style:
         (`run`), or this one.
     size: pixels of the photograph's longest side in the picture; `None`: its own, at most 1,024.
     caption: whether the picture says what it shows, and what its colours mean.
+    cells: the cells of the map as they are, without values between them.
     What is `None` is as usual for the look.
     """
 
@@ -59,6 +60,7 @@ class Style:
     scale: Literal["image", "run"] | float = "image"
     size: int | None = None
     caption: bool = None  # type: ignore[assignment]
+    cells: bool = False
 
     def __post_init__(self) -> None:
         if self.look not in USUAL:
@@ -75,6 +77,8 @@ class Style:
         self._check_scale()
         if self.look == "lesson":
             self._check_lesson()
+        if self.look == "contour" and self.cells:
+            raise UsageError("the look contour has lines between the cells: leave out cells")
         self._check_colours()
 
     def _check_scale(self) -> None:
@@ -94,6 +98,8 @@ class Style:
             raise UsageError("the look lesson goes from minimum to maximum of each map: leave out scale")
         if self.caption:
             raise UsageError("the look lesson has no caption")
+        if self.cells:
+            raise UsageError("the look lesson is bilinear: leave out cells")
 
     def _check_colours(self) -> None:
         """Raise `UsageError` for a colour map that does not exist, or that a look cannot have."""

@@ -14,9 +14,10 @@ from typing import Any, Literal, NamedTuple
 from PIL import ExifTags, Image
 
 from camkit.drawing.png import to_png
-from camkit.errors import CamkitError, ImageError
+from camkit.errors import CamkitError, ImageError, UsageError
 from camkit.explaining import manifest
 from camkit.explaining.manifest import FIELDS, Line
+from camkit.files import write_whole
 from camkit.images import decoding
 
 ImageFormat = Literal["png", "jpeg", "webp"]
@@ -64,6 +65,24 @@ def encoded(picture: Image.Image, format: ImageFormat, lines: Sequence[Mapping[s
     buffer = io.BytesIO()
     picture.save(buffer, exif=_exif(told), **ENCODINGS[format].options)
     return buffer.getvalue()
+
+
+def save(picture: Image.Image, path: Path, lines: Sequence[Mapping[str, Any]]) -> None:
+    """Write a picture, whole or not at all; the suffix says the format.
+
+    PNG, JPEG and WebP tell what made it. Raises `UsageError` for a suffix that is no picture's.
+    """
+    suffix = path.suffix.lower()
+    format = Image.registered_extensions().get(suffix)
+    if format not in Image.SAVE:
+        raise UsageError(f"{path} has no suffix of a picture's format, such as .png")
+    if (telling := FORMATS.get(suffix)) is not None:
+        data = encoded(picture, telling, lines)
+    else:
+        buffer = io.BytesIO()
+        picture.save(buffer, format)
+        data = buffer.getvalue()
+    write_whole(path, data)
 
 
 def read(path: Path) -> list[Line]:

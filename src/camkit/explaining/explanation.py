@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import html
-import io
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -26,7 +25,6 @@ from camkit.explaining import captions, embedding
 from camkit.explaining.manifest import FIELDS, Line
 from camkit.explaining.map_facts import measured, versions
 from camkit.explaining.naming import class_slugs, output_name, slug
-from camkit.files import write_whole
 from camkit.images import channels
 from camkit.images.decoding import Photo
 from camkit.registry import discovery
@@ -152,24 +150,14 @@ class Explanation:
 
         PNG, JPEG and WebP carry what `camkit show` tells. look: as of `overlay`.
         """
-        path, together = Path(path), look.pop("together", None)
+        together = look.pop("together", None)
         style = look.pop("style", None) or Style(**look)
-        suffix = path.suffix.lower()
-        format = Image.registered_extensions().get(suffix)
-        if format not in Image.SAVE:
-            raise UsageError(f"{path} has no suffix of a picture's format, such as .png")
         self._check_scale(style)
         scale = together or scale_of([self.map], style)
         picture = self.overlay(style=style, together=scale)
-        if (telling := embedding.FORMATS.get(suffix)) is not None:
-            data = embedding.encoded(picture, telling, [self._line(style, scale.high)])
-        else:
-            buffer = io.BytesIO()
-            picture.save(buffer, format)
-            data = buffer.getvalue()
-        write_whole(path, data)
+        embedding.save(picture, Path(path), [self.line(style, scale.high)])
 
-    def _line(self, style: Style, full: float) -> Line:
+    def line(self, style: Style, full: float) -> Line:
         """What its picture carries; full: the value that has the strongest colour."""
         index, known = self.class_index, class_slugs(tuple(self.model.classes))
         key = [

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 import camkit
+from camkit.drawing import evidence
 from camkit.explaining import stored_maps
 from camkit.explaining.manifest import SCHEMA
 
@@ -33,9 +34,9 @@ def measured(map: torch.Tensor) -> dict[str, Any]:
 def border_share(map: torch.Tensor) -> float | None:
     """How much of the positive values of a map `[h, w]` lies in its outermost cells, 0 to 1.
 
-    `None` where no value is positive, or where there is no cell but these.
+    `None` where no value is positive but by rounding, or where there is no cell but these.
     """
-    positive = map.double().clamp(min=0)
+    positive = evidence.positive(map.double())
     whole = float(positive.sum())
     if min(map.shape) < 3 or whole <= 0:
         return None

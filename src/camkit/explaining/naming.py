@@ -66,6 +66,7 @@ PICTURE = {
     "cmap": Part(None, str),
     "scale": Part(None, lambda value: f"scale-{value}"),
     "size": Part(None, lambda value: f"{value}px"),
+    "cells": Part(None, lambda _: "cells"),
     "caption": Part(None, lambda _: "bare"),
 }
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
+from camkit.drawing import evidence
 from camkit.errors import CamkitError
 from camkit.explaining.explanation import Explanation
 from camkit.images.workers import Failure
@@ -34,7 +35,7 @@ class ObjectSeen:
         """
         if self.mask is None:
             return {}
-        share = float(energy_pointing_game(map[None].double(), self.mask[None])[0])
+        share = float(energy_pointing_game(evidence.positive(map.double())[None], self.mask[None])[0])
         return {
             "truth_share": None if math.isnan(share) else round(share, 4),
             "truth_area": round(float(self.mask.double().mean()), 4),

@@ -22,14 +22,14 @@ LOOK = {
     "cmap": "--cmap",
     "size": "--image-size",
 }
-FLAGS = {"relu": "--relu", "counterfactual": "--counterfactual"}
+FLAGS = {"relu": "--relu", "counterfactual": "--counterfactual", "cells": "--cells"}
 FACTS = ("arch", "size", "resize", "fit", "mean", "std", "channels", "scores")  # of a model, as options
 
 
 def command(lines: Sequence[Line]) -> str:
-    """`camkit explain ...`, for a shell, of a picture or a sheet; the photograph as it was named then."""
+    """`camkit explain ...`, for a shell, of a picture or a sheet; photographs as they were named then."""
     first = lines[0]
-    words = ["camkit", "explain", first["image_path"] or first["image"], *_model(first)]
+    words = ["camkit", "explain", *photographs(lines), *_model(first)]
     for option, field in (("--backend", "backend"), ("--method", "method")):
         words += _each(option, (line[field] for line in lines))
     words += _each("--class", map(_class, lines))
@@ -46,6 +46,11 @@ def command(lines: Sequence[Line]) -> str:
     if first["precision"] == "tf32":
         words += ["--precision", "tf32"]
     return shlex.join(map(str, words))
+
+
+def photographs(lines: Iterable[Line]) -> list[str]:
+    """What the photographs of lines were called."""
+    return list(dict.fromkeys(line["image_path"] or line["image"] for line in lines))
 
 
 def _each(option: str, values: Iterable[Any]) -> list[str]:
@@ -97,8 +102,11 @@ def _is_spec(line: Line) -> bool:
     return True
 
 
-def lacks(line: Line) -> str | None:
+def lacks(lines: Sequence[Line]) -> str | None:
     """What has to be said of the command, because it does not say it itself."""
+    if len(photographs(lines)) > 1:
+        return "that makes a picture for each photograph; one of several is made by camkit.sheet in Python"
+    line = lines[0]
     said: Mapping[str, Any] = line["model_facts"] if isinstance(line["model_facts"], dict) else {}
     if not line["model_spec"]:
         whose = "" if _is_spec(line) else f"MODEL is the {line['model']} of Python; "

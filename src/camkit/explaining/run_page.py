@@ -136,7 +136,7 @@ def _again(line: Line) -> dict[str, Any]:
     if line["status"] != "ok" or UNPRINTABLE.search(photograph):
         return {}
     try:
-        said = {"command": command([line]), "lacks": lacks(line)}
+        said = {"command": command([line]), "lacks": lacks([line])}
     except Exception:  # the line may be a stranger's
         return {}
     return {name: text for name, text in said.items() if text}

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from PIL import Image
 
@@ -16,8 +17,10 @@ from camkit.drawing.evidence import Scale
 from camkit.drawing.sheet import CELL, Key, Panel, Row, Section, composed
 from camkit.drawing.style import Style
 from camkit.errors import UsageError
+from camkit.explaining import embedding
 from camkit.explaining.captions import knows_class
 from camkit.explaining.explanation import Explanation
+from camkit.explaining.manifest import Line
 
 MAX_CLASSES, MAX_COLUMNS = 8, 6
 
@@ -28,7 +31,30 @@ Photograph = tuple[int, str]  # its position and its hash
 Subject = tuple[int, str, Target]  # a photograph and a target: what has a row
 
 
-def sheet(results: Iterable[Explanation], *, style: Style | None = None, **look: object) -> Image.Image:
+class Sheet(Image.Image):
+    """A picture of Pillow that knows the maps on it.
+
+    lines: of the manifest, one for each map.
+    """
+
+    lines: Sequence[Line] = ()
+
+    def __init__(self, picture: Image.Image, lines: Sequence[Line]) -> None:
+        self.__setstate__([picture.info, picture.mode, picture.size, None, picture.tobytes()])
+        self.lines = lines
+
+    def save(self, fp: Any, format: str | None = None, **params: Any) -> None:
+        """Write it to a path, whole or not at all; PNG, JPEG and WebP carry what `camkit show` prints.
+
+        Otherwise, or with parameters of Pillow, as that writes it, without the lines.
+        """
+        if self.lines and isinstance(fp, str | os.PathLike) and format is None and not params:
+            embedding.save(self, Path(fp), self.lines)
+        else:
+            super().save(fp, format, **params)
+
+
+def sheet(results: Iterable[Explanation], *, style: Style | None = None, **look: object) -> Sheet:
     """Explanations side by side: of one photograph or several, of classes, methods, layers, backends.
 
     style: how, or the fields of one as `look`. Of many classes a sheet shows the eight likeliest.
@@ -36,7 +62,15 @@ def sheet(results: Iterable[Explanation], *, style: Style | None = None, **look:
     results = list(results)
     if not results:
         raise UsageError("a sheet needs at least one explanation")
-    return _sheet(results, style or Style(**look))  # type: ignore[arg-type]
+    style = style or Style(**look)  # type: ignore[arg-type]
+    picture, fulls = _sheet(results, style), full_scales(results, style)
+    return Sheet(picture, [r.line(style, full) for r, full in zip(results, fulls, strict=True)])
+
+
+def full_scales(results: Sequence[Explanation], style: Style) -> list[float]:
+    """The value that has the strongest colour, of the map of each result on the sheet of all of them."""
+    scales = _scales(results, style)
+    return [scales[_column(result)[:2]].high for result in results]
 
 
 def sheet_of(results: Sequence[Explanation], style: Style) -> Image.Image | None:
@@ -156,7 +190,9 @@ def _keys(
             known = any(_knows_class(r) for r in results if _column(r)[:2] == kind)
             legend = Legend(scale, *evidence.extent(drawn), words(scale, known))
             if legend.low < legend.high:
-                keys.append(Key(own[0], max(own[-1], last), legend, style))
+                alone = overlay.SHARED if scale.shared else overlay.OWN
+                note = f"one scale for these {len(drawn)} maps" if len(drawn) > 1 else alone
+                keys.append(Key(own[0], max(own[-1], last), legend, style, note))
     return keys
 
 

@@ -29,7 +29,7 @@ from camkit.explaining.map_facts import measured
 from camkit.explaining.map_keys import Keys
 from camkit.explaining.naming import MAP, Names, parts, picture_parts
 from camkit.explaining.parquet import Map
-from camkit.explaining.sheets import sheet_of
+from camkit.explaining.sheets import full_scales, sheet_of
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,8 @@ class PngWriter(Writer):
         picture = sheet_of(results, style)
         if picture is None:
             return written
-        told = [line | {"picture": asdict(style)} for _, line in everything]
+        fulls = full_scales(results, style)
+        told = [line | look_of(style, full) for (_, line), full in zip(everything, fulls, strict=True)]
         data = encoded(picture, self.image_format, told)
         stem = [name, *parts(MAP, self.keys.common(results)), *picture_parts(style), "sheet"]
         suffix = ENCODINGS[self.image_format].suffix

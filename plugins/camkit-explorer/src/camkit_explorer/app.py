@@ -32,6 +32,7 @@ STATIC = {
     "explorer.css": "text/css; charset=utf-8",
     "explorer.js": "text/javascript; charset=utf-8",
     "drawing.js": "text/javascript; charset=utf-8",
+    "saving.js": "text/javascript; charset=utf-8",
     "icon.svg": "image/svg+xml",
 }
 BINARY = "application/octet-stream"

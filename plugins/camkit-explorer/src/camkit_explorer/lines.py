@@ -23,7 +23,7 @@ def lines(ready: Ready, photograph: Photograph, question: Question) -> dict[str,
     chosen = {"backend": question.backend, "method": question.method, "layer": layer_of(ready, question)}
     chosen = {name: value for name, value in chosen.items() if value != DEFAULTS.get(name)}
     target = _class(question.target, ready.model.classes)
-    flags = {"relu": question.rectified, "counterfactual": question.against}
+    flags = {"relu": question.rectified, "counterfactual": question.against, "cells": question.cells}
     look = {"alpha": question.opacity, "cmap": question.colours, "scale": question.scale}
     look = {name: value for name, value in look.items() if value != USUAL[name]}
     path = _path(photograph)

@@ -92,6 +92,7 @@ READERS: dict[str, Callable[[Any], Any]] = {
     "fill": _text,
     "rectified": _flag,
     "against": _flag,
+    "cells": _flag,
     "opacity": _fraction,
     "colours": _colours,
     "scale": _scale,
@@ -105,9 +106,9 @@ class Question:
     model, photograph: their numbers in the session. backend, method, layer: what explains.
     classes: those whose maps are wanted; `None` leaves it to the server. target: the class that is shown.
     beside_backend, beside_method: what is compared with. mask: bool `[SIDE, SIDE]` over what the model
-    sees, true where the brush painted; fill: what is put there. rectified, against, opacity, colours,
-    scale: the look; colours: a colour map of matplotlib, or empty for camkit's own; scale: the value of the
-    strongest colour, `None` for the largest of the map.
+    sees, true where the brush painted; fill: what is put there. rectified, against, cells, opacity,
+    colours, scale: the look; colours: a colour map of matplotlib, or empty for camkit's own; scale: the
+    value of the strongest colour, `None` for the largest of the map.
     """
 
     model: int = 0
@@ -123,6 +124,7 @@ class Question:
     fill: str = "blur"
     rectified: bool = False
     against: bool = False
+    cells: bool = False
     opacity: float = 0.8
     colours: str = ""
     scale: float | None = None

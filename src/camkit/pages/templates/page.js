@@ -48,8 +48,8 @@ function run(data) {
   const photos = grouped(rows, photo);
   const kinds = {
     all: ["All", () => true],
-    wrong: ["Wrong", (row) => isWrong(row)],
-    unsure: ["Unsure", (row) => isUnsure(row)],
+    wrong: ["Model wrong", (row) => isWrong(row)],
+    unsure: ["Model unsure", (row) => isUnsure(row)],
     warned: ["Warnings", (row) => row.warnings?.length > 0],
     failed: ["Failed", (row) => row.status === "error"],
   };
@@ -138,7 +138,9 @@ function run(data) {
     for (const chip of at("kinds").children) chip.setAttribute("aria-pressed", chip.dataset.kind === asked.kind);
     at("class").value = asked.class;
     at("confusion").value = asked.confusion;
-    at("count").textContent = shown.length === rows.length ? "" : `${shown.length.toLocaleString("en")} of ${rows.length.toLocaleString("en")}`;
+    const some = new Set(shown.map(photo)).size;
+    at("count").textContent = shown.length === rows.length ? "" : `${shown.length.toLocaleString("en")} of ${rows.length.toLocaleString("en")}`
+      + (some < shown.length ? `, ${count(some, "photograph")}` : "");
     at("nothing").hidden = shown.length > 0;
     current = 0;
     grid.replaceChildren();
@@ -177,7 +179,7 @@ function run(data) {
     if (!grid.querySelector('[tabindex="0"]') && grid.firstChild) grid.firstChild.firstChild.tabIndex = 0;
   }
   function badges(row) {
-    return Object.entries({ wrong: "wrong", unsure: "unsure", warned: "warning", failed: "failed" })
+    return Object.entries({ wrong: "model wrong", unsure: "model unsure", warned: "warning", failed: "failed" })
       .filter(([kind]) => kinds[kind][1](row)).map(([kind, text]) => make("span", { class: `badge ${kind}` }, text));
   }
   const isAgainst = (row) => Boolean(row.against);
@@ -249,7 +251,7 @@ function run(data) {
     const truth = row.label && make("span", { class: `badge ${isWrong(row) ? "wrong" : "right"}` }, `named ${row.label}: ${isWrong(row) ? "wrong" : "right"}`);
     return [
       make("p", { class: "verdict" }, make("span", { class: "big" }, `${called(row, "?")} ${figure(row)}`)),
-      make("p", { class: "verdict" }, row.predicted.includes(row.class_name) ? make("span", { class: "quiet" }, "the predicted class") : make("span", { class: "quiet" }, `predicted: ${said}`), truth, isUnsure(row) ? make("span", { class: "badge unsure" }, "unsure") : null),
+      make("p", { class: "verdict" }, row.predicted.includes(row.class_name) ? make("span", { class: "quiet" }, "the predicted class") : make("span", { class: "quiet" }, `predicted: ${said}`), truth, isUnsure(row) ? make("span", { class: "badge unsure" }, "model unsure") : null),
       ...(row.warnings ?? []).map((text) => make("p", { class: "remark" }, String(text))),
       ...others(row),
       ...repeat(row),

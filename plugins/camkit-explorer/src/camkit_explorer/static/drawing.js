@@ -32,8 +32,20 @@ export const peakOf = (values) => values.reduce((most, value) => Math.max(most, 
 
 // --- drawing --------------------------------------------------------------------------------------------------
 
-// What is drawn of a value: signed, what speaks for the class, or what speaks against it.
-export const VIEWS = { signed: (v) => v, for: (v) => Math.max(v, 0), against: (v) => Math.max(-v, 0) };
+const ROUNDING = 64 * 2 ** -23; // of the peak: values of one sign that are not above it are no evidence (evidence.py)
+
+// What is drawn of a map, by its view: both signs, what speaks for the class, or what speaks against it.
+export function seen({ values }, view) {
+  const least = ROUNDING * peakOf(values);
+  const part = (sign) => {
+    const found = values.map((value) => Math.max(sign * value, 0));
+    return peakOf(found) > least ? found : found.fill(0);
+  };
+  if (view !== "signed") return part(view === "for" ? 1 : -1);
+  const against = part(-1);
+  return part(1).map((value, index) => value - against[index]);
+}
+
 const GAMMA = 0.8; // opacity grows with the evidence, a little faster at first, so that weak evidence shows
 const BLANK = 112; // the grey of zero in the tables, on which a bar shows how opaque its colours are
 const DIM = 0.55; // how bright the part is that the model did not see
@@ -97,7 +109,7 @@ function inside([x, y, width, height], canvas) {
 const whole = (value) => (Math.abs(value % 1) === 0.5 ? 2 * Math.round(value / 2) : Math.round(value)); // halves to the even one
 
 // What is drawn of the cells; of one colour everywhere nothing, as that would look like evidence.
-const viewed = (map, look) => map.values.map(isFlat(map) ? () => 0 : VIEWS[look.view]);
+const viewed = (map, look) => isFlat(map) ? map.values.map(() => 0) : seen(map, look.view);
 
 // Values in their colours, transparent where they say nothing.
 function heat(look, values, width, height) {
@@ -178,6 +190,15 @@ export function drawBar(canvas, look) {
 }
 
 // --- a mask of side x side cells over what the model sees -----------------------------------------------------
+
+// What is covered, over `place`, [x, y, width, height].
+export function drawMask(context, mask, side, place) {
+  const image = new ImageData(side, side), pixels = new Uint32Array(image.data.buffer), colour = new Uint32Array(Uint8Array.of(235, 236, 240, 215).buffer)[0];
+  for (let index = 0; index < pixels.length; index++) if (mask[index]) pixels[index] = colour;
+  const small = new OffscreenCanvas(side, side);
+  small.getContext("2d").putImageData(image, 0, 0);
+  context.drawImage(small, ...place);
+}
 
 export function paint(mask, side, x, y, radius, proportion) {
   const across = proportion >= 1 ? radius / proportion : radius, down = proportion >= 1 ? radius : radius * proportion;

@@ -1,7 +1,8 @@
 // The page of the explorer. All that is shown follows from `state`; `render` draws it. Classes, opacity, colours
 // and scale change without a request, because the maps of all classes are here already.
 
-import { VIEWS, chart, drawBar, drawMap, figure, inPixels, isFlat, packMask, paint, paintCell, peakOf, percent, sizeOf, sumUnder, unpack } from "./drawing.js";
+import { composed } from "./saving.js";
+import { chart, drawBar, drawMap, drawMask, figure, inPixels, isFlat, packMask, paint, paintCell, peakOf, percent, seen, sizeOf, sumUnder, unpack } from "./drawing.js";
 
 const SHOWN_CLASSES = 8;
 const $ = (id) => document.getElementById(id);
@@ -23,10 +24,18 @@ const state = {
 
 // --- asking the server ----------------------------------------------------------------------------------------
 
+const PROMPT = 150; // milliseconds: who waits no longer need not be told, and telling takes its time as well
 let open = 0;
 
+function countOpen(by) {
+  open += by;
+  const tell = () => document.body.toggleAttribute("data-busy", open > 0);
+  if (by > 0) setTimeout(tell, PROMPT);
+  else if (open === 0) tell();
+}
+
 async function ask(path, body, { headers = {}, signal } = {}) {
-  document.body.toggleAttribute("data-busy", ++open > 0);
+  countOpen(1);
   try {
     const answer = await fetch(path, body === undefined ? { signal } : { method: "POST", body, headers, signal });
     const type = answer.headers.get("content-type") || "";
@@ -38,7 +47,7 @@ async function ask(path, body, { headers = {}, signal } = {}) {
     // fetch says only TypeError when nobody answers.
     throw error instanceof TypeError ? new Error("The explorer does not answer: is `camkit explore` still running?") : error;
   } finally {
-    document.body.toggleAttribute("data-busy", --open > 0);
+    countOpen(-1);
   }
 }
 
@@ -238,8 +247,7 @@ const methodsOf = (() => {
 // --- drawing --------------------------------------------------------------------------------------------------
 
 function look(map) {
-  const view = chosen("view"), seen = VIEWS[view];
-  const own = peakOf(Float64Array.from(map.values, seen));
+  const view = chosen("view"), own = peakOf(seen(map, view));
   const scales = {
     map: () => own,
     classes: () => Math.max(...[...state.maps.values()].map((one) => one.peak)),
@@ -280,7 +288,7 @@ function renderMap() {
   state.scale = drawn.scale;
   const ends = endsOf(drawn), beyond = beyondOf(map, drawn);
   [...$("ticks").children].forEach((tick, place) => { tick.textContent = beyond[place] + figure(ends[place], { sign: true }); });
-  const nothing = { signed: isFlat(map), for: !map.values.some((v) => v > 0), against: !map.values.some((v) => v < 0) }[drawn.view];
+  const nothing = drawn.view === "signed" ? isFlat(map) : !seen(map, drawn.view).some(Boolean);
   const said = [
     nothing ? { signed: "The map is constant: it says nothing.", for: `Nothing in this map speaks for ${nameOf(state.target)}.`, against: `Nothing in this map speaks against ${nameOf(state.target)}.` }[drawn.view] : "",
     state.found.shared ? `${state.found.method} knows no class: its map is the same for all.` : "",
@@ -310,9 +318,9 @@ function renderOther(map, drawn) {
   $("other").hidden = $("first-text").hidden = $("agreement").hidden = !other;
   $("between").hidden = !other || state.other.difference === null;
   if (!other) return;
-  const seen = VIEWS[drawn.view], same = state.other.difference !== null;
+  const same = state.other.difference !== null;
   const { backend, method } = state.other;
-  const scale = same ? drawn.scale : peakOf(Float64Array.from(other.values, seen));
+  const scale = same ? drawn.scale : peakOf(seen(other, drawn.view));
   drawMap($("second"), state.bitmap, other, state.found.box, { ...drawn, scale });
   $("first-text").textContent = `${state.found.backend} ${state.found.method}`;
   $("second-text").textContent = `${backend} ${method}${same ? "" : ", on a scale of its own"}`;
@@ -357,17 +365,21 @@ function renderClasses() {
 
 // --- reading the map, and covering ----------------------------------------------------------------------------
 
-function renderMarks() {
+// Once a frame: a question to the server, which comes first, shares the processor with what is drawn.
+const renderMarks = (() => {
+  let due = false;
+  return () => {
+    if (!due) requestAnimationFrame(() => { due = false; drawMarks(); });
+    due = true;
+  };
+})();
+
+function drawMarks() {
+  if (!state.found || !state.bitmap) return;
   const canvas = $("marks"), map = mapOf(state.target);
   [canvas.width, canvas.height] = sizeOf(state.bitmap);
   const context = canvas.getContext("2d"), [x, y, width, height] = inPixels(state.found.box, canvas);
-  if (state.mask) {
-    const { side } = state.session.limits, image = new ImageData(side, side);
-    state.mask.forEach((bit, index) => image.data.set(bit ? [235, 236, 240, 215] : [0, 0, 0, 0], 4 * index));
-    const small = new OffscreenCanvas(side, side);
-    small.getContext("2d").putImageData(image, 0, 0);
-    context.drawImage(small, x, y, width, height);
-  }
+  if (state.mask) drawMask(context, state.mask, state.session.limits.side, [x, y, width, height]);
   if (state.cell && map) {
     const [row, column] = state.cell, line = Math.max(1, canvas.width / 400);
     const place = [x + (column / map.width) * width, y + (row / map.height) * height, width / map.width, height / map.height];
@@ -463,26 +475,34 @@ function changeBar(part) {
   return bar;
 }
 
-function renderCovered() {
-  const place = $("covered"), map = mapOf(state.target);
-  place.replaceChildren();
-  if (!state.covered || !map) return;
+// What a cover changes, as a verdict, if the map predicts anything, and [what, text, part of the longest bar].
+function coveredFacts(map) {
   const { side } = state.session.limits, { mask } = state.covered, share = mask.reduce((sum, bit) => sum + bit, 0) / mask.length;
   const sum = sumUnder(mask, side, map), name = nameOf(state.target);
   const before = state.found.scores[state.target], after = state.covered.scores[state.target];
   const facts = [["Covered", `${percent(share)} of what the model sees`]];
+  let verdict = "";
   if (state.found.of_score) {
     const most = Math.max(Math.abs(sum), Math.abs(after - before));
-    place.append(make("h3", {}, verdictOf(-sum, after - before, map)));
+    verdict = verdictOf(-sum, after - before, map);
     facts.push(["The map predicts", `${figure(-sum, { sign: true })} for the score of ${name}`, -sum / most]);
     facts.push(["Measured", `${figure(after - before, { sign: true })} (${figure(before)} → ${figure(after)})`, (after - before) / most]);
   } else {
-    const positive = { ...map, values: map.values.map((value) => Math.max(value, 0)) };
+    const positive = { ...map, values: seen(map, "for") };
     const whole = positive.values.reduce((total, value) => total + value, 0);
     facts.push(["Of the evidence for it", whole ? `${percent(sumUnder(mask, side, positive) / whole)} lies there` : "there is none in this map"]);
     facts.push(["Measured", `${figure(after - before, { sign: true })} for the score of ${name} (${figure(before)} → ${figure(after)})`]);
   }
   if (state.found.kind !== "none") facts.push(["Probability", `${valueOf(state.found, state.target)} → ${valueOf(state.covered, state.target)}`]);
+  return { verdict, facts };
+}
+
+function renderCovered() {
+  const place = $("covered"), map = mapOf(state.target);
+  place.replaceChildren();
+  if (!state.covered || !map) return;
+  const { verdict, facts } = coveredFacts(map);
+  if (verdict) place.append(make("h3", {}, verdict));
   const list = make("dl", { class: "facts" });
   for (const [term, text, part] of facts) {
     const told = make("dd", {}, text);
@@ -559,22 +579,34 @@ function drawSanity(buffer) {
 
 // --- taking it away -------------------------------------------------------------------------------------------
 
+// The map, what covers it, and what is beside it.
+function panels() {
+  const covered = new OffscreenCanvas($("picture").width, $("picture").height);
+  if (state.mask) drawMask(covered.getContext("2d"), state.mask, state.session.limits.side, inPixels(state.found.box, covered));
+  const shown = [{ layers: [$("picture"), covered], text: $("first-text").hidden ? "" : $("first-text").textContent }];
+  for (const [figure, canvas, text] of [["other", "second", "second-text"], ["between", "difference", "difference-text"]]) {
+    if (!$(figure).hidden) shown.push({ layers: [$(canvas)], text: $(text).textContent });
+  }
+  return shown;
+}
+
+function needMap() {
+  if (!state.found || !state.bitmap || !mapOf(state.target)) throw new Error("The map is not there yet: try again when it is.");
+}
+
 const save = calm(async () => {
-  const source = $("picture"), pad = 16, line = 22, width = Math.max(source.width, 420);
-  const canvas = new OffscreenCanvas(width, source.height + 4 * line + pad), context = canvas.getContext("2d");
-  context.fillStyle = "#fff";
-  context.fillRect(0, 0, canvas.width, canvas.height);
-  context.drawImage(source, (width - source.width) / 2, 0);
-  context.fillStyle = "#1c1d21";
-  context.font = "600 16px system-ui, sans-serif";
-  context.fillText(`${nameOf(state.target)} ${valueOf(state.found, state.target)}`, pad, source.height + line, width - 2 * pad);
-  context.font = "13px system-ui, sans-serif";
+  needMap();
   const evidence = { signed: "for and against", for: "for", against: "against" }[chosen("view")];
-  context.fillText(`evidence ${evidence} · ${state.found.backend} ${state.found.method} · ${layerName()} · ${state.facts.name}`, pad, source.height + 2 * line, width - 2 * pad);
-  context.drawImage($("bar"), pad, source.height + 2.5 * line, width - 2 * pad, 12);
-  [...$("ticks").children].forEach((tick, place) => {
-    context.textAlign = ["left", "center", "right"][place];
-    context.fillText(tick.textContent, [pad, width / 2, width - pad][place], source.height + 3.9 * line);
+  const scale = { map: "own scale", classes: "one scale for all classes", held: "a scale that was kept" }[chosen("scale")];
+  const { verdict, facts } = state.covered ? coveredFacts(mapOf(state.target)) : { facts: [] };
+  const canvas = composed({
+    title: `${nameOf(state.target)}  ${valueOf(state.found, state.target)}`,
+    panels: panels(), bar: $("bar"), ticks: [...$("ticks").children].map((tick) => tick.textContent),
+    lines: [
+      `evidence ${evidence} · ${scale} · ${state.found.backend} ${state.found.method} · ${layerName()} · ${state.facts.name} · ${state.photograph.name}`,
+      facts.map(([what, text]) => `${what}: ${text}`).join(" · "), verdict,
+      $("agreement").hidden ? "" : $("agreement").textContent, $("notes").hidden ? "" : $("notes").textContent,
+    ],
   });
   const link = make("a", { download: `${state.photograph.name}.${state.found.method}.${nameOf(state.target)}.png`.replace(/[\\/:*?"<>|]/g, "_") });
   link.href = URL.createObjectURL(await canvas.convertToBlob({ type: "image/png" }));
@@ -584,8 +616,9 @@ const save = calm(async () => {
 });
 
 const copy = (kind) => calm(async () => {
+  needMap();
   const { backend, method, layer } = state.found; // of what is shown: another map may be on its way
-  const asked = question({ backend, method, layer, target: state.target, rectified: chosen("view") === "for", against: chosen("view") === "against", opacity: Number($("opacity").value), colours: $("colours").value, scale: chosen("scale") === "map" ? null : look(mapOf(state.target)).scale || null });
+  const asked = question({ backend, method, layer, target: state.target, rectified: chosen("view") === "for", against: chosen("view") === "against", cells: $("cells").checked, opacity: Number($("opacity").value), colours: $("colours").value, scale: chosen("scale") === "map" ? null : look(mapOf(state.target)).scale || null });
   const found = await ask("/api/lines", asked);
   await navigator.clipboard.writeText(found[kind]);
   $("done").value = "Copied";
@@ -758,7 +791,7 @@ const start = calm(async () => {
   state.session = await ask("/api/session");
   options($("model"), state.session.models.map((spec, index) => [index, spec]), 0);
   options($("backend"), state.session.backends.map((name) => [name, name]), state.backend);
-  options($("colours"), [["", "made for it"], ...Object.keys(state.session.colours).filter((name) => !(name in VIEWS)).map((name) => [name, name])], "");
+  options($("colours"), [["", "made for it"], ...Object.keys(state.session.colours).filter((name) => !["signed", "for", "against"].includes(name)).map((name) => [name, name])], "");
   useModel(state.session.model);
   listen();
   await Promise.all([openPhotograph(state.session.photographs[0]), useBackend(state.backend)]);
