@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -343,6 +344,14 @@ def test_tables_alone_are_results(photos: Path, tmp_path: Path) -> None:
     (table,) = (tmp_path / "out").glob("part-*.parquet")
     table.write_bytes(table.read_bytes()[:-9])
     assert camkit_("verify", tmp_path / "out").exit_code == 1
+
+
+def test_a_name_that_is_no_utf8_is_found_again(photos: Path, tmp_path: Path) -> None:
+    (photos / "0.png").rename(os.fsdecode(os.fsencode(photos) + b"/caf\xe9.png"))
+    done = camkit_("explain", photos, *USUAL, "--out", address(tmp_path / "out"))
+    assert done.exit_code == 0, done.output
+    verified = camkit_("verify", tmp_path / "out", "--sample", 9)
+    assert verified.exit_code == 0 and "9 photographs hold" in verified.stdout, verified.output
 
 
 def test_a_list_and_the_usual_results(photos: Path, tmp_path: Path) -> None:

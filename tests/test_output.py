@@ -736,7 +736,7 @@ def test_others_read_the_parquet_table(tmp_path: Path, reader: str) -> None:
     assert [row["name"] for row in rows] == ["cat.jpg", "cat.jpg", "bad.jpg", "b.jpg", "b.jpg"]
     for row, line, result in zip(rows, lines, several(), strict=True):
         assert set(row) == {*FIELDS, "height", "width", "map"} - {
-            *("map_file", "overlay_file", "overlay_sha256", "sheet_file", "map_range", "layout"),
+            *("map_file", "overlay_file", "overlay_sha256", "sheet_file", "map_range"),
             *("full_scale", "overlay_box"),
         }
         assert row["schema"] == 2 and row["status"] == line["status"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -29,6 +30,7 @@ JSON = ("options", "predicted", "map_shape", "picture", "model_facts", "preproce
 # Of a file that this table is, of pictures that it has not, and what its maps say themselves.
 LEFT_OUT = ("map_file overlay_file overlay_sha256 overlay_box sheet_file full_scale map_range").split()
 FACTS = b"camkit"  # the key in a footer
+_SURROGATE = re.compile(r"\\u(dc[89a-f][0-9a-f])")  # a byte of a name that is no UTF-8, in a column of text
 
 
 def to_bytes(
@@ -113,6 +115,8 @@ def read_lines(data: bytes, file: str) -> list[bytes]:
         for name in JSON:
             if row.get(name) is not None:
                 row[name] = json.loads(row[name])
+        for name in ("image_path", "image_name"):
+            row[name] = row[name] and _SURROGATE.sub(lambda code: chr(int(code[1], 16)), row[name])
         row["map_file"] = file if row["status"] == "ok" else None
         row["map_range"] = [min(values), max(values)] if values else None
         lines.append(json.dumps(row, ensure_ascii=False).encode("utf-8", "backslashreplace"))
