@@ -17,10 +17,12 @@ import pytest
 import torch
 from camkit_explorer.models import Models
 from camkit_explorer.session import Given, Photographs, Session
+from click.testing import CliRunner
 from PIL import Image
 
 import camkit
 from camkit import LoadedModel, Style
+from camkit.cli import cli
 from camkit.drawing.evidence import signed
 from camkit.plugin import load_image, sample_image
 
@@ -516,6 +518,9 @@ def test_the_picture_and_the_lines_can_be_taken_away(watched: Watched) -> None:
         page.locator("#save").click()
     assert re.fullmatch(r"chelsea\.png\.gradcam\..+\.png", download.value.suggested_filename)
     image = load_image(download.value.path().read_bytes()).image
+    shown = CliRunner().invoke(cli, ["show", str(download.value.path())])
+    assert shown.exit_code == 0 and "gradcam" in shown.stdout, shown.output
+    assert "camkit explain " in shown.stdout.splitlines()[-1]
     assert image.width >= 450 and len(np.unique(np.asarray(image).reshape(-1, 3), axis=0)) > 1000
     for kind, begins in (("command", "camkit explain "), ("python", "import camkit\n")):
         watched.answered("/api/lines", lambda kind=kind: page.locator(f"#{kind}").click())

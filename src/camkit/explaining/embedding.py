@@ -57,11 +57,16 @@ FORMATS: dict[str, ImageFormat] = {**{e.suffix: name for name, e in ENCODINGS.it
 SUFFIXES = tuple(encoding.suffix for encoding in ENCODINGS.values())
 
 
+def record(lines: Sequence[Mapping[str, Any]]) -> str:
+    """What a picture with these lines carries: JSON, in ASCII."""
+    return _json([{name: line.get(name) for name in KEPT} for line in lines])
+
+
 def encoded(picture: Image.Image, format: ImageFormat, lines: Sequence[Mapping[str, Any]]) -> bytes:
     """The bytes of a picture's file, with what made it."""
-    told = [{name: line.get(name) for name in KEPT} for line in lines]
     if format == "png":
-        return to_png(picture, {KEY: _json(told)})
+        return to_png(picture, {KEY: record(lines)})
+    told = [{name: line.get(name) for name in KEPT} for line in lines]
     buffer = io.BytesIO()
     picture.save(buffer, exif=_exif(told), **ENCODINGS[format].options)
     return buffer.getvalue()

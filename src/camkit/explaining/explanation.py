@@ -157,6 +157,14 @@ class Explanation:
         picture = self.overlay(style=style, together=scale)
         embedding.save(picture, Path(path), [self.line(style, scale.high)])
 
+    def record(self, **look: Any) -> str:
+        """What a picture of it carries, and `camkit show` prints: JSON, the text `camkit` of a PNG.
+
+        look: as of `overlay`. For those who draw it themselves.
+        """
+        style = look.pop("style", None) or Style(**look)
+        return embedding.record([self.line(style, scale_of([self.map], style).high)])
+
     def line(self, style: Style, full: float) -> Line:
         """What its picture carries; full: the value that has the strongest colour."""
         index, known = self.class_index, class_slugs(tuple(self.model.classes))

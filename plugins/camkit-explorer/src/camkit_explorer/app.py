@@ -42,6 +42,7 @@ Compute = Callable[[Ready, Photo, Question], bytes | dict[str, Any]]
 # What is computed from a photograph, by the last part of its address.
 COMPUTED: dict[str, Compute] = {
     "maps": asking.maps,
+    "record": asking.record,
     "beside": asking.beside,
     "cover": asking.cover,
     "curves": asking.curves,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+import camkit
 from camkit.errors import MapError, UsageError
 from camkit.plugin import (
     MapBatch,
@@ -51,6 +53,21 @@ def maps(ready: Ready, photo: Photo, question: Question) -> bytes:
         "notes": [*photo.warnings, *found.prediction.warnings],
     }
     return pack(header, found.maps[one])
+
+
+def record(ready: Ready, photo: Photo, question: Question) -> dict[str, Any]:
+    """What the picture of a map carries where it is saved, for `camkit show`."""
+    way = {"backend": question.backend, "method": question.method, "layer": layer_of(ready, question)}
+    result = camkit.explain(ready.model, photo, target=question.target, **way)
+    told = result.record(
+        relu=question.rectified,
+        counterfactual=question.against,
+        cells=question.cells,
+        alpha=question.opacity,
+        cmap=question.colours or None,
+        scale=question.scale or "image",
+    )
+    return {**json.loads(told), "model_spec": ready.spec}
 
 
 def beside(ready: Ready, photo: Photo, question: Question) -> bytes:

@@ -1,7 +1,7 @@
 // The page of the explorer. All that is shown follows from `state`; `render` draws it. Classes, opacity, colours
 // and scale change without a request, because the maps of all classes are here already.
 
-import { composed } from "./saving.js";
+import { composed, withText } from "./saving.js";
 import { chart, drawBar, drawMap, drawMask, figure, inPixels, isFlat, packMask, paint, paintCell, peakOf, percent, seen, sizeOf, sumUnder, unpack } from "./drawing.js";
 
 const SHOWN_CLASSES = 8;
@@ -594,8 +594,16 @@ function needMap() {
   if (!state.found || !state.bitmap || !mapOf(state.target)) throw new Error("The map is not there yet: try again when it is.");
 }
 
+// What is shown, as the server can make it again.
+function shownQuestion() {
+  const { backend, method, layer } = state.found; // another map may be on its way
+  const scale = chosen("scale") === "map" ? null : look(mapOf(state.target)).scale || null;
+  return question({ backend, method, layer, target: state.target, rectified: chosen("view") === "for", against: chosen("view") === "against", cells: $("cells").checked, opacity: Number($("opacity").value), colours: $("colours").value, scale });
+}
+
 const save = calm(async () => {
   needMap();
+  const record = ask("/api/record", shownQuestion());
   const evidence = { signed: "for and against", for: "for", against: "against" }[chosen("view")];
   const scale = { map: "own scale", classes: "one scale for all classes", held: "a scale that was kept" }[chosen("scale")];
   const { verdict, facts } = state.covered ? coveredFacts(mapOf(state.target)) : { facts: [] };
@@ -609,7 +617,9 @@ const save = calm(async () => {
     ],
   });
   const link = make("a", { download: `${state.photograph.name}.${state.found.method}.${nameOf(state.target)}.png`.replace(/[\\/:*?"<>|]/g, "_") });
-  link.href = URL.createObjectURL(await canvas.convertToBlob({ type: "image/png" }));
+  // JSON in ASCII, as a text in a PNG has to be.
+  const told = JSON.stringify(await record).replace(/[\u007f-\uffff]/g, (sign) => `\\u${sign.charCodeAt(0).toString(16).padStart(4, "0")}`);
+  link.href = URL.createObjectURL(withText(await canvas.convertToBlob({ type: "image/png" }), "camkit", told));
   link.click();
   setTimeout(() => URL.revokeObjectURL(link.href), 10_000);
   $("done").value = "Saved";
@@ -617,9 +627,7 @@ const save = calm(async () => {
 
 const copy = (kind) => calm(async () => {
   needMap();
-  const { backend, method, layer } = state.found; // of what is shown: another map may be on its way
-  const asked = question({ backend, method, layer, target: state.target, rectified: chosen("view") === "for", against: chosen("view") === "against", cells: $("cells").checked, opacity: Number($("opacity").value), colours: $("colours").value, scale: chosen("scale") === "map" ? null : look(mapOf(state.target)).scale || null });
-  const found = await ask("/api/lines", asked);
+  const found = await ask("/api/lines", shownQuestion());
   await navigator.clipboard.writeText(found[kind]);
   $("done").value = "Copied";
 });

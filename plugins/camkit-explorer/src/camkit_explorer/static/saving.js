@@ -40,6 +40,27 @@ export function composed({ title, panels, bar, ticks, lines }) {
   return canvas;
 }
 
+// The file of a PNG with one more text in it, in ASCII, right behind its header.
+export function withText(png, key, text) {
+  const ascii = (words) => Uint8Array.from(words, (sign) => sign.charCodeAt(0));
+  const data = ascii(`tEXt${key}\0${text}`), chunk = new Uint8Array(data.length + 8), view = new DataView(chunk.buffer);
+  view.setUint32(0, data.length - 4);
+  chunk.set(data, 4);
+  view.setUint32(data.length + 4, checksum(data));
+  const header = 33; // the signature and the chunk IHDR
+  return new Blob([png.slice(0, header), chunk, png.slice(header)], { type: "image/png" });
+}
+
+// CRC-32, as a PNG has it.
+function checksum(data) {
+  let rest = 0xffffffff;
+  for (const byte of data) {
+    rest ^= byte;
+    for (let bit = 0; bit < 8; bit++) rest = (rest >>> 1) ^ (rest & 1 ? 0xedb88320 : 0);
+  }
+  return (rest ^ 0xffffffff) >>> 0;
+}
+
 // A text in lines of at most `room` pixels: broken at blanks, and inside of what has none.
 function wrapped(context, text, room) {
   const lines = [];
