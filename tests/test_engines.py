@@ -255,7 +255,7 @@ def test_resume_after_the_listing_has_changed_does_nothing_twice(run: Run) -> No
 def test_what_failed_is_tried_again_in_its_part(run: Run) -> None:
     (run.photos / "5.png").write_bytes(b"no picture")
     run()
-    (failed,) = run.out.glob("failed-*.json")
+    (failed,) = run.out.glob("_failed-*.json")
     assert "is not an image that camkit reads" in json.loads(failed.read_text())[0][1]
     assert [row["status"] for row in rows(run.out)].count("error") == 1
     assert len(run()) == 4, "the part with the failure is done again"

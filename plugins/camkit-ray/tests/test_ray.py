@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import numpy as np
+import pandas
 import polars
 import pytest
 from click.testing import CliRunner, Result
@@ -36,6 +40,12 @@ def camkit_(*arguments: object) -> Result:
     return CliRunner().invoke(cli, [str(one) for one in arguments])
 
 
+def apart(*arguments: object) -> subprocess.CompletedProcess[str]:
+    """In a process of its own, as what reads photographs keeps the environment that it was started with."""
+    call = [sys.executable, "-m", "camkit", *map(str, arguments)]
+    return subprocess.run(call, capture_output=True, text=True)
+
+
 def photographs(folder: Path, count: int) -> Path:
     folder.mkdir()
     for number in range(count):
@@ -54,25 +64,52 @@ def equal(one: polars.DataFrame, other: polars.DataFrame, *, but: tuple[str, ...
         assert one[column].equals(other[column], null_equal=True), column
 
 
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
+def answers(port: int) -> None:
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        with suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+            return
+        time.sleep(0.05)
+
+
+KEYS = {"aws_access_key_id": "key", "aws_secret_access_key": "secret", "aws_region": "us-east-1"}
+
+
+def of_store(url: str) -> dict[str, str]:
+    """The environment of those who use it."""
+    return {
+        "AWS_ENDPOINT_URL": url,
+        "AWS_ACCESS_KEY_ID": "key",
+        "AWS_SECRET_ACCESS_KEY": "secret",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_EC2_METADATA_DISABLED": "true",
+    }
+
+
+# What rclone does not know yet.
+CHECKSUMS = {
+    "AWS_REQUEST_CHECKSUM_CALCULATION": "when_required",
+    "AWS_RESPONSE_CHECKSUM_VALIDATION": "when_required",
+}
+
+
 @pytest.fixture(scope="module")
 def s3() -> Iterator[str]:
     """An object store on loopback, which processes that start later know, too."""
     pytest.importorskip("s3fs", reason="s3fs is not installed")
     server = pytest.importorskip("moto.server", reason="moto is not installed")
-    with socket.socket() as free, pytest.MonkeyPatch.context() as patch:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-        free.close()
+    with pytest.MonkeyPatch.context() as patch:
+        port = free_port()
         store = server.ThreadedMotoServer(ip_address="127.0.0.1", port=port, verbose=False)
         store.start()
         url = f"http://127.0.0.1:{port}"
-        for name, value in {
-            "AWS_ENDPOINT_URL": url,
-            "AWS_ACCESS_KEY_ID": "key",
-            "AWS_SECRET_ACCESS_KEY": "secret",
-            "AWS_DEFAULT_REGION": "us-east-1",
-            "AWS_EC2_METADATA_DISABLED": "true",
-        }.items():
+        for name, value in of_store(url).items():
             patch.setenv(name, value)
         yield url
         store.stop()
@@ -97,7 +134,9 @@ def test_conformance(check: Any, here: None) -> None:
     check()
 
 
-def test_from_and_to_an_object_store(here: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_from_and_to_an_object_store(
+    here: None, s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """As the engine `local` there, however many names a page of a listing holds."""
     import s3fs
 
@@ -126,13 +165,51 @@ def test_from_and_to_an_object_store(here: None, tmp_path: Path, monkeypatch: py
     equal(rows["local"], rows["ray"])
     assert rows["ray"]["name"].to_list()[-1] == "c/last.png" and len(rows["ray"]) == 8
 
+    assert len(pandas.read_parquet("s3://maps/ray")) == 8  # what begins with _ is no table
+    with duckdb.connect() as database:
+        database.register_filesystem(store)
+        asked_of = "SELECT count(*) FROM 's3://maps/ray/part-*.parquet' WHERE status = 'ok'"
+        assert database.sql(asked_of).fetchall() == [(7,)]
+    reached = {"aws_endpoint_url": s3, "aws_allow_http": "true", **KEYS}
+    lazily = polars.scan_parquet("s3://maps/ray/part-*.parquet", storage_options=reached)
+    assert lazily.select("name").collect().height == 8
+
     again = camkit_(*asked, "s3://maps/ray", "--engine", "ray", "--actors", 1)
     assert again.exit_code == 2 and "--resume does the rest" in again.stderr
     verified = camkit_("verify", "s3://maps/ray", "--sample", 2)
     assert verified.exit_code == 0 and "7 results: 7 maps" in verified.output, verified.output
 
 
-def test_more_actors_than_there_is_room_for(here: None, tmp_path: Path) -> None:
+def test_another_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that checks keys, and keeps its files on the disk."""
+    pytest.importorskip("s3fs", reason="s3fs is not installed")
+    program = shutil.which("rclone") or shutil.which("rclone", path=str(Path(sys.executable).parent))
+    if program is None:
+        pytest.skip("rclone is not installed")
+    (tmp_path / "store" / "maps").mkdir(parents=True)
+    photographs(tmp_path / "store" / "photos", 3)
+    port = free_port()
+    serve = [program, "serve", "s3", "--config", os.devnull, "--addr", f"127.0.0.1:{port}"]
+    with subprocess.Popen([*serve, "--auth-key", "key,secret", str(tmp_path / "store")],
+                          stderr=subprocess.DEVNULL) as server:  # fmt: skip
+        try:
+            for name, value in (of_store(f"http://127.0.0.1:{port}") | CHECKSUMS).items():
+                monkeypatch.setenv(name, value)
+            answers(port)
+            done = apart("explain", "s3://photos", *MODEL, "--out", "s3://maps/a")
+            assert done.returncode == 0 and "3 maps in 1 table" in done.stderr, done.stderr
+            assert len(table(tmp_path / "store" / "maps" / "a")) == 3
+            assert apart("verify", "s3://maps/a").returncode == 0
+            monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
+            refused = apart("explain", "s3://photos", *MODEL, "--out", "s3://maps/b")
+            assert (
+                refused.returncode == 1 and "signature" in refused.stderr and "wrong" not in refused.stderr
+            )
+        finally:
+            server.kill()
+
+
+def test_more_actors_than_there_is_room_for(here: None, s3: str, tmp_path: Path) -> None:
     photos = photographs(tmp_path / "photos", 2)
     out = tmp_path / "out"
     done = camkit_("explain", photos, *MODEL, "--engine", "ray", "--actors", 9, "--out", out)

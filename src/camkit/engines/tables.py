@@ -1,6 +1,6 @@
 """The files of a run that an engine does: `part-ID.parquet`, a row for each map, or for what failed.
 
-Beside a part with failures lies `failed-ID.json`, written before it, which says what they were; a run that
+Beside a part with failures lies `_failed-ID.json`, written before it, which says what they were; a run that
 is resumed does such a part again. Nothing else is kept: what is there is what is done.
 """
 
@@ -23,7 +23,7 @@ from camkit.explaining.parquet import Map
 
 MAX_FILE = 2**30  # bytes of a table
 PART = re.compile(r"part-(?P<id>[0-9a-f]{16})\.parquet")
-FAILED = re.compile(r"failed-(?P<id>[0-9a-f]{16})\.json")
+FAILED = re.compile(r"_failed-(?P<id>[0-9a-f]{16})\.json")
 
 
 def name_of(part: str) -> str:
@@ -41,7 +41,7 @@ def write(
     """Write the table of a part, whole; `CamkitError` if that cannot be done."""
     failed = [[line["image"], line["error"]] for line in lines if line["status"] == "error"]
     facts = {"request": request, "marks": [f"{mark:016x}" for mark in part.marks]}
-    beside = f"failed-{part.id}.json"
+    beside = f"_failed-{part.id}.json"
     if failed:
         store.write(
             place, beside, json.dumps(failed, ensure_ascii=False).encode("utf-8", "backslashreplace")
