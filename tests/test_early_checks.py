@@ -102,7 +102,7 @@ CASES = {
     "explain cat.png --out ''": "--out is empty: give a name",
     "explain ''": "[IMAGES]... is empty: give a name",
     "explain merge nowhere --out all": "there is no file or folder 'nowhere'",
-    "explain merge empty --out all": "empty holds no manifest.jsonl",
+    "explain merge empty --out all": "empty holds neither manifest.jsonl nor tables",
     # finished folders
     "verify nowhere": "there is no file or folder 'nowhere'",
     "verify results --images nowhere": "there is no file or folder 'nowhere'",

@@ -212,6 +212,7 @@ def test_everything_is_printed_in_one_place() -> None:
     assert set(found) <= {
         ("cli/terminal.py", "click.echo"),
         ("cli/console.py", "sys.stderr.isatty"),
+        ("cli/engine.py", "sys.stderr.isatty"),
         ("cli/inline.py", "sys.stdout.fileno"),
         ("cli/inline.py", "sys.stdout.isatty"),
         ("cli/train.py", "sys.stderr.isatty"),

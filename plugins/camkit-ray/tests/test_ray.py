@@ -176,8 +176,8 @@ def test_from_and_to_an_object_store(
 
     again = camkit_(*asked, "s3://maps/ray", "--engine", "ray", "--actors", 1)
     assert again.exit_code == 2 and "--resume does the rest" in again.stderr
-    verified = camkit_("verify", "s3://maps/ray", "--sample", 2)
-    assert verified.exit_code == 0 and "7 results: 7 maps" in verified.output, verified.output
+    verified = apart("verify", "s3://maps/ray", "--sample", 2)
+    assert verified.returncode == 0 and "7 results: 7 maps" in verified.stdout, verified.stderr
 
 
 def test_another_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

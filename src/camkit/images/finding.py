@@ -96,7 +96,7 @@ def below(address: str) -> Iterator[tuple[Entry, str]]:
 
 def is_image(name: str | os.PathLike[str]) -> bool:
     """Whether a name, or an address, ends as that of an image."""
-    return os.path.splitext(name)[1].lower() in SUFFIXES  # noqa: PTH122  it may be an address
+    return Path(name).suffix.lower() in SUFFIXES
 
 
 def display(path: str | os.PathLike[str]) -> str:
