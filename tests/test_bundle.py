@@ -146,7 +146,8 @@ def test_what_no_bundle_can_hold_is_told_with_the_way_out(
     monkeypatch.chdir(tmp_path)
     Path("mine.py").write_text(
         "from torch import nn\n\n\ndef build():\n"
-        "    return nn.Sequential(nn.Conv2d(3, 4, 5), nn.AdaptiveMaxPool2d(1), nn.Flatten(), nn.Linear(4, 2))\n"
+        "    parts = nn.Conv2d(3, 4, 5), nn.AdaptiveMaxPool2d(1), nn.Flatten(), nn.Linear(4, 2)\n"
+        "    return nn.Sequential(*parts)\n"
     )
     torch.save(
         nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2)),
