@@ -312,7 +312,8 @@ def report(found: Mapping[str, Any]) -> str:
     if done := found.get("kills"):
         told = ", ".join(f"{count} of {what}s" for what, count in sorted(done["kills"].items()))
         many = sum(done["kills"].values())
-        what = f"{many} kills ({told}) in {done['runs']} runs of {done['photographs']:,} photographs"
+        runs = "a run" if done["runs"] == 1 else f"{done['runs']} runs"
+        what = f"{many} kills ({told}) in {runs} of {done['photographs']:,} photographs"
         lines.append(f"| {what}: rows lost, twice | 0, 0 | {done['lost']}, {done['twice']} |")
     if done := found.get("overhead"):
         seconds = " and ".join(f"{median(times):.3f} s ({name})" for name, times in done["seconds"].items())
