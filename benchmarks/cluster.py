@@ -276,7 +276,8 @@ def measured(what: str, file: str, place: str) -> None:
     parts = Parts(Listing(listed=file), 256, "request")
     skipped = 0
     if what != "listing":
-        parts, skipped = tables.missing(parts, place)
+        found = tables.left(parts, place)
+        parts, skipped = found.parts, found.skipped
     left = sum(len(part.photographs) for part in parts)
     seconds = time.monotonic() - begun
     facts = {"seconds": round(seconds, 2), "mebibytes": round(_highest() - before, 1)}

@@ -101,6 +101,34 @@ def test_files_at_an_address(memory: str) -> None:
         addresses.read(f"{memory}/c.txt", 3)
 
 
+def test_a_glob_of_addresses(photos: Path) -> None:
+    assert names(Listing((f"{address(photos)}/*.png",))) == [f"{n}.png" for n in range(7)]
+    assert names(Listing((f"{address(photos)}/**/*.png",)))[-2:] == ["b/7.png", "b/8.png"]
+    with pytest.raises(UsageError, match="no image found"):
+        names(Listing((f"{address(photos)}/*.gif",)))
+    with pytest.raises(UsageError, match="no image found"):
+        list(camkit.explain_many(camkit.load_model(MODEL, device="cpu"), f"{address(photos)}/none/*.png"))
+
+
+def test_a_name_with_signs_is_no_secret(memory: str) -> None:
+    for name in ("quest?ion.png", "x y#1?q.png", "100%.png", "a@b.png"):
+        addresses.write(f"{memory}/{name}", b"x")
+        assert addresses.read(f"{memory}/{name}", 9) == b"x"
+    with pytest.raises(UsageError, match="s3:///a names no bucket"):
+        addresses.check("s3:///a")
+    done = camkit_("explain", "https://example.org/a.jpg?token=SECRET")
+    assert done.exit_code == 2 and "download it" in done.stderr and "SECRET" not in done.stderr
+
+
+@pytest.mark.parametrize("call", ["verify", "render", "merge"])
+def test_no_command_repeats_a_secret(call: str, tmp_path: Path) -> None:
+    place = "s3://KEY:SECRET@bucket/a"
+    asked = {"verify": ["verify", place], "render": ["render", place, "--out", tmp_path / "x"]}
+    asked["merge"] = ["explain", "merge", place, "--out", tmp_path / "x"]
+    done = camkit_(*asked[call])
+    assert done.exit_code == 2 and "SECRET" not in done.output and "from the environment" in done.stderr
+
+
 @pytest.mark.parametrize("text", ["s3://KEY:SECRET@bucket/a", "s3://bucket/a?X-Amz-Signature=SECRET"])
 def test_a_secret_in_an_address_is_refused_and_not_repeated(text: str) -> None:
     with pytest.raises(UsageError, match="credentials come from the environment") as told:
@@ -220,8 +248,9 @@ class Run:
         request = ExplainRequest(model=MODEL, device="cpu", batch_size=4, resume=resume)
         of = Listing(tuple(map(str, images or [self.photos])))
         run = EngineRun(request, of, str(self.out), workers=0)
-        parts = run.parts
-        run.parts = tables.missing(Parts(of, 4, run.work.id), str(self.out))[0] if resume else parts
+        if resume:
+            left = tables.left(Parts(of, 4, run.work.id), str(self.out))
+            run.parts, run._stale = left.parts, left.stale
         outcomes = run.outcomes(loading.make("engine", "local"))
         return [one.name for outcome in outcomes for one in outcome.part.photographs]
 
@@ -246,10 +275,42 @@ def test_resume_after_the_listing_has_changed_does_nothing_twice(run: Run) -> No
     photograph(run.photos / "00.png", 50)  # the first: all parts begin elsewhere now
     assert run() == ["00.png"] and run() == []
     assert len(rows(run.out)) == 10
+    before = {row["name"]: row["image_sha256"] for row in rows(run.out)}
     photograph(run.photos / "3.png", 51)  # its contents are others now
-    assert run() == ["3.png"]
-    assert [row["name"] for row in rows(run.out)].count("3.png") == 2  # of both contents
+    assert "3.png" in run() and run() == []
+    after = {row["name"]: row["image_sha256"] for row in rows(run.out)}
+    assert len(rows(run.out)) == 10 and [name for name in after if after[name] != before[name]] == ["3.png"]
+
+
+def test_a_photograph_that_is_repaired_leaves_each_once(run: Run) -> None:
+    """Also where it failed in a part that the listing of today has no more."""
+    run()
+    photograph(run.photos / "00.png", 50)
+    (run.photos / "5.png").write_bytes(b"no picture")
+    run()
+    photograph(run.photos / "5.png", 52)
+    run()
+    assert [row["name"] for row in rows(run.out)] == sorted(row.name for row in Listing((str(run.photos),)))
+    assert {row["status"] for row in rows(run.out)} == {"ok"} and not list(run.out.glob("_failed*"))
     assert run() == []
+
+
+def test_photographs_that_are_not_listed_today_keep_their_rows(run: Run) -> None:
+    """As those of another shard, or of another folder."""
+    run([run.photos / "b"])
+    photograph(run.photos / "0.png", 53)
+    assert run([run.photos / "0.png"]) == ["0.png"]
+    assert [row["name"] for row in rows(run.out)] == ["0.png", "7.png", "8.png"]
+
+
+def test_results_of_another_request_or_kind_are_not_mixed(run: Run, tmp_path: Path) -> None:
+    run()
+    request = ExplainRequest(model="timm:test_vit@none", device="cpu", resume=True)
+    with pytest.raises(UsageError, match="holds tables of another request"):
+        EngineRun(request, Listing((str(run.photos),)), str(run.out), workers=0)
+    assert camkit_("explain", run.photos / "0.png", *USUAL, "--out", tmp_path / "own").exit_code == 0
+    done = camkit_("explain", run.photos / "0.png", *USUAL, "--out", address(tmp_path / "own"))
+    assert done.exit_code == 2 and "holds results that are no tables of an engine" in done.stderr
 
 
 def test_what_failed_is_tried_again_in_its_part(run: Run) -> None:
@@ -392,6 +453,8 @@ WRONG = {
         ["--out", "file:///x", "--actors", "2"],
         "the engine local has no --actors: --engine ray has",
     ),
+    "an engine's options": (["--actors", "2"], "--actors is for an engine: add --engine ray"),
+    "a column": (["--column", "a"], "--column is of the table that --from names"),
     "an engine": (["--engine", "rey"], "there is no engine 'rey'"),
     "both": (["--from", "-"], "IMAGES and --from exclude each other"),
     "a model": (["--model", "timm:nothing", "--out", "file:///x"], "has no classifier 'nothing'"),

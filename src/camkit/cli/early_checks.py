@@ -93,6 +93,10 @@ def photographs(patterns: Sequence[str], listed: str | None = None) -> None:
         raise UsageError("IMAGES and --from exclude each other: give the one or the other")
     if listed and listed != "-" and not addresses.is_address(listed):
         there(listed)
+    if web := next((p for p in patterns if p.startswith(("http://", "https://"))), None):
+        raise UsageError(
+            f"{web.partition('?')[0]} is no file: download it; in Python camkit.explain takes web addresses"
+        )
     stored = [pattern for pattern in patterns if addresses.is_address(pattern)]
     for pattern in stored:
         addresses.check(pattern)

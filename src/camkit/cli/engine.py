@@ -35,15 +35,15 @@ def check(values: dict[str, Any], given: set[str], of_pictures: Sequence[str]) -
             f"tables are written here: --format parquet, not {values['format']} (`camkit render` draws)"
         )
     if of_pictures:
-        shown = _options(of_pictures)
+        shown = options_of(of_pictures)
         raise UsageError(f"tables have no pictures: leave {shown} out, and use `camkit render`")
     options = {name: values[name] for name in ("actors", "gpus_per_actor", "address") if name in given}
     if options and found.dist == discovery.HOST:
-        raise UsageError(f"the engine local has no {_options(options)}: --engine ray has")
+        raise UsageError(f"the engine local has no {options_of(options)}: --engine ray has")
     values["engine_options"] = options
 
 
-def _options(names: Iterable[str]) -> str:
+def options_of(names: Iterable[str]) -> str:
     """`--actors, --open`: options as a user writes them."""
     return ", ".join(f"--{name.removesuffix('_picture').replace('_', '-')}" for name in names)
 
@@ -124,6 +124,9 @@ class _Told:
             return
         if skipped:
             say(f"{counted(skipped, 'part')} {'was' if skipped == 1 else 'were'} done already", err=True)
+        if not self.parts:
+            say(f"Nothing is left to do: everything is in {self._out}", err=True)
+            return
         rate = self.photographs / max(seconds, 1e-9)
         say(
             f"{counted(self.photographs, 'photograph')}, {counted(self.maps, 'map')} in "

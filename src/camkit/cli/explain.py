@@ -200,6 +200,10 @@ def explain(images: tuple[str, ...], **values: Any) -> None:
     if tables:
         engine.check(asked, given, sorted(given & of_pictures))
         values["format"] = "parquet"
+    elif lost := sorted(given.intersection(OF_ENGINE) - {"engine"}):
+        raise UsageError(f"{engine.options_of(lost)} is for an engine: add --engine ray")
+    if column and not listed:
+        raise UsageError("--column is of the table that --from names: there is none")
     _check(images, values, style, tables=tables, listed=listed)
     # Threads that a model on the CPU keeps waiting leave their cores to the processes that read, and to the
     # threads that write: 3 to 4 % of a run. It counts if torch has not been imported yet.

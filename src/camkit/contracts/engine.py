@@ -23,13 +23,15 @@ class Part:
     """Photographs whose rows are one file.
 
     number: its place in the listing, from 0. id: the same for the same photographs and request, so whoever
-    does a part again writes the same file. marks: 64 bits of the name and file of each photograph.
+    does a part again writes the same file. marks: 64 bits of the name and file of each photograph; keys:
+    of the name alone.
     """
 
     number: int
     id: str
     photographs: tuple[Photograph, ...]
     marks: tuple[int, ...] = ()
+    keys: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -53,7 +53,8 @@ class Parts:
             digest.update(one.fingerprint.to_bytes(8, "big"))
         own = tuple(Photograph(one.path, one.name) for one in photographs)
         marks = tuple(one.fingerprint for one in photographs)
-        return Part(number, digest.hexdigest()[:16], own, marks)
+        keys = tuple(one.key for one in photographs)
+        return Part(number, digest.hexdigest()[:16], own, marks, keys)
 
     def without(self, done: Iterable[str], known: Any = None) -> Parts:
         """The same without what is done."""

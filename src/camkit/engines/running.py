@@ -39,16 +39,19 @@ class EngineRun:
         """
         store.check(out)
         store.tidy(out)
+        tables.check_tables_alone(out)
         if not request.resume:
             tables.check_new(out)
         if next(iter(listing), None) is None:
             raise UsageError("no photograph belongs to this shard")
         self.work = ExplainWork.of(request, out, workers, note, part_size)
         parts = Parts(listing, self.work.photographs, self.work.id)
-        self.parts, self.skipped = tables.missing(parts, out) if request.resume else (parts, 0)
+        found = tables.left(parts, out) if request.resume else tables.Left(parts)
+        self.parts, self.skipped, self._stale = found.parts, found.skipped, found.stale
 
     def outcomes(self, engine: Engine) -> Iterator[Outcome]:
         """Each part that is done, as soon as its table is there."""
+        tables.remove(self.work.out, self._stale)  # their photographs are done anew
         outcomes: Any = engine.run(self.work, self.parts)
         with closing(outcomes):
             for outcome in outcomes:

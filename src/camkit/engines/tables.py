@@ -40,7 +40,11 @@ def write(
 ) -> None:
     """Write the table of a part, whole; `CamkitError` if that cannot be done."""
     failed = [[line["image"], line["error"]] for line in lines if line["status"] == "error"]
-    facts = {"request": request, "marks": [f"{mark:016x}" for mark in part.marks]}
+    facts: dict[str, Any] = {"request": request}
+    facts |= {
+        "keys": [f"{key:016x}" for key in part.keys],
+        "marks": [f"{mark:016x}" for mark in part.marks],
+    }
     beside = f"_failed-{part.id}.json"
     if failed:
         store.write(
@@ -69,30 +73,72 @@ def there(place: str) -> There:
     return There(frozenset(parts), frozenset(failed))
 
 
-def missing(parts: Parts, place: str) -> tuple[Parts, int]:
-    """The parts that are left to do, those of which something failed among them, and how many are done.
+@dataclass(frozen=True)
+class Left:
+    """What a run that is resumed has to do.
+
+    skipped: how many parts are done. stale: ids of parts to remove, of which some photographs are others
+    now, or failed and lie in another part today: those that are listed are done anew.
+    """
+
+    parts: Parts
+    skipped: int = 0
+    stale: tuple[str, ...] = ()
+
+
+def left(parts: Parts, place: str) -> Left:
+    """What is left to do of `parts`.
 
     A listing that has changed since has other parts: then the photographs that are done are told by the
-    footers of the parts that are there.
+    footers of the parts that are there. Raises `UsageError` for tables of another request.
     """
     found = there(place)
-    done = found.parts - found.failed
     if not found.parts:
-        return parts, 0
+        return Left(parts)
+    done = found.parts - found.failed
     own = {parts.part(number, group).id for number, group in enumerate(parts.groups())}
-    others = sorted(done - own)
-    known = _marks(place, others, parts.request)
-    return parts.without(done & own, known), len(done & own)
+    others = sorted(found.parts - own)
+    if not others:
+        return Left(parts.without(done & own), len(done & own))
+    now = _marks_by_name(parts)
+    known: list[Any] = []
+    stale = []
+    for one in others:
+        keys, marks = _footer(place, one, parts.request)
+        listed = np.isin(keys, now[0])
+        changed = listed & (now[1][np.searchsorted(now[0], keys).clip(max=len(now[0]) - 1)] != marks)
+        if changed.any() or (one in found.failed and listed.any()):
+            stale.append(one)
+        else:
+            known.append(marks)
+    marks = np.sort(np.concatenate(known)) if known else np.zeros(0, np.uint64)
+    return Left(parts.without(done & own, marks), len(done & own), tuple(stale))
 
 
-def _marks(place: str, ids: Sequence[str], request: str) -> Any:
-    """Sorted marks of the photographs in these parts, if they are of the request: `uint64 [n]`."""
-    found: list[np.ndarray[Any, Any]] = []
+def remove(place: str, ids: Sequence[str]) -> None:
+    """Take the tables of these parts away, and what tells of their failures."""
     for one in ids:
-        facts = parquet.read_facts(store.read(place, name_of(one), MAX_FILE))
-        if facts.get("request") == request:
-            found.append(np.array([int(mark, 16) for mark in facts["marks"]], np.uint64))
-    return np.sort(np.concatenate(found)) if found else np.zeros(0, np.uint64)
+        store.remove(place, name_of(one))
+        store.remove(place, f"_failed-{one}.json")
+
+
+def _marks_by_name(parts: Parts) -> tuple[Any, Any]:
+    """Sorted keys of all photographs of a listing, and their marks in this order: two of `uint64 [n]`."""
+    table = np.array([(one.key, one.fingerprint) for group in parts.groups() for one in group], np.uint64)
+    table = table[np.argsort(table[:, 0], kind="stable")]
+    return table[:, 0], table[:, 1]
+
+
+def _footer(place: str, part: str, request: str) -> tuple[Any, Any]:
+    """Keys and marks of the photographs of a part; `UsageError` if it is of another request."""
+    facts = parquet.read_facts(store.read(place, name_of(part), MAX_FILE))
+    if facts.get("request") != request:
+        raise UsageError(
+            f"{place} holds tables of another request (model, classes, method, batch size, ...): choose "
+            "another --out"
+        )
+    keys, marks = (np.array([int(one, 16) for one in facts[name]], np.uint64) for name in ("keys", "marks"))
+    return keys, marks
 
 
 def check_new(place: str) -> None:
@@ -101,6 +147,13 @@ def check_new(place: str) -> None:
         raise UsageError(
             f"{place} holds parts of an earlier run: --resume does the rest, or choose another --out"
         )
+
+
+def check_tables_alone(place: str) -> None:
+    """Raise `UsageError` if results of another kind lie there, which would be there twice."""
+    names = set(store.names(place))
+    if manifest.NAME in names and not any(map(PART.fullmatch, names)):
+        raise UsageError(f"{place} holds results that are no tables of an engine: choose another --out")
 
 
 def check_results(place: str) -> None:

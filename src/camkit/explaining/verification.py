@@ -91,14 +91,15 @@ def verify(
         again = _computed(line, model, photograph(line, photographs), reader)
         return _difference(reader.map(folder, line), again)
 
-    largest = 0.0
+    largest, count = 0.0, 0
     for line in sampled:
         difference = findings.attempt(line["map_file"], recomputed, line)
         if difference is not None:
+            count += 1
             largest = max(largest, difference)
             if not difference <= stored_maps.tolerance(line):
                 findings.add(line["map_file"], f"recomputed, it differs by {difference:.1e} of its peak")
-    counts = len(lines), len(sound), len(pictures), len(photos), len(sampled)
+    counts = len(lines), len(sound), len(pictures), len(photos), count
     return Verdict(*counts, largest, tuple(findings))
 
 

@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import urlsplit
 
 from camkit.errors import CamkitError, UsageError, reason
 from camkit.files import read_regular
@@ -44,13 +43,22 @@ def is_address(text: object) -> bool:
 
 def check(address: str) -> None:
     """Raise `UsageError` for an address that no store can be asked for; nothing is asked."""
-    parts = urlsplit(address)
-    if "@" in parts.netloc or parts.query:
-        raise UsageError(
-            f"{address.partition('://')[0]}://... holds more than a bucket and a name: credentials come "
-            "from the environment, never from an address"
-        )
     _filesystem(address)
+
+
+def _check_secrets(address: str) -> None:
+    """Raise `UsageError` for an address that seems to hold a secret, which is not repeated."""
+    scheme, _, rest = address.partition("://")
+    place, _, name = rest.partition("/")
+    name, _, query = name.partition("?")
+    if "@" in place or "=" in query:
+        shown = f"{scheme}://{place.rpartition('@')[2]}/{name}"
+        raise UsageError(
+            f"the address of {shown} holds more than that: credentials come from the environment, never "
+            "from an address"
+        )
+    if not place and scheme.lower() in PACKAGES:
+        raise UsageError(f"{address} names no bucket")
 
 
 def read(address: str, limit: int) -> bytes:
@@ -113,6 +121,15 @@ def below(address: str) -> Iterator[Entry]:
         )
 
 
+def matching(pattern: str) -> Iterator[Entry]:
+    """The files that a glob means, as `below`; `*` stays within a folder, `**` does not."""
+    from fsspec.utils import glob_translate
+
+    base = pattern[: pattern.index("*")].rpartition("/")[0]
+    wanted = re.compile(glob_translate(pattern))
+    return (entry for entry in below(base) if wanted.fullmatch(entry.address))
+
+
 def _pages(store: Any, path: str, address: str) -> Iterator[Entry]:
     bucket, _, key = path.strip("/").partition("/")
     prefix, last = f"{key.rstrip('/')}/" if key else "", ""
@@ -159,6 +176,7 @@ def _protocols(store: Any) -> tuple[str, ...]:
 
 
 def _filesystem(address: str) -> tuple[Any, str]:
+    _check_secrets(address)
     scheme = address.partition("://")[0].lower()
     package = PACKAGES.get(scheme, "fsspec")
     try:
@@ -185,7 +203,8 @@ def _errors(address: str, what: str) -> Iterator[None]:
     except (CamkitError, GeneratorExit):
         raise
     except FileNotFoundError:
-        raise CamkitError(f"{address} cannot be {what}: it is not there") from None
+        kind = UsageError if what == "listed" else CamkitError
+        raise kind(f"{address} cannot be {what}: it is not there") from None
     # Each store has errors of its own.
     except Exception as error:
         raise CamkitError(f"{address} cannot be {what}: {reason(error)}") from None

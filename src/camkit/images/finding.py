@@ -89,9 +89,12 @@ def below(address: str) -> Iterator[tuple[Entry, str]]:
     if is_image(base) and addresses.is_file(base):
         yield Entry(base, 0, ""), base.rpartition("/")[2]
         return
-    for entry in addresses.below(base):
+    start, found = len(base) + 1, addresses.below(base) if "*" not in base else addresses.matching(base)
+    if "*" in base:
+        start = len(base[: base.index("*")].rpartition("/")[0]) + 1
+    for entry in found:
         if is_image(entry.address):
-            yield entry, entry.address[len(base) + 1 :]
+            yield entry, entry.address[start:]
 
 
 def is_image(name: str | os.PathLike[str]) -> bool:

@@ -72,7 +72,12 @@ def _files(images: str | os.PathLike[str]) -> Iterator[str | os.PathLike[str]]:
     if str(images).startswith(("http://", "https://")):
         yield images
     elif is_address(images):
-        yield from (entry.address for entry, _ in finding.below(str(images)))
+        found = (entry.address for entry, _ in finding.below(str(images)))
+        first = next(found, None)
+        if first is None:
+            raise UsageError(f"no image found in {finding.display(str(images))!r}")
+        yield first
+        yield from found
     else:
         yield from finding.expand([os.path.expanduser(images)])  # noqa: PTH111
 

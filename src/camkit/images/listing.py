@@ -33,8 +33,17 @@ class Listed:
     @property
     def fingerprint(self) -> int:
         """64 bits of its name and mark."""
-        text = f"{self.name}\0{self.mark}".encode("utf-8", "surrogatepass")
-        return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big")
+        return _hash(f"{self.name}\0{self.mark}")
+
+    @property
+    def key(self) -> int:
+        """64 bits of its name alone."""
+        return _hash(self.name)
+
+
+def _hash(text: str) -> int:
+    raw = text.encode("utf-8", "surrogatepass")
+    return int.from_bytes(hashlib.blake2b(raw, digest_size=8).digest(), "big")
 
 
 @dataclass(frozen=True)
@@ -99,9 +108,9 @@ def _mark(path: str) -> str:
 def _of_addresses(images: Sequence[str], without: str) -> Iterator[Listed]:
     """Addresses, and paths beside them, each named from where it was given."""
     taken: dict[str, int] = {}
-    for image in images:
+    for image in dict.fromkeys(images):
         start = ""
-        if len(images) > 1:
+        if len(set(images)) > 1:
             last = image.rstrip("/").rpartition("/")[2] or "root"
             taken[last] = taken.get(last, 0) + 1
             start = f"{last}/" if taken[last] == 1 else f"{last}~{taken[last]}/"

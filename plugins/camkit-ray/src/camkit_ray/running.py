@@ -32,6 +32,8 @@ SECONDS = 10.0  # for a cluster to answer
 
 def outcomes(work: Work, parts: Iterable[Part], options: RayOptions) -> Iterator[Outcome]:
     """The outcome of each part, as soon as its table is there."""
+    if next(iter(parts), None) is None:
+        return  # before a cluster is started
     with ExitStack() as stack:
         stack.enter_context(_quiet())
         stack.enter_context(_cluster(options.address))
@@ -48,10 +50,11 @@ def outcomes(work: Work, parts: Iterable[Part], options: RayOptions) -> Iterator
             num_gpus=gpus or None,
         )
         seen: set[str] = set()  # a task that is done again, after a process was lost, has an outcome again
-        rows = done.iter_rows()
+        # Block by block: batches of rows would wait until there are many.
+        blocks = done.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
         try:
-            for row in rows:
-                made = wire.outcome_of(row["outcome"])
+            for text in (text for block in blocks for text in block["outcome"].to_pylist()):
+                made = wire.outcome_of(text)
                 if made.part.id not in seen:
                     seen.add(made.part.id)
                     yield made
@@ -80,6 +83,8 @@ def _cluster(address: str) -> Iterator[None]:
     # Whatever Ray raises where there is no cluster, or none can be started.
     except Exception as error:
         where = f"no cluster answers at {address}" if address else "no cluster could be started here"
+        if address and "RAY_AUTH_TOKEN" not in os.environ:
+            where += " (or it asks for a token: RAY_AUTH_MODE=token RAY_AUTH_TOKEN=...)"
         raise UsageError(f"{where}: {reason(error)}") from None
     try:
         yield
@@ -153,6 +158,8 @@ def _sizes(options: RayOptions) -> tuple[int, float, int | None]:
             most = int(all_gpus) * int(1 / gpus)
     else:
         most = int(cpus) - 1  # a core is for what reads
+    if gpus and most < 1:
+        raise UsageError(f"--gpus-per-actor {gpus:g}: the cluster has {all_gpus:g} GPUs")
     if options.actors > max(1, most):
         kind = f"GPUs, {all_gpus:g} in all" if gpus else f"cores, {cpus:g} in all, one of which reads"
         raise UsageError(f"--actors {options.actors}: the cluster has room for {max(1, most)} ({kind})")

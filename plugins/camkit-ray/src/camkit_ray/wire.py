@@ -54,4 +54,4 @@ def outcome_of(text: str) -> Outcome:
 
 def _part(told: Any) -> Part:
     photographs = tuple(Photograph(**one) for one in told["photographs"])
-    return Part(told["number"], told["id"], photographs, tuple(told["marks"]))
+    return Part(told["number"], told["id"], photographs, tuple(told["marks"]), tuple(told["keys"]))
