@@ -17,10 +17,12 @@ from camkit.contracts.explainer import Explainer, Query, Sweep
 from camkit.core import formulas as cams
 from camkit.core import hooks
 from camkit.core.hooks import Captured
-from camkit.errors import UsageError
+from camkit.errors import UsageError, warn
 from camkit.native import compiled, perturbation
+from camkit.native.attention import Seen, watched
+from camkit.native.attention_maps import Attended
 from camkit.native.gradients import class_gradients, classes_at_once, pooled_slopes, second_order
-from camkit.native.method_table import FEATURES, GRADIENTS, METHODS, NativeOptions
+from camkit.native.method_table import ATTENTION, FEATURES, GRADIENTS, METHODS, NativeOptions
 from camkit.native.perturbation import Head
 from camkit.native.tail import GradientFormula
 
@@ -40,7 +42,7 @@ NEVER_NOISE = ("eigengradcam", "gradcam-elementwise")
 AT_ONCE = GRADIENT_METHODS.keys() - {"eigengradcam"}
 
 # These have no sum over channels.
-SUMLESS = ("eigengradcam", *FEATURE_METHODS)
+SUMLESS = ("eigengradcam", *FEATURE_METHODS, *ATTENTION)
 
 
 class Native(Explainer):
@@ -49,12 +51,16 @@ class Native(Explainer):
     summary = "Grad-CAM and its family from one forward; nothing below the layer is differentiated"
     methods = METHODS
     dtypes = ("float32", "float64", "bfloat16", "float16")
-    class_agnostic = tuple(FEATURE_METHODS)
+    class_agnostic = (*FEATURE_METHODS, "attention-rollout")
+    layerless = needs_attention = unsigned = ATTENTION
     notes: ClassVar[Mapping[str, str]] = {
         "shapleycam": "where the score is linear in the layer it equals gradcam",
         "finercam": "gradcam of the score minus those of the most similar classes",
         "ablationcam": "one run of what is above the layer for each channel; none if that is affine",
         "scorecam": "one forward for each channel; weights are positive",
+        "attention-rollout": "attention of all blocks; how much reaches the class token, no sign",
+        "generic-attention": "attention of all blocks times its positive gradients; no sign",
+        "legrad": "positive gradients by the attention of each block; no sign",
     }
     thread_safe = True
     dimensions = (1, 2, 3)
@@ -79,19 +85,14 @@ class Native(Explainer):
 
     def many(self, sweep: Sweep) -> dict[tuple[str, str], Tensor]:
         """Raw maps `[B, T, h, w]` by method and layer, all from one forward of the whole model."""
-        fast = compiled.ready(sweep) if self.options.fast else None
+        fast = self._fast(sweep)
         if fast and (found := self._at_once(fast, sweep)):
             return found
-        with _twice_differentiable() if "shapleycam" in sweep.methods else nullcontext():
-            scores, captured = (
-                compiled.forward(fast, sweep)
-                if fast
-                else hooks.forward(
-                    *(sweep.module, sweep.inputs, sweep.layers, sweep.extras), kind=sweep.layout
-                )
-            )
-        run = _Run(sweep, self.options, scores, sweep.choose(scores), captured)
+        scores, captured, seen = _forward(sweep, fast)
+        attended = Attended(sweep, seen, scores) if seen else None
+        run = _Run(sweep, self.options, scores, sweep.choose(scores), captured, attended)
         maps = run.curvature_maps()  # first, while there is a graph
+        maps |= run.attention_maps()
         maps |= run.gradient_maps()  # their last pass frees the graph
         maps |= run.feature_maps()
         maps |= run.perturbation_maps()
@@ -100,6 +101,13 @@ class Native(Explainer):
                 if method not in SUMLESS:
                     maps[method, layer] = maps[method, layer] / captured[layer].features.shape[1]
         return {(method, layer): maps[method, layer] for method in sweep.methods for layer in sweep.layers}
+
+    def _fast(self, sweep: Sweep) -> compiled.Fast | None:
+        """The compiled model, where it is wanted and possible."""
+        if self.options.fast and not set(ATTENTION).isdisjoint(sweep.methods):
+            warn("without fast mode: attention is seen in the plain forward only")
+            return None
+        return compiled.ready(sweep) if self.options.fast else None
 
     def _at_once(self, fast: compiled.Fast, sweep: Sweep) -> Maps | None:
         """The maps, if they are of one class of each input and compiled as a whole."""
@@ -124,6 +132,22 @@ class Native(Explainer):
 Maps = dict[tuple[str, str], Tensor]  # [B, T, h, w] by method and layer
 
 
+def _forward(sweep: Sweep, fast: compiled.Fast | None) -> tuple[Tensor, dict[str, Captured], Seen | None]:
+    """Scores, the outputs of the layers, and the attention, as far as methods look at them."""
+    twice = _twice_differentiable() if "shapleycam" in sweep.methods else nullcontext()
+    if fast:
+        with twice:
+            return (*compiled.forward(fast, sweep), None)
+    layers = () if set(ATTENTION).issuperset(sweep.methods) else sweep.layers
+    ask = (sweep.module, sweep.inputs, layers, sweep.extras)
+    if set(ATTENTION).isdisjoint(sweep.methods):
+        with twice:
+            return (*hooks.forward(*ask, kind=sweep.layout), None)
+    with watched(sweep.module, len(sweep.inputs), blocks="legrad" in sweep.methods) as watch, twice:
+        found = hooks.forward(*ask, kind=sweep.layout)
+    return (*found, watch.seen)
+
+
 @dataclass(frozen=True)
 class _Run:
     """The results of one forward, and the maps that each kind of method makes from them."""
@@ -133,6 +157,7 @@ class _Run:
     scores: Tensor
     targets: Tensor
     captured: dict[str, Captured]
+    attended: Attended | None
 
     @cached_property
     def heads(self) -> dict[str, Head]:
@@ -158,14 +183,31 @@ class _Run:
             maps["shapleycam", layer] = torch.cat(parts, dim=1)
         return maps
 
+    def attention_maps(self) -> Maps:
+        """From all blocks, so at every layer the same; without those that share gradients."""
+        maps, classes = {}, self.targets.shape[1]
+        if self.attended and "attention-rollout" in self.sweep.methods:
+            maps["attention-rollout"] = self.attended.rollout().expand(-1, classes, -1, -1)
+        if self.attended and "generic-attention" in self.sweep.methods:
+            _ = self.attended.read  # while there is a graph
+        if self.attended and "legrad" in self.sweep.methods:
+            maps["legrad"] = self.attended.legrad(self.targets)
+        return {(method, layer): value for method, value in maps.items() for layer in self.sweep.layers}
+
     def gradient_maps(self) -> Maps:
         """Methods of the same scores share the gradients, chunk by chunk of the classes."""
-        passes = [p for p in self._passes() if p[0]]
+        generic = self.attended if "generic-attention" in self.sweep.methods else None
+        attentions = [attention.output for attention in generic.chain] if generic else []
+        passes = [p for p in self._passes() if p[0] or (generic and p[1] is self.scores)]
+        of_attention: list[Tensor] = []
         pieces: dict[tuple[str, str], list[Tensor]] = {key: [] for p in passes for key in p[0]}
         for formulas, scores, targets in passes:
             layers = list(dict.fromkeys(layer for _, layer in formulas))
             keep = formulas is not passes[-1][0]
-            for gradients in self._gradients(scores, targets, layers, keep=keep):
+            further = attentions if scores is self.scores else []
+            for gradients in self._gradients(scores, targets, layers, further, keep=keep):
+                if generic and further:
+                    of_attention.append(generic.generic(gradients[len(layers) :]))
                 for (method, layer), formula in formulas.items():
                     kept, gradient = self.captured[layer], gradients[layers.index(layer)]
                     slopes = kept.layout.to_map(gradient)
@@ -174,15 +216,25 @@ class _Run:
                         noise = cams.is_noise(maps, formula, kept.features, slopes)
                         self.sweep.remark(method, layer, noise, cams.NOISY)
                     pieces[method, layer].append(maps)
+        if of_attention:
+            pieces |= {("generic-attention", layer): of_attention for layer in self.sweep.layers}
         return {key: torch.cat(parts, dim=1) for key, parts in pieces.items()}
 
     def _gradients(
-        self, scores: Tensor, targets: Tensor, layers: Sequence[str], keep: bool
+        self,
+        scores: Tensor,
+        targets: Tensor,
+        layers: Sequence[str],
+        further: Sequence[Tensor],
+        keep: bool,
     ) -> Iterator[tuple[Tensor, ...]]:
-        """Like `class_gradients`; for many classes behind a global mean without differentiating each."""
-        outputs = [self.captured[layer].output for layer in layers]
+        """Like `class_gradients`; for many classes behind a global mean without differentiating each.
+
+        further: what they are wanted of, too, behind the outputs of the layers.
+        """
+        outputs = [*(self.captured[layer].output for layer in layers), *further]
         at_once, slopes = classes_at_once(outputs), None
-        if targets.shape[1] > at_once and scores is self.scores and len(layers) == 1:
+        if targets.shape[1] > at_once and scores is self.scores and len(layers) == 1 == len(outputs):
             slopes = pooled_slopes(self.sweep.module, layers[0], self.captured[layers[0]])
         if slopes is None:
             yield from class_gradients(scores, targets, outputs, keep=keep)

@@ -76,7 +76,7 @@ def second_order(scores: Tensor, targets: Tensor, captured: Captured) -> Iterato
     for column in torch.split(targets, 1, dim=1):
         compute = partial(_second_order, scores, column, captured, direction)
         try:
-            yield _scaled([scores, captured.output], compute)
+            yield scaled([scores, captured.output], compute)
         except RuntimeError as error:  # the host explains what has no first derivative
             if "is not implemented" not in str(error) and "differentiate twice" not in str(error):
                 raise
@@ -101,7 +101,7 @@ def _gradients(
     scores: Tensor, targets: Tensor, outputs: Sequence[Tensor], keep: bool
 ) -> tuple[Tensor, ...]:
     tensors = [scores, *outputs]
-    return _scaled(tensors, partial(_scaled_gradients, scores, targets, outputs, keep or _is_half(tensors)))
+    return scaled(tensors, partial(_scaled_gradients, scores, targets, outputs, keep or _is_half(tensors)))
 
 
 def _scaled_gradients(
@@ -136,9 +136,7 @@ def _sum(scores: Tensor, column: Tensor, scale: float) -> Tensor:
 SCALES = (2.0**14, 2.0**7, 1.0)
 
 
-def _scaled(
-    tensors: Sequence[Tensor], compute: Callable[[float], tuple[Tensor, ...]]
-) -> tuple[Tensor, ...]:
+def scaled(tensors: Sequence[Tensor], compute: Callable[[float], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
     """`compute(1.0)`; if a tensor is float16, that of a larger scale, divided by it in float32."""
     if not _is_half(tensors):
         return compute(1.0)
