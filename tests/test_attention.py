@@ -463,3 +463,29 @@ def test_fast_mode_says_that_it_is_not_used() -> None:
     with pytest.warns(CamkitWarning, match="without fast mode"):
         maps = camkit.maps(model, x, 1, method="legrad", fast=True)
     torch.testing.assert_close(maps, camkit.maps(model, x, 1, method="legrad"))
+
+
+def test_memory_bounds_how_many_classes_are_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, x = tiny_vit(), torch.randn(1, 3, 64, 64)
+    expected = [camkit.class_maps(model, x, method=method) for method in ATTENTION]
+    monkeypatch.setattr("camkit.native.gradients.GRADIENT_BYTES", 1)
+    for method, maps in zip(ATTENTION, expected, strict=True):
+        torch.testing.assert_close(camkit.class_maps(model, x, method=method), maps)
+
+
+@pytest.mark.parametrize("method", ATTENTION[1:])
+def test_functions_of_what_a_model_returns(method: str) -> None:
+    """LeGrad asks for the scores of each block, so for other numbers of rows."""
+    model, x = tiny_vit(), torch.randn(2, 3, 64, 64)
+    expected = camkit.maps(model, x, 1, method=method)
+
+    class Returns(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, x: Tensor) -> dict[str, Tensor]:
+            return {"scores": self.model(x)}
+
+    found = camkit.maps(Returns(), x, lambda scores: scores[:, 1], output="scores", method=method)
+    torch.testing.assert_close(found, expected)

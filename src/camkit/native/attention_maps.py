@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from itertools import pairwise
+from math import prod
 
 import torch
 from torch import Tensor
@@ -18,7 +19,7 @@ from camkit.core.stand_in import wide
 from camkit.core.torch_errors import NoGradient
 from camkit.errors import LayerError, UsageError
 from camkit.native.attention import WITHOUT, Attention, Block, Seen, watched, with_tokens
-from camkit.native.gradients import class_gradients, scaled
+from camkit.native.gradients import class_gradients, fitting, scaled
 
 # How far the scores of the last block, computed once more by what is above it, may be off, of the largest.
 SAME = {torch.float64: 1e-6, torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.05}
@@ -118,9 +119,18 @@ class Attended:
 
     def generic(self, gradients: Sequence[Tensor]) -> Tensor:
         """Generic attention, `[B, T, h, w]`. gradients: `[T, *output.shape]` by the output of each."""
-        pairs = zip(reversed(self.chain), reversed(gradients), strict=True)
-        found = ((attention.weights(), attention.slopes(slopes)) for attention, slopes in pairs)
-        return self.to_maps(formulas.generic_attention(found, self.read))
+        relevance = []
+        for parts in zip(*(torch.split(of_one, self._at_once) for of_one in gradients), strict=True):
+            pairs = zip(reversed(self.chain), reversed(parts), strict=True)
+            found = ((attention.weights(), attention.slopes(part)) for attention, part in pairs)
+            relevance.append(formulas.generic_attention(found, self.read))
+        return self.to_maps(torch.cat(relevance))
+
+    @property
+    def _at_once(self) -> int:
+        """Of how many classes the slopes of one attention are in memory: they may be large."""
+        largest = max(prod(attention.shape[:3]) * attention.keys for attention in self.chain)
+        return fitting(4 * largest, self.scores.device)
 
     def legrad(self, targets: Tensor) -> Tensor:
         """LeGrad of the classes `targets` `[B, T]`, `[B, T, h, w]`."""
@@ -146,7 +156,8 @@ class Attended:
                 yield iter(pool.slopes(gradient).chunk(count, 1))
             return
         for (gradient,) in class_gradients(scores, every, [stacked]):
-            yield self._own_slopes(gradient.chunk(count, axis + 1))
+            for part in torch.split(gradient, self._at_once):
+                yield self._own_slopes(part.chunk(count, axis + 1))
 
     def _own_slopes(self, gradients: Sequence[Tensor]) -> Iterator[Tensor]:
         """Slopes of each block from gradients by what it returns, `[T, *tokens.shape]`."""

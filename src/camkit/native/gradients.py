@@ -42,8 +42,12 @@ def classes_at_once(outputs: Sequence[Tensor]) -> int:
     ResNet-34 (3 MB each), one at its first (26 MB).
     """
     per_class = sum(output.numel() * output.element_size() for output in outputs)
-    on_cpu = outputs[0].device.type == "cpu"
-    return max(1, (GRADIENT_BYTES if on_cpu else GRADIENT_BYTES_OF_ACCELERATORS) // per_class)
+    return fitting(per_class, outputs[0].device)
+
+
+def fitting(size: int, device: torch.device) -> int:
+    """How many times so many bytes fit into those that suit the device, at least once."""
+    return max(1, (GRADIENT_BYTES if device.type == "cpu" else GRADIENT_BYTES_OF_ACCELERATORS) // size)
 
 
 def pooled_slopes(module: nn.Module, layer: str, captured: Captured) -> Tensor | None:
