@@ -13,7 +13,6 @@ import timm
 import torch
 import torch.nn.functional as F
 import torchvision
-import transformers
 from torch import Tensor, nn
 
 import camkit
@@ -130,6 +129,7 @@ def of_transformers(kind: str, blocks: str, read: Read = slice(0, 1), prefix: in
     facts |= {"image_size": 48, "patch_size": 16}
 
     def make(way: str) -> nn.Module:
+        transformers = pytest.importorskip("transformers", reason="transformers is not installed")
         if kind in ("CLIP", "Siglip"):
             vision = getattr(transformers, f"{kind}VisionConfig")(**facts).to_dict()
             config = getattr(transformers, f"{kind}Config")(vision_config=vision, num_labels=CLASSES)
@@ -489,3 +489,10 @@ def test_functions_of_what_a_model_returns(method: str) -> None:
 
     found = camkit.maps(Returns(), x, lambda scores: scores[:, 1], output="scores", method=method)
     torch.testing.assert_close(found, expected)
+
+
+def test_a_nan_stays_a_nan() -> None:
+    model, x = tiny_vit(), torch.randn(1, 3, 64, 64)
+    x[0, 0, 0, 0] = torch.nan
+    for method in ATTENTION:
+        assert camkit.maps(model, x, 1, method=method).isnan().any()

@@ -226,10 +226,9 @@ def _vector_product(tokens: Tensor, output: Tensor, gradient: Tensor, scale: flo
 
 def _check_scores(again: Tensor, scores: Tensor) -> None:
     """The last block's own tokens give the model's own scores, or what is above was misunderstood."""
-    near = again.shape == scores.shape and bool(
-        (again - scores).abs().max() <= SAME[scores.dtype] * scores.abs().max()
-    )
-    if not near:
+    tolerance = SAME[scores.dtype] * float(scores.nan_to_num().abs().max())
+    same = again.shape == scores.shape
+    if not same or not torch.allclose(again, scores, rtol=0, atol=tolerance, equal_nan=True):
         raise UsageError(
             "legrad cannot tell the scores of each block: what is above the last one gives others than the "
             "model's when it runs for several blocks at once"
