@@ -24,7 +24,7 @@ from camkit.errors import (
     TargetError,
     UsageError,
 )
-from camkit.native.explainer import Native
+from camkit.native.method_table import AT_LAYER
 
 
 @pytest.mark.parametrize("same", [2, [2, 2, 2], (2, 2, 2), np.array([2, 2, 2]), np.int64(2)])
@@ -108,7 +108,7 @@ def test_lists_give_a_dict_keyed_by_method_and_full_name(small_net: nn.Module, b
 
 # --- other targets --------------------------------------------------------------------------------
 
-METHODS = [m for m in Native.methods if m != "finercam"]  # which has nothing to compare with
+METHODS = [m for m in AT_LAYER if m != "finercam"]  # which has nothing to compare with
 
 
 class Returns(nn.Module):
@@ -263,7 +263,7 @@ class Two(nn.Module):
         return self.fc(torch.cat([self.body(image).mean((2, 3)) ** 2, numbers.float()], 1)) ** 2
 
 
-@pytest.mark.parametrize("method", Native.methods)
+@pytest.mark.parametrize("method", AT_LAYER)
 def test_several_inputs(method: str, batch: Tensor) -> None:
     """Each image goes with its numbers: as if they were a part of the model."""
     model, numbers = Two().eval(), torch.tensor([[0, 1], [2, 3], [4, 5]])
@@ -314,7 +314,7 @@ def network(dimensions: int) -> nn.Module:
 @pytest.mark.parametrize("size", [(16,), (8, 12), (8, 8, 12)], ids=["signals", "images", "volumes"])
 def test_signals_and_volumes(size: tuple[int, ...]) -> None:
     model, x = network(len(size)).eval(), torch.randn(2, 2, *size)
-    many = camkit.maps_by(model, x, 1, layer=["0", "auto"], method=list(Native.methods))
+    many = camkit.maps_by(model, x, 1, layer=["0", "auto"], method=list(AT_LAYER))
     assert {layer for _, layer in many} == {"0", "2"}
     assert {maps.shape for maps in many.values()} == {(2, *(side // 2 for side in size))}
     assert all(maps.isfinite().all() for maps in many.values())

@@ -20,7 +20,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 import camkit
 from camkit.errors import LayerError, ModelError, UsageError
 from camkit.native import perturbation
-from camkit.native.explainer import GRADIENT_BYTES, SUMLESS, Native, class_gradients, classes_at_once
+from camkit.native.explainer import SUMLESS
+from camkit.native.gradients import GRADIENT_BYTES, class_gradients, classes_at_once
+from camkit.native.method_table import AT_LAYER
 
 
 def lesson_hooks(model: nn.Sequential, x: Tensor, category: int) -> tuple[Tensor, Tensor]:
@@ -312,7 +314,7 @@ def test_class_maps_are_the_single_maps(lesson: nn.Sequential) -> None:
 
 def test_class_maps_in_chunks(small_net: nn.Module, batch: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = camkit.class_maps(small_net, batch, layer="body")
-    monkeypatch.setattr("camkit.native.explainer.GRADIENT_BYTES", 1)  # one class at a time
+    monkeypatch.setattr("camkit.native.gradients.GRADIENT_BYTES", 1)  # one class at a time
     torch.testing.assert_close(camkit.class_maps(small_net, batch, layer="body"), whole)
 
 
@@ -377,9 +379,9 @@ def test_many_classes_behind_a_global_mean_are_those_of_autograd(
     assert (perturbation.pooled(model, "0", features) is not None) is closed
     assert perturbation.pooled(model.float(), "0", features.bfloat16()) is None  # it could not be told
     model.double()
-    methods = [m for m in Native.methods if m != "scorecam"]
+    methods = [m for m in AT_LAYER if m != "scorecam"]
     whole = {c: camkit.maps_by(model, x, c, layer=["0"], method=methods) for c in (0, 5)}
-    monkeypatch.setattr("camkit.native.explainer.GRADIENT_BYTES", 3 * features.numel() * 8)
+    monkeypatch.setattr("camkit.native.gradients.GRADIENT_BYTES", 3 * features.numel() * 8)
     for method in methods:
         every = camkit.class_maps(model, x, layer="0", method=method)
         for c, single in whole.items():
@@ -415,7 +417,7 @@ def test_lists_of_layers_and_methods_share_one_forward(small_net: nn.Module, bat
     sizes: list[int] = []
     camkit.maps_by(small_net, batch, layer=["stem", "body", "body.0"])  # finds out how they are to be read
     handle = small_net.stem[0].register_forward_hook(lambda m, i, output: sizes.append(len(output)))
-    layers, methods = ["stem", "body", "body.0"], [m for m in Native.methods if m != "scorecam"]
+    layers, methods = ["stem", "body", "body.0"], [m for m in AT_LAYER if m != "scorecam"]
     many = camkit.maps_by(small_net, batch, [4, 0, 2], layer=layers, method=methods)
     handle.remove()
     assert sizes == [3]  # a masked input has to go through everything, so scorecam is not among them
@@ -425,7 +427,7 @@ def test_lists_of_layers_and_methods_share_one_forward(small_net: nn.Module, bat
         torch.testing.assert_close(maps, single)
 
 
-@pytest.mark.parametrize("method", [m for m in Native.methods if m not in SUMLESS])
+@pytest.mark.parametrize("method", [m for m in AT_LAYER if m not in SUMLESS])
 def test_the_mean_is_the_sum_over_the_number_of_channels(
     method: str, small_net: nn.Module, batch: Tensor
 ) -> None:
@@ -712,7 +714,7 @@ def test_class_gradients_yield_one_chunk_per_bound(monkeypatch: pytest.MonkeyPat
     leaf = torch.randn(2, 3, requires_grad=True)
     scores = leaf.pow(2)
     targets = torch.arange(3).expand(2, -1)
-    monkeypatch.setattr("camkit.native.explainer.GRADIENT_BYTES", 2 * leaf.numel() * 4)
+    monkeypatch.setattr("camkit.native.gradients.GRADIENT_BYTES", 2 * leaf.numel() * 4)
     chunks = [g[0] for g in class_gradients(scores, targets, [leaf])]
     assert [len(chunk) for chunk in chunks] == [2, 1]
     expected = torch.diag_embed(2 * leaf.detach()).movedim(1, 0)

@@ -28,7 +28,7 @@ from camkit.core import devices
 from camkit.errors import CamkitError
 from camkit.explaining import manifest, pipeline
 from camkit.native.explainer import AT_ONCE
-from camkit.native.method_table import METHODS
+from camkit.native.method_table import AT_LAYER, ATTENTION
 from camkit.registry import discovery
 from camkit.testing.trainers import toy_photos
 
@@ -72,7 +72,7 @@ TOUCHY = {"eigencam", "eigengradcam", "scorecam", "xgradcam", "gradcam++"}
 
 @on_every_device
 @pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", AT_LAYER)
 def test_every_method_is_near_to_float64(
     method: str, way: str, device: str, small_net: nn.Module, batch: Tensor
 ) -> None:
@@ -92,6 +92,23 @@ def test_every_method_is_near_to_float64(
         assert torch.equal(torch.cuda.get_rng_state(where), states[1])
     if way == "ieee" or method not in TOUCHY:
         close(found, wanted, bound)
+
+
+@on_every_device
+@pytest.mark.parametrize("way", WAYS)
+def test_attention_is_near_to_float64(way: str, device: str) -> None:
+    """Whichever kernels the device has for it."""
+    dtype, precision, bound = WAYS[way]
+    torch.manual_seed(0)
+    model = timm.create_model("test_vit", img_size=64, num_classes=5).double().eval()
+    torch.nn.init.normal_(model.head.weight)
+    x = torch.randn(2, 3, 64, 64).double()
+    wanted = camkit.maps_by(model, x, [0, 3], method=ATTENTION)
+    with devices.multiplied(torch.device(device), precision):
+        found = camkit.maps_by(model.to(device, dtype), x.to(device, dtype), [0, 3], method=ATTENTION)
+    for key, maps in found.items():
+        assert maps.device == torch.device(device) and maps.dtype == torch.float32
+        close(maps, wanted[key], bound)
 
 
 @on_every_device

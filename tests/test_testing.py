@@ -274,6 +274,14 @@ class DeclaresTooMuch(Mutant):
     class_agnostic = ("gradcam", "activations")
 
 
+class SeesNoAttention(Mutant):
+    def maps(self, query: Query) -> Tensor:
+        try:
+            return super().maps(query)
+        except UsageError:
+            return torch.zeros(len(query.inputs), 4, 4)
+
+
 class DeclaresNoFloat32(Mutant):
     dtypes = ("float64",)
 
@@ -285,6 +293,8 @@ MUTANTS: list[tuple[type[Explainer], str]] = [
     (Rectifies, "check_by_hand"),
     (Scales, "check_by_hand"),
     (IgnoresTargets, "check_classes_differ"),
+    (IgnoresTargets, "check_attention"),
+    (SeesNoAttention, "check_attention"),
     (UsesTheFirstTarget, "check_batch"),
     (ChangesTheInputs, "check_no_trace"),
     (DrawsFromTorch, "check_determinism"),

@@ -19,6 +19,8 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from camkit.core.own_hook import Hook
+
 TOKENS_FIRST = -1  # instead of a dimension: the images are at dimension 1, so the channels are the last
 
 # Functions that take and return channels at dimension 1, by name without the `_` of in-place ones.
@@ -76,12 +78,16 @@ def follow(module: nn.Module, layer: str, *inputs: Tensor) -> Found:
     found = Found()
     mode = _Follow(found)
 
-    def begin(_: nn.Module, __: Any, output: Any) -> None:
+    def begin(output: Any) -> None:
         if isinstance(output, Tensor) and not found.dimensions:
             mode.begin(output)
 
     try:
-        with module.get_submodule(layer).register_forward_hook(begin, prepend=True), torch.no_grad(), mode:
+        with (
+            module.get_submodule(layer).register_forward_hook(Hook(begin), prepend=True),
+            torch.no_grad(),
+            mode,
+        ):
             module(*inputs)
     except Exception:
         if not found.dimensions:  # behind the layer a user's function may want all rows
@@ -93,13 +99,13 @@ def made_of(module: nn.Module, layers: Iterable[str], *inputs: Tensor) -> dict[s
     """What one forward shows about many layers, judged only by the operations before them."""
     mode, found = _Follow(Found()), dict[str, Found]()
 
-    def note(_: nn.Module, __: Any, output: Any, name: str) -> None:
+    def note(output: Any, name: str) -> None:
         if isinstance(output, Tensor) and name not in found:
             found[name] = mode.known(output)
 
     with ExitStack() as stack, torch.no_grad():
         for name in layers:
-            hook = partial(note, name=name)
+            hook = Hook(partial(note, name=name))
             stack.enter_context(module.get_submodule(name).register_forward_hook(hook, prepend=True))
         with mode:
             module(*inputs)

@@ -21,25 +21,10 @@ from torch.utils.checkpoint import CheckpointFunction
 
 from camkit.core import devices
 from camkit.core.layout import Layout, layout
+from camkit.core.own_hook import Hook as Hook
+from camkit.core.own_hook import has_hooks as has_hooks
 from camkit.core.scored import own_name
 from camkit.errors import LayerError
-
-
-class Hook:
-    """A forward hook of camkit's own: in the thread that made it, it replaces what the layer returns."""
-
-    def __init__(self, replace: Callable[[Any], Any]) -> None:
-        self._replace, self._owner = replace, threading.get_ident()
-
-    def __call__(self, _: nn.Module, __: Any, output: Any) -> Any:
-        """What replaces `output`; `None` if another thread uses the same model."""
-        return self._replace(output) if threading.get_ident() == self._owner else None
-
-
-def has_hooks(part: nn.Module) -> bool:
-    """Whether `part` has hooks other than those of camkit, which another thread may have set."""
-    hooks = [*part._forward_hooks.values(), *part._forward_pre_hooks.values()]
-    return not all(isinstance(hook, Hook) for hook in hooks)
 
 
 @dataclass(frozen=True)

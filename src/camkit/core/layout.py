@@ -138,6 +138,21 @@ def layout(
     return readings[0]
 
 
+def token_layout(tokens: int, inputs: Sequence[int], module: nn.Module | None) -> Layout:
+    """How so many tokens, `[B, N, C]`, lie over inputs of the shape `[B, C, H, W]`.
+
+    Raises `LayerError` where they are no grid.
+    """
+    found = _token_grid(tokens, tuple(inputs[2:]), module)
+    reading = Layout("tokens", *found) if found else None
+    size = " x ".join(map(str, inputs[2:]))
+    if reading is None or math.prod(reading.grid) == 1:
+        raise LayerError(f"{tokens} tokens are no grid over inputs of {size} positions")
+    if doubt := _doubt(reading, inputs, module):
+        raise LayerError(f"the model {doubt}")
+    return reading
+
+
 layout_of = layout  # its public name: in the package `layout` is this module
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from camkit.core.call_types import Remark
 
 # Methods that use only positive gradients: a single image may have none.
-RECTIFIED = {"gradcam++", "layercam", "gradcam-elementwise"}
+RECTIFIED = {"gradcam++", "layercam", "gradcam-elementwise", "generic-attention", "legrad"}
 SATURATED = 1e-6  # how near a probability is to 0 or 1 where its gradient is lost
 
 

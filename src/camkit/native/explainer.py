@@ -6,30 +6,25 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from functools import cached_property, partial
-from math import prod
+from functools import cached_property
 from typing import ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from camkit.contracts.explainer import Explainer, Query, Sweep
 from camkit.core import formulas as cams
 from camkit.core import hooks
 from camkit.core.hooks import Captured
-from camkit.errors import UsageError
+from camkit.errors import UsageError, warn
 from camkit.native import compiled, perturbation
-from camkit.native.method_table import FEATURES, GRADIENTS, METHODS, NativeOptions
+from camkit.native.attention import Seen, watched
+from camkit.native.attention_maps import Attended
+from camkit.native.gradients import class_gradients, classes_at_once, pooled_slopes, second_order
+from camkit.native.method_table import ATTENTION, FEATURES, GRADIENTS, METHODS, NativeOptions
 from camkit.native.perturbation import Head
 from camkit.native.tail import GradientFormula
-
-# Gradients of several classes are computed together; a chunk of classes takes at most this much. On a CPU
-# larger chunks are slower: they fall out of the caches, and the system takes their memory back each time.
-# With smaller ones, accelerators wait for the host.
-GRADIENT_BYTES = 16 * 2**20
-GRADIENT_BYTES_OF_ACCELERATORS = 2**30
-
 
 # Of the features alone: [B, C, h, w] -> [B, 1, h, w].
 FEATURE_METHODS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -47,7 +42,7 @@ NEVER_NOISE = ("eigengradcam", "gradcam-elementwise")
 AT_ONCE = GRADIENT_METHODS.keys() - {"eigengradcam"}
 
 # These have no sum over channels.
-SUMLESS = ("eigengradcam", *FEATURE_METHODS)
+SUMLESS = ("eigengradcam", *FEATURE_METHODS, *ATTENTION)
 
 
 class Native(Explainer):
@@ -56,12 +51,16 @@ class Native(Explainer):
     summary = "Grad-CAM and its family from one forward; nothing below the layer is differentiated"
     methods = METHODS
     dtypes = ("float32", "float64", "bfloat16", "float16")
-    class_agnostic = tuple(FEATURE_METHODS)
+    class_agnostic = (*FEATURE_METHODS, "attention-rollout")
+    layerless = needs_attention = unsigned = ATTENTION
     notes: ClassVar[Mapping[str, str]] = {
         "shapleycam": "where the score is linear in the layer it equals gradcam",
         "finercam": "gradcam of the score minus those of the most similar classes",
         "ablationcam": "one run of what is above the layer for each channel; none if that is affine",
         "scorecam": "one forward for each channel; weights are positive",
+        "attention-rollout": "attention of all blocks; how much reaches the class token, no sign",
+        "generic-attention": "attention of all blocks times its positive gradients; no sign",
+        "legrad": "positive gradients by the attention of each block; no sign",
     }
     thread_safe = True
     dimensions = (1, 2, 3)
@@ -86,19 +85,14 @@ class Native(Explainer):
 
     def many(self, sweep: Sweep) -> dict[tuple[str, str], Tensor]:
         """Raw maps `[B, T, h, w]` by method and layer, all from one forward of the whole model."""
-        fast = compiled.ready(sweep) if self.options.fast else None
+        fast = self._fast(sweep)
         if fast and (found := self._at_once(fast, sweep)):
             return found
-        with _twice_differentiable() if "shapleycam" in sweep.methods else nullcontext():
-            scores, captured = (
-                compiled.forward(fast, sweep)
-                if fast
-                else hooks.forward(
-                    *(sweep.module, sweep.inputs, sweep.layers, sweep.extras), kind=sweep.layout
-                )
-            )
-        run = _Run(sweep, self.options, scores, sweep.choose(scores), captured)
+        scores, captured, seen = _forward(sweep, fast)
+        attended = Attended(sweep, seen, scores) if seen else None
+        run = _Run(sweep, self.options, scores, sweep.choose(scores), captured, attended)
         maps = run.curvature_maps()  # first, while there is a graph
+        maps |= run.attention_maps()
         maps |= run.gradient_maps()  # their last pass frees the graph
         maps |= run.feature_maps()
         maps |= run.perturbation_maps()
@@ -107,6 +101,13 @@ class Native(Explainer):
                 if method not in SUMLESS:
                     maps[method, layer] = maps[method, layer] / captured[layer].features.shape[1]
         return {(method, layer): maps[method, layer] for method in sweep.methods for layer in sweep.layers}
+
+    def _fast(self, sweep: Sweep) -> compiled.Fast | None:
+        """The compiled model, where it is wanted and possible."""
+        if self.options.fast and not set(ATTENTION).isdisjoint(sweep.methods):
+            warn("without fast mode: attention is seen in the plain forward only")
+            return None
+        return compiled.ready(sweep) if self.options.fast else None
 
     def _at_once(self, fast: compiled.Fast, sweep: Sweep) -> Maps | None:
         """The maps, if they are of one class of each input and compiled as a whole."""
@@ -131,6 +132,22 @@ class Native(Explainer):
 Maps = dict[tuple[str, str], Tensor]  # [B, T, h, w] by method and layer
 
 
+def _forward(sweep: Sweep, fast: compiled.Fast | None) -> tuple[Tensor, dict[str, Captured], Seen | None]:
+    """Scores, the outputs of the layers, and the attention, as far as methods look at them."""
+    twice = _twice_differentiable() if "shapleycam" in sweep.methods else nullcontext()
+    if fast:
+        with twice:
+            return (*compiled.forward(fast, sweep), None)
+    layers = () if set(ATTENTION).issuperset(sweep.methods) else sweep.layers
+    ask = (sweep.module, sweep.inputs, layers, sweep.extras)
+    if set(ATTENTION).isdisjoint(sweep.methods):
+        with twice:
+            return (*hooks.forward(*ask, kind=sweep.layout), None)
+    with watched(sweep.module, len(sweep.inputs), blocks="legrad" in sweep.methods) as watch, twice:
+        found = hooks.forward(*ask, kind=sweep.layout)
+    return (*found, watch.seen)
+
+
 @dataclass(frozen=True)
 class _Run:
     """The results of one forward, and the maps that each kind of method makes from them."""
@@ -140,6 +157,7 @@ class _Run:
     scores: Tensor
     targets: Tensor
     captured: dict[str, Captured]
+    attended: Attended | None
 
     @cached_property
     def heads(self) -> dict[str, Head]:
@@ -165,14 +183,31 @@ class _Run:
             maps["shapleycam", layer] = torch.cat(parts, dim=1)
         return maps
 
+    def attention_maps(self) -> Maps:
+        """From all blocks, so at every layer the same; without those that share gradients."""
+        maps, classes = {}, self.targets.shape[1]
+        if self.attended and "attention-rollout" in self.sweep.methods:
+            maps["attention-rollout"] = self.attended.rollout().expand(-1, classes, -1, -1)
+        if self.attended and "generic-attention" in self.sweep.methods:
+            _ = self.attended.read  # while there is a graph
+        if self.attended and "legrad" in self.sweep.methods:
+            maps["legrad"] = self.attended.legrad(self.targets)
+        return {(method, layer): value for method, value in maps.items() for layer in self.sweep.layers}
+
     def gradient_maps(self) -> Maps:
         """Methods of the same scores share the gradients, chunk by chunk of the classes."""
-        passes = [p for p in self._passes() if p[0]]
+        generic = self.attended if "generic-attention" in self.sweep.methods else None
+        attentions = [attention.output for attention in generic.chain] if generic else []
+        passes = [p for p in self._passes() if p[0] or (generic and p[1] is self.scores)]
+        of_attention: list[Tensor] = []
         pieces: dict[tuple[str, str], list[Tensor]] = {key: [] for p in passes for key in p[0]}
         for formulas, scores, targets in passes:
             layers = list(dict.fromkeys(layer for _, layer in formulas))
             keep = formulas is not passes[-1][0]
-            for gradients in self._gradients(scores, targets, layers, keep=keep):
+            further = attentions if scores is self.scores else []
+            for gradients in self._gradients(scores, targets, layers, further, keep=keep):
+                if generic and further:
+                    of_attention.append(generic.generic(gradients[len(layers) :]))
                 for (method, layer), formula in formulas.items():
                     kept, gradient = self.captured[layer], gradients[layers.index(layer)]
                     slopes = kept.layout.to_map(gradient)
@@ -181,15 +216,25 @@ class _Run:
                         noise = cams.is_noise(maps, formula, kept.features, slopes)
                         self.sweep.remark(method, layer, noise, cams.NOISY)
                     pieces[method, layer].append(maps)
+        if of_attention:
+            pieces |= {("generic-attention", layer): of_attention for layer in self.sweep.layers}
         return {key: torch.cat(parts, dim=1) for key, parts in pieces.items()}
 
     def _gradients(
-        self, scores: Tensor, targets: Tensor, layers: Sequence[str], keep: bool
+        self,
+        scores: Tensor,
+        targets: Tensor,
+        layers: Sequence[str],
+        further: Sequence[Tensor],
+        keep: bool,
     ) -> Iterator[tuple[Tensor, ...]]:
-        """Like `class_gradients`; for many classes behind a global mean without differentiating each."""
-        outputs = [self.captured[layer].output for layer in layers]
+        """Like `class_gradients`; for many classes behind a global mean without differentiating each.
+
+        further: what they are wanted of, too, behind the outputs of the layers.
+        """
+        outputs = [*(self.captured[layer].output for layer in layers), *further]
         at_once, slopes = classes_at_once(outputs), None
-        if targets.shape[1] > at_once and scores is self.scores and len(layers) == 1:
+        if targets.shape[1] > at_once and scores is self.scores and len(layers) == 1 == len(outputs):
             slopes = pooled_slopes(self.sweep.module, layers[0], self.captured[layers[0]])
         if slopes is None:
             yield from class_gradients(scores, targets, outputs, keep=keep)
@@ -239,139 +284,6 @@ class _Run:
             )
             maps["scorecam", layer] = cams.scorecam(kept.features, masked)
         return maps
-
-
-def class_gradients(
-    scores: Tensor, targets: Tensor, outputs: Sequence[Tensor], *, keep: bool = False
-) -> Iterator[tuple[Tensor, ...]]:
-    """Gradients of `scores[b, targets[b, t]]` with respect to each of `outputs`.
-
-    scores `[B, n]`, targets int64 `[B, T]`; yields, for consecutive chunks of the T classes, one tensor
-    `[chunk, *output.shape]` for each output. keep: the graph is used again afterwards. Torch raises if the
-    scores do not depend on an output.
-    """
-    chunks = torch.split(targets, classes_at_once(outputs), dim=1)
-    for index, columns in enumerate(chunks):
-        yield _gradients(scores, columns, outputs, keep or index < len(chunks) - 1)
-
-
-def classes_at_once(outputs: Sequence[Tensor]) -> int:
-    """How many classes fit into the bytes that suit the device, at least one.
-
-    The formulas copy their inputs a few times, and eigengradcam in float64, so chunks keep memory from
-    growing with the classes. On a CPU, at batch 32 and 224 pixels, 5 classes fit at the last layer of a
-    ResNet-34 (3 MB each), one at its first (26 MB).
-    """
-    per_class = sum(output.numel() * output.element_size() for output in outputs)
-    on_cpu = outputs[0].device.type == "cpu"
-    return max(1, (GRADIENT_BYTES if on_cpu else GRADIENT_BYTES_OF_ACCELERATORS) // per_class)
-
-
-def pooled_slopes(module: nn.Module, layer: str, captured: Captured) -> Tensor | None:
-    """Gradients of all scores `[n, C, 1, 1]` where they are the same at all positions of all images.
-
-    That is behind a global mean and a linear layer with weights `W`, where they are `W / (h w)`: the class
-    activation maps of Zhou et al. 2016, arXiv:1512.04150. `None` behind anything else.
-    """
-    features = captured.features
-    plain = captured.layout.kind == "channels-first" and not captured.layout.flat
-    head = perturbation.pooled(module, layer, features) if plain else None
-    if head is None:
-        return None
-    means = features.new_zeros(1, features.shape[1], *[1] * (features.ndim - 2)).requires_grad_()
-    with torch.enable_grad():
-        scores = head(means.clone())
-    classes = torch.arange(scores.shape[1], device=scores.device)[None]
-    gradients = torch.cat([chunk[:, 0] for (chunk,) in class_gradients(scores, classes, [means])])
-    return gradients / prod(features.shape[2:])
-
-
-def second_order(scores: Tensor, targets: Tensor, captured: Captured) -> Iterator[tuple[Tensor, ...]]:
-    """For each of the T classes, the gradient by the output, and the Hessian times the features.
-
-    Backwards through the gradient, not by the derivative of `J^T v` by `v`, which would serve all classes
-    at once: in a third derivative, torch treats the mean and deviation of LayerNorm as constants.
-    """
-    direction = torch.zeros_like(captured.output)
-    captured.layout.to_map(direction).copy_(captured.features)  # a view, so class tokens stay out
-    for column in torch.split(targets, 1, dim=1):
-        compute = partial(_second_order, scores, column, captured, direction)
-        try:
-            yield _scaled([scores, captured.output], compute)
-        except RuntimeError as error:  # the host explains what has no first derivative
-            if "is not implemented" not in str(error) and "differentiate twice" not in str(error):
-                raise
-            raise UsageError("shapleycam needs second derivatives, which this model lacks") from error
-
-
-def _second_order(
-    scores: Tensor, column: Tensor, captured: Captured, direction: Tensor, scale: float
-) -> tuple[Tensor, ...]:
-    """Gradient and curvature of one class, times `scale`."""
-    own = _sum(scores, column, scale)
-    (gradient,) = torch.autograd.grad(own, captured.output, create_graph=True)
-    curvature = torch.zeros_like(gradient)  # if scores are linear in the output
-    if gradient.requires_grad:
-        (curvature,) = torch.autograd.grad(
-            gradient, captured.output, direction, retain_graph=True, materialize_grads=True
-        )
-    return gradient.detach(), curvature
-
-
-def _gradients(
-    scores: Tensor, targets: Tensor, outputs: Sequence[Tensor], keep: bool
-) -> tuple[Tensor, ...]:
-    tensors = [scores, *outputs]
-    return _scaled(tensors, partial(_scaled_gradients, scores, targets, outputs, keep or _is_half(tensors)))
-
-
-def _scaled_gradients(
-    scores: Tensor, targets: Tensor, outputs: Sequence[Tensor], keep: bool, scale: float
-) -> tuple[Tensor, ...]:
-    """Gradients of the scores times `scale`."""
-    columns = torch.split(targets, 1, dim=1)
-    if len(columns) > 1:
-        seeds = scores.new_zeros(len(columns), *scores.shape).scatter_(2, targets.t().unsqueeze(2), scale)
-        try:
-            return torch.autograd.grad(scores, outputs, seeds, retain_graph=True, is_grads_batched=True)
-        except RuntimeError:  # vmap cannot batch an operation: one class after the other
-            pass
-    # A sum, not `grad_outputs`: to check the latter, torch imports sympy, which takes 0.4 seconds.
-    single = [
-        torch.autograd.grad(
-            _sum(scores, column, scale), outputs, retain_graph=keep or column is not columns[-1]
-        )
-        for column in columns
-    ]
-    return tuple(
-        torch.stack(parts) if len(parts) > 1 else parts[0][None] for parts in zip(*single, strict=True)
-    )
-
-
-def _sum(scores: Tensor, column: Tensor, scale: float) -> Tensor:
-    own = scores.gather(1, column)
-    return own.sum() if scale == 1 else (own.float() * scale).sum()
-
-
-# Factors for float16 gradients, lest those of large maps vanish; the smaller ones if they overflow.
-SCALES = (2.0**14, 2.0**7, 1.0)
-
-
-def _scaled(
-    tensors: Sequence[Tensor], compute: Callable[[float], tuple[Tensor, ...]]
-) -> tuple[Tensor, ...]:
-    """`compute(1.0)`; if a tensor is float16, that of a larger scale, divided by it in float32."""
-    if not _is_half(tensors):
-        return compute(1.0)
-    for scale in SCALES:
-        found = compute(scale)
-        if bool(torch.stack([gradient.isfinite().all() for gradient in found]).all()):
-            break
-    return tuple(gradient.float() / scale for gradient in found)
-
-
-def _is_half(tensors: Sequence[Tensor]) -> bool:
-    return any(tensor.dtype == torch.float16 for tensor in tensors)
 
 
 _SWITCHES = threading.Lock()  # the choice of attention kernels is global to the process

@@ -27,7 +27,13 @@ FEATURES = {"activations": "activations", "eigencam": "eigencam"}
 # Methods that need further forwards, at best of what is above the layer.
 PERTURBATIONS = ("ablationcam", "scorecam")
 
-METHODS = (*GRADIENTS, *FURTHER_GRADIENTS, *FEATURES, *PERTURBATIONS)
+# Methods that look at a layer.
+AT_LAYER = (*GRADIENTS, *FURTHER_GRADIENTS, *FEATURES, *PERTURBATIONS)
+
+# Methods that look at the attention weights of all blocks, and at no layer.
+ATTENTION = ("attention-rollout", "generic-attention", "legrad")
+
+METHODS = (*AT_LAYER, *ATTENTION)
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 from camkit.registry import discovery, loading
 from camkit.registry.discovery import Kind
-from camkit.testing import commands, engines, explainers, metrics, sources, strangers, trainers
+from camkit.testing import attention, commands, engines, explainers, metrics, sources, strangers, trainers
 from camkit.testing.kit import Subject, reference_inputs, reference_model
 
 __all__ = [
@@ -70,6 +70,7 @@ CHECKS: dict[Kind, tuple[Check, ...]] = {
         strangers.check_no_grad_body,
         strangers.check_current_weights,
         strangers.check_float16,
+        attention.check_attention,
         strangers.check_scores,
         strangers.check_forwards,
     ),

@@ -67,11 +67,12 @@ def check_registration(subject: Subject) -> None:
 
 
 def check_declarations(subject: Subject) -> None:
-    """`methods` are distinct; `dtypes` and `class_agnostic` name only what exists."""
+    """`methods` are distinct; `dtypes`, `class_agnostic` and the like name only what exists."""
     methods = subject.plugin.methods
     assert methods and len(set(methods)) == len(methods), f"methods {methods} must be distinct names"
-    unknown = set(subject.plugin.class_agnostic) - set(methods)
-    assert not unknown, f"class_agnostic names {unknown}, which are not methods"
+    for field in ("class_agnostic", "layerless", "unsigned", "needs_attention"):
+        unknown = set(getattr(subject.plugin, field)) - set(methods)
+        assert not unknown, f"{field} names {unknown}, which are not methods"
     for name in subject.plugin.dtypes:
         assert isinstance(getattr(torch, name, None), torch.dtype), f"{name} is not a torch dtype"
     assert "float32" in subject.plugin.dtypes, "float32 must be supported"
@@ -95,7 +96,7 @@ def check_options(subject: Subject) -> None:
 def check_output(subject: Subject) -> None:
     """Maps are `[B, h, w]`, at least float32, finite, on the inputs' device and detached."""
     model, inputs = reference_model(), reference_inputs()
-    for method in subject.plugin.methods:
+    for method in subject.methods:
         query = Query(model, inputs, torch.tensor([0, 1, 2]), LAYER, method)
         maps = subject.make().maps(query)
         assert isinstance(maps, Tensor), f"{method} returns {type(maps).__name__}"
@@ -138,7 +139,7 @@ def check_targets(subject: Subject) -> None:
     Given one target for three images, another library silently leaves two maps blank.
     """
     model, inputs = reference_model(), reference_inputs()
-    method = subject.plugin.methods[0]
+    method = subject.methods[0]
     expected = maps_of(subject, method, [2, 2, 2], model, inputs)
     equal(maps_of(subject, method, 2, model, inputs), expected, "an int target")
     equal(maps_of(subject, method, torch.tensor([2, 2, 2]), model, inputs), expected, "a tensor of targets")
@@ -152,7 +153,7 @@ def check_targets(subject: Subject) -> None:
     for wrong in (CLASSES, -1, [0, 1], [0, 1, 99], 1.5, "a", True, torch.zeros(3)):
         with raises(TargetError, f"the target {wrong!r}"):
             maps_of(subject, method, wrong, model, inputs)
-    for method in subject.plugin.methods:
+    for method in subject.methods:
         for wrong in (CLASSES, -1):
             with raises(TargetError, f"the target {wrong} under {method}"):
                 maps_of(subject, method, wrong, model, inputs)
@@ -164,7 +165,7 @@ def check_classes_differ(subject: Subject) -> None:
     A method whose maps are the same for all classes belongs in `class_agnostic`.
     """
     model, inputs = reference_model(), reference_inputs(2)
-    for method in subject.plugin.methods:
+    for method in subject.methods:
         a = maps_of(subject, method, [0, 1], model, inputs)
         b = maps_of(subject, method, [1, 0], model, inputs)
         same = torch.equal(a, b)
@@ -178,7 +179,7 @@ def check_classes_differ(subject: Subject) -> None:
 def check_determinism(subject: Subject) -> None:
     """Two calls give the same map, and the global random generators are untouched."""
     model, inputs = reference_model(), reference_inputs(2)
-    for method in subject.plugin.methods:
+    for method in subject.methods:
         query = Query(model, inputs, torch.tensor([0, 3]), LAYER, method)
         first = subject.make().maps(query)
         with torch.random.fork_rng([]):
@@ -191,7 +192,7 @@ def check_determinism(subject: Subject) -> None:
 def check_batch(subject: Subject) -> None:
     """A batch gives the same maps as its images one by one, in any order."""
     model, inputs, targets = reference_model(), reference_inputs(), [0, 3, 1]
-    for method in subject.plugin.methods:
+    for method in subject.methods:
         together = maps_of(subject, method, targets, model, inputs)
         for i, target in enumerate(targets):
             alone = maps_of(subject, method, target, model, inputs[i : i + 1])
@@ -204,7 +205,7 @@ def check_batch(subject: Subject) -> None:
 def check_class_maps(subject: Subject) -> None:
     """The maps of all classes at once equal the maps of each class alone."""
     model, inputs = reference_model(), reference_inputs(2)
-    for method in subject.plugin.methods:
+    for method in subject.methods:
         sweep = Sweep(
             model, inputs, (LAYER,), (method,), lambda s: torch.arange(CLASSES).expand(len(s), -1)
         )
@@ -219,7 +220,7 @@ def check_no_trace(subject: Subject) -> None:
     pytorch-grad-cam leaves the model in `eval()` and its hooks behind; torchcam wipes `.grad`.
     """
     inputs = reference_inputs(2)
-    for method in subject.plugin.methods:
+    for method in subject.methods:
         model = model_in_training()
         with untouched(model, inputs, f"by {method}"):
             subject.make().maps(Query(model, inputs, torch.tensor([0, 3]), LAYER, method))
@@ -228,7 +229,7 @@ def check_no_trace(subject: Subject) -> None:
 def check_no_trace_after_error(subject: Subject) -> None:
     """The same when the forward raises, below or above the target layer; the error is passed on."""
     inputs = reference_inputs(2)
-    for method in subject.plugin.methods:
+    for method in subject.methods:
         for where in (0, 4, 8):
             model = model_in_training()
             model[where].register_forward_pre_hook(_explode)
@@ -242,7 +243,7 @@ def check_no_trace_after_error(subject: Subject) -> None:
 def check_no_trace_after_wrong_target(subject: Subject) -> None:
     """The same when the target turns out to be wrong halfway through."""
     inputs = reference_inputs(2)
-    for method in subject.plugin.methods:
+    for method in subject.methods:
         model = model_in_training()
         with (
             untouched(model, inputs, f"by {method} when the target is wrong"),
@@ -267,7 +268,7 @@ def _refuse(_: Tensor) -> Tensor:
 def check_gradient_modes(subject: Subject) -> None:
     """It works under a caller's `no_grad` or `inference_mode`, where most libraries raise."""
     model, inputs = reference_model(), reference_inputs(2)
-    for method in subject.plugin.methods:
+    for method in subject.methods:
         expected = maps_of(subject, method, [0, 3], model, inputs)
         for mode in (torch.no_grad, torch.inference_mode):
             with mode():
@@ -278,7 +279,7 @@ def check_gradient_modes(subject: Subject) -> None:
 def check_frozen(subject: Subject) -> None:
     """A model without trainable parameters has the same maps; pytorch-grad-cam raises."""
     inputs = reference_inputs(2)
-    for method in subject.plugin.methods:
+    for method in subject.methods:
         expected = maps_of(subject, method, [0, 3], reference_model(), inputs)
         frozen = reference_model().requires_grad_(False)
         equal(maps_of(subject, method, [0, 3], frozen, inputs), expected, f"{method} on a frozen model")
@@ -287,7 +288,7 @@ def check_frozen(subject: Subject) -> None:
 def check_train_mode(subject: Subject) -> None:
     """In train mode the maps are those of eval mode, and the model stays in train mode."""
     inputs = reference_inputs(2)
-    for method in subject.plugin.methods:
+    for method in subject.methods:
         expected = maps_of(subject, method, [0, 3], reference_model(), inputs)
         model = reference_model().train()
         equal(
@@ -299,7 +300,7 @@ def check_train_mode(subject: Subject) -> None:
 def check_channels_last(subject: Subject) -> None:
     """The memory format does not change the maps."""
     inputs = reference_inputs(2)
-    for method in subject.plugin.methods:
+    for method in subject.methods:
         expected = maps_of(subject, method, [0, 3], reference_model(), inputs)
         model = reference_model().to(memory_format=torch.channels_last)
         maps = maps_of(subject, method, [0, 3], model, inputs.to(memory_format=torch.channels_last))
@@ -314,7 +315,7 @@ def check_bfloat16(subject: Subject) -> None:
     if "bfloat16" not in subject.plugin.dtypes:
         return
     inputs = reference_inputs(2)
-    for method in subject.plugin.methods:
+    for method in subject.methods:
         maps = maps_of(subject, method, [0, 3], reference_model().bfloat16(), inputs.bfloat16())
         assert maps.dtype == torch.float32, f"{method} returns {maps.dtype} in bfloat16"
         assert torch.isfinite(maps).all(), f"{method} returns NaN or infinite values in bfloat16"
@@ -324,7 +325,7 @@ def check_bfloat16(subject: Subject) -> None:
 
 def check_memory(subject: Subject) -> None:
     """Nothing keeps the model alive: growing memory is the most frequent complaint in issue trackers."""
-    for method in subject.plugin.methods:
+    for method in subject.methods:
         model = reference_model()
         maps_of(subject, method, 0, model, reference_inputs(1))
         reference = weakref.ref(model)
@@ -338,7 +339,7 @@ def check_threads(subject: Subject) -> None:
     shared = reference_model(seed=1)
     pairs = [[reference_model(seed=1), reference_model(seed=2)]]
     pairs += [[shared, shared]] if subject.plugin.thread_safe else []
-    method = subject.plugin.methods[0]
+    method = subject.methods[0]
     images = torch.split(reference_inputs(12), 1)
     for models in pairs:
         expected = [[maps_of(subject, method, 1, m, x) for x in images] for m in models]

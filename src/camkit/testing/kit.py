@@ -36,6 +36,11 @@ class Subject:
     request: Mapping[str, Any] = field(default_factory=dict)
     dist: str | None = None
 
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """Those of an explainer that the reference model can have, which has no attention."""
+        return tuple(m for m in self.plugin.methods if m not in self.plugin.needs_attention)
+
     def make(self) -> Any:
         """A new instance."""
         if self.kind == "model":

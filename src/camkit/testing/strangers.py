@@ -40,7 +40,7 @@ def check_rows(subject: Subject) -> None:
     Windows, tiles, frames and pairs add rows; some transformers put tokens first.
     """
     inputs = reference_inputs(2)
-    for method in filter(lambda method: _looks_at_the_layer(subject, method), subject.plugin.methods):
+    for method in filter(lambda method: _looks_at_the_layer(subject, method), subject.methods):
         for what, model in {"tiles": tiles_model(), "tokens first": tokens_model(first=True)}.items():
             with raises(LayerError, f"a layer of {what} under {method}"):
                 maps_of(subject, method, [0, 3], model, inputs, "2")
@@ -61,7 +61,7 @@ def check_layouts(subject: Subject) -> None:
     for case in CASES:
         model, inputs = case.model(), case.inputs
         expected = by_definition(model, inputs, case.read)
-        for method in subject.plugin.methods:
+        for method in subject.methods:
             maps = maps_or_refusal(subject, method, 1, model, inputs, "2")
             if maps is None:
                 continue
@@ -74,7 +74,7 @@ def check_layouts(subject: Subject) -> None:
 def check_layout_given(subject: Subject) -> None:
     """`layout=` is heeded: tokens first, which only the user knows, give the same maps as images first."""
     inputs = reference_inputs(2)
-    for method in subject.plugin.methods:
+    for method in subject.methods:
         expected = maps_or_refusal(subject, method, [0, 3], tokens_model(), inputs, "2")
         model = tokens_model(first=True)
         maps = maps_or_refusal(subject, method, [0, 3], model, inputs, "2", layout="tokens-first")
@@ -206,7 +206,7 @@ def check_hooks_of_others(subject: Subject) -> None:
     A hook that runs after that one loses the path: fastai's `DynamicUnet` was wrong by 0.9 of the peak.
     """
     inputs = reference_inputs(2)
-    for method in subject.plugin.methods:
+    for method in subject.methods:
         expected = maps_or_refusal(subject, method, [0, 3], SkipConnection(by_hook=False), inputs, "body")
         maps = maps_or_refusal(subject, method, [0, 3], SkipConnection(by_hook=True), inputs, "body")
         if expected is not None and maps is not None:
@@ -242,7 +242,7 @@ class SkipConnection(nn.Module):
 def check_no_grad_body(subject: Subject) -> None:
     """A body that runs under `no_grad`, as frozen ones do, changes no map; none comes out blank."""
     inputs = reference_inputs(2)
-    for method in subject.plugin.methods:
+    for method in subject.methods:
         for layer in ("body.0", "above.0"):  # within it and behind it
             expected = maps_or_refusal(subject, method, [0, 3], FrozenBody(no_grad=False), inputs, layer)
             maps = maps_or_refusal(subject, method, [0, 3], FrozenBody(no_grad=True), inputs, layer)
@@ -279,7 +279,7 @@ def check_current_weights(subject: Subject) -> None:
     Writes through `.data` or a numpy view raise no version, and BatchNorm's statistics are not parameters.
     """
     inputs = reference_inputs(2)
-    for method in subject.plugin.methods:
+    for method in subject.methods:
         explainer, model = subject.make(), reference_model()
         maps_of(subject, method, [0, 3], model, inputs, explainer=explainer)
         for what, write in WRITES.items():
@@ -340,7 +340,7 @@ def check_scores(subject: Subject) -> None:
     model, inputs = reference_model(), reference_inputs()
     with torch.no_grad():
         expected = model(inputs)
-    for method in subject.plugin.methods:
+    for method in subject.methods:
         answer = answer_of(subject, method, [0, 3, 1], model, inputs)
         equal(answer.scores, expected, f"the scores from {method}")
 
@@ -351,7 +351,7 @@ def check_forwards(subject: Subject) -> None:
     In a large model each forward counts, and a backend that needs one too many loses every comparison.
     """
     inputs, targets = reference_inputs(2), torch.tensor([0, 3])
-    for method in subject.plugin.methods:
+    for method in subject.methods:
         model = ForwardCounter(inputs)
         subject.make().maps(Query(model, inputs, targets, "model.0", method))
         needed = len(model.intact) + (True not in model.intact)  # the host needs the scores
