@@ -198,6 +198,21 @@ def test_a_list_names_photographs_each_once(kind: str, photos: Path) -> None:
     assert [one.name for one in of] == [path.partition("://")[2] or path[1:] for path in paths]
 
 
+def test_names_of_a_list_that_are_taken_get_a_number(tmp_path: Path) -> None:
+    (tmp_path / "list.txt").write_text("file:///b/x.png\nmemory:///b/x.png\n/b/x.png\nfile:///b/x.png\n")
+    assert names(Listing.of((), str(tmp_path / "list.txt"))) == ["/b/x.png", "/b/x.png~2", "b/x.png"]
+
+
+def test_other_truth_is_another_request() -> None:
+    ids = {
+        ExplainWork.of(
+            ExplainRequest(model=MODEL, device="cpu", truth=truth), "out", 0, lambda text: None
+        ).id
+        for truth in (None, "masks")
+    }
+    assert len(ids) == 2
+
+
 def test_a_table_of_parquet_and_what_is_no_list(photos: Path) -> None:
     file = photos.parent / "list.parquet"
     polars.DataFrame({"n": [1, 2], "url": [str(photos / "0.png"), str(photos / "1.png")]}).write_parquet(

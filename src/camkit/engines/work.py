@@ -63,7 +63,14 @@ class ExplainWork:
         model, work = planned(request, "cpu")
         if model.note:
             note(model.note)
-        told = request_id(work, request.classes, style=request.style, format="parquet", image_format="png")
+        told = request_id(
+            work,
+            request.classes,
+            style=request.style,
+            format="parquet",
+            image_format="png",
+            truth=request.truth,
+        )
         asked = [told, request.device, request.precision, request.batch_size]
         digest = hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:16]
         return cls(request, out, digest, workers, part_size)
@@ -99,7 +106,12 @@ class ExplainWorker:
         request = work.request
         spec = with_classes(request.model, request.facts.classes)
         own = request_id(
-            self._plan, request.classes, style=request.style, format="parquet", image_format="png"
+            self._plan,
+            request.classes,
+            style=request.style,
+            format="parquet",
+            image_format="png",
+            truth=request.truth,
         )
         shared = {"request": own, "model_spec": spec, "model_facts": request.facts.told()}
         self._truth = ground_truth.read(request.truth) if request.truth else None

@@ -138,8 +138,11 @@ def _below(address: str, without: str) -> Iterator[Listed]:
 
 
 def _of_list(lines: Iterator[str]) -> Iterator[Listed]:
-    """What a list names, each once; results are called as the path, or the address without its scheme."""
-    seen: set[int] = set()
+    """What a list names, each once; results are called as the path, or the address without its scheme.
+
+    A name that is taken, as by an address in another store, gets a number.
+    """
+    seen, taken = set[int](), set[int]()
     for line in lines:
         path = line.strip()
         if not path:
@@ -149,9 +152,15 @@ def _of_list(lines: Iterator[str]) -> Iterator[Listed]:
             addresses.check(path)
         else:
             one = replace(one, mark=_mark(path))
-        if one.fingerprint not in seen:
-            seen.add(one.fingerprint)
-            yield one
+        if _hash(path) in seen:
+            continue
+        name, number = one.name, 1
+        while one.key in taken:
+            number += 1
+            one = replace(one, name=f"{name}~{number}")
+        seen.add(_hash(path))
+        taken.add(one.key)
+        yield one
     if not seen:
         raise UsageError("the list of --from names no photograph")
 
