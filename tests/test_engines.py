@@ -318,6 +318,19 @@ def test_photographs_that_are_not_listed_today_keep_their_rows(run: Run) -> None
     assert [row["name"] for row in rows(run.out)] == ["0.png", "7.png", "8.png"]
 
 
+def test_a_damaged_table_is_named(run: Run) -> None:
+    run()
+    photograph(run.photos / "00.png", 50)  # so that footers are read
+    table = sorted(run.out.glob("part-*.parquet"))[0]
+    table.write_bytes(table.read_bytes()[:-1])
+    with pytest.raises(CamkitError, match=rf"{table.name} is damaged: remove it") as told:
+        run()
+    assert "\n" not in str(told.value)
+    table.unlink()
+    run()
+    assert len(rows(run.out)) == 10
+
+
 def test_results_of_another_request_or_kind_are_not_mixed(run: Run, tmp_path: Path) -> None:
     run()
     request = ExplainRequest(model="timm:test_vit@none", device="cpu", resume=True)

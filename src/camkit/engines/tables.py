@@ -17,7 +17,7 @@ import numpy as np
 from camkit.contracts.engine import Part
 from camkit.engines import store
 from camkit.engines.parts import Parts
-from camkit.errors import UsageError
+from camkit.errors import CamkitError, UsageError, reason
 from camkit.explaining import manifest, parquet
 from camkit.explaining.parquet import Map
 
@@ -131,7 +131,14 @@ def _marks_by_name(parts: Parts) -> tuple[Any, Any]:
 
 def _footer(place: str, part: str, request: str) -> tuple[Any, Any]:
     """Keys and marks of the photographs of a part; `UsageError` if it is of another request."""
-    facts = parquet.read_facts(store.read(place, name_of(part), MAX_FILE))
+    data = store.read(place, name_of(part), MAX_FILE)
+    try:
+        facts = parquet.read_facts(data)
+    except (OSError, ValueError) as error:  # pyarrow's own are ValueErrors
+        where = store.joined(place, name_of(part))
+        raise CamkitError(
+            f"{where} is damaged: remove it, and --resume does it again: {reason(error)}"
+        ) from None
     if facts.get("request") != request:
         raise UsageError(
             f"{place} holds tables of another request (model, classes, method, batch size, ...): choose "
