@@ -6,6 +6,7 @@ import gc
 import inspect
 import os
 from collections.abc import Iterator
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
@@ -62,6 +63,12 @@ def _cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 def is_of_page(path: Path) -> bool:
     """Whether what lies in a folder of results belongs to its page, which is made of all else."""
     return "thumbs" in (path.name, path.parent.name) or path.match("index*.html")
+
+
+def digests(folder: Path) -> dict[str, str]:
+    """The SHA-256 of each file in a folder of results and below, but those of its page, by name."""
+    files = (path for path in folder.rglob("*") if path.is_file() and not is_of_page(path))
+    return {str(path.relative_to(folder)): sha256(path.read_bytes()).hexdigest() for path in files}
 
 
 CLASSES = ("tabby", "Egyptian cat", "golden retriever", "red fox")

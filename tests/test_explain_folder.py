@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tests.conftest import is_of_page, runner
+from tests.conftest import digests, runner
 from tests.test_cli import camkit_, explain, lines, photo, process
 from torch import nn
 from torch.nn.modules.module import register_module_forward_pre_hook
@@ -39,11 +39,9 @@ def photos(count: int, folder: str = "photos") -> list[str]:
     return names
 
 
-def content(folder: str = "out") -> dict[str, bytes]:
-    """All files but the manifest and its lock, and the page, by name."""
-    every = (path for path in Path(folder).rglob("*") if path.is_file() and not is_of_page(path))
-    files = (path for path in every if "manifest" not in path.name)
-    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+def content(folder: str = "out") -> dict[str, str]:
+    """What all files but the manifest and its lock hold, by name."""
+    return {name: what for name, what in digests(Path(folder)).items() if "manifest" not in Path(name).name}
 
 
 def test_what_options_said_of_the_model_holds_for_its_verification() -> None:
@@ -221,7 +219,7 @@ def test_requests_that_differ_share_a_folder_and_lose_nothing() -> None:
         *((), ("--relu",), ("--counterfactual",), ("--view", "model"), ("--cmap", "viridis")),
         *(("--layer", "stem"), ("-o", "reduction=mean"), ("--dtype", "bfloat16"), ("--alpha", "0.2")),
     ]
-    seen: dict[str, bytes] = {}
+    seen: dict[str, str] = {}
     for request in requests:
         quick("photos", "--class", "all", *request)
         found = content()
@@ -259,7 +257,7 @@ def wait_for(count: int, child: subprocess.Popen[bytes], out: str = "out") -> No
         time.sleep(0.002)
 
 
-def undisturbed(*arguments: str) -> tuple[dict[str, bytes], list[str]]:
+def undisturbed(*arguments: str) -> tuple[dict[str, str], list[str]]:
     """The files and lines of a run without interruption."""
     assert camkit_("explain", *MANY, *arguments, "--out", "calm").exit_code == 0
     return content("calm"), told("calm")

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from tests.conftest import is_of_page
+from tests.conftest import digests, is_of_page
 from tests.test_cli import camkit_, explain, lines, photo
 
 from camkit.drawing.style import Style
@@ -36,12 +36,6 @@ def finished(*arguments: str, out: str = "out", failing: int = 0) -> Path:
     done = explain("photos", *given, *arguments)
     assert done.exit_code == failing, done.stderr
     return Path(out)
-
-
-def content(folder: Path) -> dict[str, bytes]:
-    """All files in a folder and below, but those of its page."""
-    files = (path for path in folder.rglob("*") if path.is_file() and not is_of_page(path))
-    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
 def change(path: str, old: Any = None, new: Any = None) -> None:
@@ -240,13 +234,13 @@ def is_picture(name: str) -> bool:
 def test_pictures_drawn_afterwards_are_those_of_explain(
     look: tuple[str, ...], format: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    expected = content(finished(*look, out="expected"))
+    expected = digests(finished(*look, out="expected"))
     folder = finished("--format", format)
-    before = {name for name in content(folder) if is_picture(name)} if look else set()
+    before = {name for name in digests(folder) if is_picture(name)} if look else set()
     monkeypatch.setenv("CAMKIT_PLUGINS", "")  # no model is needed
     done = camkit_("render", "out", *look)
     assert done.exit_code == 0, done.stderr
-    drawn = {name: data for name, data in content(folder).items() if is_picture(name)}
+    drawn = {name: data for name, data in digests(folder).items() if is_picture(name)}
     assert before <= drawn.keys()  # pictures of another look stay
     new = {name: data for name, data in drawn.items() if name not in before}
     assert new == {name: data for name, data in expected.items() if is_picture(name)}
@@ -264,16 +258,16 @@ def test_pictures_drawn_afterwards_are_those_of_explain(
 
 def test_drawing_anew_adds_pictures_of_another_look_and_leaves_everything_else() -> None:
     folder = finished()
-    before = content(folder)
+    before = digests(folder)
     assert camkit_("render", "out", "--cmap", "viridis").exit_code == 0
-    after = content(folder)
+    after = digests(folder)
     assert {name for name in before if after[name] != before[name]} == {manifest.NAME}
     assert sorted(after.keys() - before.keys()) == sorted(
         f"{name.removesuffix('.png')}.viridis.png" for name in before if is_picture(name)
     )
     again = camkit_("render", "out", "--cmap", "viridis")  # which are their own
     assert (again.exit_code, again.stderr) == (0, "")
-    assert content(folder) == after
+    assert digests(folder) == after
     assert camkit_("verify", "out").stdout.startswith("8 results: 4 maps, 8 pictures and")
 
 
@@ -284,14 +278,14 @@ def test_pictures_of_a_run_share_a_scale_whatever_is_asked_for_when() -> None:
     ends = [abs(value) for line in told for value in line["map_range"]]
     assert [line["full_scale"] for line in told] == [max(ends)] * 4
     assert all(line["overlay_file"].endswith(".scale-run.png") for line in told)
-    files = content(folder)
+    files = digests(folder)
     done = explain("photos", "--class", "tabby", "--class", "red fox", "--workers", "0", *ask, "--resume")
     assert done.exit_code == 0 and len(done.stdout.splitlines()) == 4, done.stderr
-    assert content(folder) == files
+    assert digests(folder) == files
     other = finished("--format", "npz", out="other")
     assert camkit_("render", other, *ask).exit_code == 0
     drawn = {name: data for name, data in files.items() if is_picture(name)}
-    assert {name: data for name, data in content(other).items() if is_picture(name)} == drawn
+    assert {name: data for name, data in digests(other).items() if is_picture(name)} == drawn
     fixed = finished("--scale", max(ends), out="fixed")
     with Image.open(folder / told[0]["overlay_file"]) as one:
         same = told[0]["overlay_file"].replace("scale-run", f"scale-{max(ends)}")
@@ -390,7 +384,7 @@ def test_a_photograph_that_cannot_be_drawn_on_costs_only_its_own_pictures(kind: 
     {"missing": Path.unlink, "another": lambda p: photo(CAT, 9), "elsewhere": lambda p: p}[kind](Path(CAT))
     where = ["--images", "photos/a"] if kind == "elsewhere" else []
     done = camkit_("render", "out", *where)
-    drawn = sorted(name for name in content(folder) if name.endswith(".png"))
+    drawn = sorted(name for name in digests(folder) if name.endswith(".png"))
     if kind == "elsewhere":  # where the photographs do not lie
         assert (done.exit_code, drawn) == (1, [])
         assert done.stderr.endswith("0 pictures drawn, 4 failed\n")
@@ -424,15 +418,15 @@ def test_joined_folders_hold_every_result_once(format: str) -> None:
     assert done.exit_code == 0, done.stderr
     assert done.stdout.startswith("5 results of 3 folders ")  # 2 x 2 and the failure
     assert len(lines("all")) == 5
-    merged = content(Path("all"))
+    merged = digests(Path("all"))
     for part in parts:
-        assert all(merged[name] == data for name, data in content(part).items() if name != manifest.NAME)
+        assert all(merged[name] == data for name, data in digests(part).items() if name != manifest.NAME)
     assert ("cat.png.tiny_net.sheet.png" in merged) == (format == "png")
     assert camkit_("verify", "all").exit_code == 0
-    before = content(Path("all"))
+    before = digests(Path("all"))
     for sources in (parts, [Path("all")]):
         assert merging.merge(sources, Path("all")) == merging.Merged(0, ())
-    assert content(Path("all")) == before
+    assert digests(Path("all")) == before
 
 
 def test_of_several_lines_for_one_map_the_last_is_joined() -> None:
@@ -452,13 +446,13 @@ def test_two_files_of_one_name_are_an_error_and_nothing_is_overwritten() -> None
     explain("photos", "--class", "tabby", "--workers", "0", "--out", "b")  # of another photograph
     for other in ("b", "c"):
         shutil.copytree("a", "all")
-        before = content(Path("all"))
+        before = digests(Path("all"))
         done = camkit_("explain", "merge", "a", other, "--out", "all")
         if other == "c":  # the same results, which are there already
             assert done.exit_code == 0 and done.stdout.startswith("0 results")
         else:
             assert done.exit_code == 1 and "choose another --out" in done.stderr
-        assert content(Path("all")) == before
+        assert digests(Path("all")) == before
         shutil.rmtree("all")
     photo(CAT, 0)
     done = camkit_("explain", "merge", "c", "--out", "all")
@@ -536,12 +530,12 @@ def test_folders_without_results_are_wrong_usage(command: tuple[str, ...], kind:
         Path("folder/manifest.jsonl").mkdir()
     if kind == "manifest is empty":
         Path("folder/manifest.jsonl").touch()
-    before = content(Path())
+    before = digests(Path())
     done = camkit_(*command, "folder")
     assert done.exit_code == 2, done.stderr
     assert done.stderr.startswith("Error: ") and len(done.stderr.splitlines()) <= 2
     assert "folder" in done.stderr and "unexpected" not in done.stderr
-    assert content(Path()) == before and not Path("all").exists()
+    assert digests(Path()) == before and not Path("all").exists()
 
 
 @pytest.mark.parametrize(
@@ -558,10 +552,10 @@ def test_folders_without_results_are_wrong_usage(command: tuple[str, ...], kind:
     ],
 )
 def test_wrong_usage(arguments: tuple[str, ...], message: str) -> None:
-    before = content(finished("--format", "npz"))
+    before = digests(finished("--format", "npz"))
     done = camkit_(*arguments)
     assert done.exit_code == 2 and message in done.stderr
-    assert content(Path("out")) == before
+    assert digests(Path("out")) == before
 
 
 def test_a_photograph_called_merge_is_explained() -> None:
