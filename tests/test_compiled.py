@@ -34,6 +34,7 @@ from camkit.images.decoding import load, sample
 from camkit.images.preprocess import Preprocess
 from camkit.images.workers import Failure
 from camkit.native.explainer import Native, NativeOptions
+from camkit.native.method_table import AT_LAYER
 
 
 @functools.cache
@@ -97,8 +98,8 @@ def test_every_way_to_ask_gives_the_plain_maps_from_one_compilation(
     before = copy.deepcopy(small_net.state_dict())
 
     def ask(**options: Any) -> list[Tensor]:
-        several = camkit.maps_by(small_net, batch, 1, layer=["body"], method=Native.methods, **options)
-        assert len(several) == len(Native.methods)
+        several = camkit.maps_by(small_net, batch, 1, layer=["body"], method=AT_LAYER, **options)
+        assert len(several) == len(AT_LAYER)
         with torch.inference_mode():
             second = camkit.maps(small_net, batch.clone(), 2, layer="body", **options)
         difference = camkit.maps(small_net, batch, lambda y: y[:, 1] - y[:, 2], layer="body", **options)
@@ -172,7 +173,7 @@ def test_a_skip_connection_around_the_layer(
     model, x = make().eval(), torch.randn(shape)
 
     def ask(**options: Any) -> list[Tensor]:
-        maps = camkit.maps_by(model, x, [1, 0], layer=[layer], method=Native.methods, **options)
+        maps = camkit.maps_by(model, x, [1, 0], layer=[layer], method=AT_LAYER, **options)
         return [*maps.values()]
 
     with warnings.catch_warnings():

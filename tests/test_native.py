@@ -20,7 +20,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 import camkit
 from camkit.errors import LayerError, ModelError, UsageError
 from camkit.native import perturbation
-from camkit.native.explainer import GRADIENT_BYTES, SUMLESS, Native, class_gradients, classes_at_once
+from camkit.native.explainer import GRADIENT_BYTES, SUMLESS, class_gradients, classes_at_once
+from camkit.native.method_table import AT_LAYER
 
 
 def lesson_hooks(model: nn.Sequential, x: Tensor, category: int) -> tuple[Tensor, Tensor]:
@@ -377,7 +378,7 @@ def test_many_classes_behind_a_global_mean_are_those_of_autograd(
     assert (perturbation.pooled(model, "0", features) is not None) is closed
     assert perturbation.pooled(model.float(), "0", features.bfloat16()) is None  # it could not be told
     model.double()
-    methods = [m for m in Native.methods if m != "scorecam"]
+    methods = [m for m in AT_LAYER if m != "scorecam"]
     whole = {c: camkit.maps_by(model, x, c, layer=["0"], method=methods) for c in (0, 5)}
     monkeypatch.setattr("camkit.native.explainer.GRADIENT_BYTES", 3 * features.numel() * 8)
     for method in methods:
@@ -415,7 +416,7 @@ def test_lists_of_layers_and_methods_share_one_forward(small_net: nn.Module, bat
     sizes: list[int] = []
     camkit.maps_by(small_net, batch, layer=["stem", "body", "body.0"])  # finds out how they are to be read
     handle = small_net.stem[0].register_forward_hook(lambda m, i, output: sizes.append(len(output)))
-    layers, methods = ["stem", "body", "body.0"], [m for m in Native.methods if m != "scorecam"]
+    layers, methods = ["stem", "body", "body.0"], [m for m in AT_LAYER if m != "scorecam"]
     many = camkit.maps_by(small_net, batch, [4, 0, 2], layer=layers, method=methods)
     handle.remove()
     assert sizes == [3]  # a masked input has to go through everything, so scorecam is not among them
@@ -425,7 +426,7 @@ def test_lists_of_layers_and_methods_share_one_forward(small_net: nn.Module, bat
         torch.testing.assert_close(maps, single)
 
 
-@pytest.mark.parametrize("method", [m for m in Native.methods if m not in SUMLESS])
+@pytest.mark.parametrize("method", [m for m in AT_LAYER if m not in SUMLESS])
 def test_the_mean_is_the_sum_over_the_number_of_channels(
     method: str, small_net: nn.Module, batch: Tensor
 ) -> None:

@@ -84,20 +84,23 @@ def test_the_device() -> None:
     assert devices.has_float64(FAKE) and devices.has_graphs(FAKE) and not devices.has_graphs(devices.CPU)
 
 
+FEW = {"masks": 200, "cells": 3, "tolerance": 0}  # of the black-box methods
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_as_on_the_cpu(method: str, net: nn.Module, there: nn.Module, x: Tensor) -> None:
-    found = camkit.maps(there, x.to(FAKE), [0, 3, 1], layer="act", method=method)
+    found = camkit.maps(there, x.to(FAKE), [0, 3, 1], layer="act", method=method, **FEW)
     assert found.device == FAKE
-    close(found, camkit.maps(net, x, [0, 3, 1], layer="act", method=method))
+    close(found, camkit.maps(net, x, [0, 3, 1], layer="act", method=method, **FEW))
 
 
 @pytest.mark.usefixtures("without_double")
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_without_float64(method: str, net: nn.Module, there: nn.Module, x: Tensor) -> None:
     assert not devices.has_float64(FAKE)
-    found = camkit.maps(there, x.to(FAKE), [0, 3, 1], layer="act", method=method)
+    found = camkit.maps(there, x.to(FAKE), [0, 3, 1], layer="act", method=method, **FEW)
     assert found.device == FAKE
-    close(found, camkit.maps(net, x, [0, 3, 1], layer="act", method=method))
+    close(found, camkit.maps(net, x, [0, 3, 1], layer="act", method=method, **FEW))
 
 
 @pytest.mark.usefixtures("without_double")

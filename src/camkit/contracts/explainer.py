@@ -102,7 +102,9 @@ class Explainer(ABC):
     exception, and it works under `no_grad`, `inference_mode` and on frozen models.
 
     dtypes: of inputs and model that it works in. class_agnostic: methods whose map is the same for every
-    class. notes: what a user should know about a method. thread_safe: several threads may use one model.
+    class. layerless: methods that look at no layer: their map is the same whichever is asked for.
+    unsigned: methods whose values say how much, but neither for nor against. notes: what a user should
+    know about a method. thread_safe: several threads may use one model.
     dimensions: of the positions of inputs and maps that it takes: 1 for signals `[B, C, L]`, 2 for images,
     3 for volumes. several_inputs: it passes `extras` on. The host refuses what is not declared.
     """
@@ -112,6 +114,8 @@ class Explainer(ABC):
     methods: ClassVar[tuple[str, ...]]
     dtypes: ClassVar[tuple[str, ...]] = ("float32",)
     class_agnostic: ClassVar[tuple[str, ...]] = ()
+    layerless: ClassVar[tuple[str, ...]] = ()
+    unsigned: ClassVar[tuple[str, ...]] = ()
     notes: ClassVar[Mapping[str, str]] = {}
     thread_safe: ClassVar[bool] = False
     dimensions: ClassVar[tuple[int, ...]] = (2,)
