@@ -11,6 +11,8 @@ so there it is, if anything, too large.
 
 from __future__ import annotations
 
+from math import sqrt
+
 import torch
 from torch import Tensor
 
@@ -36,7 +38,7 @@ def rise_errors(scores: Tensor, masks: Tensor, centred: bool) -> Tensor:
     n = len(scores)
     mean = scores.t() @ masks / n
     variance = ((scores**2).t() @ masks**2 / n - mean**2).clamp(min=0)
-    return variance.sqrt() / (SHARE * n**0.5)
+    return variance.sqrt() / (SHARE * sqrt(n))
 
 
 def sobol(scores: Tensor) -> tuple[Tensor, Tensor]:
@@ -52,7 +54,7 @@ def sobol(scores: Tensor) -> tuple[Tensor, Tensor]:
     terms = (own - replaced) ** 2 / 2
     index = torch.where(variance == 0, 0.0, terms.mean(0) / variance)
     influence = torch.where(variance == 0, 0.0, (terms - index * around**2) / variance)
-    return index.t(), (influence.std(0) / len(scores) ** 0.5).t()
+    return index.t(), (influence.std(0) / sqrt(len(scores))).t()
 
 
 def hsic(scores: Tensor, cells: Tensor) -> tuple[Tensor, Tensor]:
@@ -69,7 +71,7 @@ def hsic(scores: Tensor, cells: Tensor) -> tuple[Tensor, Tensor]:
         kernel = _gaussian(column)
         smooth = kernel @ z
         parts = 2 * z * (smooth - smooth.mean(0)) / (n - 1)
-        found.append((parts.sum(0) / (n - 1), 2 * parts.std(0) / n**0.5))
+        found.append((parts.sum(0) / (n - 1), 2 * parts.std(0) / sqrt(n)))
     values, errors = zip(*found, strict=True)
     return torch.stack(values), torch.stack(errors)
 
