@@ -47,7 +47,7 @@ class NativeOptions:
     comparisons: int = option(3, min=1, help="finercam: how many similar classes")
     fast: bool = option(False, help="compile what is below the layer: the first call takes seconds")
     batch_size: int = option(
-        32, min=1, help="ablationcam, scorecam: channels in one forward; rise, sobol, hsic: masks"
+        32, min=1, help="ablationcam, scorecam: channels in one forward; rise, sobol, hsic: the most masks"
     )
     masks: int = option(4000, min=16, help="rise, sobol, hsic: the most masks for an image")
     cells: int = option(7, min=2, max=64, help="rise, sobol, hsic: cells of a mask along each side")
