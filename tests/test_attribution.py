@@ -24,7 +24,7 @@ from camkit.errors import (
     TargetError,
     UsageError,
 )
-from camkit.native.method_table import AT_LAYER
+from camkit.native.method_table import AT_LAYER, BLACK_BOX
 
 
 @pytest.mark.parametrize("same", [2, [2, 2, 2], (2, 2, 2), np.array([2, 2, 2]), np.int64(2)])
@@ -108,7 +108,8 @@ def test_lists_give_a_dict_keyed_by_method_and_full_name(small_net: nn.Module, b
 
 # --- other targets --------------------------------------------------------------------------------
 
-METHODS = [m for m in AT_LAYER if m != "finercam"]  # which has nothing to compare with
+METHODS = [m for m in (*AT_LAYER, *BLACK_BOX) if m != "finercam"]  # which has nothing to compare with
+FEW = {"masks": 200, "cells": 3, "tolerance": 0}  # of the black-box methods
 
 
 class Returns(nn.Module):
@@ -126,8 +127,8 @@ class Returns(nn.Module):
 def test_a_function_that_picks_a_score_is_that_target(
     method: str, small_net: nn.Module, batch: Tensor
 ) -> None:
-    expected = camkit.maps(small_net, batch, 3, layer="body", method=method)
-    maps = camkit.maps(small_net, batch, lambda scores: scores[:, 3], layer="body", method=method)
+    expected = camkit.maps(small_net, batch, 3, layer="body", method=method, **FEW)
+    maps = camkit.maps(small_net, batch, lambda scores: scores[:, 3], layer="body", method=method, **FEW)
     torch.testing.assert_close(maps, expected)
 
 
@@ -263,7 +264,7 @@ class Two(nn.Module):
         return self.fc(torch.cat([self.body(image).mean((2, 3)) ** 2, numbers.float()], 1)) ** 2
 
 
-@pytest.mark.parametrize("method", AT_LAYER)
+@pytest.mark.parametrize("method", [*AT_LAYER, *BLACK_BOX])
 def test_several_inputs(method: str, batch: Tensor) -> None:
     """Each image goes with its numbers: as if they were a part of the model."""
     model, numbers = Two().eval(), torch.tensor([[0, 1], [2, 3], [4, 5]])
@@ -276,10 +277,10 @@ def test_several_inputs(method: str, batch: Tensor) -> None:
         def forward(self, image: Tensor) -> Tensor:
             return self.model(image, self.row.expand(len(image), -1))
 
-    maps = camkit.maps(model, (batch, numbers), [0, 1, 2], method=method)
+    maps = camkit.maps(model, (batch, numbers), [0, 1, 2], method=method, **FEW)
     for i in range(3):
         alone = camkit.maps(
-            Fixed(numbers[i]).eval(), batch[i : i + 1], i, layer="model.body", method=method
+            Fixed(numbers[i]).eval(), batch[i : i + 1], i, layer="model.body", method=method, **FEW
         )
         torch.testing.assert_close(maps[i : i + 1], alone, rtol=1e-4, atol=1e-5)
 

@@ -548,7 +548,7 @@ def test_a_view_holds_the_maps_of_a_photograph_and_asks_nobody_for_anything(tmp_
     for one, result in zip(data["maps"], results, strict=True):
         values = np.frombuffer(base64.b64decode(one["values"]), dtype="<f4").reshape(one["h"], one["w"])
         assert np.array_equal(values, result.map.numpy())
-        assert one["knows"] == (result.method == "gradcam")
+        assert one["speaks"] == (result.method == "gradcam")
     # The view is the middle square of the photograph, which is enlarged fourfold.
     assert data["maps"][0]["box"] == pytest.approx([40, 0, 200, 160])
     assert "<img" not in view.page and view.page.count("</script>") == 2

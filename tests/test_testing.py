@@ -37,7 +37,7 @@ from camkit.testing import (
 )
 
 
-@explainer_checks("native", dist="camkit")
+@explainer_checks("native", dist="camkit", options={"masks": 200, "cells": 3, "tolerance": 0})
 def test_native(check: Any) -> None:
     check()
 

@@ -29,7 +29,7 @@ from camkit.metrics.measure import measure
 from camkit.native import compiled as native_compiled
 from camkit.native import graphs
 from camkit.native.explainer import AT_ONCE
-from camkit.native.method_table import AT_LAYER
+from camkit.native.method_table import AT_LAYER, BLACK_BOX
 from camkit.registry import discovery, loading
 
 NATIVE = fake_device.start()
@@ -84,20 +84,23 @@ def test_the_device() -> None:
     assert devices.has_float64(FAKE) and devices.has_graphs(FAKE) and not devices.has_graphs(devices.CPU)
 
 
-@pytest.mark.parametrize("method", AT_LAYER)
+FEW = {"masks": 200, "cells": 3, "tolerance": 0}  # of the black-box methods
+
+
+@pytest.mark.parametrize("method", [*AT_LAYER, *BLACK_BOX])
 def test_every_method_as_on_the_cpu(method: str, net: nn.Module, there: nn.Module, x: Tensor) -> None:
-    found = camkit.maps(there, x.to(FAKE), [0, 3, 1], layer="act", method=method)
+    found = camkit.maps(there, x.to(FAKE), [0, 3, 1], layer="act", method=method, **FEW)
     assert found.device == FAKE
-    close(found, camkit.maps(net, x, [0, 3, 1], layer="act", method=method))
+    close(found, camkit.maps(net, x, [0, 3, 1], layer="act", method=method, **FEW))
 
 
 @pytest.mark.usefixtures("without_double")
-@pytest.mark.parametrize("method", AT_LAYER)
+@pytest.mark.parametrize("method", [*AT_LAYER, *BLACK_BOX])
 def test_every_method_without_float64(method: str, net: nn.Module, there: nn.Module, x: Tensor) -> None:
     assert not devices.has_float64(FAKE)
-    found = camkit.maps(there, x.to(FAKE), [0, 3, 1], layer="act", method=method)
+    found = camkit.maps(there, x.to(FAKE), [0, 3, 1], layer="act", method=method, **FEW)
     assert found.device == FAKE
-    close(found, camkit.maps(net, x, [0, 3, 1], layer="act", method=method))
+    close(found, camkit.maps(net, x, [0, 3, 1], layer="act", method=method, **FEW))
 
 
 @pytest.mark.usefixtures("without_double")

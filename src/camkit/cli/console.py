@@ -224,6 +224,6 @@ def _agreement(results: Sequence[Explanation]) -> Iterator[str]:
         rank = min(one.spearman for one in group)
         difference = max(one.difference for one in group)
         yield (
-            f"{method} at {layer}, {first} and {second}: rank correlation {rank:.3f}, "
+            f"{method}{layer and f' at {layer}'}, {first} and {second}: rank correlation {rank:.3f}, "
             f"largest difference {difference:.1e} of the peak{worst}"
         )

@@ -126,8 +126,9 @@ def _sweep(
         module, layer, inputs = _converted(module, layer, inputs, device, dtype, keep, call.frozen)
         call = replace(call, frozen=call.frozen or module is not original)  # nobody else has the copy
     first, *extras = inputs
-    names = resolve_layers(module, layer, first, *extras, call=call)
     methods = [method] if isinstance(method, str) else list(method)
+    needed = not set(methods) <= set(explainer.layerless)
+    names = resolve_layers(module, layer, first, *extras, call=call, needed=needed)
     if not (methods and names):
         raise UsageError(f"there is nothing to do: no {'layer' if methods else 'method'} is given")
     answer = run(explainer, backend, module, first, names, methods, selector, extras=extras, call=call)

@@ -15,11 +15,29 @@ from camkit.errors import CamkitError, LayerError
 
 
 def resolve_layers(
-    module: nn.Module, layer: Layer | Sequence[Layer], inputs: Tensor, *extras: Tensor, call: Call = PLAIN
+    module: nn.Module,
+    layer: Layer | Sequence[Layer],
+    inputs: Tensor,
+    *extras: Tensor,
+    call: Call = PLAIN,
+    needed: bool = True,
 ) -> list[str]:
-    """Dotted names of what `layer` means; `auto` takes a forward of the first row in its first call."""
+    """Dotted names of what `layer` means; `auto` takes a forward of the first row in its first call.
+
+    needed: whether a method looks at a layer. If none does, a model need not have one that suits: then
+        `auto` is "".
+    """
     wanted = as_list(layer)
-    return layers.resolve(module, wanted, lambda: automatic_layer(module, inputs, *extras, call=call).name)
+
+    def auto() -> str:
+        return automatic_layer(module, inputs, *extras, call=call).name
+
+    try:
+        return layers.resolve(module, wanted, auto)
+    except LayerError:
+        if needed or wanted != ["auto"]:
+            raise
+        return [""]
 
 
 def map_layers(model: LoadedModel) -> tuple[list[layers.LayerRecord], str | None]:

@@ -75,7 +75,7 @@ def run(
         found = _explained(explainer, sweep, module)
     maps = {(method, named[layer]): value.detach() for (method, layer), value in found.maps.items()}
     hint = partial(better_layer, module, inputs=inputs, extras=others, call=call)
-    remarks = _remarks(found, selector, named, maps, explainer.class_agnostic, hint)
+    remarks = _remarks(found, selector, named, maps, explainer, hint)
     return Answer(maps, found.scores, found.targets, tuple(remarks), precision)
 
 
@@ -84,14 +84,14 @@ def _remarks(
     selector: Selector,
     named: Mapping[str, str],
     maps: Mapping[tuple[str, str], Tensor],
-    agnostic: Sequence[str],
+    explainer: Explainer,
     hint: Callable[[str], str],
 ) -> list[Remark]:
     """The remarks on the maps; `TargetError` for a missing class, if that was not checked before.
 
     The host waits for the device once, for all questions together; the answer is nearly always no.
     """
-    zeros = {key: are_zero(value) for key, value in maps.items() if key[0] not in agnostic}
+    zeros = {key: are_zero(value) for key, value in maps.items() if key[0] not in explainer.class_agnostic}
     missing = selector.missing(found.scores) if isinstance(selector, Fixed) else None
     questions = [
         *(() if missing is None else (missing,)),
@@ -102,13 +102,17 @@ def _remarks(
     if missing is not None and next(answers) and isinstance(selector, Fixed):
         selector.check(found.scores)
     count = found.targets.shape[1]
+
+    def called(method: str, layer: str) -> str:
+        return method if method in explainer.layerless else f"{method} at layer {layer!r}"
+
     remarks = [
-        Remark(m, named[at], images[:, None].expand(-1, count).cpu(), f"{m} at layer {named[at]!r} {text}")
+        Remark(m, named[at], images[:, None].expand(-1, count).cpu(), f"{called(m, named[at])} {text}")
         for (m, at, images, text), applies in zip(found.remarks, answers, strict=False)
         if applies
     ]
     with_zeros = {key: zero for (key, zero), is_any in zip(zeros.items(), answers, strict=True) if is_any}
-    return remarks + list(zero_maps(with_zeros, found.scores, found.targets, hint))
+    return remarks + list(zero_maps(with_zeros, found.scores, found.targets, explainer.layerless, hint))
 
 
 def _answered(questions: Sequence[Tensor]) -> list[bool]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -23,16 +23,22 @@ def zero_maps(
     zeros: Mapping[tuple[str, str], Tensor],
     scores: Tensor,
     targets: Tensor,
+    layerless: Sequence[str],
     hint: Callable[[str], str],
 ) -> Iterator[Remark]:
     """What to say about maps that are zero everywhere, and why they are.
 
-    zeros: which ones are, by method and layer, from `are_zero`; each holds at least one.
+    zeros: which ones are, by method and layer, from `are_zero`; each holds at least one. layerless: methods
+    that look at no layer.
     """
     saturated = _saturated(scores, targets).cpu() if zeros else torch.empty(0)
     for (method, layer), found in zeros.items():
         zero = found.cpu()
         if method in RECTIFIED and not bool(zero.all()):
+            continue
+        if method in layerless:
+            text = f"{method} is zero everywhere: the score is the same whatever is done to the input"
+            yield Remark(method, layer, zero, text)
             continue
         if bool((sure := zero & saturated).any()):
             text = (

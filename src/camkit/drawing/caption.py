@@ -23,7 +23,7 @@ class Caption:
 
     name, figure: of the class, and its probability or score. verdict: whether it is predicted.
     how: method, backend, layer, model. remarks: what the picture cannot show by itself.
-    knows_class: whether the method does, so that its values speak for or against one.
+    speaks: whether the values of the method speak for the class or against it.
     """
 
     name: str
@@ -31,7 +31,7 @@ class Caption:
     verdict: str
     how: tuple[str, ...]
     remarks: tuple[str, ...] = ()
-    knows_class: bool = True
+    speaks: bool = True
 
 
 @dataclass(frozen=True)
@@ -54,9 +54,9 @@ class Legend:
         return min(self.low, 0.0), max(self.high, 0.0)
 
 
-def words(scale: Scale, knows_class: bool = True) -> tuple[str, str]:
+def words(scale: Scale, speaks: bool = True) -> tuple[str, str]:
     """What stands at the ends of a bar."""
-    if not knows_class:
+    if not speaks:
         return "", ""
     return "speaks against", "speaks against" if scale.kind == "against" else "speaks for"
 
@@ -68,7 +68,7 @@ def strip(
     big, small = sizes(width)
     pad = big // 2 + 2
     room = width - 2 * pad
-    against = style.counterfactual and caption.knows_class
+    against = style.counterfactual and caption.speaks
     # The figure is that of the class, not of what speaks against it.
     figure = f" ({caption.figure})" if against else f"  {caption.figure}"
     end = text.width(figure, big, bold=True)

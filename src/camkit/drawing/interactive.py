@@ -62,7 +62,7 @@ def _told(layer: Layer, box: Sequence[float], note: str) -> dict[str, Any]:
         "verdict": caption.verdict,
         "remark": " · ".join(caption.remarks),
         "how": " · ".join([*caption.how, *([note] if note else [])]),
-        "knows": caption.knows_class,
+        "speaks": caption.speaks,
         "way": layer.way,
         "box": [float(edge) for edge in box],
         "h": values.shape[0],

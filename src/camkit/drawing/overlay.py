@@ -67,7 +67,7 @@ def draw(
     if not style.caption or caption is None:
         return picture
     drawn = signed(map, style)
-    legend = Legend(scale, float(drawn.min()), float(drawn.max()), words(scale, caption.knows_class))
+    legend = Legend(scale, float(drawn.min()), float(drawn.max()), words(scale, caption.speaks))
     own = SHARED if scale.shared else OWN
     notes = [own if legend.low < legend.high else "", LINES if style.look == "contour" else "", place.note]
     notes = [note for note in notes if note]

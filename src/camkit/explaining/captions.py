@@ -14,7 +14,7 @@ from camkit.drawing.style import Style
 from camkit.errors import PluginError
 from camkit.registry import discovery, loading
 
-# What is said of a picture that cannot say it itself: of the map of a class; of one that knows no class.
+# What is said of a picture that cannot say it itself: of a map that speaks for a class; of another.
 REMARKS: dict[evidence.Remark, tuple[str, str]] = {
     "constant": ("the map is constant, it says nothing",) * 2,
     "nothing for": ("nothing speaks for {it}", "no value is positive"),
@@ -34,7 +34,7 @@ def remarks(map: Tensor, style: Style, backend: str, method: str, it: str = "it"
     found = evidence.remark(map, style)
     if found is None:
         return ()
-    return (REMARKS[found][not knows_class(backend, method)].format(it=it),)
+    return (REMARKS[found][not speaks(backend, method)].format(it=it),)
 
 
 def knows_class(backend: str, method: str) -> bool:
@@ -45,18 +45,28 @@ def knows_class(backend: str, method: str) -> bool:
         return False
 
 
+def speaks(backend: str, method: str) -> bool:
+    """Whether the values of a method speak for a class or against it."""
+    if not knows_class(backend, method):
+        return False
+    return method not in loading.load(discovery.get("explainer", backend)).unsigned
+
+
 def caption(facts: Mapping[str, Any], map: Tensor, style: Style) -> Caption:
     """What stands below the picture of a map. facts: the fields of its line, or of its `Explanation`."""
     name, backend, method = (str(facts[key]) for key in ("class_name", "backend", "method"))
-    knows = knows_class(backend, method)
     by = "" if backend == "native" else f" by {backend}"
     return Caption(
         name=name,
         figure=figure(facts["probability"], facts["logit"]),
         verdict=_verdict(facts),
-        how=(f"{method}{by}", f"layer {facts['layer']}", str(facts["model"])),
+        how=(
+            f"{method}{by}",
+            *([f"layer {facts['layer']}"] if facts["layer"] else []),
+            str(facts["model"]),
+        ),
         remarks=remarks(map, style, backend, method, name),
-        knows_class=knows,
+        speaks=speaks(backend, method),
     )
 
 

@@ -194,7 +194,8 @@ class Explanation:
 
     def caption(self) -> str:
         """One line: what is shown, and what the picture cannot show by itself."""
-        shown = f"{self.class_name} {self.figure} · {self.backend} {self.method} at {self.layer}"
+        shown = f"{self.class_name} {self.figure} · {self.backend} {self.method}"
+        shown += f" at {self.layer}" if self.layer else ""
         count = self.model.preprocess.photo_channels
         drawn = [] if count == 3 else [channels.remark(count)]
         return " · ".join([shown, *self.remarks(), *drawn])

@@ -60,4 +60,4 @@ def view(results: Explanation | Iterable[Explanation]) -> View:
 
 
 def _way(result: Explanation) -> str:
-    return f"{result.method} · {result.layer} · {result.backend}"
+    return " · ".join(filter(None, (result.method, result.layer, result.backend)))

@@ -220,6 +220,9 @@ def _results(
     fields = {"scores": "none", "exclusive": False} if function else predicted.fields(model.classes)
     columns = {index: column for column, index in reversed(list(enumerate(answer.targets[row].tolist())))}
     for (method, layer), maps in answer.maps.items():
+        layerless = method in backend.explainer.layerless
+        if layerless and layer != work.layers[0]:
+            continue  # it is the same map
         for index, column in sorted(columns.items(), key=lambda item: item[1]):
             map, name = maps[row, column].clone(), function or model.classes[index]
             finite, flat = states[method, layer][row][column]
@@ -240,12 +243,13 @@ def _results(
                 if (remark.method, remark.layer) == (method, layer) and bool(remark.concerned[row, column])
             ]
             if flat and not doubts:
-                doubts = [f"the map is constant: it says nothing{hint(layer, function)}"]
+                better = "" if layerless else hint(layer, function)
+                doubts = [f"the map is constant: it says nothing{better}"]
             yield Explanation(
                 map=map,
                 backend=backend.name,
                 method=method,
-                layer=layer,
+                layer="" if layerless else layer,
                 layout=work.layout,
                 precision=answer.precision,
                 class_index=None if function else index,

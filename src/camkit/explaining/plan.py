@@ -64,11 +64,13 @@ def plan(
     wanted = [model.default_layer if one == "auto" else one for one in as_list(layer)]
     like = next(p for p in model.module.parameters() if p.is_floating_point())
     inputs = layers.example_inputs(model.preprocess.size, like, model.preprocess.channels)
-    names = resolve_layers(model.module, wanted, inputs, call=Call(output=model.output))
+    made = make_backends(backends, methods, options or {})
+    needed = any(not set(backend.methods) <= set(backend.explainer.layerless) for backend in made)
+    call = Call(output=model.output)
+    names = resolve_layers(model.module, wanted, inputs, call=call, needed=needed)
     for name in filter(UNPRINTABLE.search, names):
         raise LayerError(f"layer {name!r} has a name that no manifest can hold: rename the module")
     selector = class_selector(classes, model.classes)
-    made = make_backends(backends, methods, options or {})
     return Plan(model, made, tuple(names), selector, layout, functions=functions or {}, precision=precision)
 
 

@@ -33,7 +33,7 @@ def command(lines: Sequence[Line]) -> str:
     for option, field in (("--backend", "backend"), ("--method", "method")):
         words += _each(option, (line[field] for line in lines))
     words += _each("--class", map(_class, lines))
-    words += _each("--layer", (line["layer"] for line in lines))
+    words += _each("--layer", (line["layer"] for line in lines if line["layer"]))
     if first["layout"]:
         words += ["--layout", first["layout"]]
     options = {key: value for line in lines for key, value in _options(line).items()}

@@ -11,7 +11,7 @@ from urllib.parse import quote
 
 from camkit.errors import UNPRINTABLE, counted, printable
 from camkit.explaining import manifest, thumbnails
-from camkit.explaining.captions import knows_class
+from camkit.explaining.captions import speaks
 from camkit.explaining.manifest import FIELDS, Line
 from camkit.explaining.repeating import command, lacks
 from camkit.files import inside, is_file, write_whole
@@ -112,7 +112,7 @@ def _is_against(line: Line) -> bool:
     picture, told = line["picture"], (line["class_name"], line["backend"], line["method"])
     if not isinstance(picture, dict) or picture.get("counterfactual") is not True:
         return False
-    return all(isinstance(text, str) for text in told) and knows_class(line["backend"], line["method"])
+    return all(isinstance(text, str) for text in told) and speaks(line["backend"], line["method"])
 
 
 def _is_right(field: str, value: Any) -> bool:

@@ -18,7 +18,7 @@ from camkit.drawing.sheet import CELL, Key, Panel, Row, Section, composed
 from camkit.drawing.style import Style
 from camkit.errors import UsageError
 from camkit.explaining import embedding
-from camkit.explaining.captions import knows_class
+from camkit.explaining.captions import knows_class, speaks
 from camkit.explaining.explanation import Explanation
 from camkit.explaining.manifest import Line
 
@@ -187,8 +187,8 @@ def _keys(
         own = [n for n, column in enumerate(columns) if column[:2] == kind]
         drawn = [evidence.signed(r.map, style) for r in results if _column(r)[:2] == kind]
         if own and drawn:
-            known = any(_knows_class(r) for r in results if _column(r)[:2] == kind)
-            legend = Legend(scale, *evidence.extent(drawn), words(scale, known))
+            evidence_of = any(speaks(r.backend, r.method) for r in results if _column(r)[:2] == kind)
+            legend = Legend(scale, *evidence.extent(drawn), words(scale, evidence_of))
             if legend.low < legend.high:
                 alone = overlay.SHARED if scale.shared else overlay.OWN
                 note = f"one scale for these {len(drawn)} maps" if len(drawn) > 1 else alone
@@ -254,7 +254,7 @@ def _with_differences(columns: Sequence[tuple[str, str, str]]) -> list[tuple[str
 
 def _header(column: tuple[str, ...]) -> str:
     method, layer, *backends = column
-    return f"{method} · {layer}\n{' − '.join(backends)}"
+    return f"{method}{layer and f' · {layer}'}\n{' − '.join(backends)}"
 
 
 def _column(result: Explanation) -> tuple[str, str, str]:

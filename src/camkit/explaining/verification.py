@@ -126,7 +126,7 @@ def _computed(line: Line, model: LoadedModel, photograph: Path | str, reader: Re
         classes=[line["class_index"]],
         backends=[line["backend"]],
         methods=[line["method"]],
-        layer=line["layer"],
+        layer=line["layer"] or "auto",
         layout=line["layout"],
         options=table(line["options"]),
         precision="tf32" if line["precision"] == "tf32" else "ieee",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import ClassVar
 
@@ -18,11 +18,18 @@ from camkit.core import formulas as cams
 from camkit.core import hooks
 from camkit.core.hooks import Captured
 from camkit.errors import UsageError, warn
-from camkit.native import compiled, perturbation
+from camkit.native import black_box, compiled, perturbation
 from camkit.native.attention import Seen, watched
 from camkit.native.attention_maps import Attended
 from camkit.native.gradients import class_gradients, classes_at_once, pooled_slopes, second_order
-from camkit.native.method_table import ATTENTION, FEATURES, GRADIENTS, METHODS, NativeOptions
+from camkit.native.method_table import (
+    ATTENTION,
+    BLACK_BOX,
+    FEATURES,
+    GRADIENTS,
+    METHODS,
+    NativeOptions,
+)
 from camkit.native.perturbation import Head
 from camkit.native.tail import GradientFormula
 
@@ -52,7 +59,9 @@ class Native(Explainer):
     methods = METHODS
     dtypes = ("float32", "float64", "bfloat16", "float16")
     class_agnostic = (*FEATURE_METHODS, "attention-rollout")
-    layerless = needs_attention = unsigned = ATTENTION
+    layerless = (*ATTENTION, *BLACK_BOX)
+    unsigned = (*ATTENTION, "sobol", "hsic")
+    needs_attention = ATTENTION
     notes: ClassVar[Mapping[str, str]] = {
         "shapleycam": "where the score is linear in the layer it equals gradcam",
         "finercam": "gradcam of the score minus those of the most similar classes",
@@ -61,6 +70,9 @@ class Native(Explainer):
         "attention-rollout": "attention of all blocks; how much reaches the class token, no sign",
         "generic-attention": "attention of all blocks times its positive gradients; no sign",
         "legrad": "positive gradients by the attention of each block; no sign",
+        "rise": "how the score differs from its mean where a place stays; what is hidden is zero",
+        "sobol": "share of the variance of the score, no sign; the interval is wide with few masks",
+        "hsic": "dependence of the score on a cell, no sign and no unit",
     }
     thread_safe = True
     dimensions = (1, 2, 3)
@@ -84,6 +96,14 @@ class Native(Explainer):
         return self.many(sweep)[query.method, query.layer][:, 0]
 
     def many(self, sweep: Sweep) -> dict[tuple[str, str], Tensor]:
+        """Raw maps `[B, T, h, w]` by method and layer: of all that look at a layer from one forward."""
+        at_layer = tuple(method for method in sweep.methods if method not in BLACK_BOX)
+        maps = self._at_layer(replace(sweep, methods=at_layer)) if at_layer else {}
+        if blind := [method for method in sweep.methods if method in BLACK_BOX]:
+            maps |= black_box.maps(sweep, blind, self.options)
+        return {(method, layer): maps[method, layer] for method in sweep.methods for layer in sweep.layers}
+
+    def _at_layer(self, sweep: Sweep) -> Maps:
         """Raw maps `[B, T, h, w]` by method and layer, all from one forward of the whole model."""
         fast = self._fast(sweep)
         if fast and (found := self._at_once(fast, sweep)):
@@ -100,7 +120,7 @@ class Native(Explainer):
             for method, layer in maps:
                 if method not in SUMLESS:
                     maps[method, layer] = maps[method, layer] / captured[layer].features.shape[1]
-        return {(method, layer): maps[method, layer] for method in sweep.methods for layer in sweep.layers}
+        return maps
 
     def _fast(self, sweep: Sweep) -> compiled.Fast | None:
         """The compiled model, where it is wanted and possible."""

@@ -33,7 +33,10 @@ AT_LAYER = (*GRADIENTS, *FURTHER_GRADIENTS, *FEATURES, *PERTURBATIONS)
 # Methods that look at the attention weights of all blocks, and at no layer.
 ATTENTION = ("attention-rollout", "generic-attention", "legrad")
 
-METHODS = (*AT_LAYER, *ATTENTION)
+# Methods that look at scores of inputs with parts hidden, and at no layer.
+BLACK_BOX = ("rise", "sobol", "hsic")
+
+METHODS = (*AT_LAYER, *ATTENTION, *BLACK_BOX)
 
 
 @dataclass(frozen=True)
@@ -46,4 +49,19 @@ class NativeOptions:
     alpha: float = option(0.6, min=0.0, help="finercam: how strongly similar classes are held against")
     comparisons: int = option(3, min=1, help="finercam: how many similar classes")
     fast: bool = option(False, help="compile what is below the layer: the first call takes seconds")
-    batch_size: int = option(32, min=1, help="ablationcam, scorecam: channels in one forward")
+    batch_size: int = option(
+        32, min=1, help="ablationcam, scorecam: channels in one forward; rise, sobol, hsic: the most masks"
+    )
+    masks: int = option(4000, min=16, help="rise, sobol, hsic: the most masks for an image")
+    cells: int = option(7, min=2, max=64, help="rise, sobol, hsic: cells of a mask along each side")
+    tolerance: float = option(
+        0.1,
+        min=0.0,
+        max=1.0,
+        help="rise, sobol, hsic: end when the 95 % interval of every value reaches at most this share of "
+        "the map's peak to each side; 0: use all masks",
+    )
+    centred: bool = option(
+        True, help="rise: take the mean score off, so that zero is no difference; false: as in the paper"
+    )
+    seed: int = option(0, min=0, max=2**32 - 1, help="rise, sobol, hsic: of the masks")

@@ -72,7 +72,7 @@ def without_channel(head: Head, captured: Captured, targets: Tensor, batch_size:
         captured.layout.to_map(altered)[rows, channel] = 0  # a view
         return head.scores(altered, image)
 
-    return _every_channel(scores, images, count, targets, _rows(batch_size, output, images))
+    return _every_channel(scores, images, count, targets, rows_at_once(batch_size, output, images))
 
 
 def through_channel(
@@ -88,7 +88,7 @@ def through_channel(
             result: Tensor = module(first[image] * mask, *(extra[image] for extra in extras))
         return result
 
-    return _every_channel(scores, images, count, targets, _rows(batch_size, first, images))
+    return _every_channel(scores, images, count, targets, rows_at_once(batch_size, first, images))
 
 
 def _every_channel(
@@ -102,7 +102,8 @@ def _every_channel(
     return torch.cat(found).reshape(images, channels, -1).permute(2, 0, 1)
 
 
-def _rows(batch_size: int, like: Tensor, images: int) -> int:
+def rows_at_once(batch_size: int, like: Tensor, images: int) -> int:
+    """How many rows like the `images` of `like` run together: `batch_size`, or what `ROW_BYTES` hold."""
     return max(1, min(batch_size, ROW_BYTES // (like.numel() // images * like.element_size())))
 
 

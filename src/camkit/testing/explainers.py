@@ -94,7 +94,10 @@ def check_options(subject: Subject) -> None:
 
 
 def check_output(subject: Subject) -> None:
-    """Maps are `[B, h, w]`, at least float32, finite, on the inputs' device and detached."""
+    """Maps are `[B, h, w]`, at least float32, finite, on the inputs' device and detached.
+
+    What is declared `unsigned` has no negative value, what is `layerless` the same map at another layer.
+    """
     model, inputs = reference_model(), reference_inputs()
     for method in subject.methods:
         query = Query(model, inputs, torch.tensor([0, 1, 2]), LAYER, method)
@@ -105,6 +108,11 @@ def check_output(subject: Subject) -> None:
         assert maps.device == inputs.device, f"{method} returns a map on {maps.device}"
         assert torch.isfinite(maps).all(), f"{method} returns NaN or infinite values"
         assert not maps.requires_grad, f"{method} returns a map with a graph: detach it"
+        if method in subject.plugin.unsigned:
+            assert not (maps < 0).any(), f"{method} is declared unsigned, but has negative values"
+        if method in subject.plugin.layerless:
+            other = subject.make().maps(dataclasses.replace(query, layer="2"))
+            assert torch.equal(maps, other), f"{method} is declared layerless, but depends on the layer"
 
 
 def check_by_hand(subject: Subject) -> None:

@@ -207,6 +207,7 @@ class Captum(Explainer):
     methods = tuple(METHODS)
     dtypes = ("float32", "float64", "bfloat16", "float16")
     class_agnostic = ("layer-activation",)
+    layerless = tuple(name for name, method in METHODS.items() if not method.layer)
     notes: ClassVar[Mapping[str, str]] = {name: method.note for name, method in METHODS.items()}
     thread_safe = True
     Options = CaptumOptions

@@ -263,7 +263,7 @@ function run(data) {
     const sheet = row.sheet ? [make("button", { type: "button", class: "copy", onclick: () => { at("large-picture").src = row.sheet; } }, "Show the maps side by side")] : [];
     if (group.length < 2) return sheet;
     return [make("h3", {}, `${group.length} maps of this photograph`), make("div", { class: "others" }, group.map((other) => make("button", {
-      type: "button", "aria-current": other === row, title: `${called(other, "failed")} ${figure(other)}, ${other.backend} ${other.method}, ${other.layer}`,
+      type: "button", "aria-current": other === row, title: `${called(other, "failed")} ${figure(other)}, ${other.backend} ${other.method}${other.layer && `, ${other.layer}`}`,
       onclick: () => { const place = shown.indexOf(other); if (place < 0) show(other); else open(place); },
     }, other.thumb ? make("img", { src: other.thumb, alt: "", loading: "lazy" }) : null, make("span", {}, called(other, "failed")), make("span", {}, figure(other)), make("span", {}, other.method ?? "")))), ...sheet];
   }
