@@ -371,7 +371,7 @@ def test_ctrl_c_before_anything_was_begun(monkeypatch: pytest.MonkeyPatch) -> No
     def interrupted(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("camkit.explaining.runner.load_quietly", interrupted)
+    monkeypatch.setattr("camkit.explaining.planning.load_quietly", interrupted)
     done = explain(photo())
     assert (done.exit_code, done.stdout, done.stderr) == (130, "", "\nInterrupted\n")
 

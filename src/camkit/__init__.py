@@ -29,10 +29,12 @@ if TYPE_CHECKING:
     from camkit.explaining.explain import explain, explain_many
     from camkit.explaining.explanation import Explanation
     from camkit.explaining.interactive import view
+    from camkit.explaining.score_targets import likeness
     from camkit.explaining.sheets import sheet
     from camkit.images.decoding import Photo
     from camkit.images.preprocess import Preprocess
     from camkit.models.bundle import save_bundle
+    from camkit.models.encoding import encoder
     from camkit.models.loading import load_model
     from camkit.training.train_model import train
 
@@ -52,10 +54,12 @@ _HOMES = {
     "camkit.explaining.explain": "explain explain_many",
     "camkit.explaining.explanation": "Explanation",
     "camkit.explaining.interactive": "view",
+    "camkit.explaining.score_targets": "likeness",
     "camkit.explaining.sheets": "sheet",
     "camkit.images.decoding": "Photo",
     "camkit.images.preprocess": "Preprocess",
     "camkit.models.bundle": "save_bundle",
+    "camkit.models.encoding": "encoder",
     "camkit.models.loading": "load_model",
     "camkit.training.train_model": "train",
 }
@@ -80,9 +84,11 @@ __all__ = [
     "TrainResult",
     "Trainer",
     "class_maps",
+    "encoder",
     "explain",
     "explain_many",
     "layout_of",
+    "likeness",
     "load_model",
     "maps",
     "maps_by",

@@ -386,6 +386,99 @@ def test_classes_as_texts(photos: list[Image.Image], tmp_path: Path, kind: str) 
     assert camkit.load_model(other.name, device="cpu").sha256 == other.sha256
 
 
+@pytest.mark.parametrize("kind", PROMPTED)
+def test_texts_are_taken_word_for_word(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, photos: list[Image.Image], kind: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    prompted(tmp_path / kind, kind)
+    photos[0].save("a.png")
+    call = ["explain", "a.png", "--model", f"hf:{kind}", "--workers", "0"]
+    done = CliRunner().invoke(cli, [*call, "--text", "a cat", "--text", "owl, a photo"])
+    assert done.exit_code == 0, done.output
+    told = [json.loads(text) for text in Path("camkit-out/manifest.jsonl").read_text().splitlines()]
+    assert [line["class_name"] for line in told] == ["a cat", "owl, a photo"]
+    assert {line["model_spec"] for line in told} == {f"hf:{kind}?texts=a cat,owl%2C a photo"}
+    pipe = transformers.pipeline("zero-shot-image-classification", model=kind, device="cpu")
+    asked = {"candidate_labels": ["a cat", "owl, a photo"], "hypothesis_template": "{}"}
+    said = {one["label"]: one["score"] for one in pipe(photos[0], **asked)}
+    assert all(abs(line["probability"] - said[line["class_name"]]) <= 1e-4 for line in told)
+    assert "2 recomputed maps" in CliRunner().invoke(cli, ["verify", "camkit-out"]).output
+    shown = CliRunner().invoke(cli, ["show", f"camkit-out/{told[0]['overlay_file']}"]).stdout
+    assert "--class 'a cat'" in shown and "?texts=" in shown
+    alone = CliRunner().invoke(cli, [*call, "--text", "a cat", "--json", "--out", "alone"])
+    line = json.loads(alone.stdout)  # of one text a softmax says nothing
+    assert line["scores"] == {"clip": "none", "siglip": "sigmoid"}[kind]
+    assert line["logit"] == pytest.approx(told[0]["logit"], abs=1e-5)
+
+
+ENCODERS: dict[str, Any] = {
+    "dinov2": lambda: transformers.Dinov2Model(transformers.Dinov2Config(**ENCODER)),
+    "vit": lambda: transformers.ViTModel(transformers.ViTConfig(**ENCODER)),
+    "vit without a pooler": lambda: transformers.ViTModel(
+        transformers.ViTConfig(**ENCODER), add_pooling_layer=False
+    ),
+    "resnet": lambda: transformers.ResNetModel(
+        transformers.ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1])
+    ),
+}
+ENCODER = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 64,
+    "image_size": 32,
+    "patch_size": 8,
+}
+
+
+@pytest.mark.parametrize("kind", ENCODERS)
+def test_likeness_to_a_photograph(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, photos: list[Image.Image], kind: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    made = ENCODERS[kind]().eval()
+    saved(tmp_path / "net", made, square())
+    photos[0].save("a.png")
+    photos[1].save("b.png")
+    call = ["explain", "a.png", "--model", "hf:net", "--workers", "0", "--json"]
+    without = CliRunner().invoke(cli, call)
+    assert (
+        without.exit_code == 1 and "which has embeddings and no classes: ask with --like" in without.stderr
+    )
+    done = CliRunner().invoke(cli, [*call, "--like", "b.png"])
+    assert done.exit_code == 0, done.output
+    line = json.loads(done.stdout)
+    assert (line["model_spec"], line["class_name"]) == ("hf:net?embedding", "like b.png")
+    shown = loaded(tmp_path / "net?embedding").preprocess
+    with torch.no_grad():
+        found = [made(pixel_values=shown(photo)[None]) for photo in photos[:2]]
+    pooled = [
+        one.last_hidden_state[:, 0] if one.pooler_output is None else one.pooler_output for one in found
+    ]
+    expected = torch.cosine_similarity(pooled[0].flatten(1), pooled[1].flatten(1))
+    assert line["logit"] == pytest.approx(float(expected), abs=1e-5)
+    assert "1 recomputed map" in CliRunner().invoke(cli, ["verify", "camkit-out"]).output
+
+
+def test_likeness_by_clip_needs_no_texts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, photos: list[Image.Image]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    prompted(tmp_path / "clip", "clip")
+    photos[0].save("a.png")
+    photos[1].save("b.png")
+    call = ["explain", "a.png", "--model", "hf:clip", "--workers", "0", "--json", "--like", "b.png"]
+    done = CliRunner().invoke(cli, call)
+    assert done.exit_code == 0, done.output
+    encoder = loaded("clip?embedding")
+    with torch.no_grad():
+        a, b = (encoder.module(encoder.preprocess(photo)[None])[0] for photo in photos[:2])
+    assert float(a.norm()) == pytest.approx(1, abs=1e-5)
+    assert json.loads(done.stdout)["logit"] == pytest.approx(float(a @ b), abs=1e-5)
+
+
 def test_classes_of_the_command_line_stand_in_the_manifest(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, photos: list[Image.Image]
 ) -> None:

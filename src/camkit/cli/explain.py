@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from camkit.cli import early_checks, engine, inline
+from camkit.cli import early_checks, engine, inline, targets
 from camkit.cli.console import Report, progress
 from camkit.cli.hints import about
 from camkit.cli.model_options import MODEL, facts, model_options
@@ -29,6 +29,7 @@ from camkit.cli.parameters import (
     repeatable,
 )
 from camkit.cli.result_folder import merge, write_page
+from camkit.cli.targets import target_options
 from camkit.cli.terminal import say
 from camkit.core.device_names import PRECISIONS, check_device_name, usable_cores
 from camkit.errors import UsageError
@@ -59,12 +60,7 @@ _DEFAULT = click.core.ParameterSource.DEFAULT
     help="Which explainer; repeat it for a comparison side by side.",
 )
 @repeatable("--method", "methods", metavar="NAME", default="gradcam", help="What to compute; repeatable.")
-@repeatable(
-    *("--class", "classes"),
-    metavar="CLASS",
-    default="pred",
-    help="pred, top:K, all, a class NAME or INDEX; repeatable.",
-)
+@target_options
 @repeatable(
     *("--layer", "layers"),
     metavar="NAME",
@@ -273,7 +269,7 @@ def _check(
     early_checks.explainers(values["backends"], values["methods"], values["options"])
     early_checks.model(values["model"])
     values["facts"] = facts(values)
-    early_checks.classes(values["model"], values["classes"], values["facts"].classes)
+    targets.check(values)
     check_device_name(values["device"])
     if not tables:
         early_checks.results_folder(values["out"])

@@ -43,6 +43,9 @@ OPTIONS = {
         type=click.Choice(KINDS),
         help="What the model returns; by default, what the model declares or its scores suggest.",
     ),
+    "output": click.option(
+        "--output", metavar="NAME|INDEX", help="Which of several outputs is explained: a key, or a number."
+    ),
 }
 
 

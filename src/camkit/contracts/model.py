@@ -139,6 +139,20 @@ class ModelSource(ABC):
         """
         return reference
 
+    def with_texts(self, reference: str, texts: Sequence[str]) -> str:
+        """`reference` with texts that photographs are compared with, word for word, as `with_classes`.
+
+        The texts are its classes then. `reference` itself means that the model knows no texts.
+        """
+        return reference
+
+    def as_encoder(self, reference: str) -> str:
+        """`reference` of what returns embeddings `[B, d]`, for a model that needs to be told so.
+
+        By default `reference` itself: of a classifier it is known what is below its last layer.
+        """
+        return reference
+
     def build(self, architecture: Mapping[str, Any]) -> nn.Module:
         """The module of a bundle, weights left as they come; `architecture` is from a stranger's file.
 

@@ -7,27 +7,25 @@ import json
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import groupby
 from typing import Any
 
 from camkit.contracts.engine import Outcome, Part, Photograph
-from camkit.contracts.model import LoadedModel
 from camkit.engines import tables
 from camkit.explaining import parquet, pipeline
 from camkit.explaining.explanation import Explanation
-from camkit.explaining.manifest_lines import line_of, request_id
+from camkit.explaining.manifest_lines import line_of
 from camkit.explaining.map_keys import Keys
 from camkit.explaining.naming import output_name
 from camkit.explaining.object_seen import object_seen
-from camkit.explaining.plan import Plan, plan
+from camkit.explaining.planning import planned
 from camkit.explaining.request import ExplainRequest
 from camkit.images import workers
 from camkit.images.decoding import Fetched
 from camkit.images.finding import Source
 from camkit.metrics import ground_truth
-from camkit.models.loading import load_quietly, with_classes
 
 MAX_WARNINGS = 20  # of a part that are told one by one
 
@@ -60,18 +58,10 @@ class ExplainWork:
         note: gets what a user should know. The model is loaded on the CPU: the processes that explain may
         be on other machines.
         """
-        model, work = planned(request, "cpu")
-        if model.note:
-            note(model.note)
-        told = request_id(
-            work,
-            request.classes,
-            style=request.style,
-            format="parquet",
-            image_format="png",
-            truth=request.truth,
-        )
-        asked = [told, request.device, request.precision, request.batch_size]
+        made = planned(replace(request, format="parquet", image_format="png"), "cpu")
+        if made.work.model.note:
+            note(made.work.model.note)
+        asked = [made.id, request.device, request.precision, request.batch_size]
         digest = hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:16]
         return cls(request, out, digest, workers, part_size)
 
@@ -99,21 +89,13 @@ class ExplainWorker:
 
             torch.set_num_threads(threads)
         try:
-            _, self._plan = planned(work.request, work.request.device)
+            made = planned(replace(work.request, format="parquet", image_format="png"))
         except BaseException:
             self.close()
             raise
-        request = work.request
-        spec = with_classes(request.model, request.facts.classes)
-        own = request_id(
-            self._plan,
-            request.classes,
-            style=request.style,
-            format="parquet",
-            image_format="png",
-            truth=request.truth,
-        )
-        shared = {"request": own, "model_spec": spec, "model_facts": request.facts.told()}
+        request, self._plan = work.request, made.work
+        told = request.facts.told()
+        shared = {"request": made.id, "model_spec": made.spec, "model_facts": told}
         self._truth = ground_truth.read(request.truth) if request.truth else None
         self._keys = Keys(shared, request.layers != ("auto",))
 
@@ -147,28 +129,6 @@ class ExplainWorker:
         stream = pipeline.stream(self._plan, sources, batch_size=size, read=read, whole=False, rows=size)
         for _, group in groupby(stream, key=lambda result: result.position):
             yield list(group)
-
-
-def planned(request: ExplainRequest, device: str) -> tuple[LoadedModel, Plan]:
-    """The model of a request on a device, and what is computed with it."""
-    model = load_quietly(
-        with_classes(request.model, request.facts.classes),
-        device=device,
-        dtype=request.dtype,
-        trust_pickle=request.trust_pickle,
-        **request.facts.said(),
-    )
-    work = plan(
-        model,
-        classes=request.classes,
-        backends=request.backends,
-        methods=request.methods,
-        layer=request.layers,
-        layout=request.layout,
-        options=request.options,
-        precision=request.precision,
-    )
-    return model, work
 
 
 def _source(one: Photograph, data: bytes | None) -> Any:

@@ -343,7 +343,7 @@ def _photograph(line: Mapping[str, Any]) -> tuple[str, str, str]:
 
 
 def _identity(line: Mapping[str, Any]) -> tuple[Any, ...]:
-    keys = "request name image_sha256 status error backend method layer class_index".split()
+    keys = "request name image_sha256 status error backend method layer class_index class_name".split()
     return tuple(line[key] if isinstance(line[key], str | int | None) else None for key in keys)
 
 
@@ -394,6 +394,7 @@ _FIELDS: dict[str, dict[str, Callable[[object], bool]]] = {
         "map_file": lambda value: value is not None and _COMMON["map_file"](value),
         "map_shape": _is_shape,
         **dict.fromkeys(("model_spec", "precision"), _is(str | None)),
-        **dict.fromkeys(("results", "class_index"), _is(int)),
+        "results": _is(int),
+        "class_index": _is(int | None),  # a target may be no class
     },
 }

@@ -9,6 +9,7 @@ from typing import Any
 
 from camkit.drawing.style import Style
 from camkit.errors import CamkitError, PluginError
+from camkit.explaining import score_targets
 from camkit.explaining.manifest import Line
 from camkit.explaining.map_keys import defaults
 from camkit.explaining.naming import slug
@@ -23,7 +24,8 @@ LOOK = {
     "size": "--image-size",
 }
 FLAGS = {"relu": "--relu", "counterfactual": "--counterfactual", "cells": "--cells"}
-FACTS = ("arch", "size", "resize", "fit", "mean", "std", "channels", "scores")  # of a model, as options
+# Of a model, as options.
+FACTS = ("arch", "size", "resize", "fit", "mean", "std", "channels", "scores", "output")
 
 
 def command(lines: Sequence[Line]) -> str:
@@ -32,7 +34,7 @@ def command(lines: Sequence[Line]) -> str:
     words = ["camkit", "explain", *photographs(lines), *_model(first)]
     for option, field in (("--backend", "backend"), ("--method", "method")):
         words += _each(option, (line[field] for line in lines))
-    words += _each("--class", map(_class, lines))
+    words += [word for target in dict.fromkeys(map(_target, lines)) for word in target]
     words += _each("--layer", (line["layer"] for line in lines if line["layer"]))
     if first["layout"]:
         words += ["--layout", first["layout"]]
@@ -66,6 +68,13 @@ def _options(line: Line) -> dict[str, Any]:
         usual = {}
     said = line["options"] if isinstance(line["options"], dict) else {}
     return {key: value for key, value in said.items() if key not in usual or value != usual[key]}
+
+
+def _target(line: Line) -> tuple[str, str]:
+    """What is explained, with its option."""
+    if line["class_index"] is None:
+        return score_targets.option(str(line["class_name"]))
+    return "--class", _class(line)
 
 
 def _class(line: Line) -> str:
@@ -114,6 +123,8 @@ def lacks(lines: Sequence[Line]) -> str | None:
             f"made in Python: {whose}whatever was said of the model (--classes, --size, --mean, --std, "
             "--scores) belongs to the command, or it makes another picture"
         )
+    if line["class_index"] is None and _target(line)[0] == score_targets.PYTHON:
+        return "with a function of Python as target, which the command line does not have"
     if "classes" in said and "--classes" not in _model(line):
         return "with --classes and the names of the classes, as then"
     return None

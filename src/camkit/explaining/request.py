@@ -26,6 +26,8 @@ class ExplainRequest:
     explained, or stop at it. trust_pickle: let a model source load pickles, which run code.
     facts: what belongs to the model, where it does not say it itself. truth: annotations of where objects
     are, see `camkit.metrics.ground_truth`.
+    texts: that photographs are compared with, in place of the classes of the model. targets: numbers made
+    of all scores in place of `classes`, see `score_targets`; like: photographs to compare others with.
     The other fields are called as the options of the command.
     """
 
@@ -34,6 +36,9 @@ class ExplainRequest:
     backends: tuple[str, ...] = ("native",)
     methods: tuple[str, ...] = ("gradcam",)
     classes: tuple[str, ...] = ("pred",)
+    texts: tuple[str, ...] = ()
+    targets: tuple[str, ...] = ()
+    like: tuple[str, ...] = ()
     layers: tuple[str, ...] = ("auto",)
     layout: str | None = None
     options: Mapping[str, Any] = field(default_factory=dict)

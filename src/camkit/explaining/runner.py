@@ -10,10 +10,11 @@ from threading import Event
 
 from camkit.errors import ImageError
 from camkit.explaining import pipeline
-from camkit.explaining.manifest_lines import Result, request_id
+from camkit.explaining.manifest_lines import Result
 from camkit.explaining.naming import output_name
 from camkit.explaining.output import Output
-from camkit.explaining.plan import make_backends, plan
+from camkit.explaining.plan import make_backends
+from camkit.explaining.planning import planned
 from camkit.explaining.request import ExplainRequest
 from camkit.explaining.stages import Stages
 from camkit.explaining.writers import Written
@@ -23,7 +24,6 @@ from camkit.images.finding import Source
 from camkit.images.listing import Listing
 from camkit.images.workers import Failure, Processes
 from camkit.metrics import ground_truth
-from camkit.models.loading import load_quietly, with_classes
 
 
 class Run:
@@ -51,34 +51,11 @@ class Run:
             if lacking := [m for m in dict.fromkeys(request.methods) if m not in made.methods]:
                 note(f"{made.name} has no {', '.join(lacking)}")
         self.is_any = any(True for _ in self.sources())
-        spec = with_classes(request.model, request.facts.classes)
-        model = load_quietly(
-            spec,
-            device=request.device,
-            dtype=request.dtype,
-            trust_pickle=request.trust_pickle,
-            **request.facts.said(),
-        )
-        if model.note:
-            note(model.note)
-        self.work = plan(
-            model,
-            classes=request.classes,
-            backends=request.backends,
-            methods=request.methods,
-            layer=request.layers,
-            layout=request.layout,
-            options=request.options,
-            precision=request.precision,
-        )
-        self.id = request_id(
-            self.work,
-            request.classes,
-            style=request.style,
-            format=request.format,
-            image_format=request.image_format,
-            truth=request.truth,
-        )
+        read = processes.read if processes else workers.read
+        found = planned(request, read=read)
+        self.work, self.id = found.work, found.id
+        if note_of_model := self.work.model.note:
+            note(note_of_model)
         self.skipped = 0
         self.stages = Stages()
         self.output = Output(
@@ -87,7 +64,7 @@ class Run:
             name_layers=request.layers != ("auto",),
             format=request.format,
             image_format=request.image_format,
-            spec=spec,
+            spec=found.spec,
             facts=request.facts,
             request=self.id,
             resume=request.resume,

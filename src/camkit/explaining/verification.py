@@ -12,7 +12,7 @@ from torch import Tensor
 
 from camkit.contracts.model import LoadedModel
 from camkit.errors import CamkitError, ImageError, ModelError
-from camkit.explaining import manifest, pipeline, plan, stored_maps
+from camkit.explaining import manifest, pipeline, plan, score_targets, stored_maps
 from camkit.explaining.checked_reading import Findings, Reader, check_picture, photo_id, photograph, table
 from camkit.explaining.manifest import Finding, Line
 from camkit.explaining.plan import Backend
@@ -87,7 +87,8 @@ def verify(
             raise ModelError(
                 f"its model is made by code, {recorded}: if you trust that, give it with --model"
             )
-        model: LoadedModel = load(spec or recorded, dtype=line["dtype"], preprocess=shown)
+        output = table(line["model_facts"] or {}).get("output")
+        model: LoadedModel = load(spec or recorded, dtype=line["dtype"], preprocess=shown, output=output)
         again = _computed(line, model, photograph(line, photographs), reader)
         return _difference(reader.map(folder, line), again)
 
@@ -121,9 +122,13 @@ def _computed(line: Line, model: LoadedModel, photograph: Path | str, reader: Re
     """The map of a line, computed again."""
     if model.sha256 != line["model_sha256"]:
         raise ModelError(f"{model.name} is not the model that made it")
+    targets, index = score_targets.ScoreTargets(model), line["class_index"]
+    if index is None:
+        targets = score_targets.of_name(model, line["class_name"], reader.photographs)
     work = plan.plan(
-        model,
-        classes=[line["class_index"]],
+        targets.model,
+        classes=["pred" if index is None else index],
+        functions=targets.functions,
         backends=[line["backend"]],
         methods=[line["method"]],
         layer=line["layer"] or "auto",

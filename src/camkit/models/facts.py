@@ -64,7 +64,8 @@ class ModelFacts:
     arch: the architecture of a file of weights, `timm:resnet18`. classes: names in the order of the
     outputs. size: height and width in pixels of what the model sees. resize: shorter side in pixels before
     the centre crop. mean, std: for each channel, of values in [0, 1]. channels: of the photographs. scores:
-    what the outputs are. Raises `ModelError` for values that are none of these.
+    what the outputs are. output: the index or key of the scores in what the model returns. Raises
+    `ModelError` for values that are none of these.
     """
 
     arch: str | None = None
@@ -76,6 +77,7 @@ class ModelFacts:
     std: tuple[float, ...] | None = None
     channels: int | None = None
     scores: ScoreKind | None = None
+    output: str | int | None = None
 
     def __post_init__(self) -> None:
         if self.scores is not None:
@@ -98,6 +100,7 @@ class ModelFacts:
             "size": _size,
             "mean": _numbers,
             "std": _numbers,
+            "output": lambda text: int(text) if re.fullmatch(r"-?\d{1,4}", text) else text,
         }
         said = {name: text for name, text in texts.items() if text is not None}
         return cls(**{name: readers.get(name, lambda text: text)(text) for name, text in said.items()})
@@ -105,7 +108,7 @@ class ModelFacts:
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> ModelFacts:
         """From the arguments of a call in Python. `UsageError` for one that is none, or cannot be that."""
-        for name in values.keys() - cls.__dataclass_fields__:
+        for name in values.keys() - Facts.__annotations__.keys():
             raise UsageError(
                 f"load_model takes no {name}={called_here(name) or closest(name, cls.__dataclass_fields__)}"
             )

@@ -18,7 +18,7 @@ from torch import nn
 from camkit.contracts.model import LoadedModel, ModelSource
 from camkit.core.devices import pick_device, pick_dtype
 from camkit.core.scored import Output
-from camkit.errors import ModelNotFound, UsageError, closest, warn
+from camkit.errors import ModelError, ModelNotFound, UsageError, closest, warn
 from camkit.models.facts import Facts, ModelFacts
 from camkit.models.objects import from_object
 from camkit.models.specs import split
@@ -111,6 +111,26 @@ def with_classes(spec: str, classes: Sequence[str] | None) -> str:
     scheme, reference = split(os.path.expanduser(spec))  # noqa: PTH111  a spec need not be a path
     source: ModelSource = loading.make("model", scheme)
     told = source.with_classes(reference, classes)
+    return spec if told == reference else f"{scheme}:{told}"
+
+
+def with_texts(spec: str, texts: Sequence[str]) -> str:
+    """As `with_classes`, of texts that are taken word for word; `ModelError` where it knows none."""
+    scheme, reference = split(os.path.expanduser(spec))  # noqa: PTH111  a spec need not be a path
+    source: ModelSource = loading.make("model", scheme)
+    told = source.with_texts(reference, texts)
+    if told == reference:
+        raise ModelError(
+            f"{spec} knows no texts: --text is for CLIP, SigLIP and their kin, such as hf:FOLDER"
+        )
+    return f"{scheme}:{told}"
+
+
+def as_encoder(spec: str) -> str:
+    """The specification of what returns embeddings, of a model that has to be told so."""
+    scheme, reference = split(os.path.expanduser(spec))  # noqa: PTH111  a spec need not be a path
+    source: ModelSource = loading.make("model", scheme)
+    told = source.as_encoder(reference)
     return spec if told == reference else f"{scheme}:{told}"
 
 

@@ -15,7 +15,10 @@ if TYPE_CHECKING:
 
 
 class HuggingFaceSource(ModelSource):
-    """`hf:FOLDER`, `hf:NAME[@REVISION]`; for CLIP and SigLIP also `?classes=cat,dog`."""
+    """`hf:FOLDER`, `hf:NAME[@REVISION]`; for CLIP and SigLIP also `?classes=cat,dog` or `?texts=a cat`.
+
+    With `?embedding` it is what they, or a model without a head, know of a photograph.
+    """
 
     summary = "transformers' image classifiers: a FOLDER, or NAME[@REVISION] of the hub"
 
@@ -32,6 +35,20 @@ class HuggingFaceSource(ModelSource):
         from camkit_huggingface.loading import with_classes
 
         return with_classes(reference, classes)
+
+    def with_texts(self, reference: str, texts: Sequence[str]) -> str:
+        """Of CLIP and SigLIP `...?texts=`."""
+        _need_transformers(f"hf:{reference}")
+        from camkit_huggingface.loading import with_texts
+
+        return with_texts(reference, texts)
+
+    def as_encoder(self, reference: str) -> str:
+        """Of CLIP, SigLIP and models without a head `...?embedding`."""
+        _need_transformers(f"hf:{reference}")
+        from camkit_huggingface.loading import as_encoder
+
+        return as_encoder(reference)
 
     def build(self, architecture: Mapping[str, Any]) -> nn.Module:
         """`{"config": ..., "flip": ..., "num_classes": N}`, and the shape of its `prompts` for CLIP."""

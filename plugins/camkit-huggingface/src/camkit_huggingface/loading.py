@@ -18,7 +18,7 @@ from camkit.errors import ModelError, ModelNotFound, UsageError, typed_reason
 from camkit.plugin import LoadedModel
 from camkit_huggingface.building import architecture
 from camkit_huggingface.class_names import names_beside, numbered
-from camkit_huggingface.modules import Classifier, PromptClassifier, embedded
+from camkit_huggingface.modules import PROMPT, Classifier, Encoder, PromptClassifier, embedded
 from camkit_huggingface.processor import shown
 from camkit_huggingface.quiet import quiet
 
@@ -26,7 +26,9 @@ from camkit_huggingface.quiet import quiet
 PROMPTED: Mapping[str, Any] = {"clip": "softmax", "siglip": "sigmoid"}
 # What is made of the logits, by `problem_type`; of all others it is a softmax.
 PROBLEMS: Mapping[str | None, Any] = {"multi_label_classification": "sigmoid", "regression": "none"}
-CLASSES = "?classes="  # before the classes in a reference
+# Before what is told in a reference: names of classes, or texts as they are.
+CLASSES, TEXTS = "?classes=", "?texts="
+EMBEDDING = "?embedding"  # behind a reference: without classes
 UNKNOWN_CODE = "whose code comes with it, which camkit never runs"
 
 
@@ -60,54 +62,78 @@ class Place(NamedTuple):
 
 def load(reference: str, device: torch.device) -> LoadedModel:
     """The model that `reference` names, as `HuggingFaceSource.load` says."""
-    path, asked, wanted = _split(reference)
+    encodes = reference.endswith(EMBEDDING)
+    path, asked, wanted = _split(reference.removesuffix(EMBEDDING))
     place = _place(path)
     with quiet():
         config = _config(place)
         made = _prompted if _is_prompted(config) else _classifier
+        made = _encoder if encodes else made
         if asked and (made is _classifier or not wanted):
-            why = "its weights have classes" if wanted else "there are no names behind ?classes="
-            raise ModelError(f"hf:{path}: {why}; ?classes=cat,dog is for CLIP and SigLIP")
+            why = "its weights have classes" if wanted else f"there is nothing behind {asked}"
+            raise ModelError(f"hf:{path}: {why}; {asked}cat,dog is for CLIP and SigLIP")
         _check_processor(place, config)
         processor = place.fetched(transformers.AutoImageProcessor.from_pretrained, "its image processor")
         try:
             preprocess, flip = shown(processor)
         except ModelError as error:
             raise ModelError(f"hf:{path}: {error}") from None
-        module, classes, scores = made(place, config, wanted, flip)
+        prompt = "{}" if asked == TEXTS else PROMPT
+        module, classes, scores = made(place, config, wanted, flip, prompt)
         prompts = getattr(module, "camkit_prompts", None)
         more = {"flip": flip} if prompts is None else {"prompts": list(prompts.shape)}
+        if encodes:
+            with torch.inference_mode():
+                found = module.eval()(torch.zeros(1, 3, *preprocess.size))
+            classes = tuple(f"embedding_{i}" for i in range(found.shape[1]))
     return LoadedModel(
         module.to(device).eval(),
         classes,
         preprocess,
         name=f"hf:{reference}",
         scores=scores,
-        architecture=architecture(config, len(classes), **more),
+        architecture=None if encodes else architecture(config, len(classes), **more),
     )
+
+
+def as_encoder(reference: str) -> str:
+    """`reference` with `?embedding`, if it has no classes; see `ModelSource.as_encoder`."""
+    path, asked, _ = _split(reference)
+    if asked or reference.endswith(EMBEDDING):
+        return reference
+    with quiet():
+        config = _config(_place(path))
+    return f"{path}{EMBEDDING}" if _is_prompted(config) or not _has_head(config) else reference
 
 
 def with_classes(reference: str, classes: Sequence[str]) -> str:
     """`reference` with `?classes=`, if its model is told them as texts; see `ModelSource.with_classes`."""
+    return _told(reference, CLASSES, classes)
+
+
+def with_texts(reference: str, texts: Sequence[str]) -> str:
+    """`reference` with `?texts=`, likewise; see `ModelSource.with_texts`."""
+    return _told(reference, TEXTS, texts)
+
+
+def _told(reference: str, kind: str, texts: Sequence[str]) -> str:
     path, asked, wanted = _split(reference)
     with quiet():
         if not _is_prompted(_config(_place(path))):
             return reference
     if not asked:
-        return (
-            f"{path}{CLASSES}{','.join(name.replace('%', '%25').replace(',', '%2C') for name in classes)}"
-        )
-    if wanted != tuple(classes):
-        raise UsageError(
-            f"hf:{path} is told its classes twice: by ?classes=, and by --classes (or classes=)"
-        )
+        return f"{path}{kind}{','.join(text.replace('%', '%25').replace(',', '%2C') for text in texts)}"
+    if (asked, wanted) != (kind, tuple(texts)):
+        option = "--classes (or classes=)" if kind == CLASSES else "--text"
+        raise UsageError(f"hf:{path} is told its classes twice: by {asked}, and by {option}")
     return reference
 
 
-def _split(reference: str) -> tuple[str, bool, tuple[str, ...]]:
-    """The place in a reference, whether it says classes, and which; a comma in a name is `%2C`."""
-    path, asked, listed = reference.partition(CLASSES)
-    return path, bool(asked), tuple(unquote(name.strip()) for name in listed.split(",") if name.strip())
+def _split(reference: str) -> tuple[str, str, tuple[str, ...]]:
+    """The place in a reference, what it tells, `CLASSES` or `TEXTS`, and these; a comma in one is `%2C`."""
+    kind = TEXTS if TEXTS in reference else CLASSES
+    path, asked, listed = reference.partition(kind)
+    return path, asked, tuple(unquote(text.strip()) for text in listed.split(",") if text.strip())
 
 
 def _place(path: str) -> Place:
@@ -164,13 +190,23 @@ def _check_processor(place: Place, config: Any) -> None:
 
 def _is_prompted(config: Any) -> bool:
     """Whether the classes are given as texts, by the class that the weights were saved from."""
-    heads = [name for name in config.architectures or () if "ForImageClassification" in name]
-    return not heads and config.model_type in PROMPTED
+    return not _has_head(config) and config.model_type in PROMPTED
+
+
+def _has_head(config: Any) -> bool:
+    """Whether the weights were saved from a classifier, as far as it is said."""
+    saved = config.architectures or ["ForImageClassification"]
+    return any("ForImageClassification" in name for name in saved)
 
 
 def _classifier(
-    place: Place, config: Any, _: tuple[str, ...], flip: bool
+    place: Place, config: Any, _: tuple[str, ...], flip: bool, __: str
 ) -> tuple[nn.Module, tuple[str, ...], Any]:
+    if not _has_head(config):
+        kind = ", ".join(config.architectures)
+        raise ModelError(
+            f"hf:{place.said} is a {kind}, which has embeddings and no classes: ask with --like PHOTOGRAPH"
+        )
     if type(config) not in transformers.AutoModelForImageClassification._model_mapping:
         kind = ", ".join(config.architectures or [config.model_type])
         raise ModelError(
@@ -187,8 +223,17 @@ def _classifier(
     return Classifier(model, flip), classes, PROBLEMS.get(config.problem_type, "softmax")
 
 
+def _encoder(
+    place: Place, config: Any, _: tuple[str, ...], flip: bool, __: str
+) -> tuple[nn.Module, tuple[str, ...], Any]:
+    prompted = config.model_type in PROMPTED
+    auto = transformers.AutoModelForZeroShotImageClassification if prompted else transformers.AutoModel
+    model = _weights(place, auto, config, part="" if prompted else "pooler")
+    return Encoder(model, flip), (), "none"
+
+
 def _prompted(
-    place: Place, config: Any, wanted: tuple[str, ...], flip: bool
+    place: Place, config: Any, wanted: tuple[str, ...], flip: bool, prompt: str
 ) -> tuple[nn.Module, tuple[str, ...], Any]:
     beside = names_beside(place.folder) if place.folder is not None else ()
     classes = wanted or beside
@@ -199,12 +244,17 @@ def _prompted(
         )
     model = _weights(place, transformers.AutoModelForZeroShotImageClassification, config)
     tokenizer = place.fetched(transformers.AutoTokenizer.from_pretrained, "its tokenizer")
-    module = PromptClassifier(model, embedded(model, tokenizer, classes))
-    return module, classes, PROMPTED[config.model_type]
+    module = PromptClassifier(model, embedded(model, tokenizer, [prompt.format(name) for name in classes]))
+    # Of one text alone the softmax is always 1: what is left is how similar it is.
+    only = len(classes) == 1 and PROMPTED[config.model_type] == "softmax"
+    return module, classes, "none" if only else PROMPTED[config.model_type]
 
 
-def _weights(place: Place, auto: Any, config: Any) -> Any:
-    """The model in float32, from safetensors or from `.bin` without unpickling objects."""
+def _weights(place: Place, auto: Any, config: Any, part: str = "") -> Any:
+    """The model in float32, from safetensors or from `.bin` without unpickling objects.
+
+    part: of the model, which becomes `None` if it has no weights.
+    """
     model, told = place.fetched(
         auto.from_pretrained,
         "its weights",
@@ -215,7 +265,11 @@ def _weights(place: Place, auto: Any, config: Any) -> Any:
         ignore_mismatched_sizes=True,  # they are told below, in one line
         output_loading_info=True,
     )
-    problems = [f"{name} is missing" for name in sorted(told["missing_keys"])]
+    missing = sorted(told["missing_keys"])
+    if part and missing and all(name.startswith(f"{part}.") for name in missing):
+        setattr(model, part, None)
+        missing = []
+    problems = [f"{name} is missing" for name in missing]
     problems += [
         f"{name} is {list(shape)}, expected {list(own)}" for name, shape, own in told["mismatched_keys"]
     ]

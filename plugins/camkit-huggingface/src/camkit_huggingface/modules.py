@@ -53,9 +53,36 @@ class PromptClassifier(nn.Module):
         return scores if bias is None else scores + bias
 
 
-def embedded(model: Any, tokenizer: Any, classes: Sequence[str]) -> Tensor:
-    """The normalised embeddings of the classes' prompts, `[n_classes, d]`."""
-    texts = [PROMPT.format(name) for name in classes]
+class Encoder(nn.Module):
+    """What a model without a head, or CLIP or SigLIP, knows of a photograph: embeddings `[B, d]`.
+
+    As the model pools it; of one that does not, the first token, which is the class token.
+    flip: as of `Classifier`.
+    """
+
+    def __init__(self, model: Any, flip: bool) -> None:
+        super().__init__()
+        for name, _ in list(model.named_children()):
+            if name.startswith("text_"):
+                setattr(model, name, None)  # nobody asks it
+        self.model = model
+        self.flip = flip
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Embeddings `[B, d]`."""
+        pixels = pixels.flip(1) if self.flip else pixels
+        if hasattr(self.model, "get_image_features"):
+            return normalised(self.model.get_image_features(pixel_values=pixels, return_dict=True))
+        returned = self.model(pixel_values=pixels, return_dict=True)
+        pooled = getattr(returned, "pooler_output", None)
+        if pooled is None:
+            hidden: Tensor = returned.last_hidden_state
+            pooled = hidden[:, 0] if hidden.ndim == 3 else hidden.mean((2, 3))
+        return cast("Tensor", pooled.flatten(1))
+
+
+def embedded(model: Any, tokenizer: Any, texts: Sequence[str]) -> Tensor:
+    """The normalised embeddings of texts, `[n, d]`."""
     siglip = "siglip" in model.config.model_type
     how: dict[str, Any] = {"padding": "max_length", "max_length": 64} if siglip else {"padding": True}
     with torch.no_grad():

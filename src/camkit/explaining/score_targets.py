@@ -1,0 +1,102 @@
+"""What is explained in place of classes: a number made of all scores, or the likeness to a photograph."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from camkit.contracts.model import LoadedModel
+from camkit.core import hooks
+from camkit.core.scored import Score, classifier
+from camkit.drawing import overlay
+from camkit.errors import UsageError, closest
+from camkit.images.decoding import Photo
+from camkit.images.workers import Failure, ImageSource, prepare
+from camkit.models.encoding import encoder
+
+# From whatever the model returns, `[B, ...]`, to a number for each row.
+REDUCTIONS: Mapping[str, Score] = {
+    "sum": lambda returned: returned.flatten(1).sum(1),
+    "mean": lambda returned: returned.flatten(1).mean(1),
+    "norm": lambda returned: torch.linalg.vector_norm(returned.flatten(1), dim=1),
+}
+LIKE = "like "  # before the photograph, in the name of a target
+PYTHON = "FUNCTION"  # in place of the option of a target that only Python has
+
+Read = Callable[..., Iterable[tuple[int, Photo] | Failure]]
+
+
+@dataclass(frozen=True)
+class ScoreTargets:
+    """Functions of what `model` returns, by the name of each; told: what they are, for a request."""
+
+    model: LoadedModel
+    functions: Mapping[str, Score] = field(default_factory=dict)
+    told: tuple[str, ...] = ()
+
+
+def named(model: LoadedModel, targets: Sequence[str], like: Sequence[str], read: Read) -> ScoreTargets:
+    """The targets that are asked for: of `REDUCTIONS`, or photographs.
+
+    Where photographs are compared the model is its `encoder`. Raises `UsageError` for another target, or
+    for both at once, and `ImageError` for a photograph that cannot be read.
+    """
+    if targets and like:
+        raise UsageError("--target is of scores, --like of what is below them: give one of them")
+    for name in targets:
+        if name not in REDUCTIONS:
+            known = ", ".join(REDUCTIONS)
+            raise UsageError(
+                f"there is no target {name!r}{closest(name, REDUCTIONS)} ({known}; classes: --class)"
+            )
+    if not like:
+        return ScoreTargets(model, {name: REDUCTIONS[name] for name in targets}, tuple(targets))
+    model, found = encoder(model), {}
+    told = []
+    for item in read(like, model.preprocess, whole=False):
+        if isinstance(item, Failure):
+            raise item.error
+        position, photo = item
+        found[f"{LIKE}{like[position]}"] = _likeness(model, photo)
+        told.append(f"{LIKE}{photo.sha256}")
+    return ScoreTargets(model, found, tuple(told))
+
+
+def option(name: str) -> tuple[str, str]:
+    """The option of the command line for a target by its name; `PYTHON` for any other function."""
+    if name.startswith(LIKE):
+        return "--like", name.removeprefix(LIKE)
+    return ("--target" if name in REDUCTIONS else PYTHON), name
+
+
+def of_name(model: LoadedModel, name: str, read: Read) -> ScoreTargets:
+    """The target that a line of a manifest names."""
+    if name.startswith(LIKE):
+        return named(model, (), [name.removeprefix(LIKE)], read)
+    return named(model, [name], (), read)
+
+
+def likeness(model: LoadedModel, image: ImageSource) -> Score:
+    """The cosine of the angle between what `model` returns, `[B, d]`, and that for another photograph.
+
+    For `target=`; model: an encoder, such as `camkit.encoder` makes of a classifier.
+    """
+    return _likeness(model, prepare(image, model.preprocess, whole=False))
+
+
+def _likeness(model: LoadedModel, photo: Photo) -> Score:
+    view = overlay.seen(photo, model.preprocess)
+    inputs = model.preprocess.batch([view], model.device).to(model.dtype)
+    with hooks.as_it_was(model.module, model.device), torch.inference_mode():
+        other: Tensor = classifier(model)(inputs)
+    kept = other.clone()
+
+    def cosine(returned: Any) -> Tensor:
+        found: Tensor = returned
+        return torch.cosine_similarity(found, kept.to(found), dim=1)
+
+    return cosine

@@ -1,0 +1,102 @@
+"""A model without the layer that makes its scores: what it knows of a photograph, as an embedding."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from camkit.contracts.model import LoadedModel
+from camkit.core import hooks, layers
+from camkit.core.call_types import Call
+from camkit.core.layer_lookup import automatic_layer
+from camkit.core.scored import classifier
+from camkit.errors import ModelError
+
+# What may follow the layer that makes the scores.
+AFTER: tuple[Callable[[Tensor], Tensor], ...] = (lambda x: x, lambda x: x.softmax(1), torch.sigmoid)
+
+
+def encoder(model: LoadedModel) -> LoadedModel:
+    """`model` up to what its last linear layer takes: it returns embeddings `[B, d]`, which have no names.
+
+    The tensors are shared, `model` stays as it is. A model that does not end in a linear layer, such as
+    DINOv2 without a head, returns an embedding already. Raises `ModelError` for one that returns none.
+    """
+    layer, identity = model.default_layer, model.sha256
+    if (head := _head(model)) is not None:
+        layer = _automatic(model) if layer == "auto" else layer
+        model = replace(model, module=_without(model.module, head))
+    found = _scores(model)
+    if found.ndim != 2:
+        raise ModelError(f"{model.name} returns {list(found.shape)}, no embedding [B, d]: see --output")
+    names = tuple(f"embedding_{i}" for i in range(found.shape[1]))
+    made = replace(model, classes=names, default_layer=layer, scores="none", architecture=None)
+    vars(made)["sha256"] = identity  # it stands for the same weights
+    return made
+
+
+def _head(model: LoadedModel) -> str | None:
+    """The name of the last linear layer, if the scores are what it returns."""
+    taken: list[tuple[str, Tensor]] = []
+    names = {
+        part: name
+        for name, part in model.module.named_modules()
+        if isinstance(part, nn.Linear) or getattr(part, "camkit_head", False)
+    }
+
+    def note(part: nn.Module, _: Any, returned: Any) -> None:
+        taken.append((names[part], returned))
+
+    handles = [part.register_forward_hook(note) for part in names]
+    try:
+        scores = _scores(model)
+    finally:
+        for handle in handles:
+            handle.remove()
+    name, made = taken[-1] if taken else ("", scores)
+    return name if name and any(_same(after, made, scores) for after in AFTER) else None
+
+
+def _without(module: nn.Module, head: str) -> nn.Module:
+    """A copy with the same tensors, in which the layer `head` does nothing."""
+    made = copy.deepcopy(module, {id(t): t for t in (*module.parameters(), *module.buffers())})
+    parent, _, name = head.rpartition(".")
+    setattr(made.get_submodule(parent), name, First())
+    return made
+
+
+class First(nn.Module):
+    """Returns the first of what it is given."""
+
+    def forward(self, x: Tensor, *_: Any) -> Tensor:
+        """`x`."""
+        return x
+
+
+def _same(after: Callable[[Tensor], Tensor], made: Tensor, scores: Tensor) -> bool:
+    return made.shape == scores.shape and made.ndim == 2 and bool(torch.allclose(after(made), scores))
+
+
+def _example(model: LoadedModel) -> Tensor:
+    """A photograph that says nothing."""
+    like = next(p for p in model.module.parameters() if p.is_floating_point())
+    return layers.example_inputs(model.preprocess.size, like, model.preprocess.channels)
+
+
+def _scores(model: LoadedModel) -> Tensor:
+    """What a model returns."""
+    with hooks.as_it_was(model.module, model.device), torch.inference_mode():
+        scores = classifier(model)(_example(model))
+    if not isinstance(scores, Tensor):
+        raise ModelError(f"{model.name} returns a {type(scores).__name__}, no embedding: see --output")
+    return scores
+
+
+def _automatic(model: LoadedModel) -> str:
+    """The automatic layer of the classifier; what is above it need not be a head."""
+    return automatic_layer(model.module, _example(model), call=Call(output=model.output)).name
