@@ -102,7 +102,7 @@ def test_several_at_once_hold_and_say_how_to_make_them_again() -> None:
         (["--like", "cat.png", "--target", "sum"], "give one of them"),
         (["--like", "dog.png"], "there is no file or folder 'dog.png'"),
         (["--text", "a cat", "--classes", "a,b"], "--text and --classes both say"),
-        (["--text", "a cat"], "tiny:net knows no texts: --text is for CLIP"),
+        (["--text", "a cat"], "tiny:net knows no texts: --text is for CLIP and SigLIP"),
     ],
 )
 def test_what_cannot_be_asked(asked: list[str], said: str) -> None:

@@ -282,6 +282,7 @@ ELSEWHERE = {
     "what `learn.export` of fastai wrote": "plugins/camkit-fastai/tests/test_exports.py",
     "a folder of transformers": "plugins/camkit-huggingface/tests",
     "CLIP or SigLIP": "plugins/camkit-huggingface/tests",
+    "a CLIP of open_clip": "plugins/camkit-open-clip/tests",
     "a folder of transformers around a network of timm": "tests/test_timm_folder.py",
     "`best.pt` of ultralytics' `yolo classify train`": "tests/test_ultralytics.py",
 }

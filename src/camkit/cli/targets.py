@@ -21,7 +21,7 @@ OPTIONS = (
     repeatable(
         *("--text", "texts"),
         metavar="PROMPT",
-        help="Of CLIP and its kin: what to look for, in words; repeatable. One map for each.",
+        help="Of CLIP and SigLIP: what to look for, in words; repeatable. One map for each.",
     ),
     repeatable(
         *("--like", "like"),

@@ -120,9 +120,7 @@ def with_texts(spec: str, texts: Sequence[str]) -> str:
     source: ModelSource = loading.make("model", scheme)
     told = source.with_texts(reference, texts)
     if told == reference:
-        raise ModelError(
-            f"{spec} knows no texts: --text is for CLIP, SigLIP and their kin, such as hf:FOLDER"
-        )
+        raise ModelError(f"{spec} knows no texts: --text is for CLIP and SigLIP (hf:, open-clip:)")
     return f"{scheme}:{told}"
 
 

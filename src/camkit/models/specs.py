@@ -20,7 +20,10 @@ FUNCTION = re.compile(
 )
 PETS = Path(__file__).parent / "pets"  # the bundle that comes with camkit
 MAX_CONFIG = 16 * 2**20  # bytes
-PACKAGES = {"hf": "camkit-huggingface"}  # sources of camkit's that are packages of their own
+PACKAGES = {
+    "hf": "camkit-huggingface",
+    "open-clip": "camkit-open-clip",
+}  # sources of camkit's that are packages of their own
 CONFIG, WEIGHTS = "camkit.json", "model.safetensors"  # the files of a bundle
 LIBRARY_CONFIG = "config.json"  # of a folder that transformers or timm wrote
 TIMM_WEIGHTS = (
