@@ -14,6 +14,7 @@ import polars
 import pytest
 from click.testing import CliRunner, Result
 from PIL import Image
+from tests.conftest import is_of_page
 
 import camkit
 from camkit.cli import cli
@@ -525,3 +526,66 @@ def test_all_that_an_engine_is_given_pickles(photos: Path) -> None:
     assert pickle.loads(pickle.dumps(work)) == work
     part: Part = next(iter(Parts(Listing((str(photos),)), 4, work.id)))
     assert pickle.loads(pickle.dumps(part)) == part
+
+
+# --- pictures, drawn by an engine --------------------------------------------------------------------
+
+
+def test_an_engine_draws_the_tables_that_are_not_drawn(photos: Path, tmp_path: Path) -> None:
+    maps, pictures = tmp_path / "maps", tmp_path / "pictures"
+    done = camkit_("explain", photos, "--model", MODEL, "--batch-size", 4, "--part-size", 4,
+                   "--out", address(maps))  # fmt: skip
+    assert done.exit_code == 0, done.output
+    moved = photos.rename(tmp_path / "moved")
+    draw = ("render", maps, "--engine", "local", "--out", address(pictures), "--images", moved)
+    drawn = camkit_(*draw)
+    assert drawn.exit_code == 0 and "3 tables, 9 pictures in 3 parts" in drawn.stderr, drawn.output
+    usual = tmp_path / "usual"
+    assert camkit_("render", address(maps), "--out", usual, "--images", moved).exit_code == 0
+    there = {
+        one.relative_to(usual): one.read_bytes() for one in usual.rglob("*.png") if not is_of_page(one)
+    }
+    assert len(there) == 9
+    assert {name: (pictures / name).read_bytes() for name in there} == there
+    told = sorted(pictures.glob("pictures-*.jsonl"))
+    lines = [json.loads(line) for one in told for line in one.read_text("utf-8").splitlines()]
+    assert sorted(line["overlay_file"] for line in lines) == sorted(map(str, there))
+    again = camkit_(*draw)
+    assert "3 parts were done already" in again.stderr and "Nothing is left to do" in again.stderr
+    told[1].unlink()
+    assert "1 table, " in camkit_(*draw).stderr
+    other = camkit_(*draw, "--look", "spotlight")
+    assert "3 tables, 9 pictures" in other.stderr and len(list(pictures.rglob("*.spotlight.png"))) == 9
+
+
+def test_a_table_of_which_a_picture_failed_is_drawn_again(photos: Path, tmp_path: Path) -> None:
+    camkit_("explain", photos, "--model", MODEL, "--batch-size", 4, "--part-size", 4,
+            "--out", address(tmp_path / "maps"))  # fmt: skip
+    hidden = (photos / "1.png").rename(tmp_path / "1.png")
+    draw = ("render", tmp_path / "maps", "--engine", "local", "--out", tmp_path / "pictures")
+    done = camkit_(*draw)
+    assert done.exit_code == 3 and "1.png cannot be read" in done.stderr
+    assert "8 pictures done, 1 failed" in done.stderr
+    hidden.rename(photos / "1.png")
+    done = camkit_(*draw)
+    assert done.exit_code == 0 and "2 parts were done already" in done.stderr
+    assert len(list((tmp_path / "pictures").rglob("*.png"))) == 9
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        (["--engine", "local"], "an engine needs a place for its pictures: add --out"),
+        (["--engine", "local", "--actors", 2, "--out", "x"], "the engine local has no --actors"),
+        (["--actors", 2], "--actors is for an engine: add --engine ray"),
+        (["--engine", "local", "--out", "x", "--scale", "run"], "--scale run needs all maps at once"),
+        (["--engine", "local", "--out", "x"], "out holds no tables: "),
+    ],
+)
+def test_what_an_engine_cannot_draw(
+    asked: list[str], said: str, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    camkit_("explain", photos / "0.png", "--model", MODEL, "--out", "out", "--workers", 0)
+    done = camkit_("render", "out", *asked)
+    assert done.exit_code == 2 and said in done.stderr and not Path("x").exists()

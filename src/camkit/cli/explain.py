@@ -14,6 +14,7 @@ import click
 
 from camkit.cli import early_checks, engine, inline, targets
 from camkit.cli.console import Report, progress
+from camkit.cli.engine import engine_options
 from camkit.cli.hints import about
 from camkit.cli.model_options import MODEL, facts, model_options
 from camkit.cli.parameters import (
@@ -45,7 +46,7 @@ if TYPE_CHECKING:
     from camkit.images.listing import Listing
     from camkit.images.workers import Processes
 
-OF_ENGINE = ("engine", "actors", "gpus_per_actor", "address", "part_size")
+OF_ENGINE = ("engine", *engine.PLACES, "part_size")
 OUTPUT = ("as_json", "quiet", "verbose")
 _DEFAULT = click.core.ParameterSource.DEFAULT
 
@@ -133,14 +134,7 @@ _DEFAULT = click.core.ParameterSource.DEFAULT
     show_default=True,
     help="Where it is computed; ray: on a cluster (camkit-ray), into tables.",
 )
-@click.option(
-    "--actors", type=click.IntRange(1, 65_536), help="Of an engine: how many models work side by side."
-)
-@click.option(
-    "--gpus-per-actor",
-    type=click.FloatRange(0, 64),
-    help="Of an engine: GPUs of each, or a part of one.",
-)
+@engine_options
 @click.option(
     "--part-size",
     type=click.IntRange(1, 65_536),
@@ -148,7 +142,6 @@ _DEFAULT = click.core.ParameterSource.DEFAULT
     show_default=True,
     help="Of an engine: photographs in one table, about.",
 )
-@click.option("--address", metavar="HOST", help="Of an engine: a cluster that is there already.")
 @click.option("--resume", is_flag=True, help="Do only what --out does not hold already.")
 @click.option(
     "--shard",

@@ -10,13 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from camkit.cli import early_checks
-from camkit.cli.parameters import FOLDER, PARTLY, PATH, PLACE, SOURCE, look_options, pop_style
+from camkit.cli import early_checks, engine
+from camkit.cli.engine import engine_options
+from camkit.cli.parameters import PARTLY, PATH, PLACE, SOURCE, look_options, pop_style
 from camkit.cli.terminal import say, say_json
 from camkit.errors import CamkitError, UsageError, counted, typed_reason
 from camkit.images.addresses import is_address
 
 if TYPE_CHECKING:
+    from camkit.drawing.style import Style
     from camkit.explaining.manifest import Finding
 
 OUT = "--out is for results at an address; pictures of a folder lie beside its maps"
@@ -134,22 +136,34 @@ def verify(folder: Path | str, images: Path | str | None, spec: str | None, samp
 @click.command()
 @click.argument("folder", type=PLACE)
 @click.option("--images", type=SOURCE, help="Where the photographs lie now.")
-@click.option("--out", type=FOLDER, help="Of an address: the folder that gets its maps and the pictures.")
+@click.option(
+    "--out",
+    type=PLACE,
+    help="Of an address: the folder that gets its maps and the pictures. Of an engine: where pictures go.",
+)
+@click.option(
+    "--engine", metavar="NAME", help="Where tables are drawn: local, or ray on a cluster (camkit-ray)."
+)
+@engine_options
 @look_options
 def render(
-    folder: Path | str, images: Path | str | None, out: Path | None, image_format: Any, **look: Any
+    folder: Path | str, images: Path | str | None, out: Path | str | None, image_format: Any, **look: Any
 ) -> None:
     """Draw the maps in FOLDER again, or those that --format npz or parquet left undrawn.
 
     No model is needed. The pictures lie beside the maps, and the manifest tells of them. Those of another
     look are kept: what differs from the default is part of the name. FOLDER may be an address, such as
-    s3://...: its maps are fetched into --out.
+    s3://...: its maps are fetched into --out. With --engine the tables of an engine are drawn part by part,
+    each where there is room for it; what --out holds already is left out.
     """
+    given = {name: look.pop(name) for name in ("engine", *engine.PLACES)}
     style = pop_style(look)
     early_checks.results(folder)
     early_checks.there(None if is_address(images) else images)
-    if is_address(folder) != (out is not None):
-        raise UsageError(f"{folder} lies in an object store: add --out DIR" if out is None else OUT)
+    if given["engine"] is not None:
+        _by_engine(folder, images, out, style, image_format, given)
+        return
+    _check_here(folder, out, given)
 
     from camkit.images import workers
 
@@ -192,6 +206,36 @@ def render(
     if failed:
         say(f"{counted(done, 'picture')} drawn, {failed} failed", err=True)
         raise SystemExit(PARTLY if done else 1)
+
+
+def _check_here(folder: Path | str, out: Path | str | None, given: dict[str, Any]) -> None:
+    """Raise `UsageError` for what only an engine takes, and for an --out where there is no need of one."""
+    if lost := [name for name in engine.PLACES if given[name] is not None]:
+        raise UsageError(f"{engine.options_of(lost)} is for an engine: add --engine ray")
+    if is_address(folder) != (out is not None):
+        raise UsageError(f"{folder} lies in an object store: add --out DIR" if out is None else OUT)
+    if out is not None and is_address(out):
+        raise UsageError(f"pictures go to {out} with an engine alone: add --engine local")
+
+
+def _by_engine(
+    folder: Path | str,
+    images: Path | str | None,
+    out: Path | str | None,
+    style: Style,
+    image_format: Any,
+    given: dict[str, Any],
+) -> None:
+    """Let an engine draw the tables of a place."""
+    if out is None:
+        raise UsageError("an engine needs a place for its pictures: add --out, a folder or an address")
+    options = engine.checked_options(given["engine"], given)
+
+    from camkit.engines.rendering import RenderWork
+
+    places = str(folder), str(out)
+    shown = None if images is None else str(images)
+    engine.render(RenderWork(*places, style, image_format, shown), given["engine"], options)
 
 
 @click.command()

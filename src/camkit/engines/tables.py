@@ -31,6 +31,13 @@ def name_of(part: str) -> str:
     return f"part-{part}.parquet"
 
 
+def id_of(name: str) -> str:
+    """The id of the part whose file has this name; `CamkitError` if it is none."""
+    if match := PART.fullmatch(name):
+        return match["id"]
+    raise CamkitError(f"{name!r} is no table of an engine")
+
+
 def write(
     place: str,
     part: Part,
