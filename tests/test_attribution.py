@@ -24,7 +24,7 @@ from camkit.errors import (
     TargetError,
     UsageError,
 )
-from camkit.native.method_table import AT_LAYER, BLACK_BOX
+from camkit.native.method_table import AT_LAYER, BLACK_BOX, INPUT_GRADIENTS
 
 
 @pytest.mark.parametrize("same", [2, [2, 2, 2], (2, 2, 2), np.array([2, 2, 2]), np.int64(2)])
@@ -108,8 +108,10 @@ def test_lists_give_a_dict_keyed_by_method_and_full_name(small_net: nn.Module, b
 
 # --- other targets --------------------------------------------------------------------------------
 
-METHODS = [m for m in (*AT_LAYER, *BLACK_BOX) if m != "finercam"]  # which has nothing to compare with
-FEW = {"masks": 200, "cells": 3, "tolerance": 0}  # of the black-box methods
+METHODS = [
+    m for m in (*AT_LAYER, *BLACK_BOX, *INPUT_GRADIENTS) if m != "finercam"
+]  # which has nothing to compare with
+FEW = {"masks": 200, "cells": 3, "tolerance": 0, "steps": 8, "samples": 8}  # of methods of many forwards
 
 
 class Returns(nn.Module):
@@ -123,6 +125,7 @@ class Returns(nn.Module):
         return self.wrap(self.model(x))
 
 
+@pytest.mark.filterwarnings("ignore:.*is inexact")
 @pytest.mark.parametrize("method", METHODS)
 def test_a_function_that_picks_a_score_is_that_target(
     method: str, small_net: nn.Module, batch: Tensor
@@ -264,7 +267,8 @@ class Two(nn.Module):
         return self.fc(torch.cat([self.body(image).mean((2, 3)) ** 2, numbers.float()], 1)) ** 2
 
 
-@pytest.mark.parametrize("method", [*AT_LAYER, *BLACK_BOX])
+@pytest.mark.filterwarnings("ignore:.*is inexact")
+@pytest.mark.parametrize("method", [*AT_LAYER, *BLACK_BOX, *INPUT_GRADIENTS])
 def test_several_inputs(method: str, batch: Tensor) -> None:
     """Each image goes with its numbers: as if they were a part of the model."""
     model, numbers = Two().eval(), torch.tensor([[0, 1], [2, 3], [4, 5]])

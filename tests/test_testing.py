@@ -36,8 +36,10 @@ from camkit.testing import (
     run_checks,
 )
 
+FEW = {"masks": 200, "cells": 3, "tolerance": 0, "steps": 8, "samples": 8}
 
-@explainer_checks("native", dist="camkit", options={"masks": 200, "cells": 3, "tolerance": 0})
+
+@explainer_checks("native", dist="camkit", options=FEW)
 def test_native(check: Any) -> None:
     check()
 
@@ -328,13 +330,13 @@ BY_NAME = {check.__name__: check for check in CHECKS["explainer"]}
 
 @pytest.mark.parametrize(("mutant", "check"), MUTANTS, ids=lambda x: getattr(x, "__name__", x))
 def test_mutant_is_caught(mutant: type[Explainer], check: str) -> None:
-    outcome = run_check(BY_NAME[check], Subject("explainer", "native", mutant))
+    outcome = run_check(BY_NAME[check], Subject("explainer", "native", mutant, FEW))
     assert outcome.status == "failed", f"{mutant.__name__} passes {check}"
     assert outcome.reason
 
 
 def test_the_unchanged_mutant_passes_everything_but_its_registration() -> None:
-    outcomes = run_checks(Subject("explainer", "native", Mutant))
+    outcomes = run_checks(Subject("explainer", "native", Mutant, FEW))
     assert {o.check for o in outcomes if o.status != "passed"} == {"check_registration"}
 
 

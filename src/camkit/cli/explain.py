@@ -66,7 +66,7 @@ _DEFAULT = click.core.ParameterSource.DEFAULT
     *("--layer", "layers"),
     metavar="NAME",
     default="auto",
-    help="auto, layer4, layer4.-1, layer4[-1] or a glob; repeatable.",
+    help="auto, all, layer4, layer4.-1, layer4[-1] or a glob; repeatable.",
 )
 @click.option(
     "--layout",

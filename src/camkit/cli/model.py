@@ -11,9 +11,9 @@ import click
 
 from camkit.cli import early_checks
 from camkit.cli.model_options import facts, model_options
-from camkit.cli.parameters import FOLDER
+from camkit.cli.parameters import FOLDER, PATH, PATTERN
 from camkit.cli.terminal import say, say_json, say_table
-from camkit.errors import LayerError, UsageError, closest
+from camkit.errors import LayerError, UsageError, closest, counted
 from camkit.registry import discovery, loading
 
 if TYPE_CHECKING:
@@ -89,6 +89,30 @@ def bundle(spec: str, out: Path, half: bool, **given: Any) -> None:
     from camkit.models.bundle import save_bundle
 
     say(save_bundle(loaded, out, half=half, made_from=spec, notes=dict(loaded.notes)))
+
+
+@model.command()
+@click.argument("spec")
+@click.argument("images", nargs=-1, required=True, type=PATTERN)
+@model_options
+@click.option("--out", type=PATH, required=True, help="The file, of the suffix .npy.")
+@click.option("--count", type=click.IntRange(1, 1000), default=50, show_default=True, help="At most.")
+def baseline(spec: str, images: tuple[str, ...], out: Path, count: int, **given: Any) -> None:
+    """Write photographs, as a model is shown them, into a file for expected gradients.
+
+    \b
+    camkit model baseline pets photos/ --out others.npy
+    camkit explain cat.jpg --method expected-gradients -o baseline=others.npy
+    """
+    if out.suffix != ".npy":
+        raise UsageError(f"--out is a file of the suffix .npy, not {out}")
+    early_checks.photographs(images)
+    early_checks.writable(out.parent)
+    loaded = _loaded(spec, given)
+
+    from camkit.explaining.baselines import write
+
+    say(f"{out}: {counted(write(loaded, images, out, count), 'photograph')}")
 
 
 @model.command()

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +27,8 @@ from camkit.core.layers import POOLING
 from camkit.core.layout import Layout, OpenLayout, layout, settle
 from camkit.core.scored import Output, Score, Scored
 from camkit.errors import LayerError
+
+T = TypeVar("T")
 
 # The share of its terms that must remain in a sum of hirescam: 0.04 and more is usual, 2e-6 before a
 # LayerNorm over channels.
@@ -46,19 +48,30 @@ def choose(module: nn.Module, inputs: Sequence[Tensor], output: Output, score: S
 
     output, score: what turns the module's output into scores. Raises `LayerError` if no layer has a map.
     """
+    return kept(_chosen, module, inputs, output, score)
+
+
+def kept(
+    find: Callable[[nn.Module, Sequence[Tensor], Output, Score | None], T],
+    module: nn.Module,
+    inputs: Sequence[Tensor],
+    output: Output,
+    score: Score | None,
+) -> T:
+    """What `find` says, found once for inputs of these shapes, as long as the model has the same parts."""
     parts = list(module.modules())
-    key = (*(tuple(x.shape) for x in inputs), inputs[0].dtype, *map(_identity, (output, score)))
-    kept = _KEPT.setdefault(module, {})
-    if key in kept and len(kept[key][0]) == len(parts):
-        seen, choice = kept[key]
+    key = (find, *(tuple(x.shape) for x in inputs), inputs[0].dtype, *map(_identity, (output, score)))
+    known = _KEPT.setdefault(module, {})
+    if key in known and len(known[key][0]) == len(parts):
+        seen, found = known[key]
         if all(reference() is part for reference, part in zip(seen, parts, strict=True)):
-            return choice
-    choice = _chosen(module, inputs, output, score)
-    kept[key] = [weakref.ref(part) for part in parts], choice
-    return choice
+            return found  # type: ignore[no-any-return]
+    found = find(module, inputs, output, score)
+    known[key] = [weakref.ref(part) for part in parts], found
+    return found
 
 
-_KEPT: weakref.WeakKeyDictionary[nn.Module, dict[Any, tuple[list[weakref.ref[nn.Module]], Choice]]] = (
+_KEPT: weakref.WeakKeyDictionary[nn.Module, dict[Any, tuple[list[weakref.ref[nn.Module]], Any]]] = (
     weakref.WeakKeyDictionary()
 )
 
@@ -69,7 +82,7 @@ def _identity(function: Any) -> Any:
 
 
 @dataclass
-class _Seen:
+class Seen:
     """The layers by name, in the order in which they finished, with the outputs of those that ran once.
 
     roots: vectors `[1, n]` that went into a layer; gradients start from them if the scores have none.
@@ -81,8 +94,9 @@ class _Seen:
     scores: Tensor | None = None
 
 
-def _observed(module: nn.Module, inputs: Sequence[Tensor], output: Output, score: Score | None) -> _Seen:
-    seen = _Seen()
+def observed(module: nn.Module, inputs: Sequence[Tensor], output: Output, score: Score | None) -> Seen:
+    """One forward in which every layer's output starts a graph."""
+    seen = Seen()
 
     def note(part: nn.Module, args: Any, returned: Any, name: str) -> Any:
         seen.runs[name] = seen.runs.get(name, 0) + 1
@@ -120,7 +134,7 @@ class _Noting(Hook):
         return super().__call__(part, args, (part, args, output))
 
 
-def _gradients(seen: _Seen, outputs: Sequence[Tensor]) -> tuple[list[Tensor | None], bool]:
+def gradients_of(seen: Seen, outputs: Sequence[Tensor]) -> tuple[list[Tensor | None], bool]:
     """Gradients of the highest score, or of what goes into a head that is still zero.
 
     Also whether they are those of the score.
@@ -142,21 +156,21 @@ def _noise(like: Tensor) -> Tensor:
 
 
 def _chosen(module: nn.Module, inputs: Sequence[Tensor], output: Output, score: Score | None) -> Choice:
-    seen = _observed(module, inputs, output, score)
+    seen = observed(module, inputs, output, score)
     names = [name for name in _in_order(module, seen) if seen.runs.get(name) == 1]
-    tensors = [name for name in names if _may_carry(seen.outputs[name])]
-    found, are_of_scores = _gradients(seen, [seen.outputs[n] for n in tensors])
+    tensors = [name for name in names if may_carry(seen.outputs[name])]
+    found, are_of_scores = gradients_of(seen, [seen.outputs[n] for n in tensors])
     gradients = dict(zip(tensors, found, strict=True))
     reasons, readable = list[str](), list[str]()
     # A layer inside an attention is only one of several paths through it.
-    attentions = _attentions(module)
-    for name in sorted(tensors, key=lambda name: not attentions.isdisjoint(_above(name))):
-        reading = _reading(module, inputs, name, seen.outputs[name], reasons)
+    attentions = attentions_in(module)
+    for name in sorted(tensors, key=lambda name: not attentions.isdisjoint(above(name))):
+        reading = reading_of(module, inputs, name, seen.outputs[name], reasons)
         if reading is None:
             continue
         readable.append(name)
         gradient = gradients[name]
-        if gradient is not None and _is_meaningful(
+        if gradient is not None and is_meaningful(
             reading.to_map(seen.outputs[name].detach()), reading.to_map(gradient)
         ):
             return Choice(name, checked=are_of_scores)
@@ -165,13 +179,13 @@ def _chosen(module: nn.Module, inputs: Sequence[Tensor], output: Output, score: 
     repeated = [
         f"layer {name!r} ran {runs} times in one forward, so it has no single map"
         for name, runs in seen.runs.items()
-        if runs > 1 and _may_carry(seen.outputs[name])
+        if runs > 1 and may_carry(seen.outputs[name])
     ]
     why = f": {[*repeated, *reasons][0]}" if repeated or reasons else ""
     raise LayerError(f"no layer of {type(module).__name__} returns a feature map [B, C, h, w]{why}")
 
 
-def _in_order(module: nn.Module, seen: _Seen) -> Iterator[str]:
+def _in_order(module: nn.Module, seen: Seen) -> Iterator[str]:
     """Names by preference: those that timm declares, then from the last layer that finished."""
     named = []
     for prefix, part in module.named_modules():
@@ -181,7 +195,8 @@ def _in_order(module: nn.Module, seen: _Seen) -> Iterator[str]:
     yield from dict.fromkeys((*(name for name in named if name in seen.outputs), *reversed(seen.outputs)))
 
 
-def _may_carry(output: Any) -> bool:
+def may_carry(output: Any) -> bool:
+    """Whether an output has positions, and values that can be differentiated."""
     return isinstance(output, Tensor) and output.ndim > 2 and output.is_floating_point()
 
 
@@ -189,7 +204,7 @@ def _may_carry(output: Any) -> bool:
 _ATTENTION = re.compile("attention|attn|mhsa|gpsa|xca", re.IGNORECASE)
 
 
-def _attentions(module: nn.Module) -> set[str]:
+def attentions_in(module: nn.Module) -> set[str]:
     """Names of attentions, without those that contain another one, such as class-attention blocks."""
     found = {
         name
@@ -197,17 +212,17 @@ def _attentions(module: nn.Module) -> set[str]:
         if next(part.children(), None) is not None
         and _ATTENTION.search(f"{type(part).__name__} {name.rpartition('.')[2]}")
     }
-    return found - {above for name in found for above in _above(name)}
+    return found - {around for name in found for around in above(name)}
 
 
-def _above(name: str) -> Iterator[str]:
+def above(name: str) -> Iterator[str]:
     """The names of the modules that contain a layer."""
     while "." in name:
         name = name.rpartition(".")[0]
         yield name
 
 
-def _reading(
+def reading_of(
     module: nn.Module, inputs: Sequence[Tensor], name: str, output: Tensor, reasons: list[str]
 ) -> Layout | None:
     """How to read a layer's output as a map; `None`, and a new entry in `reasons`, if it is none."""
@@ -224,7 +239,7 @@ def _reading(
         return None
 
 
-def _is_meaningful(features: Tensor, gradient: Tensor) -> bool:
+def is_meaningful(features: Tensor, gradient: Tensor) -> bool:
     """Whether maps from these are neither zero, nor only rounding noise, nor the score itself."""
     if not gradient.any():
         return False

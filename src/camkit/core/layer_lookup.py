@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from torch import Tensor, nn
 
 from camkit.contracts.model import LoadedModel
 from camkit.core import hooks, layers
-from camkit.core.automatic_layer import Choice, choose
+from camkit.core.all_layers import found
+from camkit.core.automatic_layer import Choice, choose, kept
 from camkit.core.call_types import PLAIN, Call, Layer
 from camkit.core.torch_errors import in_our_words
 from camkit.errors import CamkitError, LayerError
@@ -32,10 +34,13 @@ def resolve_layers(
     def auto() -> str:
         return automatic_layer(module, inputs, *extras, call=call).name
 
+    def every() -> Sequence[str]:
+        return all_layers(module, inputs, *extras, call=call)
+
     try:
-        return layers.resolve(module, wanted, auto)
+        return layers.resolve(module, wanted, auto, every)
     except LayerError:
-        if needed or wanted != ["auto"]:
+        if needed or wanted not in (["auto"], ["all"]):
             raise
         return [""]
 
@@ -66,11 +71,26 @@ def as_list(layer: Layer | Sequence[Layer]) -> list[Layer]:
 
 def automatic_layer(module: nn.Module, inputs: Tensor, *extras: Tensor, call: Call = PLAIN) -> Choice:
     """The layer that `auto` means, kept for the model; see `automatic_layer.choose`."""
+    with _looking(module, inputs, *extras, call=call) as tensors:
+        return choose(module, tensors, call.output, call.score)
+
+
+def all_layers(module: nn.Module, inputs: Tensor, *extras: Tensor, call: Call = PLAIN) -> tuple[str, ...]:
+    """The layers that `all` means, kept for the model; see `all_layers.Layers.stages`."""
+    with _looking(module, inputs, *extras, call=call) as tensors:
+        return kept(found, module, tensors, call.output, call.score).stages
+
+
+@contextmanager
+def _looking(
+    module: nn.Module, inputs: Tensor, *extras: Tensor, call: Call = PLAIN
+) -> Iterator[list[Tensor]]:
+    """As many rows of the inputs as are looked at, in the mode for that."""
     # A user's function may depend on the number of images, like a loss with its labels.
     rows = len(inputs) if callable(call.output) or call.score else 1
     tensors = [hooks.normal_tensor(tensor.detach())[:rows] for tensor in (inputs, *extras)]
     with hooks.as_it_was(module, inputs.device), in_our_words(module, tensors):
-        return choose(module, tensors, call.output, call.score)
+        yield tensors
 
 
 def better_layer(

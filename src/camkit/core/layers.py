@@ -141,14 +141,19 @@ def _grid(output: Any, inputs: Tensor, name: str, module: nn.Module) -> tuple[in
         return None
 
 
-def resolve(module: nn.Module, wanted: Sequence[str | nn.Module], auto: Callable[[], str]) -> list[str]:
-    """Dotted names for patterns, modules and `auto`, in order and without repetition."""
+def resolve(
+    module: nn.Module,
+    wanted: Sequence[str | nn.Module],
+    auto: Callable[[], str],
+    every: Callable[[], Sequence[str]] = tuple,
+) -> list[str]:
+    """Dotted names for patterns, modules, `auto` and `all`, in order and without repetition."""
     names: list[str] = []
     for layer in wanted:
         if isinstance(layer, nn.Module):
             names.append(name_of(module, layer))
         elif isinstance(layer, str):
-            names += [auto()] if layer == "auto" else find(module, layer)
+            names += [auto()] if layer == "auto" else every() if layer == "all" else find(module, layer)
         else:
             raise LayerError(f"a layer is a name or a module of the model, not {layer!r}")
     return list(dict.fromkeys(names))

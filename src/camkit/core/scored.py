@@ -37,13 +37,13 @@ class _Scores(nn.Module):
 
     def __init__(self, output: Output, score: Score | None) -> None:
         super().__init__()
-        self._output, self._score = output, score
+        self.output, self.score = output, score
 
     def forward(self, returned: Any) -> Any:
-        selected = returned if self._output is None else _selected(returned, self._output)
-        if self._score is None:
+        selected = returned if self.output is None else _selected(returned, self.output)
+        if self.score is None:
             return selected
-        scores = self._score(selected)
+        scores = self.score(selected)
         counts = isinstance(selected, Tensor) and selected.ndim > 0
         if not isinstance(scores, Tensor) or scores.ndim != 1 or (counts and len(scores) != len(selected)):
             raise TargetError(

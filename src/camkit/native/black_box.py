@@ -23,11 +23,7 @@ from camkit.core.mask_formulas import SHARE, Z
 from camkit.core.stand_in import wide
 from camkit.errors import OptionError
 from camkit.native.method_table import NativeOptions
-from camkit.native.perturbation import rows_at_once
-
-# Bytes of masked inputs in one forward on a CPU, where more fall out of the caches and the system takes
-# their memory back each time: of 224 pixels, 32 at once take 2.3 times as long each as 4.
-CPU_BYTES = 5 * 2**19
+from camkit.native.perturbation import inputs_at_once, rows_at_once
 
 FEWEST_POINTS = 4  # of a Sobol sequence
 GROWTH = 1.5  # from one look at the interval to the next
@@ -212,9 +208,7 @@ def uncertain(width: float, design: Design) -> str:
 def _under_masks(sweep: Sweep, design: Design, image: int, targets: Tensor) -> Callable[[Tensor], Tensor]:
     """From rows `[n]` of the design to the scores `[n, T]` of one image under their masks."""
     x, *extras = (value[image : image + 1] for value in (sweep.inputs, *sweep.extras))
-    together = rows_at_once(design.options.batch_size, x, 1)
-    if x.device.type == "cpu":
-        together = max(1, min(together, CPU_BYTES // (x.numel() * x.element_size())))
+    together = inputs_at_once(design.options.batch_size, x)
 
     def scores(rows: Tensor) -> Tensor:
         masked = x * design.masks(rows)[:, None].to(x.dtype)

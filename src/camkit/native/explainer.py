@@ -18,7 +18,7 @@ from camkit.core import formulas as cams
 from camkit.core import hooks
 from camkit.core.hooks import Captured
 from camkit.errors import UsageError, warn
-from camkit.native import black_box, compiled, perturbation
+from camkit.native import black_box, compiled, input_gradients, perturbation
 from camkit.native.attention import Seen, watched
 from camkit.native.attention_maps import Attended
 from camkit.native.gradients import class_gradients, classes_at_once, pooled_slopes, second_order
@@ -27,6 +27,7 @@ from camkit.native.method_table import (
     BLACK_BOX,
     FEATURES,
     GRADIENTS,
+    INPUT_GRADIENTS,
     METHODS,
     NativeOptions,
 )
@@ -48,6 +49,9 @@ NEVER_NOISE = ("eigengradcam", "gradcam-elementwise")
 # Gradients of one class, with no more than a formula: a solver waits for the device.
 AT_ONCE = GRADIENT_METHODS.keys() - {"eigengradcam"}
 
+# Methods that look at no layer, by what computes them.
+BLIND = {BLACK_BOX: black_box.maps, INPUT_GRADIENTS: input_gradients.maps}
+
 # These have no sum over channels.
 SUMLESS = ("eigengradcam", *FEATURE_METHODS, *ATTENTION)
 
@@ -59,7 +63,7 @@ class Native(Explainer):
     methods = METHODS
     dtypes = ("float32", "float64", "bfloat16", "float16")
     class_agnostic = (*FEATURE_METHODS, "attention-rollout")
-    layerless = (*ATTENTION, *BLACK_BOX)
+    layerless = (*ATTENTION, *BLACK_BOX, *INPUT_GRADIENTS)
     unsigned = (*ATTENTION, "sobol", "hsic")
     needs_attention = ATTENTION
     notes: ClassVar[Mapping[str, str]] = {
@@ -73,6 +77,9 @@ class Native(Explainer):
         "rise": "how the score differs from its mean where a place stays; what is hidden is zero",
         "sobol": "share of the variance of the score, no sign; the interval is wide with few masks",
         "hsic": "dependence of the score on a cell, no sign and no unit",
+        "integrated-gradients": "of each pixel; they add up to the change from the mean colour",
+        "smoothgrad": "mean gradient of noisy copies, of each pixel; not what it adds to the score",
+        "expected-gradients": "of each pixel; they add up to the change from the mean of the baselines",
     }
     thread_safe = True
     dimensions = (1, 2, 3)
@@ -97,10 +104,11 @@ class Native(Explainer):
 
     def many(self, sweep: Sweep) -> dict[tuple[str, str], Tensor]:
         """Raw maps `[B, T, h, w]` by method and layer: of all that look at a layer from one forward."""
-        at_layer = tuple(method for method in sweep.methods if method not in BLACK_BOX)
+        blind = {compute: [m for m in sweep.methods if m in known] for known, compute in BLIND.items()}
+        at_layer = tuple(m for m in sweep.methods if not any(m in apart for apart in blind.values()))
         maps = self._at_layer(replace(sweep, methods=at_layer)) if at_layer else {}
-        if blind := [method for method in sweep.methods if method in BLACK_BOX]:
-            maps |= black_box.maps(sweep, blind, self.options)
+        for compute, methods in blind.items():
+            maps |= compute(sweep, methods, self.options) if methods else {}
         return {(method, layer): maps[method, layer] for method in sweep.methods for layer in sweep.layers}
 
     def _at_layer(self, sweep: Sweep) -> Maps:

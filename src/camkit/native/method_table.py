@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from camkit.contracts.options import option
+from camkit.native import baselines
 
 # Methods that need gradients, by the names of their functions in `formulas`.
 GRADIENTS = {
@@ -36,7 +37,10 @@ ATTENTION = ("attention-rollout", "generic-attention", "legrad")
 # Methods that look at scores of inputs with parts hidden, and at no layer.
 BLACK_BOX = ("rise", "sobol", "hsic")
 
-METHODS = (*AT_LAYER, *ATTENTION, *BLACK_BOX)
+# Methods that add up gradients with respect to inputs near the image, and look at no layer.
+INPUT_GRADIENTS = ("integrated-gradients", "smoothgrad", "expected-gradients")
+
+METHODS = (*AT_LAYER, *ATTENTION, *BLACK_BOX, *INPUT_GRADIENTS)
 
 
 @dataclass(frozen=True)
@@ -50,7 +54,10 @@ class NativeOptions:
     comparisons: int = option(3, min=1, help="finercam: how many similar classes")
     fast: bool = option(False, help="compile what is below the layer: the first call takes seconds")
     batch_size: int = option(
-        32, min=1, help="ablationcam, scorecam: channels in one forward; rise, sobol, hsic: the most masks"
+        32,
+        min=1,
+        help="ablationcam, scorecam: channels in one forward; rise, sobol, hsic and those of "
+        "gradients of the input: the most inputs",
     )
     masks: int = option(4000, min=16, help="rise, sobol, hsic: the most masks for an image")
     cells: int = option(7, min=2, max=64, help="rise, sobol, hsic: cells of a mask along each side")
@@ -64,4 +71,19 @@ class NativeOptions:
     centred: bool = option(
         True, help="rise: take the mean score off, so that zero is no difference; false: as in the paper"
     )
-    seed: int = option(0, min=0, max=2**32 - 1, help="rise, sobol, hsic: of the masks")
+    seed: int = option(
+        0, min=0, max=2**32 - 1, help="rise, sobol, hsic: of the masks; smoothgrad, expected-gradients"
+    )
+    steps: int = option(50, min=1, help="integrated-gradients: points on the path")
+    samples: int = option(50, min=1, help="smoothgrad: noisy copies; expected-gradients: baselines")
+    noise: float = option(
+        0.15, min=0.0, help="smoothgrad: its standard deviation, as a share of the image's range of values"
+    )
+    baseline: str | None = option(
+        None,
+        help="expected-gradients: a .npy file of photographs (`camkit model baseline`); none: even colours",
+    )
+
+    def __post_init__(self) -> None:
+        if self.baseline is not None:
+            object.__setattr__(self, "baseline", baselines.named(self.baseline))
