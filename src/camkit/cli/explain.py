@@ -32,6 +32,7 @@ from camkit.cli.result_folder import merge, write_page
 from camkit.cli.terminal import say
 from camkit.core.device_names import PRECISIONS, check_device_name, usable_cores
 from camkit.errors import UsageError
+from camkit.explaining import boxes
 from camkit.images.addresses import is_address
 from camkit.images.shard import Shard
 from camkit.registry import extras, options
@@ -64,6 +65,16 @@ _DEFAULT = click.core.ParameterSource.DEFAULT
     metavar="CLASS",
     default="pred",
     help="pred, top:K, all, a class NAME or INDEX; repeatable.",
+)
+@repeatable(
+    *("--box", "boxes"),
+    metavar="N|all",
+    help="Of a detector: all boxes, or the N-th by its score (1); of --class alone; repeatable.",
+)
+@click.option(
+    "--min-score",
+    type=click.FloatRange(0, 1),
+    help="Of a detector: the lowest score of a box.  [default: 0.5]",
 )
 @repeatable(
     *("--layer", "layers"),
@@ -183,6 +194,7 @@ def explain(images: tuple[str, ...], **values: Any) -> None:
     camkit explain cat.jpg --model weights.pth --classes cat,dog
     camkit explain cat.jpg --model imagenet --class tabby --look spotlight
     camkit explain cat.jpg --method gradcam --method activations -o reduction=mean
+    camkit explain street.jpg --model torchvision:fasterrcnn_resnet50_fpn --box all
     camkit explain photos/ --format parquet --resume
     camkit explain s3://photos/2026 --engine ray --out s3://maps/2026
     camkit explain merge shard-1 shard-2 --out maps     joins the folders of several runs
@@ -274,6 +286,8 @@ def _check(
     early_checks.model(values["model"])
     values["facts"] = facts(values)
     early_checks.classes(values["model"], values["classes"], values["facts"].classes)
+    if values["boxes"]:
+        boxes.numbers(values["boxes"])
     check_device_name(values["device"])
     if not tables:
         early_checks.results_folder(values["out"])

@@ -158,17 +158,7 @@ def planned(request: ExplainRequest, device: str) -> tuple[LoadedModel, Plan]:
         trust_pickle=request.trust_pickle,
         **request.facts.said(),
     )
-    work = plan(
-        model,
-        classes=request.classes,
-        backends=request.backends,
-        methods=request.methods,
-        layer=request.layers,
-        layout=request.layout,
-        options=request.options,
-        precision=request.precision,
-    )
-    return model, work
+    return model, plan(model, **request.of_plan())
 
 
 def _source(one: Photograph, data: bytes | None) -> Any:

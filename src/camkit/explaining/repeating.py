@@ -32,7 +32,12 @@ def command(lines: Sequence[Line]) -> str:
     words = ["camkit", "explain", *photographs(lines), *_model(first)]
     for option, field in (("--backend", "backend"), ("--method", "method")):
         words += _each(option, (line[field] for line in lines))
-    words += _each("--class", map(_class, lines))
+    if first["box"]:
+        words += _each("--class", first["box"]["classes"])
+        words += _each("--box", (line["box"]["number"] for line in lines))
+        words += ["--min-score", f"{first['box']['min_score']:g}"]
+    else:
+        words += _each("--class", map(_class, lines))
     words += _each("--layer", (line["layer"] for line in lines if line["layer"]))
     if first["layout"]:
         words += ["--layout", first["layout"]]

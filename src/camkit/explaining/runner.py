@@ -61,16 +61,7 @@ class Run:
         )
         if model.note:
             note(model.note)
-        self.work = plan(
-            model,
-            classes=request.classes,
-            backends=request.backends,
-            methods=request.methods,
-            layer=request.layers,
-            layout=request.layout,
-            options=request.options,
-            precision=request.precision,
-        )
+        self.work = plan(model, **request.of_plan())
         self.id = request_id(
             self.work,
             request.classes,

@@ -121,15 +121,18 @@ def _computed(line: Line, model: LoadedModel, photograph: Path | str, reader: Re
     """The map of a line, computed again."""
     if model.sha256 != line["model_sha256"]:
         raise ModelError(f"{model.name} is not the model that made it")
+    box = line["box"]
     work = plan.plan(
         model,
-        classes=[line["class_index"]],
+        classes=[line["class_index"]] if box is None else box["classes"],
         backends=[line["backend"]],
         methods=[line["method"]],
         layer=line["layer"] or "auto",
         layout=line["layout"],
         options=table(line["options"]),
         precision="tf32" if line["precision"] == "tf32" else "ieee",
+        boxes=None if box is None else [box["number"]],
+        min_score=None if box is None else box["min_score"],
     )
     for backend in work.backends:
         _check_effort(backend)
