@@ -46,7 +46,7 @@ from camkit.images.workers import Failure
 FIELDS = """
     schema request name results image image_path image_name image_sha256 status error backend
     backend_dist backend_version method options layer layout class_index class_name scores probability
-    logit predicted predicted_index predicted_name predicted_probability label map_file map_key
+    logit predicted predicted_index predicted_name predicted_probability box label map_file map_key
     map_sha256 map_shape map_range border_share truth_share truth_area overlay_file overlay_sha256
     overlay_box picture full_scale sheet_file model model_spec model_facts model_sha256 preprocessing
     camkit_version torch_version device dtype precision warnings
@@ -320,6 +320,7 @@ def test_a_manifest_line_has_exactly_the_documented_fields(tmp_path: Path) -> No
         "predicted_name": "dog",
         "predicted": ["dog"],
         "predicted_probability": 0.75,
+        "box": None,
         "label": None,
         "scores": "softmax",
         "map_file": "cat.jpg.native.gradcam.cat.the_spec.npy",

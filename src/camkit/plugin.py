@@ -12,6 +12,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from camkit.contracts.detections import Detections
     from camkit.contracts.engine import Engine, Outcome, Part, Photograph, Work, Worker
     from camkit.contracts.explainer import Explainer, Query, Sweep
     from camkit.contracts.metric import MapBatch, Metric, Scores
@@ -52,6 +53,7 @@ if TYPE_CHECKING:
 # Where each name is from, and what it is called there: nothing for a module itself.
 _HOMES = {
     "ClassMaps": "camkit.explaining.class_maps:ClassMaps",
+    "Detections": "camkit.contracts.detections:Detections",
     "Engine": "camkit.contracts.engine:Engine",
     "Explainer": "camkit.contracts.explainer:Explainer",
     "FastaiSource": "camkit.models.fastai:FastaiSource",
@@ -116,6 +118,7 @@ _HOMES = {
 
 __all__ = [
     "ClassMaps",
+    "Detections",
     "Engine",
     "Explainer",
     "FastaiSource",

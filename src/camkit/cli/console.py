@@ -102,7 +102,7 @@ class Report:
                 say(f"Error: {result.error}", err=True)
             elif self._table:
                 file = str(folder / (line["overlay_file"] or line["map_file"]))
-                cells = (result.class_name, result.figure, result.backend, result.method, result.layer)
+                cells = (result.subject, result.figure, result.backend, result.method, result.layer)
                 say("  ".join([self._line(*cells, file), *(f"({text})" for text in own)]))
         if written.sheet and self._table:
             say(f"  side by side: {written.sheet}")

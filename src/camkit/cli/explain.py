@@ -172,6 +172,7 @@ def explain(images: tuple[str, ...], **values: Any) -> None:
     camkit explain cat.jpg --model weights.pth --classes cat,dog
     camkit explain cat.jpg --model imagenet --class tabby --look spotlight
     camkit explain cat.jpg --method gradcam --method activations -o reduction=mean
+    camkit explain street.jpg --model torchvision:fasterrcnn_resnet50_fpn --box all
     camkit explain photos/ --format parquet --resume
     camkit explain s3://photos/2026 --engine ray --out s3://maps/2026
     camkit explain merge shard-1 shard-2 --out maps     joins the folders of several runs

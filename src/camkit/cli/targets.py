@@ -10,6 +10,7 @@ import click
 from camkit.cli import early_checks
 from camkit.cli.parameters import repeatable
 from camkit.errors import UsageError
+from camkit.explaining import boxes
 
 OPTIONS = (
     repeatable(
@@ -17,6 +18,16 @@ OPTIONS = (
         metavar="CLASS",
         default="pred",
         help="pred, top:K, all, a class NAME or INDEX; repeatable.",
+    ),
+    repeatable(
+        *("--box", "boxes"),
+        metavar="N|all",
+        help="Of a detector: all boxes, or the N-th by its score (1); of --class alone; repeatable.",
+    ),
+    click.option(
+        "--min-score",
+        type=click.FloatRange(0, 1),
+        help="Of a detector: the lowest score of a box.  [default: 0.5]",
     ),
     repeatable(
         *("--text", "texts"),
@@ -59,4 +70,6 @@ def check(values: dict[str, Any]) -> None:
             other = "--class" if says_class else "--text"
             raise UsageError(f"{option} is in place of {other}: leave one out")
     early_checks.there(*values["like"])
+    if values["boxes"]:
+        boxes.numbers(values["boxes"])
     early_checks.classes(values["model"], values["classes"], names or values["texts"] or None)

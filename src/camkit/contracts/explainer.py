@@ -104,7 +104,8 @@ class Explainer(ABC):
     dtypes: of inputs and model that it works in. class_agnostic: methods whose map is the same for every
     class. layerless: methods that look at no layer: their map is the same whichever is asked for. unsigned:
     methods whose values say how much, but neither for nor against. needs_attention: methods that refuse a
-    model without attention weights. notes: what a user should know about a method. thread_safe: several
+    model without attention weights. contrasting: methods that hold a class against the others, which
+    boxes of a detector are none of. notes: what a user should know about a method. thread_safe: several
     threads may use one model. dimensions: of the positions of inputs and maps that it takes: 1 for signals
     `[B, C, L]`, 2 for images, 3 for volumes. several_inputs: it passes `extras` on. The host refuses what
     is not declared.
@@ -118,6 +119,7 @@ class Explainer(ABC):
     layerless: ClassVar[tuple[str, ...]] = ()
     unsigned: ClassVar[tuple[str, ...]] = ()
     needs_attention: ClassVar[tuple[str, ...]] = ()
+    contrasting: ClassVar[tuple[str, ...]] = ()
     notes: ClassVar[Mapping[str, str]] = {}
     thread_safe: ClassVar[bool] = False
     dimensions: ClassVar[tuple[int, ...]] = (2,)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from camkit.contracts.detections import Detections
 from camkit.contracts.options import API_VERSION
 from camkit.contracts.scores import ScoreKind, checked
 from camkit.errors import ModelError
@@ -34,6 +35,8 @@ class LoadedModel:
     scores: what the outputs are: `softmax`, `sigmoid`, `probabilities`, `none`, or `auto`, seen from
         their values; see `camkit.contracts.scores`.
     output: where the module returns a tuple or a dict, the index, key or name of the scores.
+    detections: of a detector, what makes `Detections` of what the module returns, scores with their graph;
+        the labels of boxes are indices of `classes` then.
     notes: what was found out about it and what was assumed, for people, by what it is about; those of
         `ASSUMED` could be wrong.
     unsaid: what the user has to say before it can be used, because nothing may be assumed: of more than
@@ -48,6 +51,7 @@ class LoadedModel:
     architecture: Mapping[str, Any] | None = None
     scores: ScoreKind = "auto"
     output: str | int | Callable[[Any], Any] | None = None
+    detections: Callable[[Any], Detections] | None = None
     notes: Mapping[str, str] = field(default_factory=dict)
     unsaid: tuple[str, ...] = ()
 

@@ -28,7 +28,14 @@ class Scored(nn.Module):
 
 
 def classifier(model: LoadedModel) -> nn.Module:
-    """What returns the scores `[B, n]`: the module, followed by the selection of its `output`."""
+    """What returns the scores `[B, n]`: the module, followed by the selection of its `output`.
+
+    Raises `ModelError` for a detector.
+    """
+    if model.detections is not None:
+        raise ModelError(
+            f"{model.name} is a detector, which has no score for a whole photograph: explain its boxes"
+        )
     return model.module if model.output is None else Scored(model.module, model.output, None)
 
 

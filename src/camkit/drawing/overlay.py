@@ -30,6 +30,7 @@ from camkit.images.preprocess import Preprocess
 SMALL = 256  # pixels: a photograph with a shorter longest side is enlarged
 DIM = 0.55  # how bright the part is that the model did not see
 BORDER = (255, 255, 255)
+EDGE = (17, 17, 17)  # beside a white line, so that it shows on any colour
 DIMMED = "the model did not see the dimmed part"
 LINES = "lines at 25, 50 and 75 % of the scale"
 FRAMED = "the model saw what is inside of the frame"
@@ -40,11 +41,23 @@ PHOTOGRAPH = "photograph"  # in the `info` of a picture with a caption: the box 
 
 @dataclass(frozen=True)
 class Place:
-    """A photograph as it is drawn on: where in it the model looked, and what has to be said of that."""
+    """A photograph as it is drawn on: where in it the model looked, and what has to be said of that.
+
+    seen: where that is, in pixels of the photograph itself, or of what the model saw.
+    """
 
     image: Image.Image
     box: Box
     note: str = ""
+    seen: Box | None = None
+
+    def placed(self, corners: Box) -> Box:
+        """Corners in pixels of the photograph, in pixels of the picture."""
+        left, top, right, bottom = self.seen or self.box
+        x, y = (self.box[2] - self.box[0]) / (right - left), (self.box[3] - self.box[1]) / (bottom - top)
+        shift_x, shift_y = self.box[0] - left * x, self.box[1] - top * y
+        a, b, c, d = corners
+        return shift_x + a * x, shift_y + b * y, shift_x + c * x, shift_y + d * y
 
 
 def draw(
@@ -54,9 +67,12 @@ def draw(
     style: Style,
     caption: Caption | None = None,
     scale: Scale | None = None,
+    outline: Box | None = None,
 ) -> Image.Image:
     """The picture of a map `[h, w]`.
 
+    outline: a box that is drawn around something, in pixels of the photograph, or of what the model saw
+    where its place is not known.
     caption: what is written below, if the style has a caption. scale: `None`: that of this map.
     Raises `MapError` if the map is not finite.
     """
@@ -64,6 +80,8 @@ def draw(
     place = place_of(photo, preprocess, style)
     scale = scale or scale_of([map], style)
     picture = overlay(place.image, map, style, place.box, scale)
+    if outline is not None:
+        _outline(picture, place.placed(outline))
     if not style.caption or caption is None:
         return picture
     drawn = signed(map, style)
@@ -122,7 +140,9 @@ def place_of(photo: Photo, preprocess: Preprocess, style: Style) -> Place:
         left, top, right, bottom = box[0] * x, box[1] * y, box[2] * x, box[3] * y
         whole = min(left, top) < 0.5 and right > image.width - 0.5 and bottom > image.height - 0.5
         note = FRAMED if style.look == "spotlight" else DIMMED  # in which all is dark but the evidence
-        return Place(image, (left, top, right, bottom), "" if whole else note)
+        return Place(
+            image, (left, top, right, bottom), "" if whole else note, preprocess.box(width, height)
+        )
     return _seen(photo, preprocess, style)
 
 
@@ -130,7 +150,11 @@ def _seen(photo: Photo, preprocess: Preprocess, style: Style) -> Place:
     image = seen(photo, preprocess)
     if style.look != "lesson":
         image = sized(image, style.size)
-    return Place(image, (0, 0, *image.size), CUT)
+    if preprocess.knows_place:
+        where: Box = preprocess.box(*(photo.whole or photo.image.size))
+    else:
+        where = 0, 0, preprocess.size[1], preprocess.size[0]
+    return Place(image, (0, 0, *image.size), CUT, where)
 
 
 def seen(photo: Photo, preprocess: Preprocess) -> Image.Image:
@@ -190,6 +214,19 @@ def above(picture: Image.Image, below: Image.Image) -> Image.Image:
     paper.paste(below, (0, picture.height))
     paper.info[PHOTOGRAPH] = left, 0, left + picture.width, picture.height
     return paper
+
+
+def _outline(picture: Image.Image, corners: Box) -> None:
+    """A thin white line with dark edges along a box, which shows on any colour; the box may reach out."""
+    wide = 1 if max(picture.size) <= 640 else 2
+    left, top, right, bottom = (round(value) for value in corners)
+    left, top = max(left, 0), max(top, 0)
+    right, bottom = min(right, picture.width), min(bottom, picture.height)
+    draw = ImageDraw.Draw(picture)
+    for inset, colour in ((0, EDGE), (wide, BORDER), (2 * wide, EDGE)):
+        box = left + inset, top + inset, right - 1 - inset, bottom - 1 - inset
+        if box[0] <= box[2] and box[1] <= box[3]:
+            draw.rectangle(box, outline=colour, width=wide)
 
 
 def _frame(picture: Image.Image, box: tuple[int, int, int, int]) -> None:

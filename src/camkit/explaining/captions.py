@@ -71,7 +71,9 @@ def caption(facts: Mapping[str, Any], map: Tensor, style: Style) -> Caption:
 
 
 def _verdict(facts: Mapping[str, Any]) -> str:
-    """Whether the class is predicted, and what is, if not; "" of what is no class."""
+    """Whether the class is predicted, and what is, if not; "" of what is no class. Of a box, which one."""
+    if box := facts["box"]:
+        return f"box {box['number']} of {box['of']}"
     if facts["class_index"] is None:  # a function of the scores
         return ""
     if facts["class_index"] == facts["predicted_index"] or facts["class_name"] in (

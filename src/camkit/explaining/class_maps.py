@@ -51,6 +51,10 @@ def explain_classes(
     Raises what `camkit.explain` raises; `MapError` if a map or a score is NaN or infinite.
     """
     work = plan(model, classes=classes, backends=[backend], methods=[method], layer=layer)
+    if work.boxes is not None:
+        raise UsageError(
+            f"{model.name} is a detector: it has boxes in place of classes (`camkit explain --box`)"
+        )
     if len(work.layers) > 1:
         raise UsageError(f"layer {layer!r} means several layers ({', '.join(work.layers)}): name one")
     if inputs.shape[:1] != (1,):

@@ -31,8 +31,7 @@ def compare(results: Sequence[Explanation]) -> list[Agreement]:
             *(float(measure(a.map[None], b.map[None])) for measure in (spearman, difference)),
         )
         for a, b in combinations(results, 2)
-        if (a.method, a.layer, a.class_index, a.class_name)
-        == (b.method, b.layer, b.class_index, b.class_name)
+        if (a.method, a.layer, a.class_index, a.subject) == (b.method, b.layer, b.class_index, b.subject)
         and a.backend != b.backend
         and a.map.shape == b.map.shape
     ]

@@ -43,8 +43,11 @@ def explain(
     call: everything else that `explain_many` takes. For several methods, layers or classes at once there is
     `maps_by`. Raises `ImageError`, `MapError` and what `maps` raises.
     """
-    rows = list(inputs.of_row(image, prepared=call.get("prepared", False)))
-    for name, count in {"image": len(rows), "target": len(_several(target))}.items():
+    rows, box = list(inputs.of_row(image, prepared=call.get("prepared", False))), call.get("box")
+    several = {"image": len(rows), "target": len(_several(target)), "box": len(_several(box))}
+    if box == "all":
+        raise UsageError("box is a single one here: `explain_many` takes all")
+    for name, count in several.items():
         if count != 1:
             raise UsageError(f"{name} is a single one here, not {count}: `explain_many` takes more")
     return next(explain_many(model, rows, target=target, **call))
@@ -62,6 +65,8 @@ def explain_many(
     *,
     target: str | int | Score | Mapping[str, Score] | Sequence[str | int] | None = None,
     targets: Iterable[str | int] | Literal["labels"] | None = None,
+    box: str | int | Sequence[int] | None = None,
+    min_score: float | None = None,
     backend: str = "native",
     method: str = "gradcam",
     layer: Layer = "auto",
@@ -80,6 +85,9 @@ def explain_many(
         function from scores `[B, n]` to one number for each row, as of `maps`, or several by their names.
     targets: one class for each photograph, in their order; `labels` are those of the rows. Where a data set
         names its classes they are found by name. layout: see `maps`.
+    box: of a detector, which boxes: a number (1 is the best, the default), several, or `all`; each is a
+        result of its own. Then `target` names the classes whose boxes count. min_score: the lowest
+        score of a box, 0.5.
     prepared: the images are tensors `[C, H, W]`, or batches of them, that go to the model as they are: of
         its size, and normalised. For the picture mean and std of the model are undone.
     workers: processes that read photographs ahead of the model, with limits on time and memory; a script
@@ -98,20 +106,29 @@ def explain_many(
         shape, rows = shape_of(first), chain([first], rows)
     model, options = _loaded(model, more, shape)
     _check_names(options, backend)
-    functions = _functions(target)
-    if not (classes := ["pred"] if target is None or functions else _several(target)):
-        raise UsageError("target is empty: it is a class, several of them, or None for the predicted one")
-    asked: dict[str, Any] = {"classes": classes, "functions": functions, "layer": layer, "layout": layout}
-    work = plan(model, backends=[backend], methods=[method], options=options, **asked)
-    if len(work.layers) > 1:
-        raise UsageError(f"layer {layer!r} means several layers ({', '.join(work.layers)}): name one")
+    wanted = None if box is None else _several(box)
+    how: dict[str, Any] = {"layer": layer, "layout": layout, "boxes": wanted, "min_score": min_score}
+    work = _planned(model, target, backends=[backend], methods=[method], options=options, **how)
     if targets is not None:
+        if work.boxes is not None:
+            raise UsageError(f"{model.name} is a detector: target= names the classes of its boxes")
         chosen: dict[int, int] = {}
         work = replace(work, targets=chosen)
         rows = row_targets.chosen(rows, targets, model.classes, inputs.class_names(images), into=chosen)
     # Without their labels: processes that read need not know of them.
     sources = _photos(rows, model.preprocess) if prepared else (Row(one.image, one.name) for one in rows)
     yield from _results(work, sources, batch_size, 0 if prepared else workers)
+
+
+def _planned(model: LoadedModel, target: Any, *, layer: Layer, **how: Any) -> Plan:
+    """What is computed for `target`; how: what else `plan` takes."""
+    functions = _functions(target)
+    if not (classes := ["pred"] if target is None or functions else _several(target)):
+        raise UsageError("target is empty: it is a class, several of them, or None for the predicted one")
+    work = plan(model, classes=classes, functions=functions, layer=layer, **how)
+    if len(work.layers) > 1:
+        raise UsageError(f"layer {layer!r} means several layers ({', '.join(work.layers)}): name one")
+    return work
 
 
 def _check_single(**asked: Any) -> None:

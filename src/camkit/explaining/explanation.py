@@ -20,8 +20,9 @@ from camkit.drawing import overlay
 from camkit.drawing.evidence import Scale, scale_of
 from camkit.drawing.png import to_png
 from camkit.drawing.style import Style
-from camkit.errors import UsageError
+from camkit.errors import UsageError, counted
 from camkit.explaining import captions, embedding
+from camkit.explaining.boxes import Box, outline
 from camkit.explaining.manifest import FIELDS, Line
 from camkit.explaining.map_facts import measured, versions
 from camkit.explaining.naming import class_slugs, output_name, slug
@@ -49,6 +50,7 @@ class Explanation:
     predicted: the names of the classes that are predicted: of classes that exclude each other the most
         probable one, else all above 0.5, the most probable first, which may be none.
     predicted_index, predicted_name: the first of them, or `None`.
+    box: of a detector, the one that is explained: its class is `class_name`, its score the probability.
     position: of the photograph among those that were asked for.
     layout: how the output of the layer was said to be read, if it was.
     precision: how float32 was multiplied, `ieee`, or `tf32` with rounded factors.
@@ -75,6 +77,19 @@ class Explanation:
     scores: ScoreKind = "softmax"
     exclusive: bool = True
     precision: str = "ieee"
+    box: Box | None = None
+
+    @property
+    def subject(self) -> str:
+        """What is explained: the name of the class, and which box it is, if it is one."""
+        return self.class_name if self.box is None else f"{self.class_name} · {self.box}"
+
+    @property
+    def slugs(self) -> tuple[str, ...]:
+        """The same as parts of a file name: the class, and which box it is."""
+        index = self.class_index
+        name = slug(self.class_name) if index is None else class_slugs(tuple(self.model.classes))[index]
+        return (name,) if self.box is None else (name, f"box-{self.box.number}")
 
     @property
     def figure(self) -> str:
@@ -86,6 +101,9 @@ class Explanation:
         if not self.top:
             return f"{self.class_name} {self.figure}"
         best = [(name, figure(None if self.scores == "none" else p, p)) for name, p in self.top]
+        if self.box is not None:
+            told = ", ".join(f"{name} {text}" for name, text in best)
+            return f"{counted(self.box.of, 'box', 'boxes')}: {told}"
         if self.exclusive:
             return ", ".join(f"{name} {text}" for name, text in best[:3])
         if len(self.model.classes) == 1:
@@ -110,7 +128,9 @@ class Explanation:
         style = style or Style(**look)
         self._check_scale(style)
         caption = captions.caption(self.facts(), self.map, style)
-        return overlay.draw(self.photo, self.map, self.model.preprocess, style, caption, together)
+        return overlay.draw(
+            self.photo, self.map, self.model.preprocess, style, caption, together, outline(self.box)
+        )
 
     @staticmethod
     def _check_scale(style: Style) -> None:
@@ -135,6 +155,7 @@ class Explanation:
             "options": dict(self.options),
             "predicted": list(self.predicted),
             "predicted_probability": self.top[0][1] if self.top and self.scores != "none" else None,
+            "box": None if self.box is None else self.box.to_dict(),
             "label": class_from_path(photo.path, tuple(model.classes)),
             "model": model.name,
             "model_sha256": model.sha256,
@@ -167,12 +188,7 @@ class Explanation:
 
     def line(self, style: Style, full: float) -> Line:
         """What its picture carries; full: the value that has the strongest colour."""
-        index, known = self.class_index, class_slugs(tuple(self.model.classes))
-        key = [
-            slug(self.backend),
-            slug(self.method),
-            slug(self.class_name) if index is None else known[index],
-        ]
+        key = [slug(self.backend), slug(self.method), *self.slugs]
         own = {"name": output_name(self.photo.name), "map_key": ".".join(key)}
         drawn = {"picture": asdict(style), "full_scale": full}
         return {**dict.fromkeys(FIELDS), **versions(), **self.facts(), **measured(self.map), **own, **drawn}
@@ -194,7 +210,7 @@ class Explanation:
 
     def caption(self) -> str:
         """One line: what is shown, and what the picture cannot show by itself."""
-        shown = f"{self.class_name} {self.figure} · {self.backend} {self.method}"
+        shown = f"{self.subject} {self.figure} · {self.backend} {self.method}"
         shown += f" at {self.layer}" if self.layer else ""
         count = self.model.preprocess.photo_channels
         drawn = [] if count == 3 else [channels.remark(count)]

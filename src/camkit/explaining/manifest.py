@@ -23,6 +23,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from camkit.errors import UNPRINTABLE, CamkitError, UsageError, reason
+from camkit.explaining.boxes import is_box
 from camkit.explaining.stored_maps import READERS
 from camkit.files import inside, is_file, opened, regular, sync_folder
 
@@ -32,7 +33,7 @@ LOCK = ".manifest.lock"  # stays there: whoever removed it might take it from a 
 FIELDS = (
     "schema request name results image image_path image_name image_sha256 status error backend "
     "backend_dist backend_version method options layer layout class_index class_name scores probability "
-    "logit predicted predicted_index predicted_name predicted_probability label map_file map_key "
+    "logit predicted predicted_index predicted_name predicted_probability box label map_file map_key "
     "map_sha256 map_shape map_range border_share truth_share truth_area overlay_file overlay_sha256 "
     "overlay_box picture full_scale sheet_file model model_spec model_facts model_sha256 preprocessing "
     "camkit_version torch_version device dtype precision warnings"
@@ -328,9 +329,7 @@ def _is_shape(value: object) -> bool:
 
 
 def _may_end(*endings: str) -> Callable[[object], bool]:
-    return lambda value: (
-        value is None or (_is_text(value) and isinstance(value, str) and value.endswith(endings))
-    )
+    return lambda value: value is None or (_is_text(value) and str(value).endswith(endings))
 
 
 def _hash(text: str) -> int:
@@ -344,7 +343,8 @@ def _photograph(line: Mapping[str, Any]) -> tuple[str, str, str]:
 
 def _identity(line: Mapping[str, Any]) -> tuple[Any, ...]:
     keys = "request name image_sha256 status error backend method layer class_index class_name".split()
-    return tuple(line[key] if isinstance(line[key], str | int | None) else None for key in keys)
+    box = [line["box"]["number"]] if is_box(line.get("box")) else []
+    return (*(line[key] if isinstance(line[key], str | int | None) else None for key in keys), *box)
 
 
 @contextmanager
@@ -375,7 +375,7 @@ _KINDS = {
 # A map and its picture are told by what made them, on any device of a kind; several maps by the request.
 _MAP = (
     "image_sha256 backend backend_dist backend_version method options layer layout class_index class_name "
-    "model_sha256 preprocessing camkit_version torch_version device dtype precision"
+    "box model_sha256 preprocessing camkit_version torch_version device dtype precision"
 ).split()
 _QUESTIONS = {"map": _MAP, "picture": [*_MAP, "picture"], "run": ["request", "image_sha256"]}
 # What the fields that are relied on must be, of any line and of one that tells of a map.
@@ -393,8 +393,8 @@ _FIELDS: dict[str, dict[str, Callable[[object], bool]]] = {
         "model": _is(str),  # as the user calls it
         "map_file": lambda value: value is not None and _COMMON["map_file"](value),
         "map_shape": _is_shape,
+        "box": lambda value: value is None or is_box(value),
         **dict.fromkeys(("model_spec", "precision"), _is(str | None)),
-        "results": _is(int),
-        "class_index": _is(int | None),  # a target may be no class
+        **{"results": _is(int), "class_index": _is(int | None)},  # a target may be no class
     },
 }

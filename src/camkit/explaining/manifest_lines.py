@@ -65,7 +65,8 @@ def warnings(line: Line, remarks: Iterable[str]) -> list[str]:
 
     remarks: on the map as it is drawn.
     """
-    about = f"{line['backend']} {line['method']}, {line['class_name']}: "
+    box = f" box {line['box']['number']}" if line["box"] else ""
+    about = f"{line['backend']} {line['method']}, {line['class_name']}{box}: "
     others = {about + text.format(it="it") for texts in REMARKS.values() for text in texts}
     # That a map is constant was told when it was computed, with what can be done about it.
     new = [about + text for text in remarks if text not in REMARKS["constant"]]
@@ -99,6 +100,7 @@ def request_id(
         "backends": backends,
         "layers": [*work.layers, *([work.layout] if work.layout else [])],
         "classes": list(classes),
+        **({"boxes": [work.boxes.numbers, work.boxes.min_score]} if work.boxes else {}),
         "picture": [format, image_format, asdict(style)],
         **({"truth": truth} if truth else {}),
         "versions": [SCHEMA, camkit.__version__, str(torch.__version__)],

@@ -9,7 +9,7 @@ from typing import Any
 
 from camkit.explaining.explanation import Explanation
 from camkit.explaining.manifest import question
-from camkit.explaining.naming import MAP, class_slugs, parts, slug
+from camkit.explaining.naming import MAP, parts, slug
 from camkit.registry import discovery, loading
 
 
@@ -25,11 +25,8 @@ class Keys:
     name_layers: bool = False
 
     def of(self, result: Explanation) -> str:
-        """Backend, method and class, and what else makes another map of it."""
-        index = result.class_index
-        names = class_slugs(tuple(result.model.classes))
-        name = slug(result.class_name) if index is None else names[index]
-        own = [slug(result.backend), slug(result.method), name]
+        """Backend, method, class and box, and what else makes another map of it."""
+        own = [slug(result.backend), slug(result.method), *result.slugs]
         return ".".join([*own, *parts(MAP, self.common([result]))])
 
     def answer(self, results: Sequence[Explanation]) -> int:

@@ -26,7 +26,7 @@ KINDS = {
     "truth_share": "float64",
     "truth_area": "float64",
 }
-JSON = ("options", "predicted", "map_shape", "picture", "model_facts", "preprocessing", "warnings")
+JSON = ("options", "predicted", "box", "map_shape", "picture", "model_facts", "preprocessing", "warnings")
 # Of a file that this table is, of pictures that it has not, and what its maps say themselves.
 LEFT_OUT = ("map_file overlay_file overlay_sha256 overlay_box sheet_file full_scale map_range").split()
 FACTS = b"camkit"  # the key in a footer

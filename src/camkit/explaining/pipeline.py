@@ -7,22 +7,22 @@ import math
 import sys
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from itertools import chain, islice
 
 import torch
 from torch import Tensor
 
 from camkit.core import devices
-from camkit.core.call_types import Answer, Call
+from camkit.core.call_types import Answer
 from camkit.core.layer_lookup import better_layer
 from camkit.core.run_explainer import run
-from camkit.core.targets import Fixed, Selector, every
 from camkit.drawing import evidence, overlay
 from camkit.errors import MapError, ModelError, UsageError, warn
+from camkit.explaining.detection import Found, find
 from camkit.explaining.explanation import Explanation
 from camkit.explaining.plan import Backend, Plan
-from camkit.explaining.prediction import Prediction, predictions
+from camkit.explaining.questions import Question, Told, questions
 from camkit.images.decoding import Photo
 from camkit.images.workers import Failure, ImageSource, read
 from camkit.models.weights import broken
@@ -131,42 +131,67 @@ def _explain_photos(
     model = work.model
     views = [overlay.seen(photo, model.preprocess) for _, photo in photos]
     batch = model.preprocess.batch(views, model.device).to(model.dtype)
+    if work.boxes is None:
+        yield from _explain_batch(work, photos, batch, rows)
+        return
+    found = find(model, work.boxes, batch, [photo for _, photo in photos])
+    those = [row for row, one in enumerate(found) if one.told]
+    answers: Iterator[list[Explanation | Failure]] = iter(())
+    if those:
+        boxes = [found[row] for row in those]
+        answers = iter(
+            list(_explain_batch(work, [photos[row] for row in those], batch[those], rows, boxes))
+        )
+    for one, (position, photo) in zip(found, photos, strict=True):
+        results = next(answers) if one.told else list[Explanation | Failure]()
+        if one.missing is not None:
+            error = MapError(f"{photo.source}: {one.missing}")
+            results = [*results, _failure(photo, position, error)]
+        yield results
+
+
+def _failure(photo: Photo, position: int, error: MapError) -> Failure:
+    return Failure(photo.source, error, position, photo.sha256, photo.name, photo.path)
+
+
+def _explain_batch(
+    work: Plan,
+    photos: Sequence[tuple[int, Photo]],
+    batch: Tensor,
+    rows: int,
+    found: Sequence[Found] | None = None,
+) -> Iterator[list[Explanation | Failure]]:
+    """For each photograph the list of its results; found: of a detector, what it has found in each."""
     missing = max(0, rows - len(photos)) if any(map(_is_fast, work.backends)) else 0
     batch = torch.cat([batch, batch[-1:].expand(missing, *batch.shape[1:])]) if missing else batch
-    selector = work.selector
-    if work.targets is not None:
-        classes = [[work.targets[position]] for position, _ in photos]
-        selector = Fixed(torch.tensor([*classes, *classes[-1:] * missing]))
-    # Nobody changes the model while it is camkit's.
-    usual = Call(output=model.output, layout=work.layout, frozen=True, precision=work.precision)
-    asked: dict[str, tuple[Selector, Call]] = {
-        name: (every, replace(usual, score=score)) for name, score in work.functions.items()
-    } or {"": (selector, usual)}
-    answers = {
-        (backend.name, name): _on_host(
-            run(
-                *(backend.explainer, backend.name, model.module, batch),
-                *(work.layers, backend.methods, select),
-                call=call,
-            )
-        )
+    asked = questions(work, batch, [position for position, _ in photos], found)
+    answers = [
+        (backend, question, _on_host(_answer(work, backend, question, batch)))
         for backend in work.backends
-        for name, (select, call) in asked.items()
-    }
-    predicted = {key: _predicted(work, answer.scores, batch, key[1]) for key, answer in answers.items()}
-    states = {key: _states(answer) for key, answer in answers.items()}
-    hint = cache(lambda layer, name: better_layer(model.module, layer, batch, call=asked[name][1]))
+        for question in asked
+    ]
+    told = [question.told(answer) for _, question, answer in answers]
+    states = [_states(answer) for _, _, answer in answers]
+    hint = cache(
+        lambda layer, number: better_layer(work.model.module, layer, batch, call=asked[number].call)
+    )
     for row, (position, photo) in enumerate(photos):
         yield [
             result
-            for backend in work.backends
-            for name in asked
-            for key in [(backend.name, name)]
+            for number, (backend, _, answer) in enumerate(answers)
             for result in _results(
-                *(work, backend, answers[key], states[key], row, predicted[key][row]),
-                *(position, photo, hint, name),
+                *(work, backend, answer, states[number], row, told[number][row]),
+                *(position, photo, partial(hint, number=number % len(asked))),
             )
         ]
+
+
+def _answer(work: Plan, backend: Backend, question: Question, batch: Tensor) -> Answer:
+    return run(
+        *(backend.explainer, backend.name, work.model.module, batch),
+        *(work.layers, backend.methods, question.selector),
+        call=question.call,
+    )
 
 
 def _is_fast(backend: Backend) -> bool:
@@ -193,57 +218,45 @@ def _states(answer: Answer) -> States:
     return states
 
 
-def _predicted(work: Plan, scores: Tensor, inputs: Tensor, function: str) -> list[Prediction]:
-    """What each photograph of a batch is predicted to be.
-
-    function: what a target is called that is no class; then the scores are its values.
-    """
-    if function:
-        return [Prediction(values, values, "none", False, (), ()) for values in scores]
-    return predictions(work.model, scores, inputs)
-
-
 def _results(
     work: Plan,
     backend: Backend,
     answer: Answer,
     states: States,
     row: int,
-    predicted: Prediction,
+    told: Told,
     position: int,
     photo: Photo,
-    hint: Callable[[str, str], str],
-    function: str = "",
+    hint: Callable[[str], str],
 ) -> Iterator[Explanation | Failure]:
     """The results of one backend for one photograph, each with the scores of the forward it explains."""
     model = work.model
-    fields = {"scores": "none", "exclusive": False} if function else predicted.fields(model.classes)
-    columns = {index: column for column, index in reversed(list(enumerate(answer.targets[row].tolist())))}
     for (method, layer), maps in answer.maps.items():
         layerless = method in backend.explainer.layerless
         if layerless and layer != work.layers[0]:
             continue  # it is the same map
-        for index, column in sorted(columns.items(), key=lambda item: item[1]):
-            map, name = maps[row, column].clone(), function or model.classes[index]
-            finite, flat = states[method, layer][row][column]
+        for subject in told.subjects:
+            map = maps[row, subject.column].clone()
+            finite, flat = states[method, layer][row][subject.column]
             try:
                 if not finite:
                     evidence.check_finite(map)
                 # One NaN among the scores leaves no class a probability.
-                if not math.isfinite(float(predicted.logits[index] + predicted.likely[index])):
+                if not math.isfinite(subject.score + subject.likely):
                     raise MapError("the model's score is NaN or infinite (try --dtype float32)")
             except MapError as error:
-                what = f"{'target' if function else 'class'} {name}"
-                text = f"{photo.source}: {backend.name} {method}, {what}: {_cause(error, model.module)}"
-                yield Failure(photo.source, MapError(text), position, photo.sha256, photo.name, photo.path)
+                what = f"{backend.name} {method}, {subject.kind} {subject.name}"
+                text = f"{photo.source}: {what}: {_cause(error, model.module)}"
+                yield _failure(photo, position, MapError(text))
                 continue
             doubts = [
                 remark.text
                 for remark in answer.remarks
-                if (remark.method, remark.layer) == (method, layer) and bool(remark.concerned[row, column])
+                if (remark.method, remark.layer) == (method, layer)
+                and bool(remark.concerned[row, subject.column])
             ]
             if flat and not doubts:
-                better = "" if layerless else hint(layer, function)
+                better = "" if layerless else hint(layer)
                 doubts = [f"the map is constant: it says nothing{better}"]
             yield Explanation(
                 map=map,
@@ -252,16 +265,17 @@ def _results(
                 layer="" if layerless else layer,
                 layout=work.layout,
                 precision=answer.precision,
-                class_index=None if function else index,
-                class_name=name,
-                probability=None if predicted.kind == "none" else float(predicted.likely[index]),
-                logit=float(predicted.logits[index]),
+                class_index=subject.index,
+                class_name=subject.name,
+                probability=subject.probability,
+                logit=subject.score,
+                box=subject.box,
                 photo=photo,
                 model=model,
                 options=vars(backend.explainer.options),
                 position=position,
-                warnings=(*photo.warnings, *predicted.warnings, *doubts),
-                **fields,
+                warnings=(*photo.warnings, *told.warnings, *doubts),
+                **told.fields,
             )
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from torch import Tensor
+
+from camkit.contracts.detections import Detections
 from camkit.contracts.explainer import Explainer, unknown_method
 from camkit.contracts.model import LoadedModel
 from camkit.core import layers
@@ -13,7 +16,8 @@ from camkit.core.call_types import Call, Layer
 from camkit.core.layer_lookup import as_list, resolve_layers
 from camkit.core.scored import Score
 from camkit.core.targets import Selector, class_selector
-from camkit.errors import UNPRINTABLE, LayerError
+from camkit.errors import UNPRINTABLE, LayerError, UsageError
+from camkit.explaining import boxes as detected
 from camkit.registry import discovery, loading
 from camkit.registry import options as registry_options
 
@@ -32,7 +36,8 @@ class Plan:
     """What to compute for every photograph: checked against model and plugins before any work.
 
     targets: the class of each photograph by its position, in place of what `selector` says. functions: what
-    is explained in place of classes, by name. precision: how float32 is multiplied, if that is said.
+    is explained in place of classes, by name. boxes: which ones of a detector, which has them in place of
+    classes. precision: how float32 is multiplied, if that is said.
     """
 
     model: LoadedModel
@@ -43,6 +48,7 @@ class Plan:
     targets: Mapping[int, int] | None = None
     functions: Mapping[str, Score] = field(default_factory=dict)
     precision: str | None = None
+    boxes: detected.Wanted | None = None
 
 
 def plan(
@@ -56,6 +62,8 @@ def plan(
     layout: str | None = None,
     options: Mapping[str, Any] | None = None,
     precision: str | None = None,
+    boxes: Sequence[str | int] | None = None,
+    min_score: float | None = None,
 ) -> Plan:
     """Resolve names; raises `UsageError`s and `PluginError`s for whatever does not exist.
 
@@ -66,12 +74,37 @@ def plan(
     inputs = layers.example_inputs(model.preprocess.size, like, model.preprocess.channels)
     made = make_backends(backends, methods, options or {})
     needed = any(not set(backend.methods) <= set(backend.explainer.layerless) for backend in made)
-    call = Call(output=model.output)
+    asked = detected.wanted(model, boxes, min_score, classes)
+    if asked is not None:
+        _check_boxes(model, made, functions)
+    call = Call(output=model.output if model.detections is None else _scores(model.detections))
     names = resolve_layers(model.module, wanted, inputs, call=call, needed=needed)
     for name in filter(UNPRINTABLE.search, names):
         raise LayerError(f"layer {name!r} has a name that no manifest can hold: rename the module")
-    selector = class_selector(classes, model.classes)
-    return Plan(model, made, tuple(names), selector, layout, functions=functions or {}, precision=precision)
+    selector = class_selector(classes if asked is None else ["all"], model.classes)
+    more: dict[str, Any] = {"functions": functions or {}, "precision": precision, "boxes": asked}
+    return Plan(model, made, tuple(names), selector, layout, **more)
+
+
+def _scores(read: Callable[[Any], Detections]) -> Callable[[Any], Tensor]:
+    """The scores of all boxes of a detector, by which its automatic layer is found."""
+    return lambda returned: read(returned).scores
+
+
+def _check_boxes(
+    model: LoadedModel, made: Sequence[Backend], functions: Mapping[str, Score] | None
+) -> None:
+    """`UsageError` for what cannot be explained of a detector."""
+    if functions:
+        raise UsageError(
+            f"{model.name} is a detector: its boxes are explained, not functions of its scores"
+        )
+    for backend in made:
+        for method in set(backend.methods).intersection(backend.explainer.contrasting):
+            raise UsageError(
+                f"{method} holds a class against the others, and {model.name} is a detector: boxes are no "
+                "classes, choose another method"
+            )
 
 
 def make_backends(

@@ -46,17 +46,7 @@ def planned(
         **request.facts.said(),
     )
     targets = score_targets.named(model, request.targets, request.like, read)
-    work = plan(
-        targets.model,
-        classes=request.classes,
-        functions=targets.functions,
-        backends=request.backends,
-        methods=request.methods,
-        layer=request.layers,
-        layout=request.layout,
-        options=request.options,
-        precision=request.precision,
-    )
+    work = plan(targets.model, functions=targets.functions, **request.of_plan())
     asked = request_id(
         replace(work, model=model),
         [*request.classes, *targets.told],

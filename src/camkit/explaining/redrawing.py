@@ -16,6 +16,7 @@ from camkit.drawing.overlay import draw
 from camkit.drawing.style import Style
 from camkit.errors import CamkitError, ImageError
 from camkit.explaining import captions, manifest, thumbnails
+from camkit.explaining.boxes import outline
 from camkit.explaining.checked_reading import Reader, message, photo_id, photograph, table
 from camkit.explaining.embedding import ENCODINGS, ImageFormat
 from camkit.explaining.manifest import Finding, Line
@@ -140,7 +141,8 @@ def _redrawn(
     values = reader.map(folder, line)
     style = look.of(line)
     scale = evidence.scale_of([values], style)
-    picture = draw(photo, values, preprocess, style, captions.caption(line, values, style), scale)
+    caption = captions.caption(line, values, style)
+    picture = draw(photo, values, preprocess, style, caption, scale, outline(line["box"]))
     remarks = captions.remarks(values, style, line["backend"], line["method"])
     new = line | look_of(look.style, scale.high) | {"warnings": warnings(line, remarks)}
     inside(folder, file_name(picture_stem(new, look.style), ENCODINGS[look.format].suffix))

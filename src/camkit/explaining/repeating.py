@@ -34,7 +34,12 @@ def command(lines: Sequence[Line]) -> str:
     words = ["camkit", "explain", *photographs(lines), *_model(first)]
     for option, field in (("--backend", "backend"), ("--method", "method")):
         words += _each(option, (line[field] for line in lines))
-    words += [word for target in dict.fromkeys(map(_target, lines)) for word in target]
+    if first["box"]:
+        words += _each("--class", first["box"]["classes"])
+        words += _each("--box", (line["box"]["number"] for line in lines))
+        words += ["--min-score", f"{first['box']['min_score']:g}"]
+    else:
+        words += [word for target in dict.fromkeys(map(_target, lines)) for word in target]
     words += _each("--layer", (line["layer"] for line in lines if line["layer"]))
     if first["layout"]:
         words += ["--layout", first["layout"]]

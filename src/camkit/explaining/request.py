@@ -39,6 +39,8 @@ class ExplainRequest:
     texts: tuple[str, ...] = ()
     targets: tuple[str, ...] = ()
     like: tuple[str, ...] = ()
+    boxes: tuple[str, ...] = ()
+    min_score: float | None = None
     layers: tuple[str, ...] = ("auto",)
     layout: str | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
@@ -57,3 +59,8 @@ class ExplainRequest:
     trust_pickle: bool = False
     truth: str | None = None
     listing: Listing | None = None
+
+    def of_plan(self) -> dict[str, Any]:
+        """What is computed for every photograph, as arguments of `plan`."""
+        names = "classes backends methods layout options precision boxes min_score".split()
+        return {name: getattr(self, name) for name in names} | {"layer": self.layers}

@@ -111,7 +111,7 @@ def _of_one_column(
     panels = []
     for result in results:
         name = f"{Path(result.photo.source).name}\n" if len(names) > 1 else ""
-        panels.append(_panel(result, scale, style, f"{name}{result.class_name} · {result.figure}"))
+        panels.append(_panel(result, scale, style, f"{name}{result.subject} · {result.figure}"))
     parts = _folded(panels)
     keys = _keys([column], results, scales, style, last=len(parts[0]) - 1)
     section = Section([Row(part) for part in parts], (), keys)
@@ -134,7 +134,7 @@ def _section(
         first = group[0]
         panels = [_cell(column, by_column, scales, style) for column in columns]
         photo = f"{Path(first.photo.source).name} · " if several else ""
-        made.append(Row(panels, f"{photo}{first.class_name} {first.figure}"))
+        made.append(Row(panels, f"{photo}{first.subject} {first.figure}"))
     results = [result for group in rows.values() for result in group]
     return Section(made, [_header(column) for column in columns], _keys(columns, results, scales, style))
 
@@ -262,7 +262,7 @@ def _column(result: Explanation) -> tuple[str, str, str]:
 
 
 def _subject(result: Explanation) -> Subject:
-    return result.position, result.photo.sha256, (result.class_index, result.class_name)
+    return result.position, result.photo.sha256, (result.class_index, result.subject)
 
 
 def _knows_class(result: Explanation) -> bool:

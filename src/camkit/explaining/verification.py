@@ -122,12 +122,13 @@ def _computed(line: Line, model: LoadedModel, photograph: Path | str, reader: Re
     """The map of a line, computed again."""
     if model.sha256 != line["model_sha256"]:
         raise ModelError(f"{model.name} is not the model that made it")
-    targets, index = score_targets.ScoreTargets(model), line["class_index"]
+    targets, index, box = score_targets.ScoreTargets(model), line["class_index"], line["box"]
     if index is None:
         targets = score_targets.of_name(model, line["class_name"], reader.photographs)
+    classes = ["pred" if index is None else index] if box is None else box["classes"]
     work = plan.plan(
         targets.model,
-        classes=["pred" if index is None else index],
+        classes=classes,
         functions=targets.functions,
         backends=[line["backend"]],
         methods=[line["method"]],
@@ -135,6 +136,8 @@ def _computed(line: Line, model: LoadedModel, photograph: Path | str, reader: Re
         layout=line["layout"],
         options=table(line["options"]),
         precision="tf32" if line["precision"] == "tf32" else "ieee",
+        boxes=None if box is None else [box["number"]],
+        min_score=None if box is None else box["min_score"],
     )
     for backend in work.backends:
         _check_effort(backend)

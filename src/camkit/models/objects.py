@@ -19,7 +19,7 @@ from camkit.core.scored import classifier
 from camkit.errors import CamkitError, ModelError, counted, typed_reason
 from camkit.images.prepared import PreparedInputs
 from camkit.images.preprocess import Preprocess
-from camkit.models import labels, recognition
+from camkit.models import labels, recognition, torchvision_detection
 from camkit.models.checkpoint import Checkpoint
 from camkit.models.facts import ModelFacts, assumed, assumed_scores, prepared, unsaid
 from camkit.models.fastai_export import from_learner
@@ -166,11 +166,17 @@ def _yolo_network(module: Any, name: str) -> LoadedModel:
     return LoadedModel(module, names or (), shown, name, scores="softmax", output=1)
 
 
+def _torchvision_detector(made: Any, name: str) -> LoadedModel:
+    """A detector of torchvision, whose parts the model shares."""
+    return torchvision_detection.from_module(made, name, _own_classes(made) or ())
+
+
 LEARNER = "fastai.learner.Learner"
 KINDS: dict[str, Callable[[Any, str], LoadedModel]] = {
     "camkit.contracts.model.LoadedModel": lambda made, name: made,
     "transformers.modeling_utils.PreTrainedModel": _transformers,
     "ultralytics.engine.model.Model": _yolo,
+    **dict.fromkeys(torchvision_detection.KINDS, _torchvision_detector),
     "ultralytics.nn.tasks.ClassificationModel": _yolo_network,
 }
 

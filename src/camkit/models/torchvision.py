@@ -1,16 +1,19 @@
-"""Models of torchvision, with pretrained weights or a file of one's own."""
+"""Models of torchvision, classifiers and detectors, with pretrained weights or a file of one's own."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
 from camkit.contracts.model import LoadedModel
-from camkit.errors import ModelError
+from camkit.errors import ModelError, ModelNotFound
+from camkit.files import is_file
 from camkit.images.preprocess import Preprocess
+from camkit.models import torchvision_detection as detection
 from camkit.models.building import LibrarySource
 from camkit.models.recognition import modern
 from camkit.models.weights import download, put_weights, read_weights
@@ -30,6 +33,16 @@ class TorchvisionSource(LibrarySource):
         from torchvision import models
 
         return list(models.list_models(module=models))
+
+    def load(self, reference: str, *, device: torch.device, trust: bool) -> LoadedModel:
+        """As of other libraries; a detector has weights of torchvision, of a file, or random ones."""
+        name, _, weights = reference.partition("@")
+        if name not in detection.names():
+            return super().load(reference, device=device, trust=trust)
+        return _detector(name, weights, f"{self.scheme}:{reference}", device)
+
+    def _names_like(self, name: str) -> list[str]:
+        return [*self.names(), *detection.names()]
 
     def preprocess(self, architecture: Mapping[str, Any]) -> Preprocess:
         """That of the architecture's usual weights."""
@@ -70,6 +83,27 @@ class TorchvisionSource(LibrarySource):
             put_weights(module, modern(read_weights(download(chosen.url))), chosen.name)
         shown = _preprocess(chosen)
         return LoadedModel(module.to(device).eval(), categories, shown, name, architecture=architecture)
+
+
+def _detector(name: str, weights: str, called: str, device: torch.device) -> LoadedModel:
+    """A detector; of weights of its own with other classes than those of COCO these have no names."""
+    known = _enum(name)
+    classes = detection.categories(known.DEFAULT)
+    path = None
+    if weights in ("", "DEFAULT", *(one.name for one in known)):
+        path = download((known[weights] if weights else known.DEFAULT).url)
+    elif weights != "none":
+        path = Path(weights)
+        if not is_file(weights):
+            options = ", ".join(["DEFAULT", *(one.name for one in known)])
+            raise ModelNotFound(f"{weights!r} is neither a file nor weights of {name}: {options} or none")
+    state = None if path is None else read_weights(path)
+    count = len(classes) if state is None else detection.class_count(state, name)
+    module = detection.build(name, count)
+    if state is not None:
+        put_weights(module, state, str(path))
+    own = classes if count == len(classes) else ()
+    return detection.from_module(module.to(device).eval(), called, own)
 
 
 def _enum(name: str) -> Any:

@@ -66,6 +66,7 @@ class Native(Explainer):
     layerless = (*ATTENTION, *BLACK_BOX, *INPUT_GRADIENTS)
     unsigned = (*ATTENTION, "sobol", "hsic")
     needs_attention = ATTENTION
+    contrasting = ("finercam",)
     notes: ClassVar[Mapping[str, str]] = {
         "shapleycam": "where the score is linear in the layer it equals gradcam",
         "finercam": "gradcam of the score minus those of the most similar classes",

@@ -1,4 +1,4 @@
-"""The model source `hf`: image classifiers of transformers, which is imported when one is loaded."""
+"""The model source `hf`: classifiers and detectors of transformers, imported when one is loaded."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class HuggingFaceSource(ModelSource):
     With `?embedding` it is what they, or a model without a head, know of a photograph.
     """
 
-    summary = "transformers' image classifiers: a FOLDER, or NAME[@REVISION] of the hub"
+    summary = "transformers' image classifiers and detectors: a FOLDER, or NAME[@REVISION] of the hub"
 
     def load(self, reference: str, *, device: torch.device, trust: bool) -> LoadedModel:
         """A folder of `save_pretrained`, or a model of the hub, fetched once; no code of its own is run."""

@@ -16,8 +16,10 @@ from torch import nn
 
 from camkit.errors import ModelError, ModelNotFound, UsageError, typed_reason
 from camkit.plugin import LoadedModel
+from camkit_huggingface import detectors
 from camkit_huggingface.building import architecture
 from camkit_huggingface.class_names import names_beside, numbered
+from camkit_huggingface.detectors import Detector
 from camkit_huggingface.modules import PROMPT, Classifier, Encoder, PromptClassifier, embedded
 from camkit_huggingface.processor import shown
 from camkit_huggingface.quiet import quiet
@@ -67,6 +69,8 @@ def load(reference: str, device: torch.device) -> LoadedModel:
     place = _place(path)
     with quiet():
         config = _config(place)
+        if any("ForObjectDetection" in name for name in config.architectures or ()):
+            return _detector(place, config, f"hf:{reference}", device)
         made = _prompted if _is_prompted(config) else _classifier
         made = _encoder if encodes else made
         if asked and (made is _classifier or not wanted):
@@ -230,6 +234,26 @@ def _encoder(
     auto = transformers.AutoModelForZeroShotImageClassification if prompted else transformers.AutoModel
     model = _weights(place, auto, config, part="" if prompted else "pooler")
     return Encoder(model, flip), (), "none"
+
+
+def _detector(place: Place, config: Any, name: str, device: torch.device) -> LoadedModel:
+    """A `...ForObjectDetection`, whose boxes are explained."""
+    auto = transformers.AutoModelForObjectDetection
+    if type(config) not in auto._model_mapping:
+        raise ModelError(f"{name} is a {config.model_type}, of which transformers has no detector")
+    _check_processor(place, config)
+    processor = place.fetched(transformers.AutoImageProcessor.from_pretrained, "its image processor")
+    module = Detector(_weights(place, auto, config)).eval()
+    names = {int(index): str(called) for index, called in (config.id2label or {}).items()}
+    classes = tuple(names.get(i, f"LABEL_{i}") for i in range(config.num_labels))
+    try:
+        preprocess = detectors.shown(processor)
+        layer = detectors.layer(module, preprocess.size)
+    except ModelError as error:
+        raise ModelError(f"{name}: {error}") from None
+    read = detectors.Reader(len(classes))
+    more: dict[str, Any] = {"default_layer": layer, "detections": read}
+    return LoadedModel(module.to(device), classes, preprocess, name, **more)
 
 
 def _prompted(

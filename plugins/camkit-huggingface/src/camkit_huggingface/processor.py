@@ -33,12 +33,12 @@ def shown(processor: Any) -> tuple[Preprocess, bool]:
         preprocess = _of_timm(processor.data_config)
     else:
         whole, crop = _geometry(processor)
-        mean, std = _colours(processor)
+        mean, std = colours(processor)
         preprocess = Preprocess(
             size=crop,
             resize=None if whole == crop else whole,
             fit="none" if whole is None else "squash" if isinstance(whole, tuple) else "crop",
-            interpolation=_filter(processor),
+            interpolation=filter_of(processor),
             mean=mean,
             std=std,
             rounding="transformers",
@@ -102,7 +102,8 @@ SPECIAL: Mapping[str, Callable[[int, float | None], tuple[Size, tuple[int, int] 
 }
 
 
-def _filter(processor: Any) -> Filter:
+def filter_of(processor: Any) -> Filter:
+    """The filter that it resizes with; `ModelError` for one that camkit does not have."""
     number = getattr(processor, "resample", None)
     if number is not None and int(number) not in FILTERS:
         raise _unknown(processor, f"resizes with Pillow's filter {int(number)}")
@@ -112,7 +113,7 @@ def _filter(processor: Any) -> Filter:
 # --- colours --------------------------------------------------------------------------------------
 
 
-def _colours(processor: Any) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def colours(processor: Any) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation of values in [0, 1] that stand for all that is done to pixels."""
     scale = float(processor.rescale_factor) if processor.do_rescale else 1.0
     scale = 1.0 if abs(255 * scale - 1) < 1e-6 else 255 * scale  # of values in [0, 1]

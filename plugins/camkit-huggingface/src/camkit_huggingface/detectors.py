@@ -1,0 +1,99 @@
+"""Detectors of transformers, `...ForObjectDetection`: DETR and those after it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from camkit.errors import ModelError
+from camkit.plugin import Detections, Preprocess
+from camkit_huggingface.processor import colours, filter_of
+
+MAX_SIDE = 2048  # pixels of what a model is shown
+
+
+class Detector(nn.Module):
+    """From pixels `[B, 3, H, W]` to logits `[B, N, n]` and boxes `[B, N, 4]` in pixels, left to bottom."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """Of all queries."""
+        found = self.model(pixel_values=pixels, return_dict=True)
+        x, y, width, height = found.pred_boxes.unbind(2)
+        sides = pixels.shape[3], pixels.shape[2], pixels.shape[3], pixels.shape[2]
+        corners = (x - width / 2, y - height / 2, x + width / 2, y + height / 2)
+        boxes = torch.stack([value * side for value, side in zip(corners, sides, strict=True)], 2)
+        return found.logits, boxes
+
+
+class Reader:
+    """Makes detections of what a `Detector` returns: each query with its best class.
+
+    classes: how many there are. With one logit more it is that of no object, and all are a softmax; with as
+    many each is a sigmoid.
+    """
+
+    def __init__(self, classes: int) -> None:
+        self._classes = classes
+
+    def __call__(self, returned: tuple[Tensor, Tensor]) -> Detections:
+        """`ModelError` for another number of logits."""
+        logits, boxes = returned
+        if logits.shape[2] not in (self._classes, self._classes + 1):
+            raise ModelError(f"it has {logits.shape[2]} logits of a box for {self._classes} classes")
+        exclusive = logits.shape[2] > self._classes
+        likely = logits.softmax(2)[..., :-1] if exclusive else logits.sigmoid()
+        scores, labels = likely.max(2)
+        return Detections(scores, labels, boxes)
+
+
+def shown(processor: Any) -> Preprocess:
+    """What the model is shown: of one size, so without a mask of what is filled up.
+
+    The whole photograph: squashed where the processor has height and width, else in a square of its shorter
+    edge, filled up with black. Raises `ModelError` for a processor that has neither.
+    """
+    sides = {name: int(value) for name, value in dict(processor.size).items() if value}
+    mean, std = colours(processor)
+    if {"height", "width"} <= sides.keys():
+        size, fit = (sides["height"], sides["width"]), "squash"
+    elif "shortest_edge" in sides:
+        size, fit = (sides["shortest_edge"],) * 2, "pad"
+    else:
+        raise ModelError(f"its image processor resizes by {', '.join(sides)}, which camkit does not")
+    if max(size) > MAX_SIDE:
+        raise ModelError(f"its image processor shows {size[0]} x {size[1]} pixels: more than {MAX_SIDE}")
+    return Preprocess(size=size, fit=fit, interpolation=filter_of(processor), mean=mean, std=std)  # type: ignore[arg-type]
+
+
+def layer(module: Detector, size: tuple[int, int]) -> str:
+    """The last layer of the coarsest stage of the backbone, on which all boxes depend.
+
+    Raises `ModelError` where there is no backbone whose outputs are maps, as of YOLOS: elsewhere queries
+    would be taken for places.
+    """
+    grids: dict[str, int] = {}
+    hooks = []
+    for name, part in module.named_modules():
+        if ".backbone." in f".{name}.":
+
+            def note(_: nn.Module, __: Any, output: Any, name: str = name) -> None:
+                if isinstance(output, Tensor) and output.ndim == 4:
+                    grids[name] = output.shape[2] * output.shape[3]
+
+            hooks.append(part.register_forward_hook(note))
+    try:
+        with torch.no_grad():
+            module(torch.zeros(1, 3, *size))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    coarse = [name for name, count in grids.items() if count == min(grids.values()) and count > 1]
+    if not coarse:
+        raise ModelError("it has no backbone whose output is a map, so no box of it can be explained")
+    return coarse[-1]

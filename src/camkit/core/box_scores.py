@@ -1,0 +1,60 @@
+"""The scores of boxes that were found before: what is explained of a detector.
+
+A detector that runs again, on the same input or on one with parts hidden, returns other boxes in another
+order. So a box is looked for among them: if it is there again, its score counts, and if not, the best of
+overlap times score.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from camkit.contracts.detections import Detections
+
+SAME = 0.999  # overlap of a box with itself, found again with other rounding
+
+
+@dataclass(frozen=True)
+class BoxScores:
+    """From what a detector returns for `n` inputs to scores `[n, M]`, one for each of M wanted boxes.
+
+    read: makes detections of what it returns. labels: int64 `[M]`; boxes: float `[M, 4]`, in pixels of the
+    input. Inputs and boxes need not belong together: an input without such a box has the score 0.
+
+    The score of a box is `max_d IoU(box, d) * score(d)` over the detections `d` of its class, as of D-RISE
+    (Petsiuk et al. 2021, arXiv:2006.03204) where a detector tells one score of a box; of one that is found
+    again it is that score. The overlap is a constant for gradients.
+    """
+
+    read: Callable[[Any], Detections]
+    labels: Tensor
+    boxes: Tensor
+
+    def __call__(self, returned: Any) -> Tensor:
+        """The scores `[n, M]`, with the graph of those of the detections."""
+        found = self.read(returned)
+        rows, count = found.scores.shape
+        if count == 0:
+            return found.scores.new_zeros(rows, len(self.labels))
+        with torch.no_grad():
+            overlap = iou(found.boxes.detach().float()[:, :, None], self.boxes.float())  # [n, N, M]
+            overlap = overlap * (found.labels[:, :, None] == self.labels)
+            again = overlap >= SAME
+            overlap = torch.where(again, 1, overlap).to(found.scores.dtype)
+            best = (overlap * found.scores.detach()[:, :, None] + 2 * again).argmax(1)  # [n, M]
+            overlap = overlap.gather(1, best[:, None])[:, 0]
+        return found.scores.gather(1, best) * overlap
+
+
+def iou(first: Tensor, second: Tensor) -> Tensor:
+    """The shared part of boxes `[..., 4]`, of all that either covers; 0 of boxes without an area."""
+    high = torch.minimum(first[..., 2:], second[..., 2:])
+    low = torch.maximum(first[..., :2], second[..., :2])
+    shared = (high - low).clamp(min=0).prod(-1)
+    areas = [(box[..., 2:] - box[..., :2]).clamp(min=0).prod(-1) for box in (first, second)]
+    return (shared / (areas[0] + areas[1] - shared)).nan_to_num(0)

@@ -1,0 +1,120 @@
+"""The boxes that a detector finds in photographs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from camkit.contracts.model import LoadedModel
+from camkit.core import hooks
+from camkit.errors import MapError, counted
+from camkit.explaining.boxes import Box, Corners, Wanted
+from camkit.images.decoding import Photo
+from camkit.images.preprocess import Preprocess
+
+
+@dataclass(frozen=True)
+class Found:
+    """What was found in a photograph.
+
+    labels: int64 `[n]`, the index of each box's class; boxes: float `[n, 4]` in pixels of the input, and
+    corners: of the photograph; all of them of those that are explained. told: these. missing: why others
+    that were asked for are not. best: names and scores of all that count, the highest first.
+    """
+
+    labels: Tensor
+    boxes: Tensor
+    told: tuple[Box, ...]
+    missing: MapError | None
+    best: tuple[tuple[str, float], ...]
+
+
+def find(model: LoadedModel, asked: Wanted, batch: Tensor, photos: Sequence[Photo]) -> list[Found]:
+    """What is found in each photograph of a batch, from one forward without gradients."""
+    assert model.detections is not None
+    # No inference mode: what a detector keeps for its next forward, such as anchors, may need a graph then.
+    with hooks.as_it_was(model.module, batch.device), torch.no_grad():
+        seen = model.detections(model.module(batch))
+    scores, labels, boxes = (part.detach().cpu() for part in (seen.scores.float(), seen.labels, seen.boxes))
+    rows = zip(scores, labels, boxes.float(), photos, strict=True)
+    return [_found(model, asked, *row) for row in rows]
+
+
+def _found(
+    model: LoadedModel, asked: Wanted, scores: Tensor, labels: Tensor, boxes: Tensor, photo: Photo
+) -> Found:
+    of_class = labels >= 0
+    if asked.labels:
+        of_class &= torch.isin(labels, torch.tensor(sorted(asked.labels)))
+    order = scores.argsort(descending=True, stable=True)
+    order = order[of_class[order]]
+    highest = float(scores[order[0]]) if len(order) else None
+    order = order[scores[order] >= asked.min_score]
+    told = [n for n in range(1, len(order) + 1) if asked.numbers is None or n in asked.numbers]
+    chosen = order[torch.tensor(told, dtype=torch.int64) - 1]
+    names = tuple(model.classes[label] for label in sorted(asked.labels))
+    corners = in_photograph(boxes[chosen], model.preprocess, photo)
+    about: dict[str, Any] = {"of": len(order), "min_score": asked.min_score, "classes": names}
+    picked = [
+        Box(model.classes[int(labels[i])], float(scores[i]), place, number, **about)
+        for i, place, number in zip(chosen.tolist(), corners, told, strict=True)
+    ]
+    best = tuple((model.classes[int(labels[i])], float(scores[i])) for i in order.tolist())
+    lacking = [n for n in asked.numbers or () if n > len(order)]
+    missing = None if told and not lacking else _missing(asked, names, len(order), lacking, highest)
+    return Found(labels[chosen], boxes[chosen], tuple(picked), missing, best)
+
+
+def _missing(
+    asked: Wanted, names: Sequence[str], count: int, lacking: Sequence[int], highest: float | None
+) -> MapError:
+    """Why boxes that were asked for are not there."""
+    what = " or ".join(names) if names else "nothing"
+    least = f"with a score of at least {asked.min_score:g}"
+    if not count:
+        no = f"no {what}" if names else what
+        told = "nothing at all" if highest is None else f"highest {highest:.2g}"
+        return MapError(f"{no} is detected {least} ({told})")
+    of = f" of {what}" if names else ""
+    numbers = " or ".join(map(str, lacking))
+    verb = "is" if count == 1 else "are"
+    return MapError(
+        f"there is no box {numbers}: {counted(count, 'box', 'boxes')}{of} {verb} detected {least}"
+    )
+
+
+def in_photograph(boxes: Tensor, preprocess: Preprocess, photo: Photo) -> list[Corners]:
+    """Boxes `[n, 4]` in pixels of the model's input as corners in pixels of the photograph."""
+    left, top, right, bottom = region(preprocess, photo)
+    height, width = preprocess.size
+    x, y = (right - left) / width, (bottom - top) / height
+    return [(left + a * x, top + b * y, left + c * x, top + d * y) for a, b, c, d in boxes.tolist()]
+
+
+def region(preprocess: Preprocess, photo: Photo) -> Corners:
+    """The part of the photograph that the model saw; all of what it saw where that is not known."""
+    if preprocess.knows_place:
+        return preprocess.box(*(photo.whole or photo.image.size))
+    height, width = preprocess.size
+    return 0.0, 0.0, float(width), float(height)
+
+
+def chosen(found: Sequence[Found], device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """The boxes of all photographs together: labels `[M]`, boxes `[M, 4]`, and targets `[B, T]`.
+
+    Targets are the numbers of a photograph's own boxes among them; the last fills the row up.
+    """
+    counts = [len(one.told) for one in found]
+    starts = torch.tensor([0, *counts]).cumsum(0)
+    most = max(counts)
+    rows = [
+        [int(start) + min(n, count - 1) for n in range(most)]
+        for start, count in zip(starts, counts, strict=False)
+    ]
+    labels = torch.cat([one.labels for one in found]).to(device)
+    boxes = torch.cat([one.boxes for one in found]).to(device)
+    return labels, boxes, torch.tensor(rows)

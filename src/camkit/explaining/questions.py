@@ -1,0 +1,148 @@
+"""What photographs are explained for: classes, functions of the scores, boxes; and what is told of each.
+
+A question is put to the explainer for a whole batch. Its answer has a column for each class, function or
+box, and the question knows what the columns of a photograph are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from camkit.core.box_scores import BoxScores
+from camkit.core.call_types import Answer, Call
+from camkit.core.scored import Score
+from camkit.core.targets import Fixed, Selector, every
+from camkit.explaining import detection
+from camkit.explaining.boxes import Box
+from camkit.explaining.detection import Found
+from camkit.explaining.plan import Plan
+from camkit.explaining.prediction import Prediction, predictions
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What a map of a photograph is of.
+
+    column: of the answer. name: of the class, or of a function. score: what is explained. kind: what that
+    is, for messages. likely: what predictions are made by. box: of a detector.
+    """
+
+    column: int
+    kind: str
+    name: str
+    index: int | None
+    score: float
+    probability: float | None
+    likely: float
+    box: Box | None = None
+
+
+@dataclass(frozen=True)
+class Told:
+    """What is told of a photograph: its subjects, and fields of an `Explanation` that all of them share."""
+
+    subjects: tuple[Subject, ...]
+    fields: dict[str, Any]
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is asked of an explainer; told: makes of its answer, on the CPU, what is told of each row."""
+
+    selector: Selector
+    call: Call
+    told: Callable[[Answer], Sequence[Told]]
+
+
+def questions(
+    work: Plan, batch: Tensor, positions: Sequence[int], found: Sequence[Found] | None
+) -> list[Question]:
+    """The questions to a batch `[B, C, H, W]`, whose rows may be more than the photographs: the last again.
+
+    positions: of the photographs. found: the boxes in each, of a detector.
+    """
+    # Nobody changes the model while it is camkit's.
+    call = Call(output=work.model.output, layout=work.layout, frozen=True, precision=work.precision)
+    if found is not None:
+        return [_of_boxes(work, batch, found, call)]
+    if work.functions:
+        return [_of_function(name, score, call) for name, score in work.functions.items()]
+    selector = work.selector
+    if work.targets is not None:
+        classes = [[work.targets[position]] for position in positions]
+        selector = Fixed(torch.tensor([*classes, *classes[-1:] * (len(batch) - len(classes))]))
+    return [Question(selector, call, partial(_classes, work, batch))]
+
+
+def _columns(targets: Tensor) -> dict[int, int]:
+    """Each index that is asked for with its first column; targets: int64 `[T]`."""
+    found = {index: column for column, index in reversed(list(enumerate(targets.tolist())))}
+    return dict(sorted(found.items(), key=lambda item: item[1]))
+
+
+def _classes(work: Plan, batch: Tensor, answer: Answer) -> list[Told]:
+    found = predictions(work.model, answer.scores, batch)
+    return [
+        Told(
+            tuple(_class(work, own, *item) for item in _columns(targets).items()),
+            own.fields(work.model.classes),
+            own.warnings,
+        )
+        for own, targets in zip(found, answer.targets, strict=True)
+    ]
+
+
+def _class(work: Plan, own: Prediction, index: int, column: int) -> Subject:
+    likely, name = float(own.likely[index]), work.model.classes[index]
+    probability = None if own.kind == "none" else likely
+    return Subject(column, "class", name, index, float(own.logits[index]), probability, likely)
+
+
+def _of_function(name: str, score: Score, call: Call) -> Question:
+    def told(answer: Answer) -> list[Told]:
+        return [
+            Told(
+                (Subject(0, "target", name, None, value, None, value),),
+                {"scores": "none", "exclusive": False},
+            )
+            for value in answer.scores[:, 0].tolist()
+        ]
+
+    return Question(every, replace(call, score=score), told)
+
+
+def _of_boxes(work: Plan, batch: Tensor, found: Sequence[Found], call: Call) -> Question:
+    found = [*found, *[found[-1]] * (len(batch) - len(found))]
+    labels, boxes, targets = detection.chosen(found, batch.device)
+    assert work.model.detections is not None
+    scores = BoxScores(work.model.detections, labels, boxes)
+    return Question(Fixed(targets), replace(call, output=scores), partial(_boxes, work, found))
+
+
+def _boxes(work: Plan, found: Sequence[Found], answer: Answer) -> list[Told]:
+    told = []
+    for one, scores, targets in zip(found, answer.scores, answer.targets, strict=True):
+        pairs = zip(_columns(targets).items(), one.told, one.labels.tolist(), strict=True)
+        subjects = (
+            Subject(column, "box", box.label, label, score, score, score, box)
+            for (index, column), box, label in pairs
+            for score in [float(scores[index])]
+        )
+        names = tuple(dict.fromkeys(name for name, _ in one.best))
+        fields = {
+            "top": one.best[:5],
+            "predicted": names,
+            "predicted_index": work.model.classes.index(names[0]),
+            "predicted_name": names[0],
+            "scores": "probabilities",
+            "exclusive": False,
+        }
+        told.append(Told(tuple(subjects), fields))
+    return told
