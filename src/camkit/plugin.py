@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from camkit.models.fastai import FastaiSource
     from camkit.models.timm import TimmSource
     from camkit.models.torchvision import TorchvisionSource
+    from camkit.models.ultralytics import read_network as yolo_network
     from camkit.models.weights import put_weights, read_weights
     from camkit.registry.discovery import names as plugin_names
     from camkit.registry.loading import make
@@ -114,6 +115,7 @@ _HOMES = {
     "sample_image": "camkit.images.decoding:sample",
     "save_bundle": "camkit.models.bundle:save_bundle",
     "wide": "camkit.core.stand_in:wide",
+    "yolo_network": "camkit.models.ultralytics:read_network",
 }
 
 __all__ = [
@@ -179,6 +181,7 @@ __all__ = [
     "sample_image",
     "save_bundle",
     "wide",
+    "yolo_network",
 ]
 
 

@@ -151,7 +151,9 @@ def _transformers(made: Any, name: str) -> LoadedModel:
 def _yolo(made: Any, name: str) -> LoadedModel:
     """Ultralytics' `YOLO` of the task `classify`."""
     if made.task != "classify" or not isinstance(made.model, nn.Module):
-        raise ModelError(f"a YOLO for {made.task!r} is no classifier: use one of -cls")
+        raise ModelError(
+            f"a YOLO for {made.task!r} is no classifier: use one of -cls (yolo:FILE takes detectors)"
+        )
     return _yolo_network(made.model, name)
 
 
