@@ -183,7 +183,7 @@ NO_LINES: dict[str, bytes] = {
             *(("name", None), ("name", 3), ("request", None), ("image", ["a"]), ("image_sha256", None)),
             *(("map_file", None), ("map_file", 3), ("map_key", None), ("overlay_file", ["a"])),
             *(("map_shape", None), ("map_shape", [2]), ("map_shape", [2, "3"]), ("map_shape", {"a": 1})),
-            *(("results", None), ("results", "1"), ("class_index", None), ("class_index", "0")),
+            *(("results", None), ("results", "1"), ("class_index", "0"), ("class_index", 1.5)),
             *(("probability", float("nan")), ("logit", float("inf"))),
         )
     },

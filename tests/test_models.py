@@ -652,7 +652,7 @@ def test_a_cache_that_cannot_be_made(no_network: Path, tmp_path: Path) -> None:
         ("torchvision", "`camkit model list"),
         ("torchvision:resnet33", "'resnet33'.*did you mean"),
         ("torchvision:ResNet18@none", "did you mean 'resnet18'"),
-        ("torchvision:fcn_resnet50@none", "no classifier 'fcn_resnet50'"),
+        ("torchvision:raft_large@none", "no classifier 'raft_large'"),
         ("torchvision:" + "x" * 5000, "no classifier 'xxx"),
         (
             "torchvision:resnet18@IMAGENET",

@@ -91,12 +91,12 @@ class Mean(nn.Module):
 
 
 REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
-    "a sum": (lambda: timm.create_model("test_resnet", num_classes=3), "computes 'add' in its forward"),
-    "a mean": (Mean, "computes 'mean' in its forward"),
+    "a sum": (lambda: timm.create_model("test_resnet", num_classes=3), "computes 'Add' in its forward"),
+    "a mean": (Mean, "computes 'Mean' in its forward"),
     "attention": (lambda: timm.create_model("test_vit", num_classes=3, img_size=32), "zennit"),
     "a norm": (
         lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.GroupNorm(2, 4), nn.Flatten(), nn.Linear(3600, 3)),
-        "no rule for GroupNorm",
+        "computes 'NativeGroupNorm' in its forward",
     ),
 }
 

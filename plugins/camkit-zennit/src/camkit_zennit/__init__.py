@@ -9,11 +9,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 from zennit import composites
-from zennit.torchvision import ResNetCanonizer
 
 from camkit.errors import warn
 from camkit.plugin import Explainer, Query, option
-from camkit_zennit.network import check, copied
+from camkit_zennit.network import canonizers, check, copied
 
 
 @dataclass(frozen=True)
@@ -27,8 +26,8 @@ class ZennitOptions:
 
 
 def _box(options: ZennitOptions, inputs: Tensor) -> dict[str, Any]:
-    """The range of the inputs' values, by channel."""
-    low, high = inputs.amin((0, 2, 3), keepdim=True), inputs.amax((0, 2, 3), keepdim=True)
+    """The range of the values of each input, by channel."""
+    low, high = inputs.amin((2, 3), keepdim=True), inputs.amax((2, 3), keepdim=True)
     return {"low": low, "high": high, "epsilon": options.epsilon, "gamma": options.gamma}
 
 
@@ -90,13 +89,11 @@ class Zennit(Explainer):
 
     def maps(self, query: Query) -> Tensor:
         """Relevance, summed over the channels, `[B, H, W]`."""
-        check(query.module, type(query.module).__name__)
+        module, inputs = copied(query.module), query.inputs.detach().clone()
+        check(module, inputs, type(query.module).__name__)
         method = METHODS[query.method]
-        inputs = query.inputs.detach().clone()
-        composite = method.composite(
-            canonizers=[ResNetCanonizer()], **method.arguments(self.options, inputs)
-        )
-        with torch.enable_grad(), composite.context(copied(query.module)) as network:
+        composite = method.composite(canonizers=canonizers(), **method.arguments(self.options, inputs))
+        with torch.enable_grad(), composite.context(module) as network:
             scores = network(inputs.requires_grad_())
             query.seen(scores.detach())
             start = torch.zeros_like(scores).scatter(1, query.targets[:, None], 1)

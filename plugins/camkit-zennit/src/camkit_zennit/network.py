@@ -3,68 +3,88 @@
 from __future__ import annotations
 
 import copy
+import re
+from collections.abc import Iterable
 from typing import Any
 
-from torch import fx, nn
-from torchvision.models.resnet import BasicBlock, Bottleneck
+import torch
+from torch import Tensor, nn
 from zennit import types
+from zennit.core import Composite
+from zennit.layer import Sum
+from zennit.torchvision import ResNetCanonizer
 
 from camkit.errors import ModelError
 
 # Modules whose gradient is changed by a rule, or needs none.
 RULED: tuple[Any, ...] = (
-    *(types.Activation, types.AvgPool, types.BatchNorm, types.Linear, types.MaxPool),
+    *(types.Activation, types.AvgPool, types.BatchNorm, types.Linear, types.MaxPool, Sum),
     *(nn.Flatten, nn.Unflatten, nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d),
 )
 WITHOUT = (nn.MultiheadAttention, nn.Softmax)  # which zennit takes for activations
-# Residual blocks whose sum zennit knows.
-BLOCKS = (BasicBlock, Bottleneck)
-# By name: what lays values out anew, or has the gradient that relevance has.
+# Operations of a graph outside such modules: those that lay values out anew, or whose gradient is what
+# relevance wants, as a ReLU hands nothing to what it left out.
 PLAIN = set(
-    "adaptive_max_pool2d boolean_dispatch cat clone contiguous detach dim dropout flatten float getattr "
-    "getitem max_pool1d max_pool2d max_pool3d permute relu relu_ reshape size squeeze to "
-    "transpose unsqueeze view".split()
+    "AccumulateGrad Alias AsStrided Cat Clone Index MaxPool1DWithIndices MaxPool2DWithIndices Permute Relu "
+    "Reshape ReshapeAlias Select Slice Split SplitWithSizes Squeeze Stack T ToCopy Transpose UnsafeView "
+    "Unsqueeze View".split()
 )
 
 
-class _Tracer(fx.Tracer):
-    def is_leaf_module(self, module: nn.Module, qualified_name: str) -> bool:
-        """Modules of torch, and the blocks that are known."""
-        return isinstance(module, BLOCKS) or super().is_leaf_module(module, qualified_name)
+def canonizers() -> list[Any]:
+    """What prepares networks: batch norm is merged, sums of torchvision's ResNets become modules."""
+    return [ResNetCanonizer()]
 
 
-def check(module: nn.Module, name: str) -> None:
-    """`ModelError`, in one line, for a network of which a part has no rule."""
-    for part in module.modules():
-        leaf = not any(True for _ in part.children())
-        if isinstance(part, WITHOUT) or (leaf and not isinstance(part, RULED) and _computes(part)):
+def check(module: nn.Module, inputs: Tensor, name: str) -> None:
+    """`ModelError`, in one line, for a network of which a part has no rule, by its graph for one image.
+
+    module: a copy. inputs: `[B, C, H, W]`.
+    """
+    owned: set[Any] = set()
+
+    def own(part: nn.Module, given: tuple[Any, ...], made: Any) -> None:
+        if isinstance(part, WITHOUT):
             raise ModelError(f"zennit has no rule for {type(part).__name__}, a part of {name}")
-    try:
-        graph = _Tracer().trace(module)
-    # Whatever a forward does to what stands for a tensor.
-    except Exception as error:
-        reason = str(error).partition("\n")[0]
-        raise ModelError(
-            f"the forward of {name} cannot be followed, so zennit cannot tell: {reason}"
-        ) from None
-    for node in graph.nodes:
-        if node.op in ("call_function", "call_method"):
-            called = node.target if isinstance(node.target, str) else node.target.__name__
-            if called not in PLAIN:
-                raise ModelError(
-                    f"zennit has rules for modules alone, and {name} computes {called!r} in its forward "
-                    "(a residual connection, attention, a mean?): its values would mean nothing"
-                )
+        if isinstance(made, Tensor) and isinstance(part, RULED):
+            if made.grad_fn is None:
+                raise ModelError(f"a part of {name} computes without a graph, and zennit needs one")
+            ends = {one.grad_fn for one in given if isinstance(one, Tensor)}
+            owned.update(_behind(made.grad_fn, ends))
+
+    with torch.enable_grad(), Composite(canonizers=canonizers()).context(module) as made:
+        handles = [part.register_forward_hook(own) for part in made.modules()]
+        try:
+            scores = made(inputs[:1].detach().clone().requires_grad_())
+        finally:
+            for handle in handles:
+                handle.remove()
+    if not isinstance(scores, Tensor) or scores.grad_fn is None:
+        raise ModelError(f"{name} returns scores without a graph, and zennit needs one")
+    for node in _behind(scores.grad_fn, set()):
+        kind = re.sub(r"Backward\d*$", "", node.name()).rpartition("::")[2]
+        if node not in owned and kind not in PLAIN:
+            raise ModelError(
+                f"zennit has rules for modules alone, and {name} computes {kind!r} in its forward (a "
+                "residual connection, attention, a mean?): its values would mean nothing"
+            )
 
 
-def _computes(part: nn.Module) -> bool:
-    """Whether a module does something, and is no container or function that the graph shows."""
-    return type(part).__module__.startswith("torch.nn") and not isinstance(part, nn.Sequential)
+def _behind(node: Any, ends: Iterable[Any]) -> set[Any]:
+    """The nodes of a graph from `node` down to those in `ends`, which are not among them."""
+    seen: set[Any] = set()
+    waiting = [node]
+    while waiting:
+        one = waiting.pop()
+        if one is not None and one not in seen and one not in ends:
+            seen.add(one)
+            waiting += [before for before, _ in one.next_functions]
+    return seen
 
 
 def copied(module: nn.Module) -> nn.Module:
-    """A copy in eval mode whose parameters need no gradients, and no in-place activations."""
-    made = copy.deepcopy(module).eval().requires_grad_(False)
+    """A copy in eval mode, without in-place activations."""
+    made = copy.deepcopy(module).eval()
     for part in made.modules():
         if getattr(part, "inplace", False) is True:
             part.inplace = False  # type: ignore[assignment]
