@@ -20,6 +20,7 @@ import camkit
 from camkit.bench import environment, scenes, timing
 from camkit.bench.entrants import Entrant, all_rows
 from camkit.bench.metric_choice import Measures, chosen
+from camkit.bench.request import FULL
 from camkit.bench.results import Score
 from camkit.bench.scenes import Scene
 from camkit.bench.scoreboard_plan import (
@@ -114,7 +115,7 @@ class _Stage:
             "options": dict(sorted(request.options.items())),
             "layer": request.layer,
             "group": cell.group,
-            "metrics": list(GROUPS[cell.group]),
+            "metrics": {name: dict(FULL.options.get(name, {})) for name in GROUPS[cell.group]},
             "photographs": cell.count,
             "photographs_sha256": self._digest(cell.count),
             "truth_sha256": self._truth_digest if cell.group == LOCALISATION else None,

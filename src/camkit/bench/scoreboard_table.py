@@ -120,9 +120,7 @@ def board(
     }
     shown = _shown(cells)
     means = [key for key in values if key[0] in shown]
-    contests = {
-        key: rivals for key in means if (rivals := _rivals(key, values)) and key[0].backend != CONTROL
-    }
+    contests = {key: _rivals(key, values) for key in means}
     count = sum(map(len, contests.values()))
     lines: dict[tuple[str, str, str], BoardLine] = {}
     for cell in shown:
@@ -139,7 +137,7 @@ def board(
         figure = _figure(own, seed, limits, statistics.corrected(len(means)))
         if (score := cells[cell].scores[metric]) and metric == TEST:
             figure.passed = score.passed
-        elif rivals := contests.get((cell, column)):
+        elif rivals := contests[cell, column]:
             figure.verdict = _verdict(own, rivals, seed, limits, statistics.corrected(count))
         lines[cell.model, cell.backend, cell.method].figures[column] = figure
     _rank(lines.values())
@@ -182,9 +180,9 @@ def _shown(cells: Mapping[Cell, Measured]) -> list[Cell]:
 def _rivals(
     key: tuple[Cell, str], values: Mapping[tuple[Cell, str], list[float | None]]
 ) -> list[list[float | None]]:
-    """What the controls that know nothing of the model reach on the same photographs; not in a test."""
+    """What the controls that know nothing of the model reach on the same photographs; nothing for a test."""
     cell, column = key
-    if COLUMNS[column][1] == TEST:
+    if cell.backend == CONTROL or COLUMNS[column][1] == TEST:
         return []
     others = (Cell(cell.model, CONTROL, name, cell.group, cell.count) for name in BLIND)
     return [values[other, column] for other in others if (other, column) in values]
