@@ -18,7 +18,7 @@ from torch import Tensor
 
 import camkit
 from camkit.bench import environment, scenes, timing
-from camkit.bench.entrants import Entrant, all_rows
+from camkit.bench.entrants import Entrant, all_rows, one_line
 from camkit.bench.metric_choice import Measures, chosen
 from camkit.bench.request import FULL
 from camkit.bench.results import Score
@@ -77,20 +77,27 @@ class _Stage:
     rows: dict[tuple[str, str], Entrant]
     measures: Measures
     model: LoadedModel
-    _scenes: dict[tuple[str, int], Scene] = field(default_factory=dict)
+    _scenes: dict[tuple[str, int], Scene | CamkitError] = field(default_factory=dict)
     _maps: dict[tuple[str, str, int], Tensor] = field(default_factory=dict)
     _digests: dict[int, str] = field(default_factory=dict)
 
     def scene(self, group: str, count: int) -> Scene:
-        """The photographs, or mosaics of them."""
+        """The photographs, or mosaics of them; raises the `CamkitError` that it raised before."""
         kind = GRID if group == GRID else "photographs"
         if (kind, count) not in self._scenes:
-            truth = None if kind == GRID else self.truth
-            made = scenes.photographs(self.model, self.request.layer, self.paths, count, truth)
-            if kind == GRID:
-                made = scenes.mosaics(made, max(1, count // TILES), self.request.seed)
-            self._scenes[kind, count] = made
-        return self._scenes[kind, count]
+            try:
+                self._scenes[kind, count] = self._made(kind, count)
+            except CamkitError as error:
+                self._scenes[kind, count] = error
+        found = self._scenes[kind, count]
+        if isinstance(found, CamkitError):
+            raise found
+        return found
+
+    def _made(self, kind: str, count: int) -> Scene:
+        truth = None if kind == GRID else self.truth
+        made = scenes.photographs(self.model, self.request.layer, self.paths, count, truth)
+        return made if kind != GRID else scenes.mosaics(made, max(1, count // TILES), self.request.seed)
 
     @cached_property
     def reference(self) -> Entrant:
@@ -225,7 +232,7 @@ def _measure(
         else:
             scores = _scores(stage, cell, scene, row)
     except Exception as error:  # of a plugin, which may raise anything
-        row.fail(cell.group, error)
+        return one_line(error)
     if row.failed:
         return row.notes[-1]
     whole = Measured(

@@ -232,4 +232,5 @@ def digest_of(place: Path) -> str:
 
 def spread(paths: Sequence[Path], count: int) -> list[Path]:
     """`count` of the paths, evenly spread, as a benchmark chooses them."""
-    return [paths[len(paths) * i // count] for i in range(min(count, len(paths)))]
+    count = min(count, len(paths))
+    return [paths[len(paths) * i // count] for i in range(count)]

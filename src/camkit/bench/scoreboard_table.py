@@ -11,11 +11,13 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from itertools import count, islice
 from typing import Annotated, Any
 
 import numpy as np
 
 from camkit.bench import statistics
+from camkit.bench.request import shown as shown_text
 from camkit.bench.results import ENERGY, GAIN, Facts, Line, Name, Value
 from camkit.bench.scoreboard_plan import CONTROL, COST, GRID, GROUPS, LOCALISATION, Cell, Measured
 from camkit.bench.significance import BLIND
@@ -119,14 +121,15 @@ def board(
         if any(value is not None for value in found)
     }
     shown = _shown(cells)
+    labels = model_labels([cell.model for cell in cells])
     means = [key for key in values if key[0] in shown]
     contests = {key: _rivals(key, values) for key in means}
-    count = sum(map(len, contests.values()))
+    comparisons = sum(map(len, contests.values()))
     lines: dict[tuple[str, str, str], BoardLine] = {}
     for cell in shown:
         line = lines.setdefault(
             (cell.model, cell.backend, cell.method),
-            BoardLine(model=cell.model, backend=cell.backend, method=cell.method),
+            BoardLine(model=labels[cell.model], backend=cell.backend, method=cell.method),
         )
         line.notes += [note for note in cells[cell].notes if note not in line.notes]
         if cell.group == COST:
@@ -138,18 +141,40 @@ def board(
         if (score := cells[cell].scores[metric]) and metric == TEST:
             figure.passed = score.passed
         elif rivals := contests[cell, column]:
-            figure.verdict = _verdict(own, rivals, seed, limits, statistics.corrected(count))
+            figure.verdict = _verdict(own, rivals, seed, limits, statistics.corrected(comparisons))
         lines[cell.model, cell.backend, cell.method].figures[column] = figure
     _rank(lines.values())
     made = Board(
         lines=list(lines.values()),
-        scenes=_scenes(cells),
+        scenes={labels[model]: groups for model, groups in _scenes(cells).items()},
         environments=_distinct(measured.environment for measured in cells.values()),
         intervals=len(means),
-        comparisons=count,
+        comparisons=comparisons,
         **told,
     )
     return mapped(made, finite)
+
+
+def model_labels(specs: Iterable[str]) -> dict[str, str]:
+    """What models are called: of an absolute path only the last part, with a number where that is taken."""
+    labels: dict[str, str] = {}
+    for spec in dict.fromkeys(specs):
+        label, taken = shown_text(spec), set(labels.values())
+        numbered = (f"{label} ({number})" for number in count(2))
+        labels[spec] = next(name for name in (label, *islice(numbered, len(taken))) if name not in taken)
+    return labels
+
+
+def failures(failed: Mapping[Cell, str]) -> list[str]:
+    """Failed cells, those of one reason in a line: the model, what was not measured, of what, and why."""
+    labels = model_labels(cell.model for cell in failed)
+    groups: dict[tuple[str, str, str], list[str]] = {}
+    for cell, why in failed.items():
+        groups.setdefault((labels[cell.model], cell.group, why), []).append(f"{cell.backend} {cell.method}")
+    return [
+        f"{model}, {group}, {names[0] if len(names) == 1 else f'{len(names)} rows'}: {why}"
+        for (model, group, why), names in groups.items()
+    ]
 
 
 def _values(cell: Cell, measured: Measured) -> dict[str, list[float | None]]:
@@ -180,7 +205,7 @@ def _shown(cells: Mapping[Cell, Measured]) -> list[Cell]:
 def _rivals(
     key: tuple[Cell, str], values: Mapping[tuple[Cell, str], list[float | None]]
 ) -> list[list[float | None]]:
-    """What the controls that know nothing of the model reach on the same photographs; nothing for a test."""
+    """What the controls that know nothing of the model reach on the same photographs; none in a test."""
     cell, column = key
     if cell.backend == CONTROL or COLUMNS[column][1] == TEST:
         return []

@@ -148,7 +148,7 @@ def scoreboard(out: Path, as_json: bool, minutes: float | None, **settings: Any)
     from camkit.bench import scoreboard_page
     from camkit.bench.metric_choice import chosen
     from camkit.bench.scoreboard_plan import BoardRequest, command
-    from camkit.bench.scoreboard_table import board
+    from camkit.bench.scoreboard_table import board, failures
 
     request = BoardRequest(**settings)
     metrics = chosen(request.of_model(request.models[0])).classes
@@ -160,9 +160,8 @@ def scoreboard(out: Path, as_json: bool, minutes: float | None, **settings: Any)
     if not outcome.done:
         first = next(iter(outcome.failed.values()), "no cell is measured yet")
         raise CamkitError(f"there is nothing to show: {first}")
-    failed = [f"{cell}: {why}" for cell, why in outcome.failed.items()]
-    told = {"command": command(request), "failed": failed, "left": len(outcome.left)}
-    made = board(outcome.done, metrics, request.seed, **told)
+    failed, left = failures(outcome.failed), len(outcome.left)
+    made = board(outcome.done, metrics, request.seed, command=command(request), failed=failed, left=left)
     scoreboard_page.write(made, out)
     _print(made, out, as_json=as_json)
     if outcome.failed or outcome.left:
