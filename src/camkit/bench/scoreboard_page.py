@@ -119,7 +119,8 @@ def explanation(made: Board) -> list[str]:
         "photographs: the median of the rounds with its 95 % interval, within one process.",
         f"The other figures are means over photographs (GRIDPG: over mosaics of four) with intervals that "
         f"all hold at once with 95 %: each is corrected for the number of them, {made.intervals} "
-        f"(Bonferroni; the wider one of Student's t and the studentised bootstrap). #1 is the rank: 1 and "
+        f"(Bonferroni; the wider one of Student's t and the studentised bootstrap, for POINTING that of "
+        "Clopper and Pearson). No interval: too few values, or all are equal. #1 is the rank: 1 and "
         "the number of methods whose whole interval lies above. Methods that share a rank cannot be told "
         "apart by this test; that does not make them equal. The same photographs are behind all of them, "
         "so a test of their differences would tell more of them apart.",
@@ -139,7 +140,7 @@ def _sections(made: Board) -> Iterator[Section]:
         lines = [line for line in made.lines if line.model == model]
         headers, rows = table(lines)
         details = [] if number else explanation(made)
-        told = [_scene_words(made.scenes.get(model, {}))]
+        told = [photographs(made, model)]
         drawn = [chart] if (chart := _worth_its_cost(lines)) else []
         yield Section(model, told, headers, rows, details, drawn)
     if made.environments:
@@ -202,7 +203,9 @@ def _price(cost: Price | None) -> str:
     return f"{cost.ratio:.2f}{interval}"
 
 
-def _scene_words(groups: dict[str, dict[str, Any]]) -> str:
+def photographs(made: Board, model: str) -> str:
+    """What was shown to a model: the layer, and the photographs of each group."""
+    groups = made.scenes.get(model, {})
     parts = []
     for group, facts in groups.items():
         share = facts.get("truth_share")

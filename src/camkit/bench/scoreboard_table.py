@@ -28,6 +28,7 @@ from camkit.contracts.metric import Metric
 SCHEMA = 1
 TILES = 4
 TEST = "sanity-cascading"
+DIGITS = 5  # of a value: what differs by less, differs by the rounding of float32
 # The columns: what the table calls each metric of a group. In all but the test more is better.
 COLUMNS = {
     "POINTING": (LOCALISATION, "pointing-game"),
@@ -183,11 +184,12 @@ def _values(cell: Cell, measured: Measured) -> dict[str, list[float | None]]:
     for column, (group, metric) in COLUMNS.items():
         if group == cell.group and metric in measured.scores:
             values = measured.scores[metric].values
-            found[column] = _of_mosaics(values) if group == GRID else list(values)
+            means = _of_mosaics(values) if group == GRID else values
+            found[column] = [None if value is None else round(value, DIGITS) for value in means]
     return found
 
 
-def _of_mosaics(values: Sequence[float | None]) -> list[float | None]:
+def _of_mosaics(values: Sequence[float | None]) -> Sequence[float | None]:
     parts = [values[start : start + TILES] for start in range(0, len(values), TILES)]
     known = [[value for value in part if value is not None] for part in parts]
     return [sum(part) / len(part) if part else None for part in known]
@@ -215,7 +217,10 @@ def _rivals(
 
 def _figure(values: Sequence[float | None], seed: int, limits: tuple[float, float], level: float) -> Figure:
     known = [value for value in values if value is not None]
-    found = statistics.mean(known, seed, limits, level)
+    if set(known) <= {0.0, 1.0} and len(known) >= statistics.LEAST:
+        found = statistics.proportion(int(sum(known)), len(known), level)
+    else:
+        found = statistics.mean(known, seed, limits, level)
     if found.low == found.high:  # all photographs alike: that says nothing about their spread
         found = Estimate(found.middle)
     return Figure(mean=found.middle, low=found.low, high=found.high, count=len(known))

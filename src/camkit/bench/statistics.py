@@ -1,8 +1,8 @@
 """What samples show, and no more: intervals and verdicts whose levels are tested in simulations.
 
-Means over images: Student's t and the studentised bootstrap, whichever is more careful. Medians over
-rounds: order statistics. Processes: the logarithms of their medians, by Welch's t. Several verdicts at
-once: Holm.
+Means over images: Student's t and the studentised bootstrap, whichever is more careful; shares of hits:
+Clopper and Pearson. Medians over rounds: order statistics. Processes: the logarithms of their medians, by
+Welch's t. Several verdicts at once: Holm; several intervals: Bonferroni.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from functools import lru_cache
 from typing import Any, Literal
 
 import numpy as np
-from scipy.special import stdtr, stdtrit
+from scipy.special import betaincinv, stdtr, stdtrit
 from scipy.stats import binom
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
@@ -73,6 +73,14 @@ def mean(
         min(float(middle - error * min(low, -reach)), float(most)),
     )
     return Estimate(middle, *ends) if all(map(math.isfinite, ends)) else Estimate(middle)
+
+
+def proportion(hits: int, count: int, level: float = LEVEL) -> Estimate:
+    """A share of hits with its exact interval (Clopper and Pearson 1934, Biometrika 26, 404-413)."""
+    tail = (1 - level) / 2
+    low = float(betaincinv(hits, count - hits + 1, tail)) if hits else 0.0
+    high = float(betaincinv(hits + 1, count - hits, 1 - tail)) if hits < count else 1.0
+    return Estimate(hits / count, low, high)
 
 
 def mean_p(samples: Any, seed: int = 0) -> Array:
