@@ -230,12 +230,20 @@ def test_methods_that_cannot_be_told_apart_share_a_rank_and_controls_have_none()
     assert "another method surely better than gradcam and layercam" in said and "eigencam (1)" in said
 
 
-def test_the_tiles_of_a_mosaic_are_one_value_and_equal_values_have_no_interval() -> None:
-    tiles = np.tile([0.0, 1.0, 1.0, 0.0], 8)  # each mosaic has a mean of 0.5
-    grid = figures(made(cell("gradcam", tiles, "gridpg", ENERGY)), "GRIDPG")["gradcam"]
-    assert (grid.mean, grid.count, grid.low, grid.rank) == (0.5, 8, None, None)
-    nearly = figures(made(cell("gradcam", tiles + np.linspace(0, 1e-7, 32), "gridpg", ENERGY)), "GRIDPG")
-    assert nearly["gradcam"].rank is None, "rounding is no spread"
+def test_the_tiles_of_a_mosaic_are_one_value_and_equal_values_are_no_proof() -> None:
+    blind = np.full(80, 0.25)  # a map that is the same for all classes
+    seeing = cell("gradcam", np.tile([0.9, 1.0, 0.95, 0.9], 20) - np.linspace(0, 0.2, 80), "gridpg", ENERGY)
+    control = cell("uniform", blind, "gridpg", ENERGY, CONTROL)
+    rows = {"eigencam": blind, "activations": blind + np.linspace(0, 1e-7, 80)}
+    grid = figures(
+        made(seeing, *(cell(n, v, "gridpg", ENERGY) for n, v in rows.items()), control), "GRIDPG"
+    )
+    assert grid["eigencam"].count == 20 and grid["eigencam"].mean == 0.25
+    for name in rows:  # those that differ by rounding, too
+        assert grid[name].low < 0.25 < grid[name].high and grid[name].rank == 2
+    assert (grid["gradcam"].verdict, grid["eigencam"].verdict) == ("BETTER", "UNCLEAR")
+    assert statistics.constant(1.0, 9, (0.0, 1.0)) == statistics.proportion(9, 9)
+    assert statistics.constant(1.0, 9).low is None
 
 
 def test_hits_have_the_exact_interval() -> None:

@@ -69,9 +69,10 @@ def headline(made: Board) -> str:
 def words(made: Board) -> Iterator[str]:
     """What was found, as far as the intervals say it."""
     found = list(summaries(made))
+    most = max((one.ranked for one in found), default=0)
     ranked = [one for one in found if one.ranked]
-    if ranked:
-        always = [_name(*one.pair) for one in ranked if one.first == one.ranked]
+    if ranked:  # one that is missing in a column cannot be the first everywhere
+        always = [_name(*one.pair) for one in ranked if one.first == most]
         if len(always) == len(ranked):
             yield "No method is surely better than any other in any column of any model."
         elif always:
@@ -120,7 +121,7 @@ def explanation(made: Board) -> list[str]:
         f"The other figures are means over photographs (GRIDPG: over mosaics of four) with intervals that "
         f"all hold at once with 95 %: each is corrected for the number of them, {made.intervals} "
         f"(Bonferroni; the wider one of Student's t and the studentised bootstrap, for POINTING that of "
-        "Clopper and Pearson). No interval: too few values, or all are equal. #1 is the rank: 1 and "
+        "Clopper and Pearson). No interval: fewer than six values. #1 is the rank: 1 and "
         "the number of methods whose whole interval lies above. Methods that share a rank cannot be told "
         "apart by this test; that does not make them equal. The same photographs are behind all of them, "
         "so a test of their differences would tell more of them apart.",

@@ -148,7 +148,7 @@ def board(
     made = Board(
         lines=list(lines.values()),
         scenes={labels[model]: groups for model, groups in _scenes(cells).items()},
-        environments=_distinct(measured.environment for measured in cells.values()),
+        environments=_environments(cells.values()),
         intervals=len(means),
         comparisons=comparisons,
         **told,
@@ -217,13 +217,20 @@ def _rivals(
 
 def _figure(values: Sequence[float | None], seed: int, limits: tuple[float, float], level: float) -> Figure:
     known = [value for value in values if value is not None]
-    if set(known) <= {0.0, 1.0} and len(known) >= statistics.LEAST:
-        found = statistics.proportion(int(sum(known)), len(known), level)
-    else:
-        found = statistics.mean(known, seed, limits, level)
-    if found.low == found.high:  # all photographs alike: that says nothing about their spread
-        found = Estimate(found.middle)
+    found = _mean(known, seed, limits, level)
     return Figure(mean=found.middle, low=found.low, high=found.high, count=len(known))
+
+
+def _mean(values: Sequence[float], seed: int, limits: tuple[float, float], level: float) -> Estimate:
+    """The mean with the interval that suits the values."""
+    count, middle = len(values), float(np.mean(values))
+    if count < statistics.LEAST:
+        return Estimate(middle)
+    if np.ptp(values) == 0:
+        return statistics.constant(middle, count, limits, level)
+    if set(values) <= {0.0, 1.0}:
+        return statistics.proportion(int(sum(values)), count, level)
+    return statistics.mean(values, seed, limits, level)
 
 
 def _verdict(
@@ -239,9 +246,9 @@ def _verdict(
     for rival in rivals:
         pairs = zip(own, rival, strict=True)
         differences = [a - b for a, b in pairs if a is not None and b is not None]
-        if not differences or np.ptp(differences) == 0:
+        if not differences:
             return "UNCLEAR"
-        spans.append(statistics.mean(differences, seed, (-reach, reach), level))
+        spans.append(_mean(differences, seed, (-reach, reach), level))
     if all(span.low is not None and span.low > 0 for span in spans):
         return "BETTER"
     return "WORSE" if any(span.high is not None and span.high < 0 for span in spans) else "UNCLEAR"
@@ -284,11 +291,13 @@ def _scenes(cells: Mapping[Cell, Measured]) -> dict[str, dict[str, Any]]:
     return {model: {g: groups[g] for g in GROUPS if g in groups} for model, groups in found.items()}
 
 
-def _distinct(items: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def _environments(cells: Iterable[Measured]) -> list[dict[str, Any]]:
+    """The different machines and libraries, without the commit: that of the backend decides a cell."""
     found: list[dict[str, Any]] = []
-    for item in items:
-        if item not in found:
-            found.append(dict(item))
+    for cell in cells:
+        facts = {name: value for name, value in cell.environment.items() if name != "git"}
+        if facts not in found:
+            found.append(facts)
     return found
 
 
@@ -312,7 +321,7 @@ class Summary:
     @property
     def order(self) -> tuple[float, float]:
         """For sorting: most first ranks, then cheapest."""
-        return -self.first / max(1, self.ranked), self.cost[0] if self.cost else math.inf
+        return -self.first, self.cost[0] if self.cost else math.inf
 
 
 def summaries(made: Board) -> Iterator[Summary]:

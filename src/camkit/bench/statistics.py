@@ -83,6 +83,19 @@ def proportion(hits: int, count: int, level: float = LEVEL) -> Estimate:
     return Estimate(hits / count, low, high)
 
 
+def constant(
+    value: float, count: int, limits: tuple[float, float] = (-math.inf, math.inf), level: float = LEVEL
+) -> Estimate:
+    """The mean where all of `count` values are equal: others, up to the `limits`, may have been missed.
+
+    A share of others that is missed with less than the allowed probability is ruled out; for hits and
+    misses that is Clopper and Pearson's interval. None without limits.
+    """
+    missed = 1 - ((1 - level) / 2) ** (1 / count)
+    low, high = value - missed * (value - limits[0]), value + missed * (limits[1] - value)
+    return Estimate(value, low, high) if math.isfinite(high - low) else Estimate(value)
+
+
 def mean_p(samples: Any, seed: int = 0) -> Array:
     """Two-sided p-values `[...]` of samples `[..., n]` for a mean of 0: the larger one of the two methods.
 

@@ -51,7 +51,7 @@ def _names(_: click.Context, __: click.Parameter, text: str) -> tuple[str, ...]:
     "methods",
     multiple=True,
     metavar="NAME",
-    show_default="the 12 of native that look at a layer and take few forwards",
+    show_default="those of native that look at a layer and take few forwards",
     help="What to compute; repeatable.",
 )
 @click.option("--layer", default="auto", show_default=True, metavar="NAME", help="The target layer.")
