@@ -19,10 +19,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tests.conftest import digests
 from tests.fuzz import time_limit
 from tests.test_cli import camkit_, explain, lines, photo
 from tests.test_output import explanation, output, put
-from tests.test_result_folder import CAT, DOG, TABBY, content, finished
+from tests.test_result_folder import CAT, DOG, TABBY, finished
 from torch import Tensor
 
 from camkit import files
@@ -290,9 +291,9 @@ def test_a_large_photograph_is_drawn_reduced_and_its_map_is_the_same(
     with Image.open(OUT / cat["overlay_file"]) as picture:
         assert picture.size == (150, 100)
     assert dog["overlay_sha256"] == whole[dog["name"]]["overlay_sha256"]
-    before = content(OUT)
+    before = digests(OUT)
     assert camkit_("render", "out", "--no-caption").exit_code == 0
-    after = content(OUT)
+    after = digests(OUT)
     assert all(after[name] == data for name, data in before.items() if name != manifest.NAME)
 
 
@@ -340,7 +341,7 @@ def test_too_little_memory_to_draw_a_photograph_costs_only_that_photograph(
     assert done.exit_code == 3
     assert f"Error: {CAT} needs more memory " in done.stderr
     assert [line["status"] for line in lines()] == ["error", "ok", "ok"]
-    assert not [name for name in content(OUT) if name.startswith("cat")]
+    assert not [name for name in digests(OUT) if name.startswith("cat")]
     assert camkit_("verify", "out").exit_code == 0
 
 
@@ -501,7 +502,7 @@ def test_a_folder_that_goes_away_meanwhile_is_told_with_what_was_finished(
     with pytest.raises(CamkitError, match=message) as caught:
         list(output(out).write_all(photos(), ahead=0))
     assert caught.value.exit_code == 1 and "stays valid" not in str(caught.value)
-    assert then == "moved" or not out.exists() or content(out) == {}
+    assert then == "moved" or not out.exists() or digests(out) == {}
 
 
 def test_a_folder_that_goes_away_while_it_is_joined_into_or_drawn_in_is_told(
@@ -644,7 +645,7 @@ def test_files_whose_lines_cannot_be_written_are_removed_and_others_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     put(output(tmp_path), explanation("1.jpg"))
-    before = content(tmp_path)
+    before = digests(tmp_path)
 
     def full(*_: Any) -> None:
         raise CamkitError("cannot write manifest.jsonl: No space left on device")
@@ -654,7 +655,7 @@ def test_files_whose_lines_cannot_be_written_are_removed_and_others_kept(
         with pytest.raises(CamkitError, match="No space left"):
             photos = [[explanation(f"{i}.jpg", position=i)] for i in (1, 2, 3)]
             list(output(tmp_path, format=format).write_all(photos))
-        assert content(tmp_path) == before
+        assert digests(tmp_path) == before
 
 
 def test_a_manifest_has_all_of_what_is_added_or_nothing(
@@ -683,7 +684,7 @@ def test_drafts_of_a_killed_process_are_swept_by_merge_and_render() -> None:
         for draft in (Path(folder, name), Path(folder, "a", name)):
             draft.write_bytes(b"half")
         assert camkit_(*command).exit_code == 0
-        assert not [file for file in content(Path(folder)) if "partial" in file]
+        assert not [file for file in digests(Path(folder)) if "partial" in file]
 
 
 def test_a_file_too_large_to_be_a_result_is_not_joined_and_nothing_is_left_of_it(
@@ -698,7 +699,7 @@ def test_a_file_too_large_to_be_a_result_is_not_joined_and_nothing_is_left_of_it
     assert done.stderr.startswith(f"Error: out/{TABBY}.png ") and done.stderr.endswith(
         "larger than 2 MiB\n"
     )
-    assert not [name for name in content(Path("all")) if name.startswith(TABBY)]
+    assert not [name for name in digests(Path("all")) if name.startswith(TABBY)]
 
 
 def test_a_file_that_becomes_a_fifo_is_not_waited_for(tmp_path: Path) -> None:

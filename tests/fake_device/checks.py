@@ -29,7 +29,7 @@ from camkit.metrics.measure import measure
 from camkit.native import compiled as native_compiled
 from camkit.native import graphs
 from camkit.native.explainer import AT_ONCE
-from camkit.native.method_table import AT_LAYER, BLACK_BOX, INPUT_GRADIENTS
+from camkit.native.method_table import AT_LAYER, BLACK_BOX, COMBINED, INPUT_GRADIENTS
 from camkit.registry import discovery, loading
 
 NATIVE = fake_device.start()
@@ -88,7 +88,7 @@ FEW = {"masks": 200, "cells": 3, "tolerance": 0, "steps": 8, "samples": 8}  # of
 
 
 @pytest.mark.filterwarnings("ignore:.*is inexact")
-@pytest.mark.parametrize("method", [*AT_LAYER, *BLACK_BOX, *INPUT_GRADIENTS])
+@pytest.mark.parametrize("method", [*AT_LAYER, *BLACK_BOX, *INPUT_GRADIENTS, *COMBINED])
 def test_every_method_as_on_the_cpu(method: str, net: nn.Module, there: nn.Module, x: Tensor) -> None:
     found = camkit.maps(there, x.to(FAKE), [0, 3, 1], layer="act", method=method, **FEW)
     assert found.device == FAKE
@@ -97,7 +97,7 @@ def test_every_method_as_on_the_cpu(method: str, net: nn.Module, there: nn.Modul
 
 @pytest.mark.usefixtures("without_double")
 @pytest.mark.filterwarnings("ignore:.*is inexact")
-@pytest.mark.parametrize("method", [*AT_LAYER, *BLACK_BOX, *INPUT_GRADIENTS])
+@pytest.mark.parametrize("method", [*AT_LAYER, *BLACK_BOX, *INPUT_GRADIENTS, *COMBINED])
 def test_every_method_without_float64(method: str, net: nn.Module, there: nn.Module, x: Tensor) -> None:
     assert not devices.has_float64(FAKE)
     found = camkit.maps(there, x.to(FAKE), [0, 3, 1], layer="act", method=method, **FEW)

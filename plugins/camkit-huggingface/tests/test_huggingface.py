@@ -708,3 +708,33 @@ def test_transformers_is_imported_only_for_a_model_of_its_own() -> None:
         "assert 'transformers' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_segmentation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, photos: list[Image.Image]) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = transformers.SegformerConfig(
+        hidden_sizes=[8, 16, 16, 16],
+        depths=[1, 1, 1, 1],
+        num_attention_heads=[1, 1, 1, 1],
+        decoder_hidden_size=16,
+        id2label={0: "wall", 1: "sky", 2: "road"},
+    )
+    torch.manual_seed(0)
+    net = transformers.SegformerForSemanticSegmentation(config).eval()
+    saved(tmp_path / "net", net, transformers.SegformerImageProcessor(size={"height": 64, "width": 64}))
+    photos[0].save("a.png")
+    call = ["explain", "a.png", "--model", "hf:net", "--workers", "0", "--json", "--box", "all"]
+    done = CliRunner().invoke(cli, call)
+    assert done.exit_code == 0, done.output
+    told = [json.loads(line) for line in done.stdout.splitlines()]
+    model = loaded(tmp_path / "net")
+    with torch.no_grad():
+        logits = net(pixel_values=model.preprocess(photos[0])[None]).logits[0]
+    won = logits.argmax(0)
+    shares = {name: float((won == i).float().mean()) for i, name in enumerate(model.classes)}
+    assert {line["class_name"] for line in told} == {name for name, share in shares.items() if share}
+    for line in told:
+        mask = won == line["class_index"]
+        assert line["box"]["area"] == pytest.approx(shares[line["class_name"]], abs=1e-4)
+        assert line["logit"] == pytest.approx(float(logits[line["class_index"]][mask].mean()), abs=1e-4)
+    assert "recomputed map" in CliRunner().invoke(cli, ["verify", "camkit-out"]).output

@@ -71,7 +71,7 @@ def _show(found: Found) -> None:
     if found.kind == "explainer":
         say(f"Types: {', '.join(cls.dtypes)}\n")
         agnostic = dict.fromkeys(cls.class_agnostic, "the same map for every class")
-        layerless = dict.fromkeys(cls.layerless, "looks at no layer")
+        layerless = dict.fromkeys(cls.layerless, "takes no layer")
         told = (agnostic, layerless, cls.notes)
         notes = {m: [one[m] for one in told if m in one] for m in cls.methods}
         say_table(("METHOD", "NOTES"), [(method, "; ".join(texts)) for method, texts in notes.items()])

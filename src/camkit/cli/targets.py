@@ -22,7 +22,13 @@ OPTIONS = (
     repeatable(
         *("--box", "boxes"),
         metavar="N|all",
-        help="Of a detector: all boxes, or the N-th by its score (1); of --class alone; repeatable.",
+        help="Of a detector or a segmentation: all boxes, or the N-th by its score or area (1); of --class "
+        "alone; repeatable.",
+    ),
+    repeatable(
+        *("--at", "at"),
+        metavar="X,Y",
+        help="Of a segmentation: what is at this place, in pixels of the photograph; repeatable.",
     ),
     click.option(
         "--min-score",
@@ -70,6 +76,7 @@ def check(values: dict[str, Any]) -> None:
             other = "--class" if says_class else "--text"
             raise UsageError(f"{option} is in place of {other}: leave one out")
     early_checks.there(*values["like"])
+    values["at"] = boxes.places(values["at"])
     if values["boxes"]:
         boxes.numbers(values["boxes"])
     early_checks.classes(values["model"], values["classes"], names or values["texts"] or None)

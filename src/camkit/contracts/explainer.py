@@ -102,13 +102,13 @@ class Explainer(ABC):
     exception, and it works under `no_grad`, `inference_mode` and on frozen models.
 
     dtypes: of inputs and model that it works in. class_agnostic: methods whose map is the same for every
-    class. layerless: methods that look at no layer: their map is the same whichever is asked for. unsigned:
-    methods whose values say how much, but neither for nor against. needs_attention: methods that refuse a
-    model without attention weights. contrasting: methods that hold a class against the others, which
-    boxes of a detector are none of. notes: what a user should know about a method. thread_safe: several
-    threads may use one model. dimensions: of the positions of inputs and maps that it takes: 1 for signals
-    `[B, C, L]`, 2 for images, 3 for volumes. several_inputs: it passes `extras` on. The host refuses what
-    is not declared.
+    class. layerless: methods that look at no layer, or choose theirs: the map is the same whichever is
+    asked for. unsigned: methods whose values say how much, but neither for nor against. needs_attention:
+    methods that refuse a model without attention weights. contrasting: methods that hold a class against
+    the others, which boxes of a detector are none of. notes: what a user should know about a method.
+    thread_safe: several threads may use one model. dimensions: of the positions of inputs and maps that it
+    takes: 1 for signals `[B, C, L]`, 2 for images, 3 for volumes. several_inputs: it passes `extras` on.
+    The host refuses what is not declared.
     """
 
     api_version: ClassVar[int] = API_VERSION

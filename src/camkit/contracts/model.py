@@ -37,6 +37,8 @@ class LoadedModel:
     output: where the module returns a tuple or a dict, the index, key or name of the scores.
     detections: of a detector, what makes `Detections` of what the module returns, scores with their graph;
         the labels of boxes are indices of `classes` then.
+    segments: of a segmentation, what makes scores of classes `[B, n_classes, h, w]` of what the module
+        returns, with their graph.
     notes: what was found out about it and what was assumed, for people, by what it is about; those of
         `ASSUMED` could be wrong.
     unsaid: what the user has to say before it can be used, because nothing may be assumed: of more than
@@ -52,6 +54,7 @@ class LoadedModel:
     scores: ScoreKind = "auto"
     output: str | int | Callable[[Any], Any] | None = None
     detections: Callable[[Any], Detections] | None = None
+    segments: Callable[[Any], Tensor] | None = None
     notes: Mapping[str, str] = field(default_factory=dict)
     unsaid: tuple[str, ...] = ()
 

@@ -1,7 +1,7 @@
 """The layers that `all` means, and all convolutions: those of the kind that `auto` chooses among.
 
-They come from the same look at the model as the automatic layer: one forward and two backwards of a single
-row, kept as long as the model has the same parts.
+They come from looks at the model like that for the automatic layer, at a single row, and are kept as long:
+while the model has the same parts.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ class Layers:
     """Names, each in the order in which the layers finish.
 
     stages: the last layer of each resolution, or where there is only one, each block; the automatic layer
-    stands for those of its own. convolutions: all that have a map of several positions and a gradient.
+    stands for those of its own. convolutions: all with a map of several positions that lead to the
+    scores.
     """
 
     stages: tuple[str, ...]
@@ -66,7 +67,7 @@ def found(module: nn.Module, inputs: Sequence[Tensor], output: Output, score: Sc
         ):
             meaningful.add(name)
     grids.setdefault(chosen, ())
-    reached = {n for n, g in zip(once, gradients, strict=True) if g is not None and bool(g.any())}
+    reached = {n for n, g in zip(once, gradients, strict=True) if g is not None}  # zeros may pass
     convolutions = [n for n in grids if n in reached and isinstance(module.get_submodule(n), CONVOLUTIONS)]
     stages = _stages(module, grids, meaningful, chosen) or _blocks(module, grids, meaningful, chosen)
     return Layers(tuple(stages), tuple(convolutions))

@@ -22,6 +22,8 @@ from torch import Tensor
 
 from camkit.core.devices import double
 
+LINEAR = {1: "linear", 2: "bilinear", 3: "trilinear"}  # interpolation, by the number of dimensions
+
 
 def gradcam(features: Tensor, gradients: Tensor) -> Tensor:
     """Grad-CAM without the final ReLU: `sum_k a_k A_k`, `a_k` the mean of the gradient over positions.
@@ -203,8 +205,7 @@ def masks(channels: Tensor, size: tuple[int, ...]) -> Tensor:
 
     Wang et al. 2020, arXiv:1910.01279. A constant channel lets nothing through.
     """
-    mode = {1: "linear", 2: "bilinear", 3: "trilinear"}[len(size)]
-    large = F.interpolate(_float(channels)[:, None], size, mode=mode)
+    large = F.interpolate(_float(channels)[:, None], size, mode=LINEAR[len(size)])
     low, high = large.flatten(1).aminmax(dim=1)
     low, span = (v.reshape(-1, *[1] * (large.ndim - 1)) for v in (low, high - low))
     return (large - low) / torch.where(span == 0, 1.0, span)

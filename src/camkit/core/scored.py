@@ -47,20 +47,23 @@ class _Scores(nn.Module):
         self.output, self.score = output, score
 
     def forward(self, returned: Any) -> Any:
-        selected = returned if self.output is None else _selected(returned, self.output)
+        chosen = selected(returned, self.output)
         if self.score is None:
-            return selected
-        scores = self.score(selected)
-        counts = isinstance(selected, Tensor) and selected.ndim > 0
-        if not isinstance(scores, Tensor) or scores.ndim != 1 or (counts and len(scores) != len(selected)):
+            return chosen
+        scores = self.score(chosen)
+        counts = isinstance(chosen, Tensor) and chosen.ndim > 0
+        if not isinstance(scores, Tensor) or scores.ndim != 1 or (counts and len(scores) != len(chosen)):
             raise TargetError(
-                f"the target function returns {described(scores)} for {described(selected)}; "
+                f"the target function returns {described(scores)} for {described(chosen)}; "
                 "it must return one score for each row, [B]"
             )
         return scores[:, None]
 
 
-def _selected(returned: Any, output: str | int | Callable[[Any], Any]) -> Any:
+def selected(returned: Any, output: Output) -> Any:
+    """The output that is meant, of what a model returned; `ModelError` if that is not there."""
+    if output is None:
+        return returned
     if callable(output):
         return output(returned)
     if isinstance(output, str) and not isinstance(returned, Mapping) and hasattr(returned, output):

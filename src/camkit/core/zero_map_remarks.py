@@ -9,6 +9,11 @@ from torch import Tensor
 
 from camkit.core.call_types import Remark
 
+# Methods that combine the positive parts of maps of many layers.
+COMBINED = {
+    "winsorcam": "no layer with a positive map has a positive mean gradient",
+    "refinecam": "the positive parts of its layers do not overlap",
+}
 # Methods that use only positive gradients: a single image may have none.
 RECTIFIED = {"gradcam++", "layercam", "gradcam-elementwise", "generic-attention", "legrad"}
 SATURATED = 1e-6  # how near a probability is to 0 or 1 where its gradient is lost
@@ -37,7 +42,8 @@ def zero_maps(
         if method in RECTIFIED and not bool(zero.all()):
             continue
         if method in layerless:
-            text = f"{method} is zero everywhere: the score is the same whatever is done to the input"
+            why = COMBINED.get(method, "the score is the same whatever is done to the input")
+            text = f"{method} is zero everywhere: {why}"
             yield Remark(method, layer, zero, text)
             continue
         if bool((sure := zero & saturated).any()):

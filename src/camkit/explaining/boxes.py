@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from camkit.contracts.model import LoadedModel
 
 MIN_SCORE = 0.5
+MARK = 6  # pixels beside a place that are drawn around
 Corners = tuple[float, float, float, float]
 
 
@@ -38,6 +40,11 @@ class Box:
     def __str__(self) -> str:
         return f"box {self.number} of {self.of}"
 
+    @property
+    def slug(self) -> str:
+        """As part of a file name."""
+        return f"box-{self.number}"
+
     def to_dict(self) -> dict[str, Any]:
         """As a manifest has it: in hundredths of a pixel, so that rounding makes no other box."""
         corners = [round(value, 2) for value in self.corners]
@@ -46,6 +53,34 @@ class Box:
             "score": round(self.score, 4),
             "classes": list(self.classes),
         }
+
+
+@dataclass(frozen=True)
+class Segment(Box):
+    """The part of a photograph that a segmentation takes for a class, or one place of it.
+
+    label, number, of, classes: as of a box, by their areas. score: the mean probability of the class there.
+    corners: of the box around it. area: its share of what the model saw. at: x and y in pixels of the
+    photograph, of a place that was asked for.
+    """
+
+    area: float = 0.0
+    at: tuple[float, float] | None = None
+
+    def __str__(self) -> str:
+        if self.at is not None:
+            return f"at {self.at[0]:g},{self.at[1]:g}"
+        return f"segment {self.number} of {self.of}"
+
+    @property
+    def slug(self) -> str:
+        """As part of a file name."""
+        return f"segment-{self.number}" if self.at is None else f"at-{self.at[0]:g}-{self.at[1]:g}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """As of a box."""
+        at = None if self.at is None else [round(value, 2) for value in self.at]
+        return super().to_dict() | {"area": round(self.area, 4), "at": at}
 
 
 def is_box(value: Any) -> bool:
@@ -58,21 +93,36 @@ def is_box(value: Any) -> bool:
         len(numbers) == 5
         and all(type(n) in (int, float) and math.isfinite(n) for n in numbers)
         and all(type(value.get(name)) is int for name in ("number", "of"))
+        and _is_place(value.get("at"))
+        and type(value.get("area", 0.0)) in (int, float)
         and isinstance(classes, list)
         and all(isinstance(name, str) for name in classes)
     )
 
 
+def _is_place(value: Any) -> bool:
+    """Whether it is a place of a photograph, or none."""
+    if value is None:
+        return True
+    return (
+        isinstance(value, list)
+        and len(value) == 2
+        and all(type(n) in (int, float) and math.isfinite(n) for n in value)
+    )
+
+
 @dataclass(frozen=True)
 class Wanted:
-    """Which boxes are explained.
+    """Which boxes or segments are explained.
 
-    numbers: by their scores, from 1; `None`: all. labels: of which classes; empty: of any.
+    numbers: by their scores, or areas, from 1; `None`: all. labels: of which classes; empty: of any.
+    at: places of the photograph, x and y in pixels, in place of numbers.
     """
 
     numbers: tuple[int, ...] | None = (1,)
     min_score: float = MIN_SCORE
     labels: frozenset[int] = frozenset()
+    at: tuple[tuple[float, float], ...] = ()
 
 
 def wanted(
@@ -80,26 +130,48 @@ def wanted(
     boxes: Sequence[str | int] | None,
     min_score: float | None,
     classes: Sequence[str | int],
+    at: Sequence[tuple[float, float]] = (),
 ) -> Wanted | None:
-    """What is asked for, of a detector; `None` of another model.
+    """What is asked for, of a detector or a segmentation; `None` of another model.
 
-    classes: the boxes of these alone; `pred` and `all` mean any. Raises `UsageError` for what is no box, or
-    no detector.
+    classes: the boxes of these alone; `pred` and `all` mean any. Raises `UsageError` for what is no box,
+    and for what the model has not.
     """
-    if model.detections is None:
-        if boxes or min_score is not None:
-            raise UsageError(
-                f"{model.name} is no detector: it has no boxes, leave out --box and --min-score"
-            )
+    refused = {
+        "is no detector: it has no boxes, leave out --box and --min-score": (
+            model.detections is None and model.segments is None and (boxes or min_score is not None)
+        ),
+        "is no segmentation: leave out --at": model.segments is None and bool(at),
+        "is a segmentation: its segments have areas, leave out --min-score": (
+            model.segments is not None and min_score is not None
+        ),
+        "explains places, --at, or segments, --box: leave one out": bool(boxes) and bool(at),
+    }
+    for why in (why for why, is_so in refused.items() if is_so):
+        raise UsageError(f"{model.name} {why}")
+    if model.detections is None and model.segments is None:
         return None
     score = MIN_SCORE if min_score is None else min_score
     if not 0 <= score <= 1:
         raise UsageError(f"the lowest score of a box lies between 0 and 1, not {score}")
     names = [one for one in classes if one not in ("pred", "all")]
     if any(str(one).startswith("top:") for one in names):
-        raise UsageError(f"{model.name} is a detector: --box all explains every box, --box 2 the second")
+        kind = "a detector" if model.segments is None else "a segmentation"
+        raise UsageError(f"{model.name} is {kind}: --box all explains all of it, --box 2 the second")
     labels = frozenset(class_of(one, model.classes) for one in names)
-    return Wanted(numbers(boxes or (1,)), score, labels)
+    usual = ("all",) if model.segments is not None and (labels or "all" in classes) else (1,)
+    return Wanted(numbers(boxes or usual), score, labels, tuple(at))
+
+
+def places(texts: Iterable[str]) -> tuple[tuple[float, float], ...]:
+    """From `120,80` to x and y; `UsageError` for what is no place."""
+    found = []
+    for text in texts:
+        match = re.fullmatch(r"\s*(\d{1,6}(?:\.\d+)?)\s*,\s*(\d{1,6}(?:\.\d+)?)\s*", text)
+        if not match:
+            raise UsageError(f"a place is X,Y in pixels of the photograph, such as 120,80, not {text!r}")
+        found.append((float(match[1]), float(match[2])))
+    return tuple(dict.fromkeys(found))
 
 
 def numbers(boxes: Iterable[str | int]) -> tuple[int, ...] | None:
@@ -113,9 +185,30 @@ def numbers(boxes: Iterable[str | int]) -> tuple[int, ...] | None:
     return tuple(dict.fromkeys(int(one) for one in given))
 
 
+def asked(box: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of `plan` that give the box of a manifest again."""
+    if box.get("at"):
+        return {"at": [tuple(box["at"])]}
+    if "area" in box:
+        return {"boxes": [box["number"]]}
+    return {"boxes": [box["number"]], "min_score": box["min_score"]}
+
+
+def which(box: Mapping[str, Any]) -> str:
+    """Which box or segment it is, as a manifest has it, in a few words."""
+    if at := box.get("at"):
+        return f"at {at[0]:g},{at[1]:g}"
+    if "area" in box:
+        return f"segment {box['number']} of {box['of']}, {box['area']:.0%} of what the model saw"
+    return f"box {box['number']} of {box['of']}"
+
+
 def outline(box: Mapping[str, Any] | Box | None) -> Corners | None:
     """The corners of a box, as an explanation or a line of a manifest has it."""
     if box is None:
         return None
     corners = box.corners if isinstance(box, Box) else box["corners"]
-    return tuple(map(float, corners))  # type: ignore[return-value]
+    left, top, right, bottom = map(float, corners)
+    if (left, top) == (right, bottom):  # a place
+        return left - MARK, top - MARK, right + 1 + MARK, bottom + 1 + MARK
+    return left, top, right, bottom

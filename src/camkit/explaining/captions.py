@@ -12,6 +12,7 @@ from camkit.drawing import evidence
 from camkit.drawing.caption import Caption
 from camkit.drawing.style import Style
 from camkit.errors import PluginError
+from camkit.explaining import boxes
 from camkit.registry import discovery, loading
 
 # What is said of a picture that cannot say it itself: of a map that speaks for a class; of another.
@@ -73,7 +74,7 @@ def caption(facts: Mapping[str, Any], map: Tensor, style: Style) -> Caption:
 def _verdict(facts: Mapping[str, Any]) -> str:
     """Whether the class is predicted, and what is, if not; "" of what is no class. Of a box, which one."""
     if box := facts["box"]:
-        return f"box {box['number']} of {box['of']}"
+        return boxes.which(box)
     if facts["class_index"] is None:  # a function of the scores
         return ""
     if facts["class_index"] == facts["predicted_index"] or facts["class_name"] in (

@@ -52,9 +52,7 @@ def explain_classes(
     """
     work = plan(model, classes=classes, backends=[backend], methods=[method], layer=layer)
     if work.boxes is not None:
-        raise UsageError(
-            f"{model.name} is a detector: it has boxes in place of classes (`camkit explain --box`)"
-        )
+        raise UsageError(f"{model.name} has boxes or segments in place of classes (`camkit explain --box`)")
     if len(work.layers) > 1:
         raise UsageError(f"layer {layer!r} means several layers ({', '.join(work.layers)}): name one")
     if inputs.shape[:1] != (1,):

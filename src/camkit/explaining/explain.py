@@ -67,6 +67,7 @@ def explain_many(
     targets: Iterable[str | int] | Literal["labels"] | None = None,
     box: str | int | Sequence[int] | None = None,
     min_score: float | None = None,
+    at: tuple[float, float] | Sequence[tuple[float, float]] | None = None,
     backend: str = "native",
     method: str = "gradcam",
     layer: Layer = "auto",
@@ -87,7 +88,8 @@ def explain_many(
         names its classes they are found by name. layout: see `maps`.
     box: of a detector, which boxes: a number (1 is the best, the default), several, or `all`; each is a
         result of its own. Then `target` names the classes whose boxes count. min_score: the lowest
-        score of a box, 0.5.
+        score of a box, 0.5. Of a segmentation `box` numbers its segments by their areas, and `at` is a
+        place, x and y in pixels of the photograph, or several.
     prepared: the images are tensors `[C, H, W]`, or batches of them, that go to the model as they are: of
         its size, and normalised. For the picture mean and std of the model are undone.
     workers: processes that read photographs ahead of the model, with limits on time and memory; a script
@@ -106,12 +108,11 @@ def explain_many(
         shape, rows = shape_of(first), chain([first], rows)
     model, options = _loaded(model, more, shape)
     _check_names(options, backend)
-    wanted = None if box is None else _several(box)
-    how: dict[str, Any] = {"layer": layer, "layout": layout, "boxes": wanted, "min_score": min_score}
+    how = {"layer": layer, "layout": layout, "min_score": min_score, **_boxes(box, at)}
     work = _planned(model, target, backends=[backend], methods=[method], options=options, **how)
     if targets is not None:
         if work.boxes is not None:
-            raise UsageError(f"{model.name} is a detector: target= names the classes of its boxes")
+            raise UsageError(f"{model.name} has boxes or segments: target= names their classes")
         chosen: dict[int, int] = {}
         work = replace(work, targets=chosen)
         rows = row_targets.chosen(rows, targets, model.classes, inputs.class_names(images), into=chosen)
@@ -129,6 +130,12 @@ def _planned(model: LoadedModel, target: Any, *, layer: Layer, **how: Any) -> Pl
     if len(work.layers) > 1:
         raise UsageError(f"layer {layer!r} means several layers ({', '.join(work.layers)}): name one")
     return work
+
+
+def _boxes(box: Any, at: Any) -> dict[str, Any]:
+    """Which boxes or places, as `plan` takes them."""
+    places = [] if at is None else [at] if isinstance(at[0], int | float) else list(at)
+    return {"boxes": None if box is None else _several(box), "at": places}
 
 
 def _check_single(**asked: Any) -> None:

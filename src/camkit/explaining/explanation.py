@@ -22,7 +22,7 @@ from camkit.drawing.png import to_png
 from camkit.drawing.style import Style
 from camkit.errors import UsageError, counted
 from camkit.explaining import captions, embedding
-from camkit.explaining.boxes import Box, outline
+from camkit.explaining.boxes import Box, Segment, outline
 from camkit.explaining.manifest import FIELDS, Line
 from camkit.explaining.map_facts import measured, versions
 from camkit.explaining.naming import class_slugs, output_name, slug
@@ -51,6 +51,7 @@ class Explanation:
         probable one, else all above 0.5, the most probable first, which may be none.
     predicted_index, predicted_name: the first of them, or `None`.
     box: of a detector, the one that is explained: its class is `class_name`, its score the probability.
+        Of a segmentation a `Segment`: the score is the mean of its class over it, the probability, too.
     position: of the photograph among those that were asked for.
     layout: how the output of the layer was said to be read, if it was.
     precision: how float32 was multiplied, `ieee`, or `tf32` with rounded factors.
@@ -89,7 +90,7 @@ class Explanation:
         """The same as parts of a file name: the class, and which box it is."""
         index = self.class_index
         name = slug(self.class_name) if index is None else class_slugs(tuple(self.model.classes))[index]
-        return (name,) if self.box is None else (name, f"box-{self.box.number}")
+        return (name,) if self.box is None else (name, self.box.slug)
 
     @property
     def figure(self) -> str:
@@ -103,6 +104,8 @@ class Explanation:
         best = [(name, figure(None if self.scores == "none" else p, p)) for name, p in self.top]
         if self.box is not None:
             told = ", ".join(f"{name} {text}" for name, text in best)
+            if isinstance(self.box, Segment):
+                return f"by area: {told}"
             return f"{counted(self.box.of, 'box', 'boxes')}: {told}"
         if self.exclusive:
             return ", ".join(f"{name} {text}" for name, text in best[:3])

@@ -23,7 +23,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from camkit.errors import UNPRINTABLE, CamkitError, UsageError, reason
-from camkit.explaining.boxes import is_box
+from camkit.explaining.boxes import is_box, which
 from camkit.explaining.stored_maps import READERS
 from camkit.files import inside, is_file, opened, regular, sync_folder
 
@@ -343,7 +343,7 @@ def _photograph(line: Mapping[str, Any]) -> tuple[str, str, str]:
 
 def _identity(line: Mapping[str, Any]) -> tuple[Any, ...]:
     keys = "request name image_sha256 status error backend method layer class_index class_name".split()
-    box = [line["box"]["number"]] if is_box(line.get("box")) else []
+    box = [which(line["box"])] if is_box(line.get("box")) else []
     return (*(line[key] if isinstance(line[key], str | int | None) else None for key in keys), *box)
 
 

@@ -13,6 +13,7 @@ import torch
 import camkit
 from camkit.core import devices
 from camkit.drawing.style import Style
+from camkit.explaining import boxes
 from camkit.explaining.captions import REMARKS
 from camkit.explaining.embedding import ImageFormat
 from camkit.explaining.explanation import Explanation
@@ -65,7 +66,7 @@ def warnings(line: Line, remarks: Iterable[str]) -> list[str]:
 
     remarks: on the map as it is drawn.
     """
-    box = f" box {line['box']['number']}" if line["box"] else ""
+    box = f" {boxes.which(line['box'])}" if line["box"] else ""
     about = f"{line['backend']} {line['method']}, {line['class_name']}{box}: "
     others = {about + text.format(it="it") for texts in REMARKS.values() for text in texts}
     # That a map is constant was told when it was computed, with what can be done about it.
@@ -100,7 +101,7 @@ def request_id(
         "backends": backends,
         "layers": [*work.layers, *([work.layout] if work.layout else [])],
         "classes": list(classes),
-        **({"boxes": [work.boxes.numbers, work.boxes.min_score]} if work.boxes else {}),
+        **({"boxes": [work.boxes.numbers, work.boxes.min_score, *work.boxes.at]} if work.boxes else {}),
         "picture": [format, image_format, asdict(style)],
         **({"truth": truth} if truth else {}),
         "versions": [SCHEMA, camkit.__version__, str(torch.__version__)],

@@ -19,10 +19,10 @@ from camkit.core.layer_lookup import better_layer
 from camkit.core.run_explainer import run
 from camkit.drawing import evidence, overlay
 from camkit.errors import MapError, ModelError, UsageError, warn
-from camkit.explaining.detection import Found, find
+from camkit.explaining import detection, segmentation
 from camkit.explaining.explanation import Explanation
 from camkit.explaining.plan import Backend, Plan
-from camkit.explaining.questions import Question, Told, questions
+from camkit.explaining.questions import Found, Question, Told, questions
 from camkit.images.decoding import Photo
 from camkit.images.workers import Failure, ImageSource, read
 from camkit.models.weights import broken
@@ -134,7 +134,8 @@ def _explain_photos(
     if work.boxes is None:
         yield from _explain_batch(work, photos, batch, rows)
         return
-    found = find(model, work.boxes, batch, [photo for _, photo in photos])
+    look = segmentation.find if model.segments is not None else detection.find
+    found: Sequence[Found] = look(model, work.boxes, batch, [photo for _, photo in photos])
     those = [row for row, one in enumerate(found) if one.told]
     answers: Iterator[list[Explanation | Failure]] = iter(())
     if those:
@@ -161,7 +162,7 @@ def _explain_batch(
     rows: int,
     found: Sequence[Found] | None = None,
 ) -> Iterator[list[Explanation | Failure]]:
-    """For each photograph the list of its results; found: of a detector, what it has found in each."""
+    """For each photograph the list of its results; found: boxes or segments."""
     missing = max(0, rows - len(photos)) if any(map(_is_fast, work.backends)) else 0
     batch = torch.cat([batch, batch[-1:].expand(missing, *batch.shape[1:])]) if missing else batch
     asked = questions(work, batch, [position for position, _ in photos], found)

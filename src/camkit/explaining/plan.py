@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from torch import Tensor
-
-from camkit.contracts.detections import Detections
 from camkit.contracts.explainer import Explainer, unknown_method
 from camkit.contracts.model import LoadedModel
 from camkit.core import layers
@@ -64,6 +61,7 @@ def plan(
     precision: str | None = None,
     boxes: Sequence[str | int] | None = None,
     min_score: float | None = None,
+    at: Sequence[tuple[float, float]] = (),
 ) -> Plan:
     """Resolve names; raises `UsageError`s and `PluginError`s for whatever does not exist.
 
@@ -74,10 +72,10 @@ def plan(
     inputs = layers.example_inputs(model.preprocess.size, like, model.preprocess.channels)
     made = make_backends(backends, methods, options or {})
     needed = any(not set(backend.methods) <= set(backend.explainer.layerless) for backend in made)
-    asked = detected.wanted(model, boxes, min_score, classes)
+    asked = detected.wanted(model, boxes, min_score, classes, at)
     if asked is not None:
         _check_boxes(model, made, functions)
-    call = Call(output=model.output if model.detections is None else _scores(model.detections))
+    call = Call(output=_scores(model))
     names = resolve_layers(model.module, wanted, inputs, call=call, needed=needed)
     for name in filter(UNPRINTABLE.search, names):
         raise LayerError(f"layer {name!r} has a name that no manifest can hold: rename the module")
@@ -86,9 +84,14 @@ def plan(
     return Plan(model, made, tuple(names), selector, layout, **more)
 
 
-def _scores(read: Callable[[Any], Detections]) -> Callable[[Any], Tensor]:
-    """The scores of all boxes of a detector, by which its automatic layer is found."""
-    return lambda returned: read(returned).scores
+def _scores(model: LoadedModel) -> Any:
+    """What its automatic layer is found by: the output, or scores of all boxes, or means of all places."""
+    boxes, segments = model.detections, model.segments
+    if boxes is not None:
+        return lambda returned: boxes(returned).scores
+    if segments is not None:
+        return lambda returned: segments(returned).mean((2, 3))
+    return model.output
 
 
 def _check_boxes(
@@ -97,13 +100,13 @@ def _check_boxes(
     """`UsageError` for what cannot be explained of a detector."""
     if functions:
         raise UsageError(
-            f"{model.name} is a detector: its boxes are explained, not functions of its scores"
+            f"{model.name} has boxes or segments: these are explained, not functions of its scores"
         )
     for backend in made:
         for method in set(backend.methods).intersection(backend.explainer.contrasting):
             raise UsageError(
-                f"{method} holds a class against the others, and {model.name} is a detector: boxes are no "
-                "classes, choose another method"
+                f"{method} holds a class against the others, and {model.name} has boxes or segments, which "
+                "are no classes: choose another method"
             )
 
 

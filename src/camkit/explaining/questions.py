@@ -17,12 +17,16 @@ from torch import Tensor
 from camkit.core.box_scores import BoxScores
 from camkit.core.call_types import Answer, Call
 from camkit.core.scored import Score
+from camkit.core.segment_scores import SegmentScores
 from camkit.core.targets import Fixed, Selector, every
-from camkit.explaining import detection
-from camkit.explaining.boxes import Box
-from camkit.explaining.detection import Found
+from camkit.explaining import detection, segmentation
+from camkit.explaining.boxes import Box, Segment
+from camkit.explaining.detection import Found as FoundBoxes
 from camkit.explaining.plan import Plan
 from camkit.explaining.prediction import Prediction, predictions
+from camkit.explaining.segmentation import FoundSegments
+
+Found = FoundBoxes | FoundSegments
 
 
 @dataclass(frozen=True)
@@ -120,21 +124,31 @@ def _of_function(name: str, score: Score, call: Call) -> Question:
 
 def _of_boxes(work: Plan, batch: Tensor, found: Sequence[Found], call: Call) -> Question:
     found = [*found, *[found[-1]] * (len(batch) - len(found))]
-    labels, boxes, targets = detection.chosen(found, batch.device)
-    assert work.model.detections is not None
-    scores = BoxScores(work.model.detections, labels, boxes)
+    of_boxes = [one for one in found if isinstance(one, FoundBoxes)]
+    of_segments = [one for one in found if isinstance(one, FoundSegments)]
+    scores: BoxScores | SegmentScores
+    if of_boxes and work.model.detections is not None:
+        labels, boxes, targets = detection.chosen(of_boxes, batch.device)
+        scores = BoxScores(work.model.detections, labels, boxes)
+    else:
+        assert work.model.segments is not None
+        labels, masks, targets = segmentation.chosen(of_segments, batch.device)
+        scores = SegmentScores(work.model.segments, labels, masks)
     return Question(Fixed(targets), replace(call, output=scores), partial(_boxes, work, found))
+
+
+def _box(column: int, label: int, score: float, box: Box) -> Subject:
+    """A box by its score; of a segment that is no probability, but a mean over its places is."""
+    likely = box.score if isinstance(box, Segment) else score
+    kind = "segment" if isinstance(box, Segment) else "box"
+    return Subject(column, kind, box.label, label, score, likely, likely, box)
 
 
 def _boxes(work: Plan, found: Sequence[Found], answer: Answer) -> list[Told]:
     told = []
     for one, scores, targets in zip(found, answer.scores, answer.targets, strict=True):
         pairs = zip(_columns(targets).items(), one.told, one.labels.tolist(), strict=True)
-        subjects = (
-            Subject(column, "box", box.label, label, score, score, score, box)
-            for (index, column), box, label in pairs
-            for score in [float(scores[index])]
-        )
+        subjects = (_box(column, label, float(scores[index]), box) for (index, column), box, label in pairs)
         names = tuple(dict.fromkeys(name for name, _ in one.best))
         fields = {
             "top": one.best[:5],

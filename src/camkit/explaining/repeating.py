@@ -36,8 +36,12 @@ def command(lines: Sequence[Line]) -> str:
         words += _each(option, (line[field] for line in lines))
     if first["box"]:
         words += _each("--class", first["box"]["classes"])
-        words += _each("--box", (line["box"]["number"] for line in lines))
-        words += ["--min-score", f"{first['box']['min_score']:g}"]
+        if first["box"].get("at"):
+            words += _each("--at", (",".join(f"{n:g}" for n in line["box"]["at"]) for line in lines))
+        else:
+            words += _each("--box", (line["box"]["number"] for line in lines))
+        if "area" not in first["box"]:
+            words += ["--min-score", f"{first['box']['min_score']:g}"]
     else:
         words += [word for target in dict.fromkeys(map(_target, lines)) for word in target]
     words += _each("--layer", (line["layer"] for line in lines if line["layer"]))

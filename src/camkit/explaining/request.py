@@ -41,6 +41,7 @@ class ExplainRequest:
     like: tuple[str, ...] = ()
     boxes: tuple[str, ...] = ()
     min_score: float | None = None
+    at: tuple[tuple[float, float], ...] = ()
     layers: tuple[str, ...] = ("auto",)
     layout: str | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
@@ -62,5 +63,5 @@ class ExplainRequest:
 
     def of_plan(self) -> dict[str, Any]:
         """What is computed for every photograph, as arguments of `plan`."""
-        names = "classes backends methods layout options precision boxes min_score".split()
+        names = "classes backends methods layout options precision boxes min_score at".split()
         return {name: getattr(self, name) for name in names} | {"layer": self.layers}

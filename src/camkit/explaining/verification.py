@@ -7,12 +7,13 @@ import random
 from dataclasses import dataclass, fields
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
 from camkit.contracts.model import LoadedModel
 from camkit.errors import CamkitError, ImageError, ModelError
-from camkit.explaining import manifest, pipeline, plan, score_targets, stored_maps
+from camkit.explaining import boxes, manifest, pipeline, plan, score_targets, stored_maps
 from camkit.explaining.checked_reading import Findings, Reader, check_picture, photo_id, photograph, table
 from camkit.explaining.manifest import Finding, Line
 from camkit.explaining.plan import Backend
@@ -79,16 +80,12 @@ def verify(
     load = cache(load_quietly)
 
     def recomputed(line: Line) -> float:
-        told = table(line["preprocessing"])
-        # Options of the command may have said it; a function of the user's comes with the model.
-        shown = None if OWN in told else Preprocess.from_dict(told)
         recorded = str(line["model_spec"] or line["model"])
         if spec is None and runs_code(recorded):
             raise ModelError(
                 f"its model is made by code, {recorded}: if you trust that, give it with --model"
             )
-        output = table(line["model_facts"] or {}).get("output")
-        model: LoadedModel = load(spec or recorded, dtype=line["dtype"], preprocess=shown, output=output)
+        model: LoadedModel = load(spec or recorded, dtype=line["dtype"], **_facts(line))
         again = _computed(line, model, photograph(line, photographs), reader)
         return _difference(reader.map(folder, line), again)
 
@@ -102,6 +99,18 @@ def verify(
                 findings.add(line["map_file"], f"recomputed, it differs by {difference:.1e} of its peak")
     counts = len(lines), len(sound), len(pictures), len(photos), count
     return Verdict(*counts, largest, tuple(findings))
+
+
+def _facts(line: Line) -> dict[str, Any]:
+    """What was said of the model, as arguments of `load_model`; of many classes the number is told."""
+    told, preparing = table(line["model_facts"] or {}), table(line["preprocessing"])
+    named = told.get("classes")
+    return {
+        # Options of the command may have said it; a function of the user's comes with the model.
+        "preprocess": None if OWN in preparing else Preprocess.from_dict(preparing),
+        "output": told.get("output"),
+        "classes": tuple(named) if isinstance(named, list) else None,
+    }
 
 
 def _shown(line: Line, photographs: Path | str | None) -> str:
@@ -125,7 +134,9 @@ def _computed(line: Line, model: LoadedModel, photograph: Path | str, reader: Re
     targets, index, box = score_targets.ScoreTargets(model), line["class_index"], line["box"]
     if index is None:
         targets = score_targets.of_name(model, line["class_name"], reader.photographs)
-    classes = ["pred" if index is None else index] if box is None else box["classes"]
+    classes = ["pred" if index is None else index]
+    if box is not None and len(box["classes"]) != 1:  # else it is the class of the box
+        classes = box["classes"] or ["pred"]
     work = plan.plan(
         targets.model,
         classes=classes,
@@ -136,8 +147,7 @@ def _computed(line: Line, model: LoadedModel, photograph: Path | str, reader: Re
         layout=line["layout"],
         options=table(line["options"]),
         precision="tf32" if line["precision"] == "tf32" else "ieee",
-        boxes=None if box is None else [box["number"]],
-        min_score=None if box is None else box["min_score"],
+        **({} if box is None else boxes.asked(box)),
     )
     for backend in work.backends:
         _check_effort(backend)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,11 @@ from torch import nn
 
 from camkit.contracts.model import LoadedModel, ModelSource
 from camkit.core.layers import example_inputs
-from camkit.core.scored import classifier
+from camkit.core.scored import classifier, selected
 from camkit.errors import CamkitError, ModelError, counted, typed_reason
 from camkit.images.prepared import PreparedInputs
 from camkit.images.preprocess import Preprocess
-from camkit.models import labels, recognition, torchvision_detection
+from camkit.models import labels, recognition, torchvision_detection, torchvision_segmentation
 from camkit.models.checkpoint import Checkpoint
 from camkit.models.facts import ModelFacts, assumed, assumed_scores, prepared, unsaid
 from camkit.models.fastai_export import from_learner
@@ -62,8 +63,7 @@ def from_object(
     if facts is None:
         return model
     if not model.classes:
-        count = len(facts.classes or ()) or _count(replace(model, preprocess=facts.shown(model)))
-        model = replace(model, classes=labels.numbered(count))
+        model = _counted(model, facts)
     model = facts.apply(model)
     if "scores" not in model.notes or model.scores != "auto":
         return model
@@ -71,6 +71,19 @@ def from_object(
     if not labels.named(model.classes):
         notes["classes"] = f"{counted(len(model.classes), 'class', 'classes')} without names: --classes"
     return replace(model, notes={**model.notes, **notes})
+
+
+def _counted(model: LoadedModel, facts: ModelFacts) -> LoadedModel:
+    """A model whose outputs have numbers for names; with a score for each place it is a segmentation."""
+    looked_at, count = replace(model, preprocess=facts.shown(model)), len(facts.classes or ())
+    try:
+        found, is_dense = _outputs(looked_at)
+    except ModelError:
+        if not count:
+            raise
+        found, is_dense = count, False  # what is wrong is told where it is used
+    model = replace(model, classes=labels.numbered(count or found))
+    return replace(model, segments=partial(selected, output=model.output)) if is_dense else model
 
 
 def _showing(model: LoadedModel, preprocess: Preprocess) -> LoadedModel:
@@ -168,6 +181,11 @@ def _yolo_network(module: Any, name: str) -> LoadedModel:
     return LoadedModel(module, names or (), shown, name, scores="softmax", output=1)
 
 
+def _torchvision_segmentation(made: Any, name: str) -> LoadedModel:
+    """A segmentation of torchvision."""
+    return torchvision_segmentation.from_module(made, name, _own_classes(made) or ())
+
+
 def _torchvision_detector(made: Any, name: str) -> LoadedModel:
     """A detector of torchvision, whose parts the model shares."""
     return torchvision_detection.from_module(made, name, _own_classes(made) or ())
@@ -179,6 +197,7 @@ KINDS: dict[str, Callable[[Any, str], LoadedModel]] = {
     "transformers.modeling_utils.PreTrainedModel": _transformers,
     "ultralytics.engine.model.Model": _yolo,
     **dict.fromkeys(torchvision_detection.KINDS, _torchvision_detector),
+    **dict.fromkeys(torchvision_segmentation.KINDS, _torchvision_segmentation),
     "ultralytics.nn.tasks.ClassificationModel": _yolo_network,
 }
 
@@ -209,8 +228,8 @@ def _kind(returned: Any) -> str:
     )
 
 
-def _count(model: LoadedModel) -> int:
-    """How many scores the model returns."""
+def _outputs(model: LoadedModel) -> tuple[int, bool]:
+    """How many scores the model returns, and whether for each place, `[B, n, h, w]`."""
     module = classifier(model)
     try:
         scores = _scores(module, model.module, model.preprocess)
@@ -224,9 +243,10 @@ def _count(model: LoadedModel) -> int:
             f"{counted(model.preprocess.channels, 'channel')} (say size=, channels= or preprocess= to "
             f"camkit.load_model; --size, --channels): {typed_reason(error)}"
         ) from None
-    if not isinstance(scores, torch.Tensor) or scores.ndim != 2:
+    is_dense = isinstance(scores, torch.Tensor) and scores.ndim == 4 and scores.shape[1] > 1
+    if not is_dense and (not isinstance(scores, torch.Tensor) or scores.ndim != 2):
         raise ModelError(f"{model.name} returns {_kind(scores)}")
-    return int(scores.shape[1])
+    return int(scores.shape[1]), is_dense
 
 
 def _scores(module: nn.Module, inner: nn.Module, shown: Preprocess) -> Any:

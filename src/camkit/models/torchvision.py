@@ -1,4 +1,4 @@
-"""Models of torchvision, classifiers and detectors, with pretrained weights or a file of one's own."""
+"""Models of torchvision: classifiers, detectors, segmentations; pretrained, or with a file of weights."""
 
 from __future__ import annotations
 
@@ -7,19 +7,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from camkit.contracts.model import LoadedModel
 from camkit.errors import ModelError, ModelNotFound
 from camkit.files import is_file
 from camkit.images.preprocess import Preprocess
-from camkit.models import torchvision_detection as detection
+from camkit.models import torchvision_detection, torchvision_segmentation
 from camkit.models.building import LibrarySource
 from camkit.models.recognition import modern
 from camkit.models.weights import download, put_weights, read_weights
 
 # torchvision's own weights for these two expect inputs normalised once more inside the module.
 INCEPTIONS = ("googlenet", "inception_v3")
+
+# Other tasks than classification, with the same functions.
+TASKS: tuple[Any, ...] = (torchvision_detection, torchvision_segmentation)
 
 
 class TorchvisionSource(LibrarySource):
@@ -35,14 +38,15 @@ class TorchvisionSource(LibrarySource):
         return list(models.list_models(module=models))
 
     def load(self, reference: str, *, device: torch.device, trust: bool) -> LoadedModel:
-        """As of other libraries; a detector has weights of torchvision, of a file, or random ones."""
+        """As of other libraries; of other tasks with weights of torchvision, of a file, or random ones."""
         name, _, weights = reference.partition("@")
-        if name not in detection.names():
-            return super().load(reference, device=device, trust=trust)
-        return _detector(name, weights, f"{self.scheme}:{reference}", device)
+        for task in TASKS:
+            if name in task.names():
+                return _of_task(task, name, weights, f"{self.scheme}:{reference}", device)
+        return super().load(reference, device=device, trust=trust)
 
     def _names_like(self, name: str) -> list[str]:
-        return [*self.names(), *detection.names()]
+        return [*self.names(), *(name for task in TASKS for name in task.names())]
 
     def preprocess(self, architecture: Mapping[str, Any]) -> Preprocess:
         """That of the architecture's usual weights."""
@@ -85,10 +89,15 @@ class TorchvisionSource(LibrarySource):
         return LoadedModel(module.to(device).eval(), categories, shown, name, architecture=architecture)
 
 
-def _detector(name: str, weights: str, called: str, device: torch.device) -> LoadedModel:
-    """A detector; of weights of its own with other classes than those of COCO these have no names."""
+def _for_use(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Weights without those of a second head, which only training needs."""
+    return {name: tensor for name, tensor in state.items() if not name.startswith("aux_classifier.")}
+
+
+def _of_task(task: Any, name: str, weights: str, called: str, device: torch.device) -> LoadedModel:
+    """A detector or segmentation; classes of weights of your own have no names, if they are others."""
     known = _enum(name)
-    classes = detection.categories(known.DEFAULT)
+    classes = task.categories(known.DEFAULT)
     path = None
     if weights in ("", "DEFAULT", *(one.name for one in known)):
         path = download((known[weights] if weights else known.DEFAULT).url)
@@ -97,13 +106,14 @@ def _detector(name: str, weights: str, called: str, device: torch.device) -> Loa
         if not is_file(weights):
             options = ", ".join(["DEFAULT", *(one.name for one in known)])
             raise ModelNotFound(f"{weights!r} is neither a file nor weights of {name}: {options} or none")
-    state = None if path is None else read_weights(path)
-    count = len(classes) if state is None else detection.class_count(state, name)
-    module = detection.build(name, count)
+    state = None if path is None else _for_use(read_weights(path))
+    count = len(classes) if state is None else task.class_count(state, name)
+    module = task.build(name, count)
     if state is not None:
         put_weights(module, state, str(path))
     own = classes if count == len(classes) else ()
-    return detection.from_module(module.to(device).eval(), called, own)
+    made: LoadedModel = task.from_module(module.to(device).eval(), called, own)
+    return made
 
 
 def _enum(name: str) -> Any:

@@ -18,13 +18,14 @@ from camkit.core import formulas as cams
 from camkit.core import hooks
 from camkit.core.hooks import Captured
 from camkit.errors import UsageError, warn
-from camkit.native import black_box, compiled, input_gradients, perturbation
+from camkit.native import black_box, combined, compiled, input_gradients, perturbation
 from camkit.native.attention import Seen, watched
 from camkit.native.attention_maps import Attended
 from camkit.native.gradients import class_gradients, classes_at_once, pooled_slopes, second_order
 from camkit.native.method_table import (
     ATTENTION,
     BLACK_BOX,
+    COMBINED,
     FEATURES,
     GRADIENTS,
     INPUT_GRADIENTS,
@@ -49,8 +50,12 @@ NEVER_NOISE = ("eigengradcam", "gradcam-elementwise")
 # Gradients of one class, with no more than a formula: a solver waits for the device.
 AT_ONCE = GRADIENT_METHODS.keys() - {"eigengradcam"}
 
-# Methods that look at no layer, by what computes them.
-BLIND = {BLACK_BOX: black_box.maps, INPUT_GRADIENTS: input_gradients.maps}
+# Methods that are asked for no layer, by what computes them.
+APART = {
+    BLACK_BOX: black_box.maps,
+    INPUT_GRADIENTS: input_gradients.maps,
+    COMBINED: combined.maps,
+}
 
 # These have no sum over channels.
 SUMLESS = ("eigengradcam", *FEATURE_METHODS, *ATTENTION)
@@ -63,8 +68,8 @@ class Native(Explainer):
     methods = METHODS
     dtypes = ("float32", "float64", "bfloat16", "float16")
     class_agnostic = (*FEATURE_METHODS, "attention-rollout")
-    layerless = (*ATTENTION, *BLACK_BOX, *INPUT_GRADIENTS)
-    unsigned = (*ATTENTION, "sobol", "hsic")
+    layerless = (*ATTENTION, *BLACK_BOX, *INPUT_GRADIENTS, *COMBINED)
+    unsigned = (*ATTENTION, "sobol", "hsic", *COMBINED)
     needs_attention = ATTENTION
     contrasting = ("finercam",)
     notes: ClassVar[Mapping[str, str]] = {
@@ -81,6 +86,8 @@ class Native(Explainer):
         "integrated-gradients": "of each pixel; they add up to the change from the mean colour",
         "smoothgrad": "mean gradient of noisy copies, of each pixel; not what it adds to the score",
         "expected-gradients": "of each pixel; they add up to the change from the mean of the baselines",
+        "winsorcam": "gradcam of all convolutions, by their importance, clipped; no sign",
+        "refinecam": "product of gradcam++ of all resolutions, or blocks; no sign",
     }
     thread_safe = True
     dimensions = (1, 2, 3)
@@ -105,10 +112,10 @@ class Native(Explainer):
 
     def many(self, sweep: Sweep) -> dict[tuple[str, str], Tensor]:
         """Raw maps `[B, T, h, w]` by method and layer: of all that look at a layer from one forward."""
-        blind = {compute: [m for m in sweep.methods if m in known] for known, compute in BLIND.items()}
-        at_layer = tuple(m for m in sweep.methods if not any(m in apart for apart in blind.values()))
+        apart = {compute: [m for m in sweep.methods if m in known] for known, compute in APART.items()}
+        at_layer = tuple(m for m in sweep.methods if not any(m in those for those in apart.values()))
         maps = self._at_layer(replace(sweep, methods=at_layer)) if at_layer else {}
-        for compute, methods in blind.items():
+        for compute, methods in apart.items():
             maps |= compute(sweep, methods, self.options) if methods else {}
         return {(method, layer): maps[method, layer] for method in sweep.methods for layer in sweep.layers}
 

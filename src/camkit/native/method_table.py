@@ -40,7 +40,10 @@ BLACK_BOX = ("rise", "sobol", "hsic")
 # Methods that add up gradients with respect to inputs near the image, and look at no layer.
 INPUT_GRADIENTS = ("integrated-gradients", "smoothgrad", "expected-gradients")
 
-METHODS = (*AT_LAYER, *ATTENTION, *BLACK_BOX, *INPUT_GRADIENTS)
+# Methods that look at many layers together, which they choose themselves.
+COMBINED = ("winsorcam", "refinecam")
+
+METHODS = (*AT_LAYER, *ATTENTION, *BLACK_BOX, *INPUT_GRADIENTS, *COMBINED)
 
 
 @dataclass(frozen=True)
@@ -82,6 +85,10 @@ class NativeOptions:
     baseline: str | None = option(
         None,
         help="expected-gradients: a .npy file of photographs (`camkit model baseline`); none: even colours",
+    )
+
+    percentile: float = option(
+        90.0, min=0.0, max=100.0, help="winsorcam: where the importance of layers is clipped; 0: all alike"
     )
 
     def __post_init__(self) -> None:

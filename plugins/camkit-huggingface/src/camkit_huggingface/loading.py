@@ -69,8 +69,9 @@ def load(reference: str, device: torch.device) -> LoadedModel:
     place = _place(path)
     with quiet():
         config = _config(place)
-        if any("ForObjectDetection" in name for name in config.architectures or ()):
-            return _detector(place, config, f"hf:{reference}", device)
+        for kind, make in OTHER_TASKS.items():
+            if any(kind in name for name in config.architectures or ()):
+                return make(place, config, f"hf:{reference}", device)
         made = _prompted if _is_prompted(config) else _classifier
         made = _encoder if encodes else made
         if asked and (made is _classifier or not wanted):
@@ -254,6 +255,35 @@ def _detector(place: Place, config: Any, name: str, device: torch.device) -> Loa
     read = detectors.Reader(len(classes))
     more: dict[str, Any] = {"default_layer": layer, "detections": read}
     return LoadedModel(module.to(device), classes, preprocess, name, **more)
+
+
+def _segmentation(place: Place, config: Any, name: str, device: torch.device) -> LoadedModel:
+    """A `...ForSemanticSegmentation`, whose segments are explained."""
+    auto = transformers.AutoModelForSemanticSegmentation
+    if type(config) not in auto._model_mapping:
+        raise ModelError(f"{name} is a {config.model_type}, of which transformers has no segmentation")
+    _check_processor(place, config)
+    processor = place.fetched(transformers.AutoImageProcessor.from_pretrained, "its image processor")
+    module = Classifier(_weights(place, auto, config), flip=False).eval()
+    names = {int(index): str(called) for index, called in (config.id2label or {}).items()}
+    classes = tuple(names.get(i, f"LABEL_{i}") for i in range(config.num_labels))
+    try:
+        preprocess = detectors.shown(processor)
+    except ModelError as error:
+        raise ModelError(f"{name}: {error}") from None
+    return LoadedModel(module.to(device), classes, preprocess, name, segments=_dense)
+
+
+def _dense(returned: Any) -> Any:
+    """The scores of all classes at all places, which are all that it returns."""
+    return returned
+
+
+# Other tasks than classification, by what their classes are called.
+OTHER_TASKS: Mapping[str, Callable[..., LoadedModel]] = {
+    "ForObjectDetection": _detector,
+    "ForSemanticSegmentation": _segmentation,
+}
 
 
 def _prompted(

@@ -1,0 +1,195 @@
+"""Segmentations: a map for each segment or place, on a network whose segments are known by hand."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from PIL import Image
+from tests.conftest import runner
+from torch import Tensor, nn
+
+import camkit
+from camkit.cli import cli
+from camkit.core.segment_scores import SegmentScores
+from camkit.errors import CamkitWarning, MapError, UsageError
+from camkit.images.preprocess import Preprocess
+
+# A file of the user's: red is road, blue is sky, and what is dark is background.
+MINE = """
+import torch
+from torch import nn
+
+class Colours(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.features = nn.Conv2d(3, 3, 1, bias=False)
+        self.head = nn.Conv2d(3, 3, 1)
+        with torch.no_grad():
+            self.features.weight.copy_(torch.eye(3)[:, :, None, None])
+            weight = torch.tensor([[0.0, 0, 0], [2, 0, 0], [0, 0, 3]])
+            self.head.weight.copy_(weight[:, :, None, None])
+            self.head.bias.copy_(torch.tensor([0.5, 0, 0]))
+
+    def forward(self, x):
+        return {"out": self.head(torch.relu(self.features(x)))}
+
+def colours():
+    return Colours().eval()
+"""
+
+
+def run(*arguments: object) -> Any:
+    return runner().invoke(cli, [str(one) for one in arguments], prog_name="camkit")
+
+
+@pytest.fixture(autouse=True)
+def _street(here: Path) -> None:
+    """A street: sky above (a quarter), road below (a half), dark between."""
+    pixels = np.zeros((32, 32, 3), np.uint8)
+    pixels[:8, :, 2], pixels[16:, :, 0] = 255, 255
+    Image.fromarray(pixels).save("street.png")
+    Path("mine.py").write_text(MINE)
+
+
+def explain(*asked: object, out: str = "out") -> Any:
+    how = (
+        "--model",
+        "mine.py:colours",
+        "--output",
+        "out",
+        "--classes",
+        "background,road,sky",
+        "--size",
+        32,
+    )
+    plain = ("--size", 32, "--mean", "0,0,0", "--std", "1,1,1", "--workers", 0, "--layer", "features")
+    return run("explain", "street.png", *how, *plain, "--out", out, *asked)
+
+
+def lines(out: str = "out") -> list[dict[str, Any]]:
+    return [json.loads(line) for line in Path(out, "manifest.jsonl").read_text("utf-8").splitlines()]
+
+
+def test_the_largest_segment_but_the_background() -> None:
+    done = explain()
+    assert done.exit_code == 0, done.output
+    assert "street.png: by area: road 50.0%, background 25.0%, sky 25.0%" in done.stdout
+    (line,) = lines()
+    assert line["class_name"] == "road" and line["logit"] == pytest.approx(2)
+    assert line["probability"] == pytest.approx(float(torch.tensor([0.5, 2, 0]).softmax(0)[1]), abs=1e-5)
+    box = line["box"]
+    assert (box["number"], box["of"], box["area"], box["at"]) == (1, 2, 0.5, None)
+    assert box["corners"] == [0, 16, 32, 32]
+    map = np.load(Path("out", line["map_file"]))
+    # Only the red channel counts, with a gradient of 2 at each place of the mask over their number.
+    assert map[16:].min() > 0 and not map[:16].any()
+    assert map[20, 5] == pytest.approx(2 / 1024, rel=1e-5)
+    assert line["overlay_file"] == "street.png.native.gradcam.road.segment-1.features.mine.py_colours.png"
+
+
+def test_all_segments_and_those_of_a_class() -> None:
+    assert explain("--box", "all").exit_code == 0
+    assert [line["class_name"] for line in lines()] == ["road", "sky"]
+    assert explain("--class", "sky", "--class", "background", out="two").exit_code == 0
+    assert [line["class_name"] for line in lines("two")] == ["background", "sky"]
+    assert explain("--box", 2, out="second").exit_code == 0
+    assert [line["class_name"] for line in lines("second")] == ["sky"]
+    told = run("verify", "two", "--model", "mine.py:colours")
+    assert told.exit_code == 0 and "2 recomputed maps differ by at most 0.0e+00" in told.stdout
+
+
+def test_places() -> None:
+    assert explain("--at", "5,3", "--at", "20,30").exit_code == 0
+    first, second = lines()
+    assert (first["class_name"], second["class_name"]) == ("sky", "road")
+    assert first["box"]["at"] == [5, 3] and first["logit"] == pytest.approx(3)
+    assert first["overlay_file"].startswith("street.png.native.gradcam.sky.at-5-3.")
+    map = np.load(Path("out", first["map_file"]))
+    assert map[3, 5] == pytest.approx(3 / 1024, rel=1e-5)
+    shown = run("show", Path("out", second["overlay_file"])).stdout.splitlines()
+    assert any("--at 20,30" in line and "--min-score" not in line for line in shown)
+    assert run("verify", "out", "--model", "mine.py:colours").exit_code == 0
+    assert "1 photograph was done already" in explain("--at", "5,3", "--at", "20,30", "--resume").stderr
+    named = explain("--at", "20,30", "--class", "sky", out="other")
+    assert named.exit_code == 0 and lines("other")[0]["class_name"] == "sky"  # what speaks for sky there
+    drawn = run("render", "out", "--look", "spotlight")
+    assert drawn.exit_code == 0 and drawn.stdout.count(".spotlight") == 2
+
+
+@pytest.mark.parametrize(
+    ("asked", "said", "code"),
+    [
+        (["--at", "5"], "a place is X,Y in pixels of the photograph, such as 120,80, not '5'", 2),
+        (["--at", "5,3", "--box", "all"], "explains places, --at, or segments, --box: leave one out", 2),
+        (["--min-score", "0.3"], "its segments have areas, leave out --min-score", 2),
+        (["--at", "500,3"], "street.png: the model does not see the place 500,3 of this photograph", 1),
+        (["--box", "3"], "there is no segment 3: 2 are there (road 50%, background 25%, sky 25%)", 1),
+        (["--method", "finercam"], "choose another method", 2),
+    ],
+)
+def test_what_cannot_be_explained(asked: list[str], said: str, code: int) -> None:
+    done = explain(*asked)
+    assert done.exit_code == code and said in done.stderr, done.output
+
+
+def test_a_class_that_is_nowhere_seen_is_an_error_of_that_photograph() -> None:
+    Image.new("RGB", (32, 32), (255, 0, 0)).save("red.png")
+    done = explain("--class", "sky", "red.png")
+    assert done.exit_code == 3
+    assert "Error: red.png: nothing of it is taken for sky (it is road 100%)" in done.stderr
+    assert [line["status"] for line in lines()] == ["ok", "error"]
+    assert run("explain", "red.png", "--at", "1,1").exit_code == 2  # pets is no segmentation
+
+
+def test_masks_stay_where_parts_are_hidden() -> None:
+    """A mask of the hidden photograph would leave out what is hidden, and nothing would matter."""
+    done = explain("--method", "rise", "-o", "masks=256", "-o", "cells=2", "-o", "tolerance=0")
+    assert done.exit_code == 0, done.output
+    map = np.load(Path("out", lines()[0]["map_file"]))
+    assert map[24:].mean() > 2 * abs(map[:8].mean())
+
+
+def test_scores_are_means_over_masks() -> None:
+    scores = torch.rand(2, 3, 4, 5, dtype=torch.float64, requires_grad=True)
+    masks = torch.zeros(2, 4, 5, dtype=torch.bool)
+    masks[0, 1, 1:3] = masks[1, 3] = True
+    found = SegmentScores(lambda x: x, torch.tensor([2, 0]), masks)(scores)
+    expected = torch.stack([scores[:, 2, 1, 1:3].mean(1), scores[:, 0, 3].mean(1)], 1)
+    assert torch.allclose(found, expected) and found.requires_grad
+
+
+def test_what_is_filled_up_is_no_part_of_a_photograph() -> None:
+    model = camkit.load_model("torchvision:lraspp_mobilenet_v3_large@none", device="cpu")
+    assert model.preprocess.fit == "pad" and model.classes[:2] == ("__background__", "aeroplane")
+    Image.new("RGB", (60, 20), (90, 140, 30)).save("wide.png")
+    (result,) = camkit.explain_many(model, ["wide.png"])
+    left, top, right, bottom = result.box.corners if result.box else (0, 0, 0, 0)
+    assert left >= -1 and top >= -1 and right <= 61 and bottom <= 21
+    assert sum(share for _, share in result.top) <= 1 + 1e-6 and result.layer == "backbone.16"
+    with pytest.raises(MapError, match="does not see the place"):
+        camkit.explain(model, "wide.png", at=(5, 25))
+
+
+def test_modules_of_torchvision_and_of_others() -> None:
+    torch.manual_seed(0)
+    net = torchvision.models.segmentation.fcn_resnet50(weights=None, weights_backbone=None, num_classes=21)
+    voc = camkit.load_model(net.eval())
+    assert voc.classes[15] == "person" and "taken for those of VOC" in voc.note
+    with pytest.warns(CamkitWarning):
+        dense = camkit.load_model(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()).eval(), classes=list("abcd"))
+    assert dense.segments is not None
+    result = camkit.explain(dense, "street.png", box=1, layer="0")
+    assert result.class_name in "abcd" and result.map.shape[0] > 100
+    plain: Any = camkit.load_model("pets", device="cpu")
+    with pytest.raises(UsageError, match="pets is no segmentation: leave out --at"):
+        camkit.explain(plain, "street.png", at=(1, 1))
+    own = camkit.LoadedModel(
+        net, plain.classes[:21], Preprocess(size=(64, 64)), "own", segments=lambda found: found["out"]
+    )
+    assert isinstance(camkit.explain(own, "street.png", at=(1, 1), layer="backbone.layer4").map, Tensor)
