@@ -22,7 +22,7 @@ from camkit.core.device_names import Precision
 from camkit.errors import OptionError, closest
 from camkit.files import read_regular, walk, write_whole
 from camkit.metrics.controls import CONTROLS
-from camkit.native.method_table import AT_LAYER, BLACK_BOX, INPUT_GRADIENTS
+from camkit.native.method_table import AT_LAYER, BLACK_BOX, COMBINED, INPUT_GRADIENTS
 
 SCHEMA = 1
 CELLS = "cells"  # the folder of finished ones
@@ -41,8 +41,8 @@ CHANGING = ("faithfulness", "sanity")  # many forwards for each photograph: meas
 CONTROL = "control"
 # Methods of hundreds of forwards, of any backend, as far as their names tell: measured on fewer still.
 SLOW = frozenset((*BLACK_BOX, *INPUT_GRADIENTS, "scorecam", "lime", "kernel-shap", "occlusion"))
-# Those that look at a layer and take at most a few forwards.
-USUAL = tuple(name for name in AT_LAYER if name not in SLOW)
+# Those that look at layers and take at most a few forwards.
+USUAL = tuple(name for name in (*AT_LAYER, *COMBINED) if name not in SLOW)
 MAX_FILE = 64 * 2**20
 
 
@@ -179,7 +179,9 @@ def plan(request: BoardRequest, model: str, rows: Sequence[tuple[str, str]], fou
             counts[count] = None
             yield Cell(model, backend, method, group, count)
         if group != COST:
-            yield from (Cell(model, CONTROL, name, group, count) for count in counts for name in CONTROLS)
+            # An even map has no order, which is all that the metrics of these groups look at.
+            controls = [name for name in CONTROLS if not (name == "uniform" and group in CHANGING)]
+            yield from (Cell(model, CONTROL, name, group, count) for count in counts for name in controls)
 
 
 # --- files ------------------------------------------------------------------------------------------
