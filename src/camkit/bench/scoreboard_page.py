@@ -78,10 +78,11 @@ def words(made: Board) -> Iterator[str]:
         elif always:
             yield f"In no column of any model is another method surely better than {_listed(always)}."
         else:
-            best = ranked[0]
+            first = max(one.first for one in ranked)
+            best = [_name(*one.pair) for one in ranked if one.first == first]
             yield (
-                f"No method has the first rank everywhere; {_name(*best.pair)} has or shares it in "
-                f"{best.first} of {best.ranked} columns, the most."
+                f"No method has the first rank everywhere; in {first} of {most} columns, the most, it is "
+                f"that of {_listed(best)}{', or shared by them' if len(best) > 1 else ''}."
             )
     if worse := [f"{_name(*one.pair)} ({one.worse})" for one in found if one.worse]:
         yield f"Surely worse than a map that knows nothing, in so many columns: {_listed(worse)}."
