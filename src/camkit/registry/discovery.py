@@ -41,6 +41,7 @@ OURS = {
     ("explainer", "captum"): "camkit-captum",
     ("explainer", "pytorch-grad-cam"): "camkit-pytorch-grad-cam",
     ("explainer", "torchcam"): "camkit-torchcam",
+    ("explainer", "zennit"): "camkit-zennit",
     ("command", "explore"): "camkit-explorer",
     ("engine", "ray"): "camkit-ray",
 }
