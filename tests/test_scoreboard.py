@@ -263,6 +263,13 @@ def test_slow_methods_are_compared_with_controls_on_their_own_photographs() -> N
     assert found["rise"].verdict == "BETTER" and found["random"].count == 60
 
 
+def test_a_single_photograph_makes_no_method_better() -> None:
+    hits, one_less = np.ones(20), np.append(np.ones(19), 0)
+    centre = cell("centre", one_less, "localisation", "pointing-game", CONTROL)
+    found = figures(made(cell("gradcam", hits, "localisation", "pointing-game"), centre), "POINTING")
+    assert found["gradcam"].verdict == "UNCLEAR"
+
+
 def test_corrected_intervals_hold_at_once() -> None:
     missed = 0
     for seed in range(40):

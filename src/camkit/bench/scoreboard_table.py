@@ -228,7 +228,7 @@ def _mean(values: Sequence[float], seed: int, limits: tuple[float, float], level
         return Estimate(middle)
     if np.ptp(values) == 0:
         return statistics.constant(middle, count, limits, level)
-    if set(values) <= {0.0, 1.0}:
+    if set(values) <= {0.0, 1.0} and limits == (0.0, 1.0):  # a difference could be -1, too
         return statistics.proportion(int(sum(values)), count, level)
     return statistics.mean(values, seed, limits, level)
 
