@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import re
 import tomllib
 from itertools import chain
@@ -16,6 +17,7 @@ from PIL import Image
 
 from camkit import Query, errors
 from camkit.cli.explain import explain
+from camkit.cli.scoreboard import scoreboard
 from camkit.explaining.manifest import FIELDS
 from camkit.images.decoding import sample
 from camkit.registry import discovery, loading
@@ -108,6 +110,20 @@ def test_a_page_without_a_place_for_a_table_is_refused(benchmarks: Any) -> None:
 
 def test_what_was_not_measured_is_said(benchmarks: Any, tmp_path: Path) -> None:
     assert benchmarks.text("road", tmp_path) == "`python -m benchmarks.road`: not measured."
+
+
+def test_the_tables_of_the_scoreboard_are_those_of_its_document() -> None:
+    script = importlib.import_module("benchmarks.scoreboard")
+    told = script.text(json.loads(text(script.RESULTS.as_posix())))
+    marks = "<!-- scoreboard -->\n", "<!-- end of scoreboard -->\n"
+    assert f"{marks[0]}\n{told}\n\n{marks[1]}" in text(script.PAGE.as_posix())
+
+
+def test_every_option_of_the_scoreboard_is_in_the_reference() -> None:
+    page = text("docs/reference.md").partition("### `camkit bench scoreboard`")[2].partition("\n## ")[0]
+    names = [opt for p in scoreboard.params for opt in p.opts if opt.startswith("--")]
+    assert len(names) > 10
+    assert [name for name in names if f"`{name}" not in page and name not in ("--option", "--debug")] == []
 
 
 def test_quoted_files_are_the_files() -> None:

@@ -65,7 +65,8 @@ class Photograph:
 class Report:
     """What was found in words, what was not measured, maps side by side, and everything else.
 
-    legend: the colours of maps, from the most negative to the most positive, `#rrggbb`.
+    legend: the colours of maps, from the most negative to the most positive, `#rrggbb`. made_by: the
+    command.
     """
 
     headline: str
@@ -75,6 +76,7 @@ class Report:
     photographs: Sequence[Photograph] = ()
     photographs_words: str = ""
     legend: Sequence[str] = field(default=())
+    made_by: str = "camkit bench"
 
 
 def render(name: str, report: Report) -> Iterator[str]:

@@ -140,15 +140,20 @@ OPTIONS = {
     **{"processes": "--processes", "limit": "--limit", "seed": "--seed", "quick": "--quick"},
     "trust_pickle": "--trust-pickle",
 }
-JOINED = ("batch_sizes", "metrics")
+JOINED = ("batch_sizes", "metrics", "groups")
 
 
 def command(request: BenchRequest) -> str:
     """The command that repeats a request. Of absolute paths only the last part is shown."""
-    words = ["camkit", "bench"]
-    for name, option in OPTIONS.items():
+    return shlex.join(["camkit", "bench", *option_words(request, BenchRequest(), OPTIONS)])
+
+
+def option_words(request: Any, usual: Any, options: Mapping[str, str]) -> list[str]:
+    """What differs from the usual, as words of a command; options: by the name of the field."""
+    words = []
+    for name, option in options.items():
         value = getattr(request, name)
-        if value == getattr(BenchRequest(), name):
+        if value == getattr(usual, name):
             continue
         if value is True:
             words.append(option)
@@ -158,5 +163,10 @@ def command(request: BenchRequest) -> str:
         values = value if isinstance(value, tuple) else (value,)
         texts = [",".join(map(str, values))] if name in JOINED else map(str, values)
         for text in texts:
-            words += [option, PurePath(text).name if PurePath(text).is_absolute() else text]
-    return shlex.join(words)
+            words += [option, shown(text)]
+    return words
+
+
+def shown(text: str) -> str:
+    """A value of a command; of an absolute path only the last part."""
+    return PurePath(text).name if PurePath(text).is_absolute() else text

@@ -1,8 +1,8 @@
 """What samples show, and no more: intervals and verdicts whose levels are tested in simulations.
 
-Means over images: Student's t and the studentised bootstrap, whichever is more careful. Medians over
-rounds: order statistics. Processes: the logarithms of their medians, by Welch's t. Several verdicts at
-once: Holm.
+Means over images: Student's t and the studentised bootstrap, whichever is more careful; shares of hits:
+Clopper and Pearson. Medians over rounds: order statistics. Processes: the logarithms of their medians, by
+Welch's t. Several verdicts at once: Holm; several intervals: Bonferroni.
 """
 
 from __future__ import annotations
@@ -14,13 +14,15 @@ from functools import lru_cache
 from typing import Any, Literal
 
 import numpy as np
-from scipy.special import stdtr, stdtrit
+from scipy.special import betaincinv, stdtr, stdtrit
 from scipy.stats import binom
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
 Verdict = Literal["FASTER", "SLOWER", "SAME", "UNCLEAR"]
 
 DRAWS = 4999
+MANY_DRAWS = 19_999  # for levels whose tail has fewer than `TAIL` of the usual draws
+TAIL = 20
 LEVEL = 0.95
 LEAST = 6  # samples: the median lies outside the range of five in more than 5 % of cases
 # The fewest samples for a percentile: MLPerf's early-stopping floors.
@@ -41,14 +43,18 @@ class Estimate:
 
 
 def mean(
-    values: Sequence[float], seed: int = 0, limits: tuple[float, float] = (-math.inf, math.inf)
+    values: Sequence[float],
+    seed: int = 0,
+    limits: tuple[float, float] = (-math.inf, math.inf),
+    level: float = LEVEL,
 ) -> Estimate:
     """The mean with the interval that holds both Student's t and the studentised bootstrap.
 
     The percentile bootstrap of 8 values misses a mean 11 to 16 times in 100; the t of skewed values up to
     10 times, the studentised bootstrap (Hall 1988, doi:10.1214/aos/1176350933) of heavy tails up to 7.
     limits: what a value can be. No interval below `LEAST` values, nor where nearly all are equal and there
-    are no limits.
+    are no limits. level: higher where several intervals shall hold at once, `corrected`; where its tail is
+    beyond `MANY_DRAWS`, the bootstrap is as wide as these show.
     """
     sample = np.asarray(values, dtype=np.float64)
     middle = float(sample.mean())
@@ -57,8 +63,9 @@ def mean(
     error = float(_error(sample))
     if error <= ROUNDING * abs(middle):
         return Estimate(middle, middle, middle)
-    tail = (1 - LEVEL) / 2
-    low, high = np.quantile(_studentised(sample[None], seed)[0], [tail, 1 - tail], method="nearest")
+    tail = (1 - level) / 2
+    drawn = _studentised(sample[None], seed, DRAWS if tail * DRAWS >= TAIL else MANY_DRAWS)[0]
+    low, high = np.quantile(drawn, [tail, 1 - tail], method="nearest")
     reach = _students(1 - 2 * tail, len(sample) - 1)
     least, most = min(limits[0], sample.min()), max(limits[1], sample.max())
     ends = (
@@ -66,6 +73,27 @@ def mean(
         min(float(middle - error * min(low, -reach)), float(most)),
     )
     return Estimate(middle, *ends) if all(map(math.isfinite, ends)) else Estimate(middle)
+
+
+def proportion(hits: int, count: int, level: float = LEVEL) -> Estimate:
+    """A share of hits with its exact interval (Clopper and Pearson 1934, Biometrika 26, 404-413)."""
+    tail = (1 - level) / 2
+    low = float(betaincinv(hits, count - hits + 1, tail)) if hits else 0.0
+    high = float(betaincinv(hits + 1, count - hits, 1 - tail)) if hits < count else 1.0
+    return Estimate(hits / count, low, high)
+
+
+def constant(
+    value: float, count: int, limits: tuple[float, float] = (-math.inf, math.inf), level: float = LEVEL
+) -> Estimate:
+    """The mean where all of `count` values are equal: others, up to the `limits`, may have been missed.
+
+    A share of others that is missed with less than the allowed probability is ruled out; for hits and
+    misses that is Clopper and Pearson's interval. None without limits.
+    """
+    missed = 1 - ((1 - level) / 2) ** (1 / count)
+    low, high = value - missed * (value - limits[0]), value + missed * (limits[1] - value)
+    return Estimate(value, low, high) if math.isfinite(high - low) else Estimate(value)
 
 
 def mean_p(samples: Any, seed: int = 0) -> Array:
@@ -89,15 +117,15 @@ def mean_p(samples: Any, seed: int = 0) -> Array:
     return np.asarray(p.reshape(np.shape(samples)[:-1]))
 
 
-def _studentised(values: Array, seed: int) -> Array:
-    """`[..., DRAWS]`: how many standard errors of its own the mean of a redrawn sample is off.
+def _studentised(values: Array, seed: int, draws: int = DRAWS) -> Array:
+    """`[..., draws]`: how many standard errors of its own the mean of a redrawn sample is off.
 
     Infinite where all drawn values are equal. Small samples are less skewed than their population, so
     deviations are stretched by `n / (n - 1)`, or 8 skewed values would miss the mean 6.2 times in 100.
     """
     count = values.shape[-1]
     centred = values - values.mean(-1, keepdims=True)
-    share = _shares(count, seed)
+    share = _shares(count, seed, draws)
     means = centred @ share
     spread = np.maximum(centred**2 @ share - means**2, 0)
     flat = spread <= ROUNDING * (centred**2).mean(-1, keepdims=True)
@@ -105,11 +133,11 @@ def _studentised(values: Array, seed: int) -> Array:
     return np.asarray(np.where(flat & (means != 0), np.copysign(np.inf, means), ratio))
 
 
-@lru_cache(maxsize=4)  # 40 MB each for a thousand values
-def _shares(count: int, seed: int) -> Array:
-    """`[count, DRAWS]`: the share that each value has in each redrawn sample."""
-    draws = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), DRAWS)
-    return np.asarray(draws.T / count)
+@lru_cache(maxsize=4)  # 40 MB each for a thousand values, of many draws 160 MB
+def _shares(count: int, seed: int, draws: int = DRAWS) -> Array:
+    """`[count, draws]`: the share that each value has in each redrawn sample."""
+    drawn = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), draws)
+    return np.asarray(drawn.T / count)
 
 
 def _students(level: float, freedom: float) -> float:
@@ -232,6 +260,11 @@ def _verdict(ratio: Estimate, tolerance: float) -> Verdict:
 
 
 # --- several at once --------------------------------------------------------------------------------
+
+
+def corrected(count: int) -> float:
+    """The level of each of `count` intervals that with 95 % hold all at once (Bonferroni)."""
+    return 1 - (1 - LEVEL) / max(1, count)
 
 
 def holm(ps: Sequence[float]) -> list[float]:

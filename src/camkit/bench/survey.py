@@ -51,16 +51,16 @@ def survey(
     for row in rows:
         if row.kind == "control" and maps:
             first = next(iter(maps))
-            makers[row.key] = _control(row.method, makers[first], maps[first], request.seed)
+            makers[row.key] = control(row.method, makers[first], maps[first], request.seed)
         if row.key not in makers:
             continue
         progress(f"{scene.name}: maps of {row.key}")
         try:
-            maps[row.key] = _all_maps(scene, makers[row.key])
+            maps[row.key] = all_maps(scene, makers[row.key])
         except Exception as error:  # of a plugin, which may raise anything
             row.fail(f"no maps of the {scene.name}", error)
         else:
-            _note_odd(row, scene, maps[row.key])
+            note_odd(row, scene, maps[row.key])
     if not maps:
         return Survey({}, Agreement())
     reference_of = references(rows, maps)
@@ -74,13 +74,13 @@ def survey(
             row.note("the reference")
             reference = None
         make = makers[row.key]
-        scores = _scores(scene, row, metrics, maps[row.key], reference, make, request.seed)
+        scores = scores_of(scene, row, metrics, maps[row.key], reference, make, request.seed)
         row.scores[scene.name] = scores
     compared = request.wants(AGREEMENT) and not scene.only_metrics
     return Survey(maps, _agreement(maps, request.seed) if compared else Agreement())
 
 
-def _scores(
+def scores_of(
     scene: Scene,
     row: Entrant,
     metrics: Mapping[str, Metric],
@@ -124,7 +124,7 @@ def maker(scene: Scene, row: Entrant, *, frozen: bool = False) -> Maps:
     return maps
 
 
-def _control(name: str, real: Maps, like: Tensor, seed: int) -> Maps:
+def control(name: str, real: Maps, like: Tensor, seed: int) -> Maps:
     """Maps of a control, as large as those that `real` makes; `like` are some of the latter."""
 
     def maps(inputs: Tensor, targets: Tensor) -> Tensor:
@@ -134,11 +134,13 @@ def _control(name: str, real: Maps, like: Tensor, seed: int) -> Maps:
     return maps
 
 
-def _all_maps(scene: Scene, make: Maps) -> Tensor:
+def all_maps(scene: Scene, make: Maps) -> Tensor:
+    """Maps float32 `[N, h, w]` of all images of a scene, part by part."""
     return torch.cat([make(scene.inputs[part], scene.targets[part]) for part in scene.slices()]).float()
 
 
-def _note_odd(row: Entrant, scene: Scene, maps: Tensor) -> None:
+def note_odd(row: Entrant, scene: Scene, maps: Tensor) -> None:
+    """Note how many maps of a row are not finite, and how many constant."""
     bad, flat = int((~all_finite(maps)).sum()), int((all_finite(maps) & ~not_constant(maps)).sum())
     if bad:
         row.note(f"{bad} of {len(maps)} maps of the {scene.name} are NaN or infinite")

@@ -10,6 +10,7 @@ import click
 from camkit.cli import early_checks
 from camkit.cli.hints import about
 from camkit.cli.parameters import BATCH_SIZE, DEVICE, FOLDER, PATH, SEED, choice
+from camkit.cli.scoreboard import scoreboard
 from camkit.cli.terminal import say, say_json, say_table
 from camkit.core.device_names import PRECISIONS, check_device_name
 from camkit.registry import extras, options
@@ -146,6 +147,7 @@ def bench(out: Path, as_json: bool, fail_if: tuple[str, ...], **settings: Any) -
     camkit bench --backend native --fail-if 'native.gradcam.ratio > 1.2'
     camkit bench compare before/ after/
     camkit bench report camkit-bench/
+    camkit bench scoreboard photos/ --truth masks/ --out board
     """
     extras.require("bench", "camkit bench")
     if click.get_current_context().invoked_subcommand is not None:
@@ -213,6 +215,9 @@ def _print_results(outcome: Outcome, out: Path, *, as_json: bool) -> None:
     for failure in outcome.failures:
         say(f"Error: {failure}", err=True)
     say(f"bench.json and report.html are in {out}", err=True)
+
+
+bench.add_command(scoreboard)
 
 
 @bench.command()

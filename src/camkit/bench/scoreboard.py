@@ -1,0 +1,302 @@
+"""A scoreboard: methods x models x photographs, cell by cell; what is done is not measured again.
+
+Every cell is measured as `camkit bench` does it: the same photographs, metrics and controls.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import camkit
+from camkit.bench import environment, scenes, timing
+from camkit.bench.entrants import Entrant, all_rows, one_line
+from camkit.bench.metric_choice import Measures, chosen
+from camkit.bench.request import FULL
+from camkit.bench.results import Score
+from camkit.bench.scenes import Scene
+from camkit.bench.scoreboard_plan import (
+    CONTROL,
+    COST,
+    GRID,
+    GROUPS,
+    LOCALISATION,
+    SCHEMA,
+    SLOW,
+    BoardRequest,
+    Cell,
+    Cost,
+    Measured,
+    cell_path,
+    digest,
+    digest_of,
+    plan,
+    read_cell,
+    spread,
+    write_cell,
+)
+from camkit.bench.survey import Maps, Progress, all_maps, control, maker, note_odd, scores_of
+from camkit.bench.timing import Rounds
+from camkit.bench.typed_json import finite, mapped
+from camkit.contracts.model import LoadedModel
+from camkit.core import devices
+from camkit.errors import CamkitError, UsageError
+from camkit.images import finding
+from camkit.metrics import ground_truth
+from camkit.metrics.ground_truth import Truth
+from camkit.models.loading import load_quietly
+
+TILES = 4  # photographs of a mosaic
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The cells that are done, those that failed with a line that says why, and those left for later."""
+
+    done: dict[Cell, Measured] = field(default_factory=dict)
+    failed: dict[Cell, str] = field(default_factory=dict)
+    left: list[Cell] = field(default_factory=list)
+
+
+@dataclass
+class _Stage:
+    """One model with what is shown to it; scenes are made when a cell first needs them."""
+
+    request: BoardRequest
+    spec: str
+    paths: list[Path]
+    truth: Truth | None
+    rows: dict[tuple[str, str], Entrant]
+    measures: Measures
+    model: LoadedModel
+    _scenes: dict[tuple[str, int], Scene | CamkitError] = field(default_factory=dict)
+    _maps: dict[tuple[str, str, int], Tensor] = field(default_factory=dict)
+    _digests: dict[int, str] = field(default_factory=dict)
+
+    def scene(self, group: str, count: int) -> Scene:
+        """The photographs, or mosaics of them; raises the `CamkitError` that it raised before."""
+        kind = GRID if group == GRID else "photographs"
+        if (kind, count) not in self._scenes:
+            try:
+                self._scenes[kind, count] = self._made(kind, count)
+            except CamkitError as error:
+                self._scenes[kind, count] = error
+        found = self._scenes[kind, count]
+        if isinstance(found, CamkitError):
+            raise found
+        return found
+
+    def _made(self, kind: str, count: int) -> Scene:
+        truth = None if kind == GRID else self.truth
+        made = scenes.photographs(self.model, self.request.layer, self.paths, count, truth)
+        return made if kind != GRID else scenes.mosaics(made, max(1, count // TILES), self.request.seed)
+
+    @cached_property
+    def reference(self) -> Entrant:
+        """The explainer whose maps give the controls their size."""
+        found = next((row for row in self.rows.values() if row.explainer is not None), None)
+        if found is None:
+            notes = [note for row in self.rows.values() for note in row.notes]
+            raise CamkitError(f"no explainer can run: {notes[0] if notes else 'none is installed'}")
+        return found
+
+    def facts(self, cell: Cell) -> dict[str, Any]:
+        """Everything that decides the figures of a cell."""
+        request = self.request
+        row = self.rows.get((cell.backend, cell.method), self.reference)
+        facts = {
+            "schema": SCHEMA,
+            "model": finding.display(Path(cell.model).name),
+            "model_sha256": self.model.sha256,
+            "backend": cell.backend,
+            "version": row.version,
+            "method": cell.method,
+            "options": dict(sorted(request.options.items())),
+            "layer": request.layer,
+            "group": cell.group,
+            "metrics": {name: dict(FULL.options.get(name, {})) for name in GROUPS[cell.group]},
+            "photographs": cell.count,
+            "photographs_sha256": self._digest(cell.count),
+            "truth_sha256": self._truth_digest if cell.group == LOCALISATION else None,
+            "device": str(self.model.device),
+            "dtype": request.dtype,
+            "precision": request.precision,
+            "seed": request.seed,
+        }
+        facts |= {"reference": f"{row.backend} {row.method}"} if cell.backend == CONTROL else {}
+        return facts | ({"batch": request.batch} if cell.group == COST else {})
+
+    def _digest(self, count: int) -> str:
+        if count not in self._digests:
+            self._digests[count] = digest(spread(self.paths, count))
+        return self._digests[count]
+
+    @cached_property
+    def _truth_digest(self) -> str | None:
+        return digest_of(Path(self.request.truth)) if self.request.truth else None
+
+    def maps(self, cell: Cell, scene: Scene, row: Entrant) -> tuple[Maps, Tensor]:
+        """What makes the maps of a cell, and those of the scene; slow ones are kept for other groups."""
+        if cell.backend == CONTROL:
+            real = maker(scene, self.reference)
+            make = control(cell.method, real, real(*scene.first(1)), self.request.seed)
+        else:
+            make = maker(scene, row)
+        key = (row.key, scene.name, cell.count)
+        maps = self._maps[key] if key in self._maps else all_maps(scene, make)
+        if cell.method in SLOW:
+            self._maps[key] = maps
+        return make, maps
+
+    @cached_property
+    def environment(self) -> dict[str, Any]:
+        """The machine and the libraries."""
+        return environment.environment(self.model.device, self.model.dtype)
+
+
+def run(
+    request: BoardRequest, board: Path, progress: Progress = lambda text: None, minutes: float | None = None
+) -> Outcome:
+    """Measure the cells that are not in `board`, and read those that are.
+
+    minutes: start no cell later than that. Raises `CamkitError`s for what affects the whole board; a cell
+    that fails is told, not written, and tried again next time.
+    """
+    device = devices.pick_device(request.device)
+    with devices.multiplied(device, request.precision):
+        return _run(request, board, progress, None if minutes is None else time.monotonic() + 60 * minutes)
+
+
+def _run(request: BoardRequest, board: Path, progress: Progress, end: float | None) -> Outcome:
+    paths = spread(list(finding.expand(request.images)), request.limit)
+    truth = ground_truth.read(request.truth) if request.truth else None
+    outcome, number = Outcome(), itertools.count(1)
+    for spec in dict.fromkeys(request.models):
+        of_model = request.of_model(spec)
+        rows = {(row.backend, row.method): row for row in all_rows(of_model) if row.kind == "explainer"}
+        cells = list(plan(request, spec, list(rows), len(paths)))
+        total = len(cells) * len(set(request.models))
+        stage = _stage(request, spec, paths, truth, rows)
+        for cell in cells:
+            place = f"{next(number)}/{total} {cell}"
+            facts = stage.facts(cell)
+            path = cell_path(board, cell, facts)
+            if found := read_cell(path, facts):
+                outcome.done[cell] = found
+            elif end is not None and time.monotonic() >= end:
+                outcome.left.append(cell)
+            else:
+                progress(place)
+                row = rows.get((cell.backend, cell.method), Entrant(CONTROL, CONTROL, cell.method))
+                failure = _measure(stage, cell, row, facts, outcome.done)
+                if failure is None:
+                    write_cell(path, outcome.done[cell])
+                else:
+                    outcome.failed[cell] = failure
+    return outcome
+
+
+def _stage(
+    request: BoardRequest,
+    spec: str,
+    paths: list[Path],
+    truth: Truth | None,
+    rows: dict[tuple[str, str], Entrant],
+) -> _Stage:
+    model = load_quietly(
+        spec, device=request.device, dtype=request.dtype, trust_pickle=request.trust_pickle
+    )
+    return _Stage(request, spec, paths, truth, rows, chosen(request.of_model(spec)), model)
+
+
+def _measure(
+    stage: _Stage, cell: Cell, row: Entrant, facts: dict[str, Any], done: dict[Cell, Measured]
+) -> str | None:
+    """Add a cell to those that are `done`, or say in a line why it failed."""
+    row = replace(row, notes=[], scores={}, failed=False) if row.explainer or row.kind == CONTROL else row
+    if not (row.explainer or row.kind == CONTROL):
+        return row.notes[0] if row.notes else "it cannot run"
+    cost, scores = None, dict[str, Score]()
+    try:
+        scene = stage.scene(cell.group, cell.count)
+        if cell.group == COST:
+            cost = _cost(stage, scene, row, cell)
+        else:
+            scores = _scores(stage, cell, scene, row)
+    except Exception as error:  # of a plugin, which may raise anything
+        return one_line(error)
+    if row.failed:
+        return row.notes[-1]
+    whole = Measured(
+        request=facts,
+        scene=_scene_facts(scene),
+        scores=scores,
+        cost=cost,
+        notes=row.notes,
+        environment=stage.environment,
+        camkit=camkit.__version__,
+    )
+    done[cell] = mapped(whole, finite)
+    return None
+
+
+def _scene_facts(scene: Scene) -> dict[str, Any]:
+    return {
+        "images": len(scene.inputs),
+        "with_truth": 0 if scene.truth is None else int(scene.truth.flatten(1).any(1).sum()),
+        "truth_share": None if scene.truth is None else float(scene.truth.float().mean()),
+        "layer": scene.layer,
+        "remark": scene.remark,
+        "failures": list(scene.failures),
+    }
+
+
+def _scores(stage: _Stage, cell: Cell, scene: Scene, row: Entrant) -> dict[str, Score]:
+    """The scores of a group; without curves, of which nothing is told."""
+    if cell.group == LOCALISATION and scene.truth is None:
+        raise UsageError("--truth knows no object of these photographs")
+    every = stage.measures.make(stage.request.of_model(stage.spec), scene)
+    metrics = {name: metric for name, metric in every.items() if name in GROUPS[cell.group]}
+    make, maps = stage.maps(cell, scene, row)
+    note_odd(row, scene, maps)
+    found = scores_of(scene, row, metrics, maps, None, make, stage.request.seed)
+    for score in found.values():
+        score.curves, score.steps = None, []
+    return found
+
+
+def _cost(stage: _Stage, scene: Scene, row: Entrant, cell: Cell) -> Cost:
+    """The time of the bare forward and of the explainer on the same photographs, batch by batch."""
+    size = min(stage.request.batch, len(scene.inputs))
+    starts = range(0, len(scene.inputs) - size + 1, size)  # whole batches only
+    make = maker(scene, row, frozen=True)
+
+    def forward(inputs: Tensor, targets: Tensor) -> object:
+        with torch.inference_mode():
+            return scene.module(inputs)
+
+    def walking(call: Callable[[Tensor, Tensor], object]) -> timing.Call:
+        parts: Iterator[int] = itertools.cycle(starts)
+
+        def once() -> object:
+            part = slice(start := next(parts), start + size)
+            return call(scene.inputs[part], scene.targets[part])
+
+        return once
+
+    rounds = Rounds(warmup=0 if cell.method in SLOW else 1, least=len(starts), most=len(starts))
+    calls: Mapping[str, timing.Call] = {"forward": walking(forward), "explainer": walking(make)}
+    with timing.settled():
+        timed = timing.interleaved(calls, timing.timer(scene.inputs.device), rounds, stage.request.seed)
+    for one in timed.values():
+        if one.error is not None:
+            raise one.error
+    return Cost(batch=size, forward=timed["forward"].host, explainer=timed["explainer"].host)

@@ -1,0 +1,238 @@
+"""The plan of a scoreboard: cells, each a method on a model measured in one way, and their files.
+
+A cell that is done is a file, written whole; its name is a digest of everything that decides its figures.
+So a command goes on where it was stopped, and one that asks for something else finds no cell of its own.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+from camkit.bench.request import BenchRequest, option_words, shown
+from camkit.bench.results import ENERGY, GAIN, Facts, Line, Name, Score, Seconds
+from camkit.bench.typed_json import Fault, Most, from_json, to_json
+from camkit.core.device_names import Precision
+from camkit.errors import OptionError, closest
+from camkit.files import read_regular, walk, write_whole
+from camkit.metrics.controls import CONTROLS
+from camkit.native.method_table import AT_LAYER, BLACK_BOX, COMBINED, INPUT_GRADIENTS
+
+SCHEMA = 1
+CELLS = "cells"  # the folder of finished ones
+COST = "cost"
+GRID = "gridpg"
+LOCALISATION = "localisation"
+# What is measured together, by the metrics that score it; the cost has none.
+GROUPS: Mapping[str, tuple[str, ...]] = {
+    COST: (),
+    LOCALISATION: ("pointing-game", ENERGY, "relevance-rank"),
+    GRID: (ENERGY,),
+    "faithfulness": (GAIN, "road"),
+    "sanity": ("sanity-cascading",),
+}
+CHANGING = ("faithfulness", "sanity")  # many forwards for each photograph: measured on fewer
+CONTROL = "control"
+# Methods of hundreds of forwards, of any backend, as far as their names tell: measured on fewer still.
+SLOW = frozenset((*BLACK_BOX, *INPUT_GRADIENTS, "scorecam", "lime", "kernel-shap", "occlusion"))
+# Those that look at layers and take at most a few forwards.
+USUAL = tuple(name for name in (*AT_LAYER, *COMBINED) if name not in SLOW)
+MAX_FILE = 64 * 2**20
+
+
+@dataclass(frozen=True)
+class BoardRequest:
+    """What a scoreboard shall hold.
+
+    images, truth, backends, layer, options, device, dtype, precision, seed: as of `BenchRequest`. methods:
+    none means `USUAL`, and with `black_box` also `BLACK_BOX`. groups: of `GROUPS`; none means all that can
+    be measured. limit: photographs for cost, localisation and the grid. faithfulness: for it and sanity.
+    black_box: for `SLOW` methods, whatever is measured. batch: photographs of one timed call.
+    """
+
+    images: tuple[str, ...]
+    models: tuple[str, ...] = ("pets",)
+    backends: tuple[str, ...] = ("native",)
+    methods: tuple[str, ...] = ()
+    layer: str = "auto"
+    options: Mapping[str, str] = field(default_factory=dict)
+    truth: str | None = None
+    groups: tuple[str, ...] = ()
+    limit: int = 1000
+    faithfulness: int = 60
+    black_box: int | None = None
+    batch: int = 8
+    device: str = "auto"
+    dtype: str = "float32"
+    precision: Precision = "ieee"
+    seed: int = 0
+    trust_pickle: bool = False
+
+    @property
+    def all_methods(self) -> tuple[str, ...]:
+        """The methods by name."""
+        return self.methods or (*USUAL, *(BLACK_BOX if self.black_box else ()))
+
+    @property
+    def all_groups(self) -> tuple[str, ...]:
+        """The groups that can be measured; `OptionError` for a name that is none of them."""
+        for name in self.groups:
+            if name not in GROUPS:
+                shown = closest(name, GROUPS) or f": use {', '.join(GROUPS)}"
+                raise OptionError(f"a scoreboard does not measure {name!r}{shown}")
+        if LOCALISATION in self.groups and self.truth is None:
+            raise OptionError("localisation needs --truth: where the objects are")
+        asked = self.groups or tuple(GROUPS)
+        return tuple(name for name in GROUPS if name in asked and (name != LOCALISATION or self.truth))
+
+    def photographs(self, group: str, method: str) -> int:
+        """On how many photographs a group is measured, if there are so many."""
+        usual = min(self.limit, self.faithfulness) if group in CHANGING else self.limit
+        return min(usual, self.black_box or 20) if method in SLOW else usual
+
+    def of_model(self, model: str) -> BenchRequest:
+        """The request of a benchmark of one model, with all metrics of the board."""
+        same = ("backends", "layer", "options", "images", "truth", "device", "dtype", "precision", "seed")
+        return BenchRequest(
+            model=model,
+            methods=self.all_methods,
+            metrics=tuple(dict.fromkeys(name for group in self.all_groups for name in GROUPS[group])),
+            limit=self.limit,
+            trust_pickle=self.trust_pickle,
+            **{name: getattr(self, name) for name in same},
+        )
+
+
+OPTIONS = {
+    **{"models": "--model", "backends": "--backend", "methods": "--method", "layer": "--layer"},
+    **{"options": "--option", "truth": "--truth", "groups": "--metrics", "limit": "--limit"},
+    **{"faithfulness": "--faithfulness", "black_box": "--black-box", "batch": "--batch-size"},
+    **{"device": "--device", "dtype": "--dtype", "precision": "--precision", "seed": "--seed"},
+    "trust_pickle": "--trust-pickle",
+}
+
+
+def command(request: BoardRequest) -> str:
+    """The command that repeats a request. Of absolute paths only the last part is shown."""
+    images = [shown(text) for text in request.images]
+    words = ["camkit", "bench", "scoreboard", *images, *option_words(request, BoardRequest(()), OPTIONS)]
+    return shlex.join(words)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One method, or control, on one model, measured in one way.
+
+    count: of the photographs it is measured on, evenly spread over all.
+    """
+
+    model: str
+    backend: str
+    method: str
+    group: str
+    count: int
+
+    def __str__(self) -> str:
+        return f"{self.model} {self.backend} {self.method}: {self.group}, {self.count} photographs"
+
+
+@dataclass(kw_only=True)
+class Cost:
+    """Seconds of the bare forward and of the explainer in each round, of the same photographs."""
+
+    batch: int
+    forward: Annotated[list[Seconds], Most(1000)]
+    explainer: Annotated[list[Seconds], Most(1000)]
+
+
+@dataclass(kw_only=True)
+class Measured:
+    """What is known of a cell: `request`, everything that decides its figures, and the figures.
+
+    scene: what to know of the images: `images`, `with_truth`, `remark`, `layer`.
+    """
+
+    request: Facts
+    scene: Facts
+    scores: Annotated[dict[str, Score], Most(100)]
+    cost: Cost | None
+    notes: Annotated[list[Line], Most(100)]
+    environment: Facts
+    camkit: Name = ""
+
+
+def plan(request: BoardRequest, model: str, rows: Sequence[tuple[str, str]], found: int) -> Iterator[Cell]:
+    """The cells of one model, for pairs `rows` of backend and method, with `found` photographs.
+
+    Group by group, each with the controls that its methods are compared with, on the same photographs.
+    """
+    for group in request.all_groups:
+        counts: dict[int, None] = {}
+        for backend, method in rows:
+            count = min(found, request.photographs(group, method))
+            counts[count] = None
+            yield Cell(model, backend, method, group, count)
+        if group != COST:
+            # An even map has no order, which is all that the metrics of these groups look at.
+            controls = [name for name in CONTROLS if not (name == "uniform" and group in CHANGING)]
+            yield from (Cell(model, CONTROL, name, group, count) for count in counts for name in controls)
+
+
+# --- files ------------------------------------------------------------------------------------------
+
+
+def cell_path(board: Path, cell: Cell, request: Mapping[str, Any]) -> Path:
+    """The file of a cell; request: everything that decides its figures."""
+    text = json.dumps(request, sort_keys=True, ensure_ascii=True)
+    digest = hashlib.sha256(text.encode()).hexdigest()[:20]
+    words = [Path(cell.model).name, cell.backend, cell.method, cell.group]
+    name = "-".join(re.sub(r"[^A-Za-z0-9+]+", "_", word)[:40] for word in words)
+    return board / CELLS / f"{name}-{digest}.json"
+
+
+def read_cell(path: Path, request: Mapping[str, Any]) -> Measured | None:
+    """A finished cell; `None` if there is none, or the file is damaged or of something else."""
+    try:
+        table = json.loads(read_regular(path, MAX_FILE))
+        cell = from_json(Measured, table)
+    except (OSError, ValueError, RecursionError, Fault):
+        return None
+    return cell if cell.request == json.loads(json.dumps(request)) else None
+
+
+def write_cell(path: Path, cell: Measured) -> None:
+    """Write a finished cell, whole."""
+    write_whole(path, json.dumps(cell, ensure_ascii=False, allow_nan=False, default=to_json) + "\n")
+
+
+def digest(paths: Sequence[Path]) -> str:
+    """SHA-256 of the contents of files, in this order."""
+    every = hashlib.sha256()
+    for path in paths:
+        with path.open("rb") as file:
+            every.update(hashlib.file_digest(file, "sha256").digest())
+    return every.hexdigest()
+
+
+def digest_of(place: Path) -> str:
+    """SHA-256 of a file, or of all names and files in a folder."""
+    if not place.is_dir():
+        return digest([place])
+    every = hashlib.sha256()
+    for root, _, names in walk(place):
+        files = [Path(root) / name for name in names]
+        text = "\0".join(path.relative_to(place).as_posix() for path in files)
+        every.update(text.encode("utf-8", "surrogateescape") + digest(files).encode())
+    return every.hexdigest()
+
+
+def spread(paths: Sequence[Path], count: int) -> list[Path]:
+    """`count` of the paths, evenly spread, as a benchmark chooses them."""
+    count = min(count, len(paths))
+    return [paths[len(paths) * i // count] for i in range(count)]
