@@ -333,12 +333,14 @@ def check_bfloat16(subject: Subject) -> None:
 
 def check_memory(subject: Subject) -> None:
     """Nothing keeps the model alive: growing memory is the most frequent complaint in issue trackers."""
+    references = {}
     for method in subject.methods:
         model = reference_model()
         maps_of(subject, method, 0, model, reference_inputs(1))
-        reference = weakref.ref(model)
+        references[method] = weakref.ref(model)
         del model
-        gc.collect()
+    gc.collect()
+    for method, reference in references.items():
         assert reference() is None, f"{method} keeps the model alive"
 
 
