@@ -26,12 +26,14 @@ torch.set_num_threads(1)
 # the command line or the conformance kit for each case. `make quick` leaves them out, and with them the
 # plugins and single tests that are marked slow.
 SLOW = set(
-    "test_attention test_bench test_bench_page test_bench_strangers test_cli test_compile_cache "
-    "test_compiled test_docs test_early_checks test_endurance test_engines test_explain_folder "
-    "test_families test_fastai_model test_fuzz test_hostile_folders test_installed_plugins "
+    "test_all_layers test_attention test_bench test_bench_page test_bench_strangers "
+    "test_black_box test_cli test_compile_cache test_compiled test_docs test_early_checks "
+    "test_endurance test_engines test_explain_folder test_families test_fastai_model "
+    "test_fuzz test_hostile_folders test_input_gradients test_installed_plugins "
     "test_metrics_plugins test_models test_object_seen test_odd_files test_own_weights "
-    "test_rebuilding test_result_folder test_run_page test_strangers test_tail test_terminal "
-    "test_testing test_torch_file_check test_training test_training_data test_training_failures "
+    "test_rebuilding test_result_folder test_run_page test_score_targets test_scoreboard "
+    "test_segmentation test_strangers test_tail test_terminal test_testing "
+    "test_torch_file_check test_training test_training_data test_training_failures "
     "test_training_page test_wheel test_winograd test_workers test_your_model".split()
 )
 
