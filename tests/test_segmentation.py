@@ -183,7 +183,7 @@ def test_modules_of_torchvision_and_of_others() -> None:
     assert voc.classes[15] == "person" and "taken for those of VOC" in voc.note
     with pytest.warns(CamkitWarning):
         dense = camkit.load_model(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()).eval(), classes=list("abcd"))
-    assert dense.segments is not None
+    assert dense.segments is not None and "taken for a segmentation" in dense.note
     result = camkit.explain(dense, "street.png", box=1, layer="0")
     assert result.class_name in "abcd" and result.map.shape[0] > 100
     plain: Any = camkit.load_model("pets", device="cpu")

@@ -103,18 +103,22 @@ def region(preprocess: Preprocess, photo: Photo) -> Corners:
     return 0.0, 0.0, float(width), float(height)
 
 
+def columns(counts: Sequence[int]) -> Tensor:
+    """Targets `[B, T]`: the numbers of what belongs to each photograph; the last fills the row up."""
+    starts = torch.tensor([0, *counts]).cumsum(0).tolist()
+    most = max(counts)
+    rows = [
+        [start + min(n, count - 1) for n in range(most)]
+        for start, count in zip(starts, counts, strict=False)
+    ]
+    return torch.tensor(rows)
+
+
 def chosen(found: Sequence[Found], device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
     """The boxes of all photographs together: labels `[M]`, boxes `[M, 4]`, and targets `[B, T]`.
 
-    Targets are the numbers of a photograph's own boxes among them; the last fills the row up.
+    Targets are the numbers of a photograph's own boxes among them.
     """
-    counts = [len(one.told) for one in found]
-    starts = torch.tensor([0, *counts]).cumsum(0)
-    most = max(counts)
-    rows = [
-        [int(start) + min(n, count - 1) for n in range(most)]
-        for start, count in zip(starts, counts, strict=False)
-    ]
     labels = torch.cat([one.labels for one in found]).to(device)
     boxes = torch.cat([one.boxes for one in found]).to(device)
-    return labels, boxes, torch.tensor(rows)
+    return labels, boxes, columns([len(one.told) for one in found])

@@ -13,7 +13,7 @@ from camkit.contracts.model import LoadedModel
 from camkit.core import hooks
 from camkit.errors import MapError, ModelError
 from camkit.explaining.boxes import Corners, Segment, Wanted
-from camkit.explaining.detection import in_photograph, region
+from camkit.explaining.detection import columns, in_photograph, region
 from camkit.images.decoding import Photo
 
 BACKGROUND = ("background", "__background__")  # which is explained only if it is asked for
@@ -139,11 +139,6 @@ def _missing(
 
 def chosen(found: Sequence[FoundSegments], device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
     """The segments of all photographs together: labels `[M]`, masks `[M, h, w]`, and targets `[B, T]`."""
-    counts = [len(one.told) for one in found]
-    starts = torch.tensor([0, *counts]).cumsum(0)
-    rows = [
-        [int(start) + min(n, count - 1) for n in range(max(counts))]
-        for start, count in zip(starts, counts, strict=False)
-    ]
     labels = torch.cat([one.labels for one in found]).to(device)
-    return labels, torch.cat([one.masks for one in found]).to(device), torch.tensor(rows)
+    masks = torch.cat([one.masks for one in found]).to(device)
+    return labels, masks, columns([len(one.told) for one in found])

@@ -83,7 +83,11 @@ def _counted(model: LoadedModel, facts: ModelFacts) -> LoadedModel:
             raise
         found, is_dense = count, False  # what is wrong is told where it is used
     model = replace(model, classes=labels.numbered(count or found))
-    return replace(model, segments=partial(selected, output=model.output)) if is_dense else model
+    if not is_dense:
+        return model
+    told = f"it returns {found} scores for each place and is taken for a segmentation"
+    notes = {**model.notes, "segments": told}
+    return replace(model, segments=partial(selected, output=model.output), notes=notes)
 
 
 def _showing(model: LoadedModel, preprocess: Preprocess) -> LoadedModel:

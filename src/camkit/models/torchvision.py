@@ -108,7 +108,7 @@ def _of_task(task: Any, name: str, weights: str, called: str, device: torch.devi
             raise ModelNotFound(f"{weights!r} is neither a file nor weights of {name}: {options} or none")
     state = None if path is None else _for_use(read_weights(path))
     count = len(classes) if state is None else task.class_count(state, name)
-    module = task.build(name, count)
+    module = torchvision_detection.build(name, count)
     if state is not None:
         put_weights(module, state, str(path))
     own = classes if count == len(classes) else ()

@@ -68,7 +68,7 @@ def categories(weights: Any) -> tuple[str, ...]:
 
 
 def build(name: str, count: int) -> nn.Module:
-    """A detector with random weights."""
+    """A detector with random weights; or a segmentation, without the head that only training needs."""
     from torchvision.models import get_model
 
     def make() -> nn.Module:

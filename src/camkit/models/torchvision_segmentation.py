@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from camkit.contracts.model import LoadedModel
 from camkit.errors import ModelError
 from camkit.images.preprocess import Preprocess
 from camkit.models import labels
-from camkit.models.weights import seeded
 
 VOC = "fcn_resnet50"  # which has weights with the names of its classes
 SIDE = 520  # pixels of the shorter side of what they were trained on
@@ -33,17 +32,6 @@ def names() -> list[str]:
 def categories(weights: Any) -> tuple[str, ...]:
     """The classes of torchvision's weights."""
     return tuple(weights.meta["categories"])
-
-
-def build(name: str, count: int) -> nn.Module:
-    """A segmentation with random weights, without the second head that only training needs."""
-    from torchvision.models import get_model
-
-    def make() -> nn.Module:
-        made: nn.Module = get_model(name, weights=None, weights_backbone=None, num_classes=count)
-        return made
-
-    return seeded(make)
 
 
 def class_count(state: Mapping[str, Tensor], name: str) -> int:

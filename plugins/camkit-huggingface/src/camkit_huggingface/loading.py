@@ -15,7 +15,7 @@ import transformers
 from torch import nn
 
 from camkit.errors import ModelError, ModelNotFound, UsageError, typed_reason
-from camkit.plugin import LoadedModel
+from camkit.plugin import LoadedModel, Preprocess
 from camkit_huggingface import detectors
 from camkit_huggingface.building import architecture
 from camkit_huggingface.class_names import names_beside, numbered
@@ -237,18 +237,29 @@ def _encoder(
     return Encoder(model, flip), (), "none"
 
 
-def _detector(place: Place, config: Any, name: str, device: torch.device) -> LoadedModel:
-    """A `...ForObjectDetection`, whose boxes are explained."""
-    auto = transformers.AutoModelForObjectDetection
+def _of_task(
+    place: Place, config: Any, name: str, auto: Any, task: str
+) -> tuple[Any, tuple[str, ...], Preprocess]:
+    """The network of another task than classification, its classes, and what it is shown."""
     if type(config) not in auto._model_mapping:
-        raise ModelError(f"{name} is a {config.model_type}, of which transformers has no detector")
+        raise ModelError(f"{name} is a {config.model_type}, of which transformers has no {task}")
     _check_processor(place, config)
     processor = place.fetched(transformers.AutoImageProcessor.from_pretrained, "its image processor")
-    module = Detector(_weights(place, auto, config)).eval()
     names = {int(index): str(called) for index, called in (config.id2label or {}).items()}
     classes = tuple(names.get(i, f"LABEL_{i}") for i in range(config.num_labels))
     try:
         preprocess = detectors.shown(processor)
+    except ModelError as error:
+        raise ModelError(f"{name}: {error}") from None
+    return _weights(place, auto, config), classes, preprocess
+
+
+def _detector(place: Place, config: Any, name: str, device: torch.device) -> LoadedModel:
+    """A `...ForObjectDetection`, whose boxes are explained."""
+    auto = transformers.AutoModelForObjectDetection
+    network, classes, preprocess = _of_task(place, config, name, auto, "detector")
+    module = Detector(network).eval()
+    try:
         layer = detectors.layer(module, preprocess.size)
     except ModelError as error:
         raise ModelError(f"{name}: {error}") from None
@@ -260,17 +271,8 @@ def _detector(place: Place, config: Any, name: str, device: torch.device) -> Loa
 def _segmentation(place: Place, config: Any, name: str, device: torch.device) -> LoadedModel:
     """A `...ForSemanticSegmentation`, whose segments are explained."""
     auto = transformers.AutoModelForSemanticSegmentation
-    if type(config) not in auto._model_mapping:
-        raise ModelError(f"{name} is a {config.model_type}, of which transformers has no segmentation")
-    _check_processor(place, config)
-    processor = place.fetched(transformers.AutoImageProcessor.from_pretrained, "its image processor")
-    module = Classifier(_weights(place, auto, config), flip=False).eval()
-    names = {int(index): str(called) for index, called in (config.id2label or {}).items()}
-    classes = tuple(names.get(i, f"LABEL_{i}") for i in range(config.num_labels))
-    try:
-        preprocess = detectors.shown(processor)
-    except ModelError as error:
-        raise ModelError(f"{name}: {error}") from None
+    network, classes, preprocess = _of_task(place, config, name, auto, "segmentation")
+    module = Classifier(network, flip=False).eval()
     return LoadedModel(module.to(device), classes, preprocess, name, segments=_dense)
 
 

@@ -81,11 +81,12 @@ def shown(told: Mapping[str, Any], asked: Reference) -> Preprocess:
     size, how = told["size"], told["resize_mode"]
     height, width = (size, size) if isinstance(size, int) else size
     known = {"shortest": "crop", "squash": "squash"}
-    if how not in known or told["interpolation"] not in INTERPOLATIONS or told["mode"] != "RGB":
+    other = how not in known or (how == "shortest" and height != width)
+    if other or told["interpolation"] not in INTERPOLATIONS or told["mode"] != "RGB":
         raise ModelError(f"open-clip:{asked.said} is shown photographs in a way that camkit has not: {how}")
     return Preprocess(
         size=(height, width),
-        resize=min(height, width) if how == "shortest" and height == width else None,
+        resize=height if how == "shortest" else None,
         fit=cast("Any", known[how]),
         interpolation=told["interpolation"],
         mean=tuple(told["mean"]),
