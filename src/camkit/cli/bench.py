@@ -10,6 +10,7 @@ import click
 from camkit.cli import early_checks
 from camkit.cli.hints import about
 from camkit.cli.parameters import BATCH_SIZE, DEVICE, FOLDER, PATH, SEED, choice
+from camkit.cli.published import published
 from camkit.cli.scoreboard import scoreboard
 from camkit.cli.terminal import say, say_json, say_table
 from camkit.core.device_names import PRECISIONS, check_device_name
@@ -148,6 +149,7 @@ def bench(out: Path, as_json: bool, fail_if: tuple[str, ...], **settings: Any) -
     camkit bench compare before/ after/
     camkit bench report camkit-bench/
     camkit bench scoreboard photos/ --truth masks/ --out board
+    camkit bench published
     """
     extras.require("bench", "camkit bench")
     if click.get_current_context().invoked_subcommand is not None:
@@ -218,6 +220,7 @@ def _print_results(outcome: Outcome, out: Path, *, as_json: bool) -> None:
 
 
 bench.add_command(scoreboard)
+bench.add_command(published)
 
 
 @bench.command()

@@ -12,7 +12,7 @@ import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from xml.etree import ElementTree
 from xml.parsers import expat
 
@@ -29,6 +29,7 @@ from camkit.images.preprocess import Preprocess
 # From a photograph's file and its size (width, height) to bool [height, width].
 Truth = Callable[[Path, tuple[int, int]], Tensor | None]
 Box = tuple[float, float, float, float]
+T = TypeVar("T")
 
 MASK_SUFFIXES = (".png", ".bmp", ".tif", ".tiff", ".gif", ".pgm", ".pbm")
 TRIMAP_FOREGROUND = 1  # 2 is background, 3 the border that belongs to neither
@@ -83,7 +84,7 @@ def pets(folder: Path) -> Truth:
         if trimap.is_file():
             return _fitting(trimap, size) == TRIMAP_FOREGROUND
         boxes = folder / "xmls" / f"{photo.stem}.xml"
-        return _drawn(size, boxes=voc_boxes(boxes)) if boxes.is_file() else None
+        return drawn(size, boxes=voc_boxes(boxes)) if boxes.is_file() else None
 
     return mask
 
@@ -143,7 +144,7 @@ def coco(path: Path) -> Truth:
             raise UsageError(
                 f"{name}: an annotation of {photo.name} cannot be read ({reason(error)})"
             ) from None
-        return _drawn(
+        return drawn(
             size,
             boxes=[shape for kind, shape in shapes if kind == "box"],
             polygons=[shape for kind, shape in shapes if kind == "polygon"],
@@ -175,6 +176,18 @@ def voc_boxes(path: Path) -> list[Box]:
     Raises `UsageError` if it is none, larger than 1 MiB, or declares a document type: that is how an XML
     file names entities, which may grow without bounds or read other files.
     """
+    return _of_voc(path, lambda root: [_box(box) for box in root.iter("bndbox")])
+
+
+def voc_objects(path: Path) -> list[tuple[str, Box, bool]]:
+    """The name of every object of a VOC annotation, its box, and whether it is marked as difficult.
+
+    Raises as `voc_boxes`.
+    """
+    return _of_voc(path, lambda root: [_object(one) for one in root.iter("object")])
+
+
+def _of_voc(path: Path, find: Callable[[ElementTree.Element], list[T]]) -> list[T]:
     name = finding.display(path)
     try:
         data = read_regular(path, MAX_XML)
@@ -184,14 +197,21 @@ def voc_boxes(path: Path) -> list[Box]:
         guard = expat.ParserCreate()
         guard.StartDoctypeDeclHandler = _refuse
         guard.Parse(data, True)
-        root = ElementTree.fromstring(data)
-        return [
-            # VOC counts pixels from 1, and xmax is the last pixel inside.
-            (_value(box, "xmin") - 1, _value(box, "ymin") - 1, _value(box, "xmax"), _value(box, "ymax"))
-            for box in root.iter("bndbox")
-        ]
+        return find(ElementTree.fromstring(data))
     except (expat.ExpatError, ElementTree.ParseError, ValueError) as error:
         raise UsageError(f"{name} is no VOC annotation: {reason(error)}") from None
+
+
+def _object(found: ElementTree.Element) -> tuple[str, Box, bool]:
+    name, box = found.findtext("name"), found.find("bndbox")
+    if not name or box is None:
+        raise ValueError("an object without a name or a box")
+    return name.strip(), _box(box), (found.findtext("difficult") or "0").strip() == "1"
+
+
+def _box(box: ElementTree.Element) -> Box:
+    # VOC counts pixels from 1, and xmax is the last pixel inside.
+    return _value(box, "xmin") - 1, _value(box, "ymin") - 1, _value(box, "xmax"), _value(box, "ymax")
 
 
 def _value(box: ElementTree.Element, tag: str) -> float:
@@ -210,10 +230,8 @@ def _refuse(*_: object) -> None:
     raise ValueError("it declares a document type, which annotations do not need")
 
 
-def _drawn(
-    size: tuple[int, int], boxes: Iterable[Box] = (), polygons: Iterable[list[float]] = ()
-) -> Tensor:
-    """Everything inside the shapes; whatever lies outside the photograph is cut off."""
+def drawn(size: tuple[int, int], boxes: Iterable[Box] = (), polygons: Iterable[list[float]] = ()) -> Tensor:
+    """bool `[height, width]`: all inside the shapes; what lies outside the photograph is cut off."""
     picture = Image.new("1", size)
     draw = ImageDraw.Draw(picture)
     for polygon in polygons:
