@@ -45,11 +45,11 @@ from camkit.images.workers import Failure
 # The manifest's fields, as the reference lists them.
 FIELDS = """
     schema request name results image image_path image_name image_sha256 status error backend
-    backend_dist backend_version method options layer layout class_index class_name scores probability
-    logit predicted predicted_index predicted_name predicted_probability box label map_file map_key
-    map_sha256 map_shape map_range border_share truth_share truth_area overlay_file overlay_sha256
-    overlay_box picture full_scale sheet_file model model_spec model_facts model_sha256 preprocessing
-    camkit_version torch_version device dtype precision warnings
+    backend_dist backend_version method options layer layout class_index class_name like_sha256 scores
+    probability logit predicted predicted_index predicted_name predicted_probability box label
+    map_file map_key map_sha256 map_shape map_range border_share truth_share truth_area overlay_file
+    overlay_sha256 overlay_box picture full_scale sheet_file model model_spec model_facts model_sha256
+    preprocessing camkit_version torch_version device dtype precision warnings
 """.split()
 
 
@@ -329,6 +329,7 @@ def test_a_manifest_line_has_exactly_the_documented_fields(tmp_path: Path) -> No
         "map_shape": [2, 2],
         "map_range": [-1.5, 3.0],
         "border_share": None,
+        "like_sha256": None,
         "truth_share": None,
         "truth_area": None,
         "overlay_file": "cat.jpg.native.gradcam.cat.the_spec.png",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -91,6 +92,16 @@ def test_several_at_once_hold_and_say_how_to_make_them_again() -> None:
     assert "1 photograph was done already" in again.stderr
     photo("b.png", 5)  # another photograph of that name is another question
     assert "done already" not in explain("a.png", "--like", "b.png", "--like", "c.png", "--resume").stderr
+
+
+def test_another_photograph_of_the_same_name_is_no_longer_what_was_compared_with() -> None:
+    photo("a.png", 0), photo("b.png", 1)
+    assert explain("a.png", "--like", "b.png").exit_code == 0
+    (line,) = lines()
+    assert line["like_sha256"] == hashlib.sha256(Path("b.png").read_bytes()).hexdigest()
+    photo("b.png", 5)
+    checked = camkit_("verify", "out")
+    assert checked.exit_code == 1 and "b.png has changed" in checked.stdout + checked.stderr
 
 
 @pytest.mark.parametrize(

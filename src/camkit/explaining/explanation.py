@@ -32,7 +32,8 @@ from camkit.registry import discovery
 
 # Fields of a manifest line that are called as those of an `Explanation`.
 COPIED = (
-    "method layer layout class_index class_name probability logit predicted_index predicted_name scores"
+    "method layer layout class_index class_name like_sha256 probability logit predicted_index "
+    "predicted_name scores"
 ).split()
 
 
@@ -55,6 +56,7 @@ class Explanation:
     position: of the photograph among those that were asked for.
     layout: how the output of the layer was said to be read, if it was.
     precision: how float32 was multiplied, `ieee`, or `tf32` with rounded factors.
+    like_sha256: of the other photograph, where the likeness to one is explained.
     """
 
     map: Tensor = field(repr=False)
@@ -79,6 +81,7 @@ class Explanation:
     exclusive: bool = True
     precision: str = "ieee"
     box: Box | None = None
+    like_sha256: str | None = None
 
     @property
     def subject(self) -> str:

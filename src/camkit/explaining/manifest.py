@@ -32,11 +32,11 @@ NAME = "manifest.jsonl"
 LOCK = ".manifest.lock"  # stays there: whoever removed it might take it from a process that waits
 FIELDS = (
     "schema request name results image image_path image_name image_sha256 status error backend "
-    "backend_dist backend_version method options layer layout class_index class_name scores probability "
-    "logit predicted predicted_index predicted_name predicted_probability box label map_file map_key "
-    "map_sha256 map_shape map_range border_share truth_share truth_area overlay_file overlay_sha256 "
-    "overlay_box picture full_scale sheet_file model model_spec model_facts model_sha256 preprocessing "
-    "camkit_version torch_version device dtype precision warnings"
+    "backend_dist backend_version method options layer layout class_index class_name like_sha256 scores "
+    "probability logit predicted predicted_index predicted_name predicted_probability box label "
+    "map_file map_key map_sha256 map_shape map_range border_share truth_share truth_area overlay_file "
+    "overlay_sha256 overlay_box picture full_scale sheet_file model model_spec model_facts model_sha256 "
+    "preprocessing camkit_version torch_version device dtype precision warnings"
 ).split()
 MAX_LINE = 2**20  # bytes; a stranger's manifest may hold anything
 TORN = "it is damaged or cut off"  # said of a line that is no JSON
@@ -375,7 +375,7 @@ _KINDS = {
 # A map and its picture are told by what made them, on any device of a kind; several maps by the request.
 _MAP = (
     "image_sha256 backend backend_dist backend_version method options layer layout class_index class_name "
-    "box model_sha256 preprocessing camkit_version torch_version device dtype precision"
+    "like_sha256 box model_sha256 preprocessing camkit_version torch_version device dtype precision"
 ).split()
 _QUESTIONS = {"map": _MAP, "picture": [*_MAP, "picture"], "run": ["request", "image_sha256"]}
 # What the fields that are relied on must be, of any line and of one that tells of a map.

@@ -271,6 +271,7 @@ def _results(
                 probability=subject.probability,
                 logit=subject.score,
                 box=subject.box,
+                like_sha256=subject.like_sha256,
                 photo=photo,
                 model=model,
                 options=vars(backend.explainer.options),

@@ -24,6 +24,7 @@ from camkit.explaining.boxes import Box, Segment
 from camkit.explaining.detection import Found as FoundBoxes
 from camkit.explaining.plan import Plan
 from camkit.explaining.prediction import Prediction, predictions
+from camkit.explaining.score_targets import Likeness
 from camkit.explaining.segmentation import FoundSegments
 
 Found = FoundBoxes | FoundSegments
@@ -34,7 +35,8 @@ class Subject:
     """What a map of a photograph is of.
 
     column: of the answer. name: of the class, or of a function. score: what is explained. kind: what that
-    is, for messages. likely: what predictions are made by. box: of a detector.
+    is, for messages. likely: what predictions are made by. box: of a detector. like_sha256: of the
+    photograph that a likeness is to.
     """
 
     column: int
@@ -45,6 +47,7 @@ class Subject:
     probability: float | None
     likely: float
     box: Box | None = None
+    like_sha256: str | None = None
 
 
 @dataclass(frozen=True)
@@ -110,10 +113,12 @@ def _class(work: Plan, own: Prediction, index: int, column: int) -> Subject:
 
 
 def _of_function(name: str, score: Score, call: Call) -> Question:
+    like = score.sha256 if isinstance(score, Likeness) else None
+
     def told(answer: Answer) -> list[Told]:
         return [
             Told(
-                (Subject(0, "target", name, None, value, None, value),),
+                (Subject(0, "target", name, None, value, None, value, like_sha256=like),),
                 {"scores": "none", "exclusive": False},
             )
             for value in answer.scores[:, 0].tolist()

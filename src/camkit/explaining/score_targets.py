@@ -61,7 +61,7 @@ def named(model: LoadedModel, targets: Sequence[str], like: Sequence[str], read:
         if isinstance(item, Failure):
             raise item.error
         position, photo = item
-        found[f"{LIKE}{like[position]}"] = _likeness(model, photo)
+        found[f"{LIKE}{like[position]}"] = Likeness.of(model, photo)
         told.append(f"{LIKE}{photo.sha256}")
     return ScoreTargets(model, found, tuple(told))
 
@@ -85,18 +85,26 @@ def likeness(model: LoadedModel, image: ImageSource) -> Score:
 
     For `target=`; model: an encoder, such as `camkit.encoder` makes of a classifier.
     """
-    return _likeness(model, prepare(image, model.preprocess, whole=False))
+    return Likeness.of(model, prepare(image, model.preprocess, whole=False))
 
 
-def _likeness(model: LoadedModel, photo: Photo) -> Score:
-    view = overlay.seen(photo, model.preprocess)
-    inputs = model.preprocess.batch([view], model.device).to(model.dtype)
-    with hooks.as_it_was(model.module, model.device), torch.inference_mode():
-        other: Tensor = classifier(model)(inputs)
-    kept = other.clone()
+@dataclass(frozen=True)
+class Likeness:
+    """The cosine of the angle to `other`, `[1, d]`: what a model returns for the photograph `sha256`."""
 
-    def cosine(returned: Any) -> Tensor:
+    other: Tensor
+    sha256: str
+
+    @classmethod
+    def of(cls, model: LoadedModel, photo: Photo) -> Likeness:
+        """The likeness to a photograph."""
+        view = overlay.seen(photo, model.preprocess)
+        inputs = model.preprocess.batch([view], model.device).to(model.dtype)
+        with hooks.as_it_was(model.module, model.device), torch.inference_mode():
+            other: Tensor = classifier(model)(inputs)
+        return cls(other.clone(), photo.sha256)
+
+    def __call__(self, returned: Any) -> Tensor:
+        """The score of each row of `[B, d]`."""
         found: Tensor = returned
-        return torch.cosine_similarity(found, kept.to(found), dim=1)
-
-    return cosine
+        return torch.cosine_similarity(found, self.other.to(found), dim=1)

@@ -134,6 +134,7 @@ def _computed(line: Line, model: LoadedModel, photograph: Path | str, reader: Re
     targets, index, box = score_targets.ScoreTargets(model), line["class_index"], line["box"]
     if index is None:
         targets = score_targets.of_name(model, line["class_name"], reader.photographs)
+        _check_other(line, targets)
     classes = ["pred" if index is None else index]
     if box is not None and len(box["classes"]) != 1:  # else it is the class of the box
         classes = box["classes"] or ["pred"]
@@ -155,6 +156,14 @@ def _computed(line: Line, model: LoadedModel, photograph: Path | str, reader: Re
     if isinstance(made, Failure):
         raise made.error
     return made.map
+
+
+def _check_other(line: Line, targets: score_targets.ScoreTargets) -> None:
+    """Whether the likeness is to the photograph that it was to."""
+    for name, score in targets.functions.items():
+        known = line["like_sha256"]  # older lines have none
+        if known and isinstance(score, score_targets.Likeness) and score.sha256 != known:
+            raise ImageError(f"{name.removeprefix(score_targets.LIKE)} has changed")
 
 
 def _check_effort(backend: Backend) -> None:
