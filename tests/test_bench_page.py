@@ -154,7 +154,7 @@ def test_what_was_not_measured_is_said_with_its_reason() -> None:
     assert lines[:3] == [
         "a gradcam: no maps of the photographs: out of luck",
         "b odd: b has no odd",
-        "1 photograph could not be read: bad.png is no picture",
+        "1 photograph could not be used: bad.png is no picture",
     ]
     assert lines[3].startswith("A quick run leaves out mosaics and the metrics ") and "road" not in lines[3]
     assert "--truth" in lines[4] and len(lines) == 5
@@ -175,7 +175,8 @@ def scene() -> Scene:
     model = LoadedModel(net.eval(), ("Übergröße", "三花猫"), Preprocess(size=(16, 16)), name="m")
     targets = net(inputs).argmax(1)
     net.requires_grad_(False)
-    return Scene("photographs", model, "0", inputs, targets, tuple(f"{n}.png" for n in range(6)))
+    titles, names = tuple(f"{n}.png" for n in range(6)), tuple(model.classes[t] for t in targets.tolist())
+    return Scene("photographs", model, "0", inputs, targets, titles, names)
 
 
 def test_the_maps_of_one_method_share_the_scale_of_their_reference(scene: Scene) -> None:

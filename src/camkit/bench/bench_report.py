@@ -23,7 +23,7 @@ from camkit.drawing.caption import BLANK
 from camkit.drawing.evidence import Scale
 from camkit.drawing.style import Style
 from camkit.drawing.thumbnail import thumbnail
-from camkit.errors import ESCAPES, CamkitError, counted, warn
+from camkit.errors import ESCAPES, CamkitError, warn
 from camkit.files import inside, write_whole
 from camkit.images import decoding
 from camkit.pages.charts import STEPS, Cell, Chart, Matrix, Strips, chart, scatter, strips
@@ -168,7 +168,7 @@ def _scene(scene: SceneFacts) -> str:
     truth = f", truth for {scene.with_truth}" if scene.with_truth else ", without truth"
     chance = f", which covers {scene.truth_share:.0%}: the level of chance" if scene.truth_share else ""
     remark = f" {scene.remark}." if scene.remark else ""
-    return f"{scene.name}: {counted(scene.images, 'image')}{truth}{chance}.{remark}"
+    return f"{scene.name}: {scene.things}{truth}{chance}.{remark}"
 
 
 LATENCY = (

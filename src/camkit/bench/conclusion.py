@@ -180,10 +180,10 @@ def _agreement(document: Document) -> Iterator[str]:
         chance = "" if most is None else f"; one in 40 pairs of random maps reaches {most:.2f}"
         yield (
             f"{a} and {b} agree least, with a mean rank correlation of {value:.2f} over "
-            f"{counted(scene.images, 'photograph')}{chance}."
+            f"{scene.things}{chance}."
         )
     if (compared or found) and scene.images < LEAST:
-        yield f"{counted(scene.images, 'photograph').capitalize()} cannot speak for others."
+        yield f"{scene.things.capitalize()} cannot speak for others."
 
 
 def _least_alike(document: Document, scene: str) -> tuple[str, str, float, float | None] | None:
@@ -241,7 +241,7 @@ def _missing(document: Document) -> Iterator[str]:
             yield f"{row.key}: {'; '.join(row.notes) or 'not measured'}"
     for scene in document.scenes:
         if scene.failures:
-            yield f"{counted(len(scene.failures), 'photograph')} could not be read: {scene.failures[0]}"
+            yield f"{counted(len(scene.failures), 'photograph')} could not be used: {scene.failures[0]}"
     asked = settings.metrics
     if isinstance(asked, list):
         yield f"Only what was asked for was measured: {', '.join(map(str, asked))}."

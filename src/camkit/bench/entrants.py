@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from camkit.bench.request import BenchRequest
 from camkit.bench.results import FORWARD, MAX_ROWS, LatencyRecord, Row, Score
 from camkit.contracts.explainer import Explainer, unknown_method
+from camkit.contracts.model import LoadedModel
 from camkit.errors import CamkitError, PluginError, UsageError, typed_reason
+from camkit.explaining.plan import check_contrast
 from camkit.metrics.controls import CONTROLS
 from camkit.registry import discovery, loading, options
 
@@ -52,6 +55,17 @@ def all_rows(request: BenchRequest) -> list[Entrant]:
     if len(found) > MAX_ROWS:
         raise UsageError(f"these are {len(found)} rows, and a benchmark has {MAX_ROWS} at most")
     return found
+
+
+def without_contrast(rows: Sequence[Entrant], model: LoadedModel) -> None:
+    """Leave out, with a note, what cannot explain the boxes or segments of a model."""
+    for row in rows:
+        if row.explainer is not None:
+            try:
+                check_contrast(model, row.explainer, row.method)
+            except UsageError as error:
+                row.fail("not run", error)
+                row.explainer = None
 
 
 def _explainer_rows(request: BenchRequest) -> list[Entrant]:

@@ -11,11 +11,12 @@ from torch import Tensor
 
 from camkit.bench.results import ALIKE, MAX_SHOWN, Example, ShownMap, ShownPhotograph
 from camkit.bench.scenes import Scene
+from camkit.contracts.scores import meaning, probabilities, squashed
+from camkit.core import hooks
 from camkit.drawing import overlay, sheet
 from camkit.drawing.evidence import Scale, remark
 from camkit.drawing.style import Style
 from camkit.errors import CamkitError
-from camkit.explaining.prediction import predict
 from camkit.metrics import agreement
 from camkit.metrics.map_tools import all_finite
 
@@ -62,7 +63,7 @@ def side_by_side(
         shown.append(
             ShownPhotograph(
                 title=scene.titles[index],
-                class_name=scene.model.classes[int(scene.targets[index])],
+                class_name=scene.names[index],
                 probability=_probability(scene, index),
                 file=file,
                 maps=drawn,
@@ -72,12 +73,15 @@ def side_by_side(
 
 
 def _probability(scene: Scene, index: int) -> float | None:
-    """The probability of the explained class; `None` if the scores are not probabilities."""
+    """The probability of what is explained; `None` if the scores are not probabilities."""
+    one = scene.inputs[index : index + 1]
     try:
-        prediction = predict(scene.model, scene.inputs[index : index + 1])
+        with hooks.as_it_was(scene.module, one.device), scene.without_graph():
+            found = scene.module(one).float()
+        likely = probabilities(found, meaning(scene.scores, found, lambda: squashed(scene.module, one)))
     except CamkitError:
         return None
-    return None if prediction.kind == "none" else float(prediction.likely[int(scene.targets[index])])
+    return None if likely is None else float(likely[0, int(scene.targets[index])])
 
 
 def _drawn(key: str, map: Tensor, reference: Tensor) -> ShownMap:
@@ -117,8 +121,7 @@ def disagreements(scene: Scene, maps: Mapping[str, Tensor]) -> tuple[Pictures, l
                 sheet.Panel(key, overlay.overlay(seen, real[key][index].cpu(), Style(look="lesson")))
             )
         name = f"example-{len(examples) + 1}.png"
-        shown = scene.model.classes[int(scene.targets[index])]
-        title = f"{scene.titles[index]}: {shown}, rank correlation {value:.2f}"
+        title = f"{scene.titles[index]}: {scene.names[index]}, rank correlation {value:.2f}"
         pictures[name] = sheet.sheet([panels], title)
         examples.append(Example(name, title, list(pair), value))
     return pictures, examples

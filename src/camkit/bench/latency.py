@@ -25,11 +25,11 @@ from camkit.bench.request import BenchRequest
 from camkit.bench.results import FORWARD, Against, LatencyRecord, Median, Samples
 from camkit.bench.scenes import Scene
 from camkit.bench.statistics import Estimate, Spread
+from camkit.bench.subjects import of_request
 from camkit.bench.survey import Progress, maker
 from camkit.bench.timing import Cold, Sample
 from camkit.core import devices
 from camkit.errors import CamkitError
-from camkit.models.loading import load_quietly
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ def _calls(scene: Scene, rows: Sequence[Entrant], batch: int) -> dict[str, timin
     inputs, targets = scene.first(batch)
 
     def forward() -> Tensor:
-        with torch.inference_mode():
+        with scene.without_graph():
             return scene.module(inputs)  # type: ignore[no-any-return]
 
     def mapped(row: Entrant) -> timing.Call:
@@ -151,10 +151,8 @@ def _begin(request: BenchRequest, threads: int) -> None:
 
 
 def _in_process(request: BenchRequest, paths: Sequence[Path], keys: Collection[str]) -> Process:
-    model = load_quietly(
-        request.model, device=request.device, dtype=request.dtype, trust_pickle=request.trust_pickle
-    )
-    scene = scenes.photographs(model, request.layer, paths, request.photographs)
+    model, asked = of_request(request)
+    scene = scenes.photographs(model, request.layer, paths, request.photographs, asked=asked)
     rows = [row for row in all_rows(request) if row.key in keys]
     with devices.multiplied(model.device, request.precision):
         return measured(request, scene, rows, first_calls(request, scene, rows))

@@ -28,6 +28,8 @@ class Measures:
         for name, cls in self.classes.items():
             if scene is not None and scene.only_metrics and name not in scene.only_metrics:
                 continue
+            if scene is not None and name in scene.without:
+                continue
             values: dict[str, Any] = dict(request.effort.options.get(name, {}))
             if scene is not None:
                 has = {field.name for field in fields(cls.Options)}

@@ -67,15 +67,22 @@ QUICK = Effort(
 class BenchRequest:
     """What to measure.
 
-    backends: none means every installed one. images: files, folders or globs; none is the bundled
-    photograph. truth: annotations of them (see `camkit.metrics.ground_truth`); without, localisation is
-    measured on drawn shapes. metrics: `latency`, categories, or names of metric plugins; none means all.
-    rounds: of timing for each batch size in each process; `None` lets time decide. processes: how many
-    to time in, one after the other; 1 is this one. limit: of photographs, evenly spread. quick: leave out
-    `LEFT_OUT` and more.
+    classes to targets: what is explained, called as the options of `camkit explain`. backends: none means
+    every installed one. images: files, folders or globs; none is the bundled photograph. truth: annotations
+    of them (see `camkit.metrics.ground_truth`); without, localisation is measured on drawn shapes. metrics:
+    `latency`, categories, or names of metric plugins; none means all. rounds: of timing for each batch size
+    in each process; `None` lets time decide. processes: how many to time in, one after the other; 1 is this
+    one. limit: of photographs, evenly spread. quick: leave out `LEFT_OUT` and more.
     """
 
     model: str = "pets"
+    classes: tuple[str, ...] = ("pred",)
+    boxes: tuple[str, ...] = ()
+    at: tuple[tuple[float, float], ...] = ()
+    min_score: float | None = None
+    texts: tuple[str, ...] = ()
+    like: tuple[str, ...] = ()
+    targets: tuple[str, ...] = ()
     backends: tuple[str, ...] = ()
     methods: tuple[str, ...] = ("gradcam",)
     layer: str = "auto"
@@ -133,7 +140,15 @@ class BenchRequest:
 
 # The option of each field; `JOINED` ones have commas between their values, others are repeated.
 OPTIONS = {
-    **{"model": "--model", "backends": "--backend", "methods": "--method", "layer": "--layer"},
+    **{
+        "model": "--model",
+        "classes": "--class",
+        "boxes": "--box",
+        "at": "--at",
+        "min_score": "--min-score",
+    },
+    **{"texts": "--text", "like": "--like", "targets": "--target"},
+    **{"backends": "--backend", "methods": "--method", "layer": "--layer"},
     **{"options": "--option", "images": "--images", "truth": "--truth", "device": "--device"},
     **{"dtype": "--dtype", "precision": "--precision"},
     **{"batch_sizes": "--batch-size", "metrics": "--metrics", "rounds": "--rounds"},
@@ -161,10 +176,15 @@ def option_words(request: Any, usual: Any, options: Mapping[str, str]) -> list[s
         if isinstance(value, Mapping):
             value = tuple(f"{key}={item}" for key, item in value.items())
         values = value if isinstance(value, tuple) else (value,)
-        texts = [",".join(map(str, values))] if name in JOINED else map(str, values)
+        texts = [",".join(map(str, values))] if name in JOINED else map(_text, values)
         for text in texts:
             words += [option, shown(text)]
     return words
+
+
+def _text(value: Any) -> str:
+    """A value; a place as the command takes it."""
+    return ",".join(f"{number:g}" for number in value) if isinstance(value, tuple) else str(value)
 
 
 def shown(text: str) -> str:

@@ -12,10 +12,17 @@ from typing import Annotated, Any, Self
 
 from camkit.bench.statistics import Estimate
 from camkit.bench.typed_json import Fault, Most, Parts, Range, from_json, parts
-from camkit.errors import printable
+from camkit.errors import counted, printable
 
 SCHEMA = 1
 FORWARD = ("bare", "forward")
+# What a scene has one of, and several, by its name; of others it is images.
+NOUNS = {
+    "photographs": ("photograph",),
+    "boxes": ("box", "boxes"),
+    "segments": ("segment",),
+    "targets": ("target",),
+}
 MOSAICS = "mosaics"  # the scene of the grid pointing game, whose score is `ENERGY`
 ENERGY = "energy-pointing-game"
 GAIN = "symmetric-relevance-gain"
@@ -225,6 +232,11 @@ class SceneFacts:
     truth_share: float | None = None
     remark: Line | None = None
     failures: Names = field(default_factory=list)
+
+    @property
+    def things(self) -> str:
+        """How many there are of what is explained: `2 photographs`, `1 box`."""
+        return counted(self.images, *NOUNS.get(self.name, ("image",)))
 
 
 @dataclass(kw_only=True)

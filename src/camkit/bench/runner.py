@@ -17,13 +17,14 @@ from torch import Tensor
 
 from camkit.bench import environment, latency, results, scenes
 from camkit.bench.bench_json import FIGURES, figure_name
-from camkit.bench.entrants import Entrant, all_rows
+from camkit.bench.entrants import Entrant, all_rows, without_contrast
 from camkit.bench.examples import disagreements, side_by_side
 from camkit.bench.metric_choice import chosen
 from camkit.bench.parity_cases import hard_cases
 from camkit.bench.request import AGREEMENT, LATENCY, BenchRequest, command
 from camkit.bench.results import ENERGY, Document
 from camkit.bench.scenes import Scene
+from camkit.bench.subjects import OF_CLASSES, of_request
 from camkit.bench.survey import Progress, Survey, references, survey
 from camkit.bench.typed_json import finite, from_json, mapped
 from camkit.contracts.metric import Metric
@@ -32,7 +33,6 @@ from camkit.core import devices
 from camkit.errors import CamkitError
 from camkit.images import decoding, finding
 from camkit.metrics import ground_truth
-from camkit.models.loading import load_quietly
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -64,13 +64,12 @@ def _run(request: BenchRequest, progress: Progress) -> Outcome:
     masks = ground_truth.read(request.truth) if request.truth else None
     paths = list(finding.expand(request.images)) if request.images else [decoding.sample()]
     progress(f"loading {request.model}")
-    model = load_quietly(
-        request.model, device=request.device, dtype=request.dtype, trust_pickle=request.trust_pickle
-    )
+    model, asked = of_request(request)
     if model.note:
         progress(model.note)
     before = _machine_state(model.device)
-    places = [scenes.photographs(model, request.layer, paths, request.photographs, masks)]
+    places = [scenes.photographs(model, request.layer, paths, request.photographs, masks, asked)]
+    without_contrast(rows, model)
     colds: latency.Colds = {}
     alone = request.process_count == 1
     if request.wants(LATENCY) and alone:
@@ -129,7 +128,7 @@ def _with_truth(
         return scenes.drawn_shapes(count, device, dtype, request.seed)
 
     found = [shapes()] if first.truth is None else []
-    count = request.effort.mosaics
+    count = request.effort.mosaics if first.name == OF_CLASSES else 0
     if count and energy:
         progress("making mosaics")
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -13,13 +14,16 @@ from torch import Tensor, nn
 
 from camkit.bench import shapes
 from camkit.bench.results import ENERGY, MOSAICS
+from camkit.bench.subjects import OF_CLASSES, PREDICTED, Asked, subjects
 from camkit.contracts.model import LoadedModel
+from camkit.contracts.scores import ScoreKind
 from camkit.core import layers
 from camkit.core.call_types import Call
 from camkit.core.layer_lookup import resolve_layers
-from camkit.core.scored import classifier
+from camkit.core.scored import Output, Scored
 from camkit.drawing import overlay
 from camkit.errors import ImageError, UsageError
+from camkit.explaining.plan import scores_for_layer
 from camkit.images import decoding, finding
 from camkit.metrics import localisation
 from camkit.metrics.ground_truth import Truth, as_seen
@@ -41,11 +45,14 @@ SURE = 0.9  # the paper has 0.99, which a model trained on softened labels never
 class Scene:
     """A model, its target layer and a batch of inputs with the classes to explain.
 
-    inputs: `[N, C, H, W]` on the model's device; targets: int64 `[N]`; titles: of the images, for people.
+    inputs: `[N, C, H, W]` on the model's device; targets: int64 `[N]`; titles: of the images, for people;
+    names: of what is explained. output: makes scores `[B, n]` of what the model returns, as `Call` takes
+    it; scores: what these are.
     truth: bool `[N, H, W]`, nowhere true if not known for an image, or `None` if for none.
     failures: one line for each photograph that could not be used.
     metric_options: by metric, where the defaults do not suit these images.
-    only_metrics: those that are meaningful here; none means all. remark: what to know about the images.
+    only_metrics: those that are meaningful here; none means all. without: others that are not, and why.
+    remark: what to know about the images.
     """
 
     name: str
@@ -54,10 +61,14 @@ class Scene:
     inputs: Tensor = field(repr=False)
     targets: Tensor
     titles: tuple[str, ...] = ()
+    names: tuple[str, ...] = ()
+    output: Output = None
+    scores: ScoreKind = "auto"
     truth: Tensor | None = field(default=None, repr=False)
     failures: tuple[str, ...] = ()
     metric_options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     only_metrics: tuple[str, ...] = ()
+    without: Mapping[str, str] = field(default_factory=dict)
     remark: str = ""
 
     def first(self, count: int) -> tuple[Tensor, Tensor]:
@@ -68,7 +79,14 @@ class Scene:
     @cached_property
     def module(self) -> nn.Module:
         """What returns the scores `[B, n]`: the model's module, with its `output` selected."""
-        return classifier(self.model)
+        return self.model.module if self.output is None else Scored(self.model.module, self.output, None)
+
+    def without_graph(self) -> AbstractContextManager[Any]:
+        """Inside, a forward keeps no graph.
+
+        A detector may keep what it makes for its next forward, such as anchors, and that may need one.
+        """
+        return torch.inference_mode() if self.model.detections is None else torch.no_grad()
 
     @property
     def chunk(self) -> int:
@@ -89,21 +107,31 @@ class Scene:
 
 
 def photographs(
-    model: LoadedModel, layer: str, paths: Sequence[Path], limit: int, truth: Truth | None = None
+    model: LoadedModel,
+    layer: str,
+    paths: Sequence[Path],
+    limit: int,
+    truth: Truth | None = None,
+    asked: Asked = PREDICTED,
 ) -> Scene:
-    """At most `limit` photographs, evenly spread over `paths`; each explained for its predicted class.
+    """At most `limit` photographs, evenly spread over `paths`; each explained for what is asked.
 
-    Raises `ImageError` if none can be read, `UsageError` for a truth that does not fit its photograph.
+    Raises `ImageError` if none can be used, `UsageError` for a truth that does not fit its photograph, or
+    for what the model has not.
     """
-    tensors, masks, titles, failures = [], [], [], []
+    if truth is not None and not (model.detections is None and model.segments is None):
+        raise UsageError(f"what {model.name} finds is where it is: leave out --truth")
+    tensors, masks, titles, photos, failures = [], [], [], [], []
     chosen = paths if len(paths) <= limit else [paths[len(paths) * i // limit] for i in range(limit)]
     for path in chosen:
         try:
-            photo = decoding.load(path, model.preprocess.photo_channels).image
+            loaded = decoding.load(path, model.preprocess.photo_channels)
         except ImageError as error:
             failures.append(str(error))
             continue
+        photo = loaded.image
         known = truth(path, photo.size) if truth else None
+        photos.append(loaded)
         tensors.append(model.preprocess(photo))
         masks.append(None if known is None else as_seen(known, model.preprocess))
         titles.append(finding.display(path.name))
@@ -112,15 +140,26 @@ def photographs(
     inputs = torch.stack(tensors).to(model.device, model.dtype)
     unknown = torch.zeros(inputs.shape[-2:], dtype=torch.bool)
     stacked = torch.stack([unknown if mask is None else mask for mask in masks]).to(model.device)
+    found = subjects(model, asked, inputs, photos, BATCH)
+    failures += found.failures
+    if not len(found.rows):
+        raise ImageError(f"there is nothing to explain: {failures[0]}")
+    marked = stacked[found.rows] if found.truth is None else found.truth
+    left_out = "; ".join(f"without {name}, as {why}" for name, why in found.without.items())
     return Scene(
-        name="photographs",
+        name=found.kind,
         model=model,
         layer=_layer(model, layer),
-        inputs=inputs,
-        targets=_predicted(model, inputs),
-        titles=tuple(titles),
-        truth=stacked if bool(stacked.any()) else None,
+        inputs=inputs[found.rows],
+        targets=found.targets,
+        titles=tuple(titles[row] for row in found.rows.tolist()),
+        names=found.names,
+        output=found.output,
+        scores=found.scores,
+        truth=marked if bool(marked.any()) else None,
         failures=tuple(failures),
+        without=found.without,
+        remark=left_out,
     )
 
 
@@ -136,6 +175,8 @@ def drawn_shapes(count: int, device: torch.device, dtype: torch.dtype, seed: int
         inputs=data.inputs.to(device, dtype),
         targets=data.targets.to(device),
         titles=tuple(f"{shapes.CLASSES[target]} {i}" for i, target in enumerate(data.targets.tolist())),
+        names=tuple(shapes.CLASSES[target] for target in data.targets.tolist()),
+        scores=model.scores,
         truth=data.truth.to(device),
         # The default of 15 pixels is for photographs: at 64 pixels, the centre would hit every shape.
         metric_options={"pointing-game": {"tolerance": 4}},
@@ -155,6 +196,8 @@ def mosaics(pool: Scene, count: int, seed: int = 0, remark: str = "") -> Scene:
             return torch.cat([module(part) for part in torch.split(inputs, BATCH // 4)]).clone()
 
     kind = pool.model.scores
+    if pool.name not in (OF_CLASSES, "shapes"):
+        raise UsageError(f"mosaics are of classes, not of {pool.name}")
     made = localisation.mosaics(scores, pool.inputs, confidence=SURE, count=count, seed=seed, scores=kind)
     try:
         place = localisation.place(scores(made.inputs[::4]).repeat_interleave(4, 0), made.targets)
@@ -171,6 +214,9 @@ def mosaics(pool: Scene, count: int, seed: int = 0, remark: str = "") -> Scene:
         layer=pool.layer,
         inputs=made.inputs,
         targets=made.targets,
+        names=tuple(pool.model.classes[target] for target in made.targets.tolist()),
+        output=pool.output,
+        scores=pool.scores,
         titles=tuple(f"mosaic {i // 4 + 1}" for i in range(len(made.targets))),
         truth=made.truth,
         only_metrics=(ENERGY,),
@@ -178,17 +224,11 @@ def mosaics(pool: Scene, count: int, seed: int = 0, remark: str = "") -> Scene:
     )
 
 
-def _predicted(model: LoadedModel, inputs: Tensor) -> Tensor:
-    with torch.inference_mode():
-        parts = [classifier(model)(part).argmax(1) for part in torch.split(inputs, BATCH)]
-    return torch.cat(parts).clone()
-
-
 def _layer(model: LoadedModel, spec: str) -> str:
     spec = model.default_layer if spec == "auto" else spec
     like = next(p for p in model.module.parameters() if p.is_floating_point())
     inputs = layers.example_inputs(model.preprocess.size, like, model.preprocess.channels)
-    names = resolve_layers(model.module, spec, inputs, call=Call(output=model.output))
+    names = resolve_layers(model.module, spec, inputs, call=Call(output=scores_for_layer(model)))
     if len(names) > 1:
         raise UsageError(f"layer {spec!r} means several layers ({', '.join(names)}): bench takes one")
     return names[0]

@@ -13,7 +13,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 import camkit
@@ -280,7 +279,7 @@ def _cost(stage: _Stage, scene: Scene, row: Entrant, cell: Cell) -> Cost:
     make = maker(scene, row, frozen=True)
 
     def forward(inputs: Tensor, targets: Tensor) -> object:
-        with torch.inference_mode():
+        with scene.without_graph():
             return scene.module(inputs)
 
     def walking(call: Callable[[Tensor, Tensor], object]) -> timing.Call:

@@ -117,7 +117,7 @@ def maker(scene: Scene, row: Entrant, *, frozen: bool = False) -> Maps:
         assert row.explainer is not None
         choose = target_selector(targets, len(inputs))
         arguments = (scene.model.module, inputs, [scene.layer], [row.method], choose)
-        call = Call(output=scene.model.output, frozen=frozen)
+        call = Call(output=scene.output, frozen=frozen)
         answer = explain(row.explainer, row.backend, *arguments, call=call)
         return answer.maps[row.method, scene.layer][:, 0]
 
@@ -198,7 +198,7 @@ def _scored(
             reference=None if reference is None else reference[part],
             explain=make,
             seed=seed,
-            scores=scene.model.scores,
+            scores=scene.scores,
         )
         parts.append(measure(metric, name, batch))
     curves = [part.curves for part in parts if part.curves is not None]

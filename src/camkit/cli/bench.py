@@ -12,6 +12,7 @@ from camkit.cli.hints import about
 from camkit.cli.parameters import BATCH_SIZE, DEVICE, FOLDER, PATH, SEED, choice
 from camkit.cli.published import published
 from camkit.cli.scoreboard import scoreboard
+from camkit.cli.targets import check, target_options
 from camkit.cli.terminal import say, say_json, say_table
 from camkit.core.device_names import PRECISIONS, check_device_name
 from camkit.registry import extras, options
@@ -40,6 +41,7 @@ def _names(_: click.Context, __: click.Parameter, text: str) -> tuple[str, ...]:
     "cells or images failed, the rest was measured.",
 )
 @click.option("--model", default="pets", show_default=True, metavar="SPEC", help="As of `camkit explain`.")
+@target_options
 @click.option(
     "--backend",
     "backends",
@@ -145,6 +147,7 @@ def bench(out: Path, as_json: bool, fail_if: tuple[str, ...], **settings: Any) -
     \b
     camkit bench --quick
     camkit bench --images photos/ --truth masks/ --method gradcam --method layercam
+    camkit bench --model torchvision:fasterrcnn_resnet50_fpn --box all --images photos/
     camkit bench --backend native --fail-if 'native.gradcam.ratio > 1.2'
     camkit bench compare before/ after/
     camkit bench report camkit-bench/
@@ -158,6 +161,7 @@ def bench(out: Path, as_json: bool, fail_if: tuple[str, ...], **settings: Any) -
     early_checks.explainers(settings["backends"], settings["methods"], settings["options"])
     early_checks.metrics(settings["metrics"])
     early_checks.model(settings["model"])
+    check(settings)
     check_device_name(settings["device"])
     early_checks.there(settings["truth"])
     early_checks.writable(out)

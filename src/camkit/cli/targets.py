@@ -66,7 +66,8 @@ def check(values: dict[str, Any]) -> None:
     """Raise `UsageError` for two ways to say what is explained; of texts that is all of them by default."""
     source = click.get_current_context().get_parameter_source("classes")
     says_class = source is not click.core.ParameterSource.DEFAULT
-    names = values["facts"].classes
+    facts = values.get("facts")  # some commands take none
+    names = facts and facts.classes
     if values["texts"] and names:
         raise UsageError("--text and --classes both say what the model tells apart: leave one out")
     if values["texts"] and not says_class:

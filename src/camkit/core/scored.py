@@ -30,11 +30,15 @@ class Scored(nn.Module):
 def classifier(model: LoadedModel) -> nn.Module:
     """What returns the scores `[B, n]`: the module, followed by the selection of its `output`.
 
-    Raises `ModelError` for a detector.
+    Raises `ModelError` for a detector or a segmentation.
     """
-    if model.detections is not None:
+    if model.detections is not None or model.segments is not None:
+        kind, parts = (
+            ("detector", "boxes") if model.detections is not None else ("segmentation", "segments")
+        )
         raise ModelError(
-            f"{model.name} is a detector, which has no score for a whole photograph: explain its boxes"
+            f"{model.name} is a {kind}, which has no score for a whole photograph: explain its {parts} "
+            "(camkit explain --box all)"
         )
     return model.module if model.output is None else Scored(model.module, model.output, None)
 

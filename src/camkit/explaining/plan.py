@@ -75,7 +75,7 @@ def plan(
     asked = detected.wanted(model, boxes, min_score, classes, at)
     if asked is not None:
         _check_boxes(model, made, functions)
-    call = Call(output=_scores(model))
+    call = Call(output=scores_for_layer(model))
     names = resolve_layers(model.module, wanted, inputs, call=call, needed=needed)
     for name in filter(UNPRINTABLE.search, names):
         raise LayerError(f"layer {name!r} has a name that no manifest can hold: rename the module")
@@ -84,7 +84,7 @@ def plan(
     return Plan(model, made, tuple(names), selector, layout, **more)
 
 
-def _scores(model: LoadedModel) -> Any:
+def scores_for_layer(model: LoadedModel) -> Any:
     """What its automatic layer is found by: the output, or scores of all boxes, or means of all places."""
     boxes, segments = model.detections, model.segments
     if boxes is not None:
@@ -98,16 +98,27 @@ def _check_boxes(
     model: LoadedModel, made: Sequence[Backend], functions: Mapping[str, Score] | None
 ) -> None:
     """`UsageError` for what cannot be explained of a detector."""
-    if functions:
+    check_functions(model, functions)
+    for backend in made:
+        for method in backend.methods:
+            check_contrast(model, backend.explainer, method)
+
+
+def check_functions(model: LoadedModel, functions: Mapping[str, Score] | None) -> None:
+    """`UsageError` for functions of the scores of a model of boxes or segments."""
+    if functions and not (model.detections is None and model.segments is None):
         raise UsageError(
             f"{model.name} has boxes or segments: these are explained, not functions of its scores"
         )
-    for backend in made:
-        for method in set(backend.methods).intersection(backend.explainer.contrasting):
-            raise UsageError(
-                f"{method} holds a class against the others, and {model.name} has boxes or segments, which "
-                "are no classes: choose another method"
-            )
+
+
+def check_contrast(model: LoadedModel, explainer: Explainer, method: str) -> None:
+    """`UsageError` for a method that needs classes, of a model of boxes or segments."""
+    if method in explainer.contrasting and not (model.detections is None and model.segments is None):
+        raise UsageError(
+            f"{method} holds a class against the others, and {model.name} has boxes or segments, which are "
+            "no classes: choose another method"
+        )
 
 
 def make_backends(

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
+from camkit.contracts.model import LoadedModel
 from camkit.explaining import score_targets
 from camkit.explaining.manifest_lines import request_id
 from camkit.explaining.plan import Plan, plan
 from camkit.explaining.request import ExplainRequest
 from camkit.images import workers
+from camkit.models.facts import ModelFacts
 from camkit.models.loading import as_encoder, load_quietly, with_classes, with_texts
 
 
@@ -33,19 +37,17 @@ def planned(
     device: in place of the one that is asked for. read: how photographs are read that others are compared
     with.
     """
-    spec = with_classes(request.model, None if request.texts else request.facts.classes)
-    if request.texts:
-        spec = with_texts(spec, request.texts)
-    if request.like:
-        spec = as_encoder(spec)
-    model = load_quietly(
-        spec,
+    spec, model, targets = asked_model(
+        request.model,
+        texts=request.texts,
+        like=request.like,
+        targets=request.targets,
+        facts=request.facts,
+        read=read,
         device=device or request.device,
         dtype=request.dtype,
         trust_pickle=request.trust_pickle,
-        **request.facts.said(),
     )
-    targets = score_targets.named(model, request.targets, request.like, read)
     work = plan(targets.model, functions=targets.functions, **request.of_plan())
     asked = request_id(
         replace(work, model=model),
@@ -56,3 +58,27 @@ def planned(
         truth=request.truth,
     )
     return Planned(spec, work, asked)
+
+
+def asked_model(
+    spec: str,
+    *,
+    texts: Sequence[str] = (),
+    like: Sequence[str] = (),
+    targets: Sequence[str] = (),
+    facts: ModelFacts | None = None,
+    read: score_targets.Read = workers.read,
+    **load: Any,
+) -> tuple[str, LoadedModel, score_targets.ScoreTargets]:
+    """The specification of a model with all that it is told, the model, and the functions to explain.
+
+    What computes these is the model in them. load: device, dtype, ... of `load_model`.
+    """
+    facts = facts or ModelFacts()
+    spec = with_classes(spec, None if texts else facts.classes)
+    if texts:
+        spec = with_texts(spec, texts)
+    if like:
+        spec = as_encoder(spec)
+    model = load_quietly(spec, **load, **facts.said())
+    return spec, model, score_targets.named(model, targets, like, read)

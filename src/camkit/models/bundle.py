@@ -89,6 +89,9 @@ def save_bundle(
     target = Path(folder)
     if where := broken(model.module):
         raise ModelError(f"the weights of {model.name} are NaN or infinite: {where}")
+    if not (model.detections is None and model.segments is None):
+        kind = "detector" if model.segments is None else "segmentation"
+        raise ModelError(f"no bundle holds a {kind}: use {model.name} as it is")
     if model.architecture is None:
         try:
             model = rebuilt(model)

@@ -1,0 +1,223 @@
+"""`camkit bench` of boxes, segments, likenesses and numbers: the same measures as of classes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from click.testing import Result
+from PIL import Image
+from tests.conftest import runner
+
+from camkit.bench import latency, scenes
+from camkit.bench.request import BenchRequest, command
+from camkit.bench.subjects import of_request
+from camkit.cli import cli
+
+# Of 32 x 32 pixels: a cat where the upper left corner is red, a dog where the lower right one is green.
+# And a segmentation: red is road, blue is sky, what is dark is background. And a classifier.
+MODELS = """
+import torch
+from torch import nn
+from camkit import LoadedModel, Preprocess
+from camkit.plugin import Detections
+
+SHOWN = Preprocess(size=(32, 32), mean=(0, 0, 0), std=(1, 1, 1))
+
+class Corners(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.features = nn.Conv2d(3, 2, 4, 4, bias=False)
+        with torch.no_grad():
+            self.features.weight.zero_()
+            self.features.weight[0, 0] = self.features.weight[1, 1] = 1 / 16
+    def forward(self, x):
+        f, found = self.features(x), []
+        for cat, dog in zip(f[:, 0, :4, :4].mean((1, 2)), f[:, 1, 4:, 4:].mean((1, 2))):
+            scores = torch.stack([cat, dog])
+            boxes = torch.tensor([[0.0, 0, 16, 16], [16.0, 16, 32, 32]])
+            order = scores.detach().argsort(descending=True)
+            order = order[scores.detach()[order] > 0.05]
+            found.append((scores[order], order, boxes[order]))
+        return found
+
+def corners():
+    about = {"default_layer": "features", "detections": Detections.padded}
+    return LoadedModel(Corners().eval(), ("cat", "dog"), SHOWN, "corners", **about)
+
+class Colours(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.features = nn.Conv2d(3, 3, 1, bias=False)
+        self.head = nn.Conv2d(3, 3, 1)
+        with torch.no_grad():
+            self.features.weight.copy_(torch.eye(3)[:, :, None, None])
+            weight = torch.tensor([[0.0, 0, 0], [2, 0, 0], [0, 0, 3]])
+            self.head.weight.copy_(weight[:, :, None, None])
+            self.head.bias.copy_(torch.tensor([0.5, 0, 0]))
+    def forward(self, x):
+        return self.head(torch.relu(self.features(x)))
+
+def colours():
+    about = {"default_layer": "features", "segments": lambda returned: returned}
+    return LoadedModel(Colours().eval(), ("background", "road", "sky"), SHOWN, "colours", **about)
+
+def classes():
+    body = Colours().features
+    net = nn.Sequential(body, nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 4))
+    torch.manual_seed(0)
+    nn.init.normal_(net[-1].weight)
+    return LoadedModel(net.eval(), tuple("abcd"), SHOWN, "classes", default_layer="0")
+"""
+
+
+@pytest.fixture(autouse=True)
+def _photographs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CAMKIT_PLUGINS", "")
+    monkeypatch.chdir(tmp_path)
+    Path("m.py").write_text(MODELS)
+    Path("photos").mkdir()
+    for name, red, green in (("a", 0.8, 0.6), ("b", 0.7, 0.1), ("c", 0.2, 0.9)):
+        pixels = np.zeros((32, 32, 3), np.uint8)
+        pixels[:16, :16, 0], pixels[16:, 16:, 1] = round(255 * red), round(255 * green)
+        Image.fromarray(pixels).save(f"photos/{name}.png")
+    pixels = np.zeros((32, 32, 3), np.uint8)
+    pixels[:8, :, 2], pixels[16:, :, 0] = 255, 255
+    Image.fromarray(pixels).save("street.png")
+
+
+def call(*words: str, metrics: str = "energy-pointing-game,pointing-game,deletion") -> Result:
+    usual = ("--backend", "native", "--metrics", metrics, "--device", "cpu", "--out", "out")
+    return runner().invoke(cli, ["bench", *words, *usual], prog_name="camkit")
+
+
+def bench(*words: str, **more: str) -> dict[str, Any]:
+    done = call(*words, **more)
+    assert done.exit_code == 0, done.stderr
+    found: dict[str, Any] = json.loads(Path("out/bench.json").read_text("utf-8"))
+    return found
+
+
+def scores(found: dict[str, Any], method: str, metric: str, scene: str = "boxes") -> list[float]:
+    (row,) = (row for row in found["rows"] if row["method"] == method)
+    values: list[float] = row["scores"][scene][metric]["values"]
+    return values
+
+
+def test_boxes_are_scenes_whose_truth_is_the_box() -> None:
+    found = bench("--model", "m.py:corners", "--box", "all", "--images", "photos", "--method", "hirescam")
+    (scene,) = found["scenes"]
+    assert (scene["name"], scene["images"], scene["with_truth"]) == ("boxes", 4, 4)
+    assert scene["titles"] == ["a.png", "a.png", "b.png", "c.png"]
+    # All of a map is in its box but for what drawing it larger smears over the edge.
+    assert scores(found, "hirescam", "energy-pointing-game") == pytest.approx([0.938] * 4, abs=0.001)
+    assert scores(found, "hirescam", "pointing-game") == [1, 1, 1, 1]
+    assert scores(found, "uniform", "energy-pointing-game") == pytest.approx([0.25] * 4)
+    # Nothing is left of a score once its corner is dark: the first of the steps take it all.
+    assert all(one < 0.3 for one in scores(found, "hirescam", "deletion"))
+    assert "without random-logit, as there is no other class" in scene["remark"]
+    assert "--box all" in found["command"]
+    assert (found["shown"][0]["class_name"], found["shown"][0]["probability"]) == (
+        "cat, box 1 of 2",
+        pytest.approx(0.8, abs=0.01),
+    )
+
+
+def test_the_score_of_a_scene_is_that_of_its_own_box() -> None:
+    request = BenchRequest(model="m.py:corners", boxes=("all",), device="cpu")
+    model, asked = of_request(request)
+    paths = sorted(Path("photos").glob("*.png"))
+    scene = scenes.photographs(model, "auto", paths, 8, asked=asked)
+    with scene.without_graph():
+        own = scene.module(scene.inputs).gather(1, scene.targets[:, None])[:, 0]
+    assert own.tolist() == pytest.approx([0.8, 0.6, 0.7, 0.9], abs=0.005)
+    assert scene.truth is not None and scene.truth[0, :16, :16].all() and int(scene.truth[0].sum()) == 256
+    measured = latency._in_process(
+        BenchRequest(**{**vars(request), "rounds": 1, "batch_sizes": (2,)}), tuple(paths), {"bare forward"}
+    )
+    assert [key for key, _ in measured] == ["bare forward"]
+
+
+def test_what_is_asked_of_a_detector_stands_for_all_photographs() -> None:
+    done = call("--model", "m.py:corners", "--class", "dog", "--images", "photos", "--min-score", "0.7")
+    assert done.exit_code == 3  # two photographs have none
+    (scene,) = json.loads(Path("out/bench.json").read_text("utf-8"))["scenes"]
+    assert scene["titles"] == ["c.png"]
+    assert len(scene["failures"]) == 2 and "no dog is detected" in scene["failures"][0]
+
+
+def test_methods_that_need_classes_are_left_out() -> None:
+    words = ("--method", "finercam", "--method", "gradcam", "--images", "photos")
+    done = call("--model", "m.py:corners", *words, metrics="energy-pointing-game")
+    assert done.exit_code == 3
+    assert "finercam holds a class against the others" in done.stdout
+
+
+def test_segments_are_scenes_and_their_masks_the_truth() -> None:
+    words = ("--model", "m.py:colours", "--class", "road", "--images", "street.png", "--method", "hirescam")
+    found = bench(*words, metrics="energy-pointing-game,sanity-cascading")
+    (scene,) = found["scenes"]
+    assert (scene["name"], scene["images"], scene["truth_share"]) == ("segments", 1, 0.5)
+    assert scores(found, "hirescam", "energy-pointing-game", "segments") == pytest.approx([1])
+    assert found["rows"][1]["scores"]["segments"]["sanity-cascading"]["defined"] == 1
+
+
+def test_of_a_place_nobody_knows_what_belongs_to_it() -> None:
+    words = ("--model", "m.py:colours", "--at", "5,20", "--images", "street.png")
+    found = bench(*words, metrics="deletion")
+    assert found["scenes"][0]["with_truth"] == 0
+    assert "--at 5,20" in found["command"]
+
+
+def test_likenesses_and_numbers_are_scenes() -> None:
+    words = ("--model", "m.py:classes", "--images", "photos", "--method", "hirescam")
+    found = bench(*words, "--like", "photos/a.png", "--like", "photos/c.png", metrics="deletion")
+    assert (found["scenes"][0]["name"], found["scenes"][0]["images"]) == ("targets", 6)
+    shown = [(one["title"], one["class_name"], one["probability"]) for one in found["shown"]]
+    assert shown[0] == ("a.png", "like photos/a.png", None)
+    assert {name for _, name, _ in shown} == {"like photos/a.png", "like photos/c.png"}
+    found = bench(*words, "--target", "norm", metrics="deletion")
+    model, asked = of_request(BenchRequest(model="m.py:classes", targets=("norm",), device="cpu"))
+    scene = scenes.photographs(model, "auto", sorted(Path("photos").glob("*.png")), 8, asked=asked)
+    with torch.no_grad():
+        assert torch.allclose(scene.module(scene.inputs)[:, 0], model.module(scene.inputs).norm(dim=1))
+
+
+def test_classes_that_are_named_are_explained_in_each_photograph() -> None:
+    found = bench("--model", "m.py:classes", "--images", "photos", "--class", "top:2", metrics="deletion")
+    assert (found["scenes"][0]["name"], found["scenes"][0]["images"]) == ("photographs", 6)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--model", "m.py:classes", "--box", "all"), "is no detector"),
+        (("--model", "m.py:corners", "--truth", "photos"), "leave out --truth"),
+        (("--model", "m.py:corners", "--target", "sum"), "has boxes or segments"),
+        (("--model", "m.py:corners", "--box", "zero"), "a box is all, or a number"),
+        (("--model", "m.py:classes", "--like", "photos/a.png", "--class", "a"), "leave one out"),
+        (("--model", "m.py:classes", "--like", "nowhere.png"), "nowhere.png"),
+    ],
+)
+def test_what_a_model_has_not_is_refused_in_one_line(words: tuple[str, ...], said: str) -> None:
+    done = call(*words, "--images", "photos")
+    assert done.exit_code == 2 and said in done.stderr
+
+
+def test_nothing_that_is_detected_is_an_error() -> None:
+    done = call("--model", "m.py:corners", "--images", "photos", "--min-score", "0.95")
+    assert done.exit_code == 1
+    assert "there is nothing to explain" in done.stderr and "nothing is detected" in done.stderr
+
+
+def test_the_command_that_repeats_it_names_all_that_was_asked() -> None:
+    asked = BenchRequest(
+        boxes=("1", "2"), min_score=0.3, classes=("dog",), texts=("a cat",), at=((3.0, 4.5),)
+    )
+    words = command(asked)
+    for part in ("--box 1 --box 2", "--min-score 0.3", "--class dog", "--text 'a cat'", "--at 3,4.5"):
+        assert part in words
