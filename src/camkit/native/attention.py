@@ -129,7 +129,7 @@ class Watch(TorchFunctionMode):
             self._heads = args[4] if len(args) > 4 else kwargs["num_heads"]
             try:
                 with self:  # which sees what is called inside
-                    return _TRANSPARENT(*args, **kwargs)
+                    return TRANSPARENT(*args, **kwargs)
             finally:
                 self._heads = 0
         result = func(*args, **kwargs)
@@ -275,4 +275,4 @@ def _transparent(function: Any) -> FunctionType:
     return copy
 
 
-_TRANSPARENT = _transparent(F.multi_head_attention_forward)
+TRANSPARENT = _transparent(F.multi_head_attention_forward)

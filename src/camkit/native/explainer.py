@@ -22,6 +22,7 @@ from camkit.native import black_box, combined, compiled, input_gradients, pertur
 from camkit.native.attention import Seen, watched
 from camkit.native.attention_maps import Attended
 from camkit.native.gradients import class_gradients, classes_at_once, pooled_slopes, second_order
+from camkit.native.libra import Libra
 from camkit.native.method_table import (
     ATTENTION,
     BLACK_BOX,
@@ -56,6 +57,12 @@ APART = {
     INPUT_GRADIENTS: input_gradients.maps,
     COMBINED: combined.maps,
 }
+
+# What libra=true concerns, and what is said where nothing has to be balanced.
+BALANCED = {*GRADIENTS, "finercam", "generic-attention", "legrad", *INPUT_GRADIENTS, *COMBINED}
+UNBALANCED = (
+    "is the same without libra=true: what is above the layer has no norm, gate or product to balance"
+)
 
 # These have no sum over channels.
 SUMLESS = ("eigengradcam", *FEATURE_METHODS, *ATTENTION)
@@ -112,6 +119,20 @@ class Native(Explainer):
 
     def many(self, sweep: Sweep) -> dict[tuple[str, str], Tensor]:
         """Raw maps `[B, T, h, w]` by method and layer: of all that look at a layer from one forward."""
+        if not self.options.libra:
+            return self._many(sweep)
+        if "shapleycam" in sweep.methods:
+            raise UsageError(
+                "shapleycam takes second derivatives, and libra=true leaves none: gradcam is the same there"
+            )
+        with Libra() as libra:
+            found = self._many(sweep)
+        concerned = () if libra.applied else [m for m in sweep.methods if m in BALANCED]
+        for method, layer in ((method, layer) for method in concerned for layer in sweep.layers):
+            sweep.remark(method, layer, torch.ones(len(sweep.inputs), dtype=torch.bool), UNBALANCED)
+        return found
+
+    def _many(self, sweep: Sweep) -> Maps:
         apart = {compute: [m for m in sweep.methods if m in known] for known, compute in APART.items()}
         at_layer = tuple(m for m in sweep.methods if not any(m in those for those in apart.values()))
         maps = self._at_layer(replace(sweep, methods=at_layer)) if at_layer else {}
@@ -140,6 +161,9 @@ class Native(Explainer):
 
     def _fast(self, sweep: Sweep) -> compiled.Fast | None:
         """The compiled model, where it is wanted and possible."""
+        if self.options.fast and self.options.libra:
+            warn("without fast mode: libra=true balances the plain forward only")
+            return None
         if self.options.fast and not set(ATTENTION).isdisjoint(sweep.methods):
             warn("without fast mode: attention is seen in the plain forward only")
             return None

@@ -129,7 +129,8 @@ def maps(sweep: Sweep, methods: Sequence[str], options: NativeOptions) -> dict[t
             [_of_image(sweep, nearby, image, columns) for image, columns in enumerate(targets)]
         )
         found |= {(method, layer): made for layer in sweep.layers}
-        for image, base in enumerate(_before(sweep, nearby, targets)):
+        # Balanced gradients are not those of the score, so they need not add up to its change.
+        for image, base in enumerate([] if options.libra else _before(sweep, nearby, targets)):
             text = _incomplete(made[image], own[image], base, nearby)
             this = torch.arange(len(targets), device=targets.device) == image
             for layer in sweep.layers if text else ():

@@ -87,6 +87,10 @@ class NativeOptions:
         help="expected-gradients: a .npy file of photographs (`camkit model baseline`); none: even colours",
     )
 
+    libra: bool = option(
+        False,
+        help="LibraGrad: balanced gradients of transformers, for all methods that take gradients",
+    )
     percentile: float = option(
         90.0, min=0.0, max=100.0, help="winsorcam: where the importance of layers is clipped; 0: all alike"
     )
