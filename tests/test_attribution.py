@@ -453,3 +453,32 @@ def test_class_specifications() -> None:
     for wrong in ("top:0", "top:", "top:x", "top:-1", "top:1.5"):
         with pytest.raises(TargetError, match="positive number"):
             class_selector([wrong], CLASSES)
+
+
+class Stem(nn.Module):
+    """Convolutions with a batch norm below tokens, as a hybrid transformer has them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 8, 4, stride=4), nn.BatchNorm2d(8)
+        self.mix, self.head = nn.Linear(8, 8), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Scores."""
+        tokens = self.norm(self.conv(x)).flatten(2).transpose(1, 2)
+        return self.head(torch.tanh(self.mix(tokens)).mean(1))
+
+
+@pytest.mark.parametrize("method", ["gradcam", "hirescam", "smoothgrad"])
+def test_one_image_below_tokens_has_the_map_that_it_has_in_a_batch(method: str) -> None:
+    """Torch reads the gradients of a batch norm in the wrong order where a single image ends in tokens."""
+    torch.manual_seed(0)
+    net = Stem().eval()
+    nn.init.uniform_(net.norm.weight, 0.5, 2)
+    x = torch.randn(2, 3, 16, 16)
+    about = {"layer": "conv", "method": method, "samples": 4}
+    together = camkit.maps(net, x, 1, **about)
+    alone = torch.cat([camkit.maps(net, x[i : i + 1], 1, **about, batch_size=1) for i in range(2)])
+    assert (alone - together).abs().max() <= 1e-5 * together.abs().max()
+    every = camkit.class_maps(net, x[:1], layer="conv")
+    assert (every - camkit.class_maps(net, x, layer="conv")[:1]).abs().max() <= 1e-5 * every.abs().max()

@@ -8,7 +8,7 @@ layer (VGG, DenseNet) cannot change what was kept.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -119,7 +119,14 @@ def as_it_was(module: nn.Module, device: torch.device) -> Iterator[None]:
     """Eval mode and plain gradient mode inside; every mode and RNG state is restored afterwards."""
     training, compiled = _training(module)
     eager = torch.compiler.set_stance("force_eager") if compiled else nullcontext()
-    with devices.random_state_kept(device), torch.inference_mode(False), torch.enable_grad(), eager:
+    laid_out = module.register_forward_hook(Hook(lay_out_gradients))
+    with (
+        devices.random_state_kept(device),
+        torch.inference_mode(False),
+        torch.enable_grad(),
+        eager,
+        laid_out,
+    ):
         try:  # one by one, not by `train()`, which modules override
             for part in training:
                 part.training = False
@@ -145,6 +152,38 @@ def _training(module: nn.Module) -> tuple[list[nn.Module], bool]:
             # Hooks do not fire in compiled code.
             compiled = compiled or part._compiled_call_impl is not None or "_orig_mod" in part._modules
     return training, compiled
+
+
+def lay_out_gradients(output: Any) -> None:
+    """Let the gradients of one image come into every batch norm behind `output` laid out as torch expects.
+
+    On a CPU its backward reads them in the wrong order where they come from tokens, as of a stem of
+    convolutions below a transformer (torch 2.11 to 2.14): strides of a single image are ambiguous.
+    """
+    ahead = [
+        node
+        for one in _tensors(output)
+        if one.is_cpu and len(one.shape) and len(one) == 1
+        if (node := one.grad_fn)
+    ]
+    seen = set(ahead)
+    for node in ahead:  # grows meanwhile
+        if node.name() == "NativeBatchNormBackward0":
+            node.register_prehook(_contiguous)
+        fresh = [before for before, _ in node.next_functions if before is not None and before not in seen]
+        seen.update(fresh)
+        ahead += fresh
+
+
+def _contiguous(gradients: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
+    return tuple(one if one is None else one.contiguous() for one in gradients)
+
+
+def _tensors(output: Any) -> list[Tensor]:
+    """The tensors of what a model returned; none of what stands for a tensor while a model is traced."""
+    parts = output.values() if isinstance(output, Mapping) else output
+    found = parts if isinstance(parts, list | tuple) or parts is not output else (output,)
+    return [one for one in found if isinstance(one, Tensor)]
 
 
 @contextmanager
