@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -200,6 +201,77 @@ def near(found: Tensor, wanted: Tensor) -> None:
     assert found.shape in ((2, 3), (3, 3)) and wanted.detach().abs().max() > 0
     error = (found.flatten() - wanted.detach()).abs().max() / wanted.detach().abs().max()
     assert error < 1e-5
+
+
+ONE_TOKEN = {
+    "timm ViT": 1,
+    "timm DeiT III": 1,
+    "timm DINOv2, registers": 5,
+    "timm SigLIP, pool": 0,
+    "torchvision ViT": 1,
+    "transformers ViT": 1,
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*grad-eclip is zero everywhere. the values of no patch")
+@pytest.mark.parametrize("name", ONE_TOKEN)
+def test_grad_eclip_written_out(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Values of the last attention, weighted by the gradients of what it gives and by cosines."""
+    family, prefix = FAMILIES[name], ONE_TOKEN[name]
+    torch.manual_seed(0)
+    model = (family.twin or family.make)().double().eval()
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, std=0.4)
+    x = torch.randn(2, 3, *((32, 48) if name.startswith("timm") else (48, 48))).double()
+    found = camkit.class_maps(model, x, method="grad-eclip")
+    calls: list[tuple[Tensor, ...]] = []
+    kernel = F.scaled_dot_product_attention
+
+    def seen(q: Tensor, k: Tensor, v: Tensor, *rest: Any, **more: Any) -> Tensor:
+        output = kernel(q, k, v, *rest, **more)
+        calls.append((q, k, v, output))
+        return output
+
+    with monkeypatch.context() as inside:
+        inside.setattr(F, "scaled_dot_product_attention", seen)
+        scores = model(x)
+    q, k, v, output = calls[-1]
+    for b, target in itertools.product((0, 1), range(CLASSES)):
+        (gradient,) = torch.autograd.grad(scores[b, target], output, retain_graph=True)
+        weights = gradient[b, :, 0].flatten()  # of all heads
+        tokens = range(prefix, k.shape[2])
+        cosines = [torch.cosine_similarity(q[b, :, 0].flatten(), k[b, :, i].flatten(), 0) for i in tokens]
+        wanted = []
+        for i, cosine in zip(tokens, cosines, strict=True):
+            loose = (cosine - min(cosines)) / (max(cosines) - min(cosines))
+            wanted.append(torch.relu((weights * v[b, :, i].flatten()).sum() * loose))
+        if max(wanted) > 0:
+            near(found[b, target], torch.stack(wanted))
+        else:  # which may be, with six patches
+            assert not found[b, target].any()
+    assert found.amax((2, 3)).gt(0).float().mean() > 0.3
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("timm ViT, registers, mean", "read from other tokens"),
+        ("timm DeiT, distilled", "read from other tokens"),
+    ],
+)
+def test_grad_eclip_is_of_one_token(name: str, said: str) -> None:
+    torch.manual_seed(0)
+    model = FAMILIES[name].make().eval()
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, std=0.4)
+    with pytest.raises(UsageError, match=said):
+        camkit.maps(model, torch.randn(1, 3, 32, 48), 1, method="grad-eclip")
+
+
+def test_grad_eclip_needs_queries_and_keys() -> None:
+    model = Patches(plain).eval()
+    with pytest.raises(UsageError, match="needs the queries and keys"):
+        camkit.maps(model, torch.randn(1, 3, 16, 16), 1, method="grad-eclip")
 
 
 # --- attention of every form ----------------------------------------------------------------------

@@ -54,6 +54,21 @@ def legrad(slopes: Iterable[Tensor]) -> Tensor:
     return torch.stack(found).mean(0)
 
 
+def grad_eclip(gradients: Tensor, values: Tensor, query: Tensor, keys: Tensor) -> Tensor:
+    """Grad-ECLIP, `[T, B, k]`: `relu(sum_c w_c l_i v_ic)` for each patch `i`.
+
+    gradients: `w`, `[T, B, H, d]`, of the scores by what the last attention gives the class token. values:
+    `[B, H, k, d]` of the patches. query: `[B, H, e]` of the class token; keys: `[B, H, k, e]`. `l` is the
+    cosine of the query and each key, all heads together, brought to 0 to 1 over the patches: looser than
+    the weights of the attention, which are sparse. Zhao et al. 2024 and 2025, arXiv:2502.18816.
+    """
+    along = torch.einsum("tbhd,bhkd->tbk", gradients, values)
+    flat, others = query.flatten(1), keys.transpose(1, 2).flatten(2)
+    cosines = torch.cosine_similarity(flat[:, None], others, dim=2)
+    low, high = cosines.amin(1, keepdim=True), cosines.amax(1, keepdim=True)
+    return (along * (cosines - low) / (high - low).clamp(min=torch.finfo(cosines.dtype).tiny)).clamp(min=0)
+
+
 def _back(relevance: Tensor, mixing: Tensor, *, normalised: bool) -> Tensor:
     """From the relevance of tokens behind an attention, `[..., n]`, to that of those before, `[..., k]`.
 

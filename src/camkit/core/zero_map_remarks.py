@@ -9,8 +9,11 @@ from torch import Tensor
 
 from camkit.core.call_types import Remark
 
-# Methods that combine the positive parts of maps of many layers.
-COMBINED = {
+# Methods of positive parts, whose map may be zero although the score depends on the input.
+POSITIVE = {
+    "generic-attention": "no weight of attention has a positive gradient",
+    "legrad": "no weight of attention has a positive gradient",
+    "grad-eclip": "the values of no patch speak for it",
     "winsorcam": "no layer with a positive map has a positive mean gradient",
     "refinecam": "the positive parts of its layers do not overlap",
 }
@@ -42,7 +45,7 @@ def zero_maps(
         if method in RECTIFIED and not bool(zero.all()):
             continue
         if method in layerless:
-            why = COMBINED.get(method, "the score is the same whatever is done to the input")
+            why = POSITIVE.get(method, "the score is the same whatever is done to the input")
             text = f"{method} is zero everywhere: {why}"
             yield Remark(method, layer, zero, text)
             continue

@@ -27,7 +27,7 @@ from camkit.core.stand_in import wide
 from camkit.errors import UsageError
 
 # What is said of an attention that cannot be read.
-WITHOUT = "attention-rollout, generic-attention and legrad cannot explain it"
+WITHOUT = "attention-rollout, generic-attention, legrad and grad-eclip cannot explain it"
 
 
 @dataclass(frozen=True)
@@ -35,13 +35,15 @@ class Attention:
     """In each of `H` heads `output = weights @ values`, for `q` tokens that attend to `k` tokens.
 
     output: as it came, `[B, H, q, d]` up to its `shape`, and part of the graph of the scores.
-    values: `[B, H, k, d]`, detached.
+    values: `[B, H, k, d]`, detached. asked: queries `[B, H, q, e]` and keys `[B, H, k, e]`, detached, where
+    a fused kernel was given them.
     """
 
     output: Tensor
     shape: tuple[int, ...]
     values: Tensor
     _weights: Callable[[], Tensor]
+    asked: tuple[Tensor, Tensor] | None = None
 
     @property
     def queries(self) -> int:
@@ -191,13 +193,20 @@ class Watch(TorchFunctionMode):
         def weights() -> Tensor:
             return _by_head(_softmax(query, key, attn_mask, is_causal, scale), rows, heads)
 
-        return self._keep(output, self._by_head(value.detach()), weights)
+        asked = self._by_head(query), self._by_head(key)
+        return self._keep(output, self._by_head(value.detach()), weights, asked)
 
-    def _keep(self, output: Tensor, values: Tensor, weights: Callable[[], Tensor]) -> Tensor:
+    def _keep(
+        self,
+        output: Tensor,
+        values: Tensor,
+        weights: Callable[[], Tensor],
+        asked: tuple[Tensor, Tensor] | None = None,
+    ) -> Tensor:
         shape = tuple(self._by_head(output).shape)
         torch.set_grad_enabled(True)  # from here upwards, as in `hooks.captured`
         kept = as_leaf(output)
-        self.seen.attentions.append(Attention(kept, shape, values, weights))
+        self.seen.attentions.append(Attention(kept, shape, values, weights, asked))
         return kept.clone()
 
     def _by_head(self, tensor: Tensor) -> Tensor:

@@ -47,7 +47,8 @@ class Attended:
         if not found:
             raise UsageError(
                 "no attention is seen in the model, neither torch's own nor a softmax that multiplies "
-                "values: attention-rollout, generic-attention and legrad are for vision transformers"
+                "values: attention-rollout, generic-attention, legrad and grad-eclip are for vision "
+                "transformers"
             )
         if found[0].queries != found[0].keys:
             raise _broken(found[0], found[0].keys)
@@ -136,6 +137,40 @@ class Attended:
         """LeGrad of the classes `targets` `[B, T]`, `[B, T, h, w]`."""
         found = [formulas.legrad(slopes) for slopes in self._block_slopes(targets)]
         return self.to_maps(torch.cat(found))
+
+    def eclip(self, targets: Tensor) -> Tensor:
+        """Grad-ECLIP of the classes `targets` `[B, T]`, `[B, T, h, w]`."""
+        last, read = self.chain[-1], self.read.nonzero().flatten()
+        if len(read) > 1 or (not self.is_pooled and int(read[0]) >= self.layout.prefix):
+            raise UsageError(
+                "grad-eclip looks at one class token, or one pool, and the scores of this model are "
+                "read from other tokens: legrad takes these"
+            )
+        if last.asked is None:
+            raise UsageError(
+                "grad-eclip needs the queries and keys of the last attention, which only a fused one shows "
+                "(attn_implementation='sdpa' in transformers, fused_attn in timm)"
+            )
+        token, count = int(read[0]), self.seen.attentions[0].keys
+        query, keys = (wide(one) for one in last.asked)
+        parts = [
+            formulas.grad_eclip(
+                wide(gradient).reshape(-1, *last.shape)[..., token, :],
+                *(
+                    wide(last.values)[:, :, -self._patches :],
+                    query[:, :, token],
+                    keys[:, :, -self._patches :],
+                ),
+            )
+            for (gradient,) in class_gradients(self.scores, targets, [last.output], keep=True)
+        ]
+        found = torch.cat(parts)
+        return self.to_maps(torch.cat([found.new_zeros(*found.shape[:2], count - self._patches), found], 2))
+
+    @property
+    def _patches(self) -> int:
+        """How many tokens lie over the images."""
+        return prod(self.layout.grid)
 
     # --- LeGrad: what each block by itself gives ----------------------------------------------------
 

@@ -24,7 +24,7 @@ from camkit.native.attention_maps import Attended
 from camkit.native.gradients import class_gradients, classes_at_once, pooled_slopes, second_order
 from camkit.native.libra import Libra
 from camkit.native.method_table import (
-    ATTENTION,
+    ATTENDED,
     BLACK_BOX,
     COMBINED,
     FEATURES,
@@ -59,13 +59,21 @@ APART = {
 }
 
 # What libra=true concerns, and what is said where nothing has to be balanced.
-BALANCED = {*GRADIENTS, "finercam", "generic-attention", "legrad", *INPUT_GRADIENTS, *COMBINED}
+BALANCED = {
+    *GRADIENTS,
+    "finercam",
+    "generic-attention",
+    "legrad",
+    "grad-eclip",
+    *INPUT_GRADIENTS,
+    *COMBINED,
+}
 UNBALANCED = (
     "is the same without libra=true: what is above the layer has no norm, gate or product to balance"
 )
 
 # These have no sum over channels.
-SUMLESS = ("eigengradcam", *FEATURE_METHODS, *ATTENTION)
+SUMLESS = ("eigengradcam", *FEATURE_METHODS, *ATTENDED)
 
 
 class Native(Explainer):
@@ -75,9 +83,9 @@ class Native(Explainer):
     methods = METHODS
     dtypes = ("float32", "float64", "bfloat16", "float16")
     class_agnostic = (*FEATURE_METHODS, "attention-rollout")
-    layerless = (*ATTENTION, *BLACK_BOX, *INPUT_GRADIENTS, *COMBINED)
-    unsigned = (*ATTENTION, "sobol", "hsic", *COMBINED)
-    needs_attention = ATTENTION
+    layerless = (*ATTENDED, *BLACK_BOX, *INPUT_GRADIENTS, *COMBINED)
+    unsigned = (*ATTENDED, "sobol", "hsic", *COMBINED)
+    needs_attention = ATTENDED
     contrasting = ("finercam",)
     notes: ClassVar[Mapping[str, str]] = {
         "shapleycam": "where the score is linear in the layer it equals gradcam",
@@ -87,6 +95,7 @@ class Native(Explainer):
         "attention-rollout": "attention of all blocks; how much reaches the class token, no sign",
         "generic-attention": "attention of all blocks times its positive gradients; no sign",
         "legrad": "positive gradients by the attention of each block; no sign",
+        "grad-eclip": "values of the last attention by their gradients, as for CLIP; no sign",
         "rise": "how the score differs from its mean where a place stays; what is hidden is zero",
         "sobol": "share of the variance of the score, no sign; the interval is wide with few masks",
         "hsic": "dependence of the score on a cell, no sign and no unit",
@@ -164,7 +173,7 @@ class Native(Explainer):
         if self.options.fast and self.options.libra:
             warn("without fast mode: libra=true balances the plain forward only")
             return None
-        if self.options.fast and not set(ATTENTION).isdisjoint(sweep.methods):
+        if self.options.fast and not set(ATTENDED).isdisjoint(sweep.methods):
             warn("without fast mode: attention is seen in the plain forward only")
             return None
         return compiled.ready(sweep) if self.options.fast else None
@@ -198,9 +207,9 @@ def _forward(sweep: Sweep, fast: compiled.Fast | None) -> tuple[Tensor, dict[str
     if fast:
         with twice:
             return (*compiled.forward(fast, sweep), None)
-    layers = () if set(ATTENTION).issuperset(sweep.methods) else sweep.layers
+    layers = () if set(ATTENDED).issuperset(sweep.methods) else sweep.layers
     ask = (sweep.module, sweep.inputs, layers, sweep.extras)
-    if set(ATTENTION).isdisjoint(sweep.methods):
+    if set(ATTENDED).isdisjoint(sweep.methods):
         with twice:
             return (*hooks.forward(*ask, kind=sweep.layout), None)
     with watched(sweep.module, len(sweep.inputs), blocks="legrad" in sweep.methods) as watch, twice:
@@ -252,6 +261,8 @@ class _Run:
             _ = self.attended.read  # while there is a graph
         if self.attended and "legrad" in self.sweep.methods:
             maps["legrad"] = self.attended.legrad(self.targets)
+        if self.attended and "grad-eclip" in self.sweep.methods:
+            maps["grad-eclip"] = self.attended.eclip(self.targets)
         return {(method, layer): value for method, value in maps.items() for layer in self.sweep.layers}
 
     def gradient_maps(self) -> Maps:

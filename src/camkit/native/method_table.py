@@ -34,6 +34,9 @@ AT_LAYER = (*GRADIENTS, *FURTHER_GRADIENTS, *FEATURES, *PERTURBATIONS)
 # Methods that look at the attention weights of all blocks, and at no layer.
 ATTENTION = ("attention-rollout", "generic-attention", "legrad")
 
+# The same, but only of the last, fused attention of one class token.
+ATTENDED = (*ATTENTION, "grad-eclip")
+
 # Methods that look at scores of inputs with parts hidden, and at no layer.
 BLACK_BOX = ("rise", "sobol", "hsic")
 
@@ -43,7 +46,7 @@ INPUT_GRADIENTS = ("integrated-gradients", "smoothgrad", "expected-gradients")
 # Methods that look at many layers together, which they choose themselves.
 COMBINED = ("winsorcam", "refinecam")
 
-METHODS = (*AT_LAYER, *ATTENTION, *BLACK_BOX, *INPUT_GRADIENTS, *COMBINED)
+METHODS = (*AT_LAYER, *ATTENDED, *BLACK_BOX, *INPUT_GRADIENTS, *COMBINED)
 
 
 @dataclass(frozen=True)
