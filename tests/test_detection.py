@@ -139,6 +139,22 @@ def test_a_box_is_found_again_whatever_the_order() -> None:
     assert wanted(empty).tolist() == [[0, 0], [0, 0]]
 
 
+def test_where_a_detector_tells_all_classes_a_box_may_change_its_own() -> None:
+    """The similarity of D-RISE: overlap times the cosine of the classes' probabilities times the score."""
+    likely = torch.tensor([[[0.6, 0.5, 0.0], [0.0, 0.1, 0.9]]])
+    found = Detections(
+        torch.tensor([[0.6, 0.9]]), torch.tensor([[0, 2]]), torch.tensor([[CAT, CAT]]), likely
+    )
+    wanted = torch.tensor([[0.3, 0.8, 0.0]])  # it was a dog
+    score = BoxScores(lambda found: found, torch.tensor([1]), torch.tensor([CAT]), wanted)(found)
+    cosine = torch.cosine_similarity(likely[0, 0], wanted[0], dim=0)
+    assert float(score) == pytest.approx(0.6 * float(cosine))
+    again = BoxScores(lambda found: found, torch.tensor([0]), torch.tensor([CAT]), likely[0, :1])(found)
+    assert float(again) == pytest.approx(0.6)  # found again, it is its score
+    padded = Detections.padded([(s, n, b, k) for s, n, b, k in zip(*vars(found).values(), strict=True)])
+    assert padded.likely is not None and torch.equal(padded.likely, likely)
+
+
 @pytest.mark.parametrize("method", ["rise", "scorecam", "ablationcam"])
 def test_methods_that_run_the_detector_again_follow_the_box(method: str) -> None:
     """Though boxes come in another order, or not at all, when parts are hidden."""

@@ -16,7 +16,6 @@ from torch import Tensor
 from camkit.bench.request import BenchRequest
 from camkit.contracts.model import LoadedModel
 from camkit.contracts.scores import ScoreKind
-from camkit.core.box_scores import BoxScores
 from camkit.core.scored import Output, Score, classifier, selected
 from camkit.core.segment_scores import SegmentScores
 from camkit.core.targets import class_selector
@@ -155,17 +154,15 @@ def _found(
             if one.missing is not None
         ),
     }
-    labels = torch.cat([one.labels for one in found]).to(inputs.device)
     size = inputs.shape[-2:]
     if model.detections is not None:
-        places = torch.cat([one.boxes for one in found]).to(inputs.device)
-        scores = BoxScores(model.detections, labels, places)
-        truth = _rectangles(places, size)
+        scores = detection.scores_of(model, found, inputs.device)
+        truth = _rectangles(scores.boxes, size)
         return Subjects(
             "boxes", output=scores, scores="probabilities", truth=truth, without=OF_BOXES, **about
         )
     assert model.segments is not None
-    masks = torch.cat([one.masks for one in found]).to(inputs.device)
+    labels, masks, _ = segmentation.chosen(found, inputs.device)
     inside = F.interpolate(masks[:, None].float(), size=size)[:, 0] > 0.5 if len(masks) else None
     return Subjects(
         "segments",

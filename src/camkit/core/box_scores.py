@@ -26,14 +26,18 @@ class BoxScores:
     read: makes detections of what it returns. labels: int64 `[M]`; boxes: float `[M, 4]`, in pixels of the
     input. Inputs and boxes need not belong together: an input without such a box has the score 0.
 
-    The score of a box is `max_d IoU(box, d) * score(d)` over the detections `d` of its class, as of D-RISE
-    (Petsiuk et al. 2021, arXiv:2006.03204) where a detector tells one score of a box; of one that is found
-    again it is that score. The overlap is a constant for gradients.
+    likely: `[M, K]`, their classes' probabilities, of a detector that tells them.
+
+    The score of a box is that of D-RISE (Petsiuk et al. 2021, arXiv:2006.03204): over the detections `d`,
+    `max_d IoU(box, d) * cos(likely(box), likely(d)) * score(d)`; where a detector tells one score of a box,
+    the cosine is 1 for detections of its class and 0 for others. Of a box that is found again it is that
+    score. Overlap and cosine are constants for gradients.
     """
 
     read: Callable[[Any], Detections]
     labels: Tensor
     boxes: Tensor
+    likely: Tensor | None = None
 
     def __call__(self, returned: Any) -> Tensor:
         """The scores `[n, M]`, with the graph of those of the detections."""
@@ -43,12 +47,20 @@ class BoxScores:
             return found.scores.new_zeros(rows, len(self.labels))
         with torch.no_grad():
             overlap = iou(found.boxes.detach().float()[:, :, None], self.boxes.float())  # [n, N, M]
-            overlap = overlap * (found.labels[:, :, None] == self.labels)
-            again = overlap >= SAME
+            same = found.labels[:, :, None] == self.labels
+            again = (overlap >= SAME) & same
+            overlap = overlap * self._alike(found, same)
             overlap = torch.where(again, 1, overlap).to(found.scores.dtype)
             best = (overlap * found.scores.detach()[:, :, None] + 2 * again).argmax(1)  # [n, M]
             overlap = overlap.gather(1, best[:, None])[:, 0]
         return found.scores.gather(1, best) * overlap
+
+    def _alike(self, found: Detections, same: Tensor) -> Tensor:
+        """How alike the classes of detections and wanted boxes are, 0 to 1, `[n, N, M]`."""
+        if self.likely is None or found.likely is None:
+            return same
+        first, second = found.likely.detach().float()[:, :, None], self.likely.float()
+        return torch.cosine_similarity(first, second, dim=-1).clamp(min=0)
 
 
 def iou(first: Tensor, second: Tensor) -> Tensor:

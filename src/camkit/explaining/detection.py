@@ -11,6 +11,7 @@ from torch import Tensor
 
 from camkit.contracts.model import LoadedModel
 from camkit.core import hooks
+from camkit.core.box_scores import BoxScores
 from camkit.errors import MapError, counted
 from camkit.explaining.boxes import Box, Corners, Wanted
 from camkit.images.decoding import Photo
@@ -21,9 +22,10 @@ from camkit.images.preprocess import Preprocess
 class Found:
     """What was found in a photograph.
 
-    labels: int64 `[n]`, the index of each box's class; boxes: float `[n, 4]` in pixels of the input, and
-    corners: of the photograph; all of them of those that are explained. told: these. missing: why others
-    that were asked for are not. best: names and scores of all that count, the highest first.
+    labels: int64 `[n]`, the index of each box's class; boxes: float `[n, 4]` in pixels of the input;
+    likely: `[n, K]`, if the detector tells it; all of them of those that are explained. told: these.
+    missing: why others that were asked for are not. best: names and scores of all that count, the highest
+    first.
     """
 
     labels: Tensor
@@ -31,6 +33,7 @@ class Found:
     told: tuple[Box, ...]
     missing: MapError | None
     best: tuple[tuple[str, float], ...]
+    likely: Tensor | None = None
 
 
 def find(model: LoadedModel, asked: Wanted, batch: Tensor, photos: Sequence[Photo]) -> list[Found]:
@@ -40,12 +43,19 @@ def find(model: LoadedModel, asked: Wanted, batch: Tensor, photos: Sequence[Phot
     with hooks.as_it_was(model.module, batch.device), torch.no_grad():
         seen = model.detections(model.module(batch))
     scores, labels, boxes = (part.detach().cpu() for part in (seen.scores.float(), seen.labels, seen.boxes))
-    rows = zip(scores, labels, boxes.float(), photos, strict=True)
+    likely = [None] * len(photos) if seen.likely is None else seen.likely.detach().float().cpu()
+    rows = zip(scores, labels, boxes.float(), likely, photos, strict=True)
     return [_found(model, asked, *row) for row in rows]
 
 
 def _found(
-    model: LoadedModel, asked: Wanted, scores: Tensor, labels: Tensor, boxes: Tensor, photo: Photo
+    model: LoadedModel,
+    asked: Wanted,
+    scores: Tensor,
+    labels: Tensor,
+    boxes: Tensor,
+    likely: Tensor | None,
+    photo: Photo,
 ) -> Found:
     of_class = labels >= 0
     if asked.labels:
@@ -66,7 +76,8 @@ def _found(
     best = tuple((model.classes[int(labels[i])], float(scores[i])) for i in order.tolist())
     lacking = [n for n in asked.numbers or () if n > len(order)]
     missing = None if told and not lacking else _missing(asked, names, len(order), lacking, highest)
-    return Found(labels[chosen], boxes[chosen], tuple(picked), missing, best)
+    of_chosen = None if likely is None else likely[chosen]
+    return Found(labels[chosen], boxes[chosen], tuple(picked), missing, best, of_chosen)
 
 
 def _missing(
@@ -114,11 +125,11 @@ def columns(counts: Sequence[int]) -> Tensor:
     return torch.tensor(rows)
 
 
-def chosen(found: Sequence[Found], device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """The boxes of all photographs together: labels `[M]`, boxes `[M, 4]`, and targets `[B, T]`.
-
-    Targets are the numbers of a photograph's own boxes among them.
-    """
+def scores_of(model: LoadedModel, found: Sequence[Found], device: torch.device) -> BoxScores:
+    """The scores of the boxes of all photographs together, in their order."""
+    assert model.detections is not None
     labels = torch.cat([one.labels for one in found]).to(device)
     boxes = torch.cat([one.boxes for one in found]).to(device)
-    return labels, boxes, columns([len(one.told) for one in found])
+    known = [one.likely for one in found if one.likely is not None]
+    likely = torch.cat(known).to(device) if len(known) == len(found) else None
+    return BoxScores(model.detections, labels, boxes, likely)

@@ -133,8 +133,8 @@ def _of_boxes(work: Plan, batch: Tensor, found: Sequence[Found], call: Call) -> 
     of_segments = [one for one in found if isinstance(one, FoundSegments)]
     scores: BoxScores | SegmentScores
     if of_boxes and work.model.detections is not None:
-        labels, boxes, targets = detection.chosen(of_boxes, batch.device)
-        scores = BoxScores(work.model.detections, labels, boxes)
+        scores = detection.scores_of(work.model, of_boxes, batch.device)
+        targets = detection.columns([len(one.told) for one in of_boxes])
     else:
         assert work.model.segments is not None
         labels, masks, targets = segmentation.chosen(of_segments, batch.device)

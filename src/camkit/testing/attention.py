@@ -58,7 +58,7 @@ class Attending(nn.Module):
 
 
 class Transformer(nn.Module):
-    """A small classifier, `[B, 3, 16, 16]` to four scores: a class token over 4 x 4 patches, behind two blocks."""
+    """A small classifier, `[B, 3, 16, 16]` to four scores: of a class token over 4 x 4 patches."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -49,7 +49,7 @@ class Reader:
         exclusive = logits.shape[2] > self._classes
         likely = logits.softmax(2)[..., :-1] if exclusive else logits.sigmoid()
         scores, labels = likely.max(2)
-        return Detections(scores, labels, boxes)
+        return Detections(scores, labels, boxes, likely)
 
 
 def shown(processor: Any) -> Preprocess:

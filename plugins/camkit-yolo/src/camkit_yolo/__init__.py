@@ -57,8 +57,8 @@ class Reader:
         raise ModelError(f"a YOLO of {self._classes} classes returned {shape}, which are no boxes")
 
 
-def _suppressed(image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Scores, labels and boxes of one photograph, `[4 + n, A]`, without those that a better one covers."""
+def _suppressed(image: Tensor) -> tuple[Tensor, ...]:
+    """Scores, labels, boxes and classes of a photograph, `[4 + n, A]`, without what a better one covers."""
     import torch
     from torchvision.ops import batched_nms
 
@@ -68,4 +68,5 @@ def _suppressed(image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     x, y, width, height = image[:4, best].detach().float()
     boxes = torch.stack([x - width / 2, y - height / 2, x + width / 2, y + height / 2], 1)
     keep = batched_nms(boxes, scores.detach()[best].float(), labels[best], OVERLAP)[:MOST]
-    return scores[best[keep]], labels[best[keep]], boxes[keep]
+    keep, boxes = best[keep], boxes[keep]
+    return scores[keep], labels[keep], boxes, image[4:, keep].T
