@@ -9,12 +9,23 @@ import click
 
 from camkit.cli import early_checks
 from camkit.cli.hints import about
-from camkit.cli.parameters import BATCH_SIZE, DEVICE, FOLDER, PATH, SEED, choice
+from camkit.cli.parameters import (
+    BATCH_SIZE,
+    DEVICE,
+    DTYPE,
+    FOLDER,
+    LAYER,
+    PATH,
+    PRECISION,
+    SEED,
+    option_of,
+    split_names,
+)
 from camkit.cli.published import published
 from camkit.cli.scoreboard import scoreboard
 from camkit.cli.targets import check, target_options
 from camkit.cli.terminal import say, say_json, say_table
-from camkit.core.device_names import PRECISIONS, check_device_name
+from camkit.core.device_names import check_device_name
 from camkit.registry import extras, options
 
 if TYPE_CHECKING:
@@ -28,11 +39,6 @@ def _sizes(_: click.Context, __: click.Parameter, text: str | None) -> tuple[int
     except ValueError:
         raise click.BadParameter(f"{text!r} is not of the form 1,8,32") from None
     return tuple(BATCH_SIZE.convert(size, None, None) for size in sizes)
-
-
-def _names(_: click.Context, __: click.Parameter, text: str) -> tuple[str, ...]:
-    """`latency,sanity` as names."""
-    return tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
 
 
 @click.group(
@@ -59,15 +65,8 @@ def _names(_: click.Context, __: click.Parameter, text: str) -> tuple[str, ...]:
     show_default="gradcam",
     help="What to compute; repeatable.",
 )
-@click.option("--layer", default="auto", show_default=True, metavar="NAME", help="The target layer.")
-@click.option(
-    "-o",
-    "--option",
-    "options",
-    multiple=True,
-    metavar="KEY=VALUE",
-    help="An option of the backends, such as fast=true; repeatable.",
-)
+@LAYER
+@option_of("the backends", "fast=true")
 @click.option(
     "--images",
     multiple=True,
@@ -86,14 +85,8 @@ def _names(_: click.Context, __: click.Parameter, text: str) -> tuple[str, ...]:
     help="Where the objects are: annotations as of the pets, a folder of masks or a COCO json.",
 )
 @DEVICE
-@click.option(
-    "--dtype",
-    type=click.Choice(["float32", "bfloat16", "float16"]),
-    default="float32",
-    show_default=True,
-    help="Type of weights and activations.",
-)
-@choice("--precision", PRECISIONS, "How float32 is multiplied on CUDA devices; tf32 is quick and coarse.")
+@DTYPE
+@PRECISION
 @click.option(
     "--batch-size",
     "batch_sizes",
@@ -104,7 +97,7 @@ def _names(_: click.Context, __: click.Parameter, text: str) -> tuple[str, ...]:
 )
 @click.option(
     "--metrics",
-    callback=_names,
+    callback=split_names,
     default="",
     show_default="all",
     help="latency; categories: agreement, faithfulness, localisation, sanity, complexity, plugins' own; or "

@@ -20,9 +20,11 @@ from camkit.cli.model_options import MODEL, facts, model_options
 from camkit.cli.parameters import (
     BATCH_SIZE,
     DEVICE,
+    DTYPE,
     PARTLY,
     PATTERN,
     PLACE,
+    PRECISION,
     CommandBeside,
     choice,
     look_options,
@@ -32,7 +34,7 @@ from camkit.cli.parameters import (
 from camkit.cli.result_folder import merge, write_page
 from camkit.cli.targets import target_options
 from camkit.cli.terminal import say
-from camkit.core.device_names import PRECISIONS, check_device_name, usable_cores
+from camkit.core.device_names import check_device_name, usable_cores
 from camkit.errors import UsageError
 from camkit.images.addresses import is_address
 from camkit.images.shard import Shard
@@ -80,8 +82,8 @@ _DEFAULT = click.core.ParameterSource.DEFAULT
 )
 @look_options
 @DEVICE
-@choice("--dtype", ["float32", "bfloat16", "float16"], "Type of weights and activations.")
-@choice("--precision", PRECISIONS, "How float32 is multiplied on CUDA devices; tf32 is quick and coarse.")
+@DTYPE
+@PRECISION
 @click.option(
     "--batch-size",
     type=BATCH_SIZE,

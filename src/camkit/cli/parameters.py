@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import click
 
-from camkit.core.device_names import WAYS
+from camkit.core.device_names import PRECISIONS, WAYS
 from camkit.drawing.style import USUAL, Style
 from camkit.errors import UsageError
 from camkit.images.addresses import is_address
@@ -66,7 +66,24 @@ DEVICE = click.option("--device", default="auto", show_default=True, help=f"{WAY
 SEED = click.option(
     "--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="Random seed."
 )  # what every generator takes
+LAYER = click.option("--layer", default="auto", show_default=True, metavar="NAME", help="The target layer.")
+DTYPE = choice("--dtype", ["float32", "bfloat16", "float16"], "Type of weights and activations.")
+PRECISION = choice(
+    "--precision", PRECISIONS, "How float32 is multiplied on CUDA devices; tf32 is quick and coarse."
+)
 TRUST = click.option("--trust-pickle", is_flag=True, help="Let a model source load pickles. They run code.")
+
+
+def option_of(owner: str, example: str) -> Callable[[F], F]:
+    """`-o KEY=VALUE`; owner: whose options they are."""
+    text = f"An option of {owner}, such as {example}; repeatable."
+    return repeatable("-o", "--option", "options", metavar="KEY=VALUE", help=text)
+
+
+def split_names(_: click.Context, __: click.Parameter, text: str) -> tuple[str, ...]:
+    """`latency,sanity` as names."""
+    return tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
+
 
 LOOKS: tuple[str, ...] = tuple(USUAL)
 _LOOK = (

@@ -9,7 +9,7 @@ import click
 
 from camkit.cli import early_checks
 from camkit.cli.model_options import facts, model_options
-from camkit.cli.parameters import DEVICE, PATH
+from camkit.cli.parameters import DEVICE, PATH, option_of
 from camkit.cli.terminal import say, say_json, say_table
 from camkit.core.device_names import check_device_name
 from camkit.errors import UsageError, closest
@@ -37,14 +37,7 @@ if TYPE_CHECKING:
 @click.option(
     "--layer", default="auto", show_default="the paper's", metavar="NAME", help="The target layer."
 )
-@click.option(
-    "-o",
-    "--option",
-    "options",
-    multiple=True,
-    metavar="KEY=VALUE",
-    help="An option of the backend; repeatable.",
-)
+@option_of("the backend", "steps=20")
 @click.option(
     "--limit", type=click.IntRange(min=1), help="Only the first photographs: a trial, not the figure."
 )

@@ -8,19 +8,25 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from camkit.cli import early_checks
-from camkit.cli.parameters import DEVICE, FOLDER, PARTLY, SEED, TRUST, choice
+from camkit.cli.parameters import (
+    DEVICE,
+    DTYPE,
+    FOLDER,
+    LAYER,
+    PARTLY,
+    PRECISION,
+    SEED,
+    TRUST,
+    option_of,
+    split_names,
+)
 from camkit.cli.terminal import say, say_json, say_table
-from camkit.core.device_names import PRECISIONS, check_device_name
+from camkit.core.device_names import check_device_name
 from camkit.errors import CamkitError
 from camkit.registry import options
 
 if TYPE_CHECKING:
     from camkit.bench.scoreboard_table import Board
-
-
-def _names(_: click.Context, __: click.Parameter, text: str) -> tuple[str, ...]:
-    """`cost,sanity` as names."""
-    return tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
 
 
 @click.command(
@@ -54,20 +60,13 @@ def _names(_: click.Context, __: click.Parameter, text: str) -> tuple[str, ...]:
     show_default="those of native that look at a layer and take few forwards",
     help="What to compute; repeatable.",
 )
-@click.option("--layer", default="auto", show_default=True, metavar="NAME", help="The target layer.")
-@click.option(
-    "-o",
-    "--option",
-    "options",
-    multiple=True,
-    metavar="KEY=VALUE",
-    help="An option of the backends, such as masks=500; repeatable.",
-)
+@LAYER
+@option_of("the backends", "masks=500")
 @click.option("--truth", metavar="PATH", help="Where the objects are, as of `camkit bench`.")
 @click.option(
     "--metrics",
     "groups",
-    callback=_names,
+    callback=split_names,
     default="",
     show_default="all",
     help="Of cost, localisation (needs --truth), gridpg, faithfulness, sanity.",
@@ -102,14 +101,8 @@ def _names(_: click.Context, __: click.Parameter, text: str) -> tuple[str, ...]:
     help="Photographs of one timed call.",
 )
 @DEVICE
-@click.option(
-    "--dtype",
-    type=click.Choice(["float32", "bfloat16", "float16"]),
-    default="float32",
-    show_default=True,
-    help="Type of weights and activations.",
-)
-@choice("--precision", PRECISIONS, "How float32 is multiplied on CUDA devices; tf32 is quick and coarse.")
+@DTYPE
+@PRECISION
 @SEED
 @click.option(
     "--minutes",
