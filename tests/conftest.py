@@ -27,6 +27,7 @@ torch.set_num_threads(1)
 # plugins and single tests that are marked slow.
 SLOW = set(
     "test_all_layers test_attention test_bench test_bench_page test_bench_strangers "
+    "test_bench_published test_bench_subjects test_libra "
     "test_black_box test_cli test_compile_cache test_compiled test_docs test_early_checks "
     "test_endurance test_engines test_explain_folder test_families test_fastai_model "
     "test_fuzz test_hostile_folders test_input_gradients test_installed_plugins "

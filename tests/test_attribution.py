@@ -456,24 +456,30 @@ def test_class_specifications() -> None:
 
 
 class Stem(nn.Module):
-    """Convolutions with a batch norm below tokens, as a hybrid transformer has them."""
+    """Convolutions and a batch norm below tokens, as hybrid transformers have them, or above them."""
 
-    def __init__(self) -> None:
+    def __init__(self, below: bool) -> None:
         super().__init__()
         self.conv, self.norm = nn.Conv2d(3, 8, 4, stride=4), nn.BatchNorm2d(8)
-        self.mix, self.head = nn.Linear(8, 8), nn.Linear(8, 4)
+        self.mix, self.last, self.head = nn.Linear(8, 8), nn.Conv2d(8, 8, 3), nn.Linear(8, 4)
+        self.below = below
 
     def forward(self, x: Tensor) -> Tensor:
         """Scores."""
-        tokens = self.norm(self.conv(x)).flatten(2).transpose(1, 2)
-        return self.head(torch.tanh(self.mix(tokens)).mean(1))
+        x = self.norm(self.conv(x)) if self.below else self.conv(x)
+        tokens = torch.tanh(self.mix(x.flatten(2).transpose(1, 2)))
+        if self.below:
+            return self.head(tokens.mean(1))
+        x = self.norm(tokens.transpose(1, 2).reshape(x.shape))
+        return self.head(torch.tanh(self.last(x)).mean((2, 3)))
 
 
+@pytest.mark.parametrize("below", [True, False], ids=["below", "above"])
 @pytest.mark.parametrize("method", ["gradcam", "hirescam", "smoothgrad"])
-def test_one_image_below_tokens_has_the_map_that_it_has_in_a_batch(method: str) -> None:
-    """Torch reads the gradients of a batch norm in the wrong order where a single image ends in tokens."""
+def test_one_image_with_a_batch_norm_beside_tokens_has_the_map_of_a_batch(method: str, below: bool) -> None:
+    """Torch reads gradients or inputs of a batch norm in the wrong order where one image has tokens."""
     torch.manual_seed(0)
-    net = Stem().eval()
+    net = Stem(below).eval()
     nn.init.uniform_(net.norm.weight, 0.5, 2)
     x = torch.randn(2, 3, 16, 16)
     about = {"layer": "conv", "method": method, "samples": 4}

@@ -155,28 +155,35 @@ def _training(module: nn.Module) -> tuple[list[nn.Module], bool]:
 
 
 def lay_out_gradients(output: Any) -> None:
-    """Let the gradients of one image come into every batch norm behind `output` laid out as torch expects.
+    """Let the gradients of one image come into every batch norm behind `output` laid out as its input is.
 
-    On a CPU its backward reads them in the wrong order where they come from tokens, as of a stem of
-    convolutions below a transformer (torch 2.11 to 2.14): strides of a single image are ambiguous.
+    On a CPU its backward mixes up the order of channels and positions where one of them comes from tokens
+    and the other does not, as with convolutions below a transformer (seen in torch 2.14): the strides of a
+    single image are ambiguous.
     """
-    ahead = [
-        node
-        for one in _tensors(output)
-        if one.is_cpu and len(one.shape) and len(one) == 1
-        if (node := one.grad_fn)
-    ]
+    tensors = [one for one in _tensors(output) if one.is_cpu and one.ndim and len(one) == 1]
+    ahead: list[Any] = [one.grad_fn for one in tensors if one.grad_fn is not None]
     seen = set(ahead)
     for node in ahead:  # grows meanwhile
         if node.name() == "NativeBatchNormBackward0":
-            node.register_prehook(_contiguous)
-        fresh = [before for before, _ in node.next_functions if before is not None and before not in seen]
-        seen.update(fresh)
+            node.register_prehook(_contiguous if node._saved_input.is_contiguous() else _channels_last)
+        fresh = {before for before, _ in node.next_functions} - seen - {None}
+        seen |= fresh
         ahead += fresh
 
 
-def _contiguous(gradients: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
+Gradients = tuple[Tensor | None, ...]
+
+
+def _contiguous(gradients: Gradients) -> Gradients:
     return tuple(one if one is None else one.contiguous() for one in gradients)
+
+
+def _channels_last(gradients: Gradients) -> Gradients:
+    # Not by `memory_format`, which gradients of many classes at once do not know.
+    return tuple(
+        one if one is None else one.movedim(1, -1).contiguous().movedim(-1, 1) for one in gradients
+    )
 
 
 def _tensors(output: Any) -> list[Tensor]:
