@@ -211,6 +211,18 @@ def test_attention_methods_take_balanced_gradients() -> None:
     assert torch.equal(*rollout)
 
 
+class Recurrent(nn.Module):
+    """An LSTM over places."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.lstm, self.head = nn.Conv2d(3, 8, 4, stride=4), nn.LSTM(8, 8), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Scores."""
+        return self.head(self.lstm(self.conv(x).flatten(2).movedim(2, 0))[0][-1])
+
+
 def test_other_threads_keep_their_gradients() -> None:
     usual, _ = pair()
     x, found = images(), {}
@@ -231,6 +243,9 @@ def test_what_has_no_meaning_is_refused_or_said() -> None:
     usual, _ = pair()
     with pytest.raises(UsageError, match="shapleycam takes second derivatives"):
         camkit.maps(usual, images(), 1, layer="patches", method="shapleycam", libra=True)
+    recurrent = Recurrent().eval()
+    with pytest.raises(UsageError, match="no rule for recurrent layers"):
+        camkit.maps(recurrent, torch.randn(1, 3, 16, 16), 1, layer="conv", libra=True)
     with pytest.warns(CamkitWarning, match="without fast mode: libra=true"):
         camkit.maps(usual, images(), 1, layer="patches", libra=True, fast=True)
 

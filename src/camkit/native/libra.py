@@ -26,6 +26,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from camkit.core.stand_in import wide
+from camkit.errors import UsageError
 from camkit.native.attention import TRANSPARENT
 
 # What gates are made by, and what leaves one a gate, if nothing else in it depends on the input.
@@ -240,6 +241,10 @@ def _cosine(mode: Libra, func: Any, x1: Tensor, x2: Tensor, dim: int = 1, eps: f
     return mode.instead(value, balanced)
 
 
+def _recurrent(mode: Libra, func: Any, *_: Any, **__: Any) -> Any:
+    raise UsageError(f"libra=true has no rule for recurrent layers ({func.__name__}): leave it out")
+
+
 RULES: dict[str, Callable[..., Any]] = {
     "layer_norm": _layer_norm,
     "rms_norm": _rms_norm,
@@ -253,7 +258,8 @@ RULES: dict[str, Callable[..., Any]] = {
     "einsum": _einsum,
     "normalize": _normalize,
     "cosine_similarity": _cosine,
-    **dict.fromkeys(("matmul", "bmm"), _matrix_product),
+    **dict.fromkeys(("matmul", "bmm", "mm"), _matrix_product),
+    **dict.fromkeys(("lstm", "gru", "rnn_tanh", "rnn_relu"), _recurrent),
     **dict.fromkeys(("mul", "rmul", "imul", "multiply"), _product),
     **dict.fromkeys(("div", "truediv", "itruediv", "divide", "true_divide"), _quotient),
     **dict.fromkeys(("pow", "square"), _power),
