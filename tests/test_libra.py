@@ -124,6 +124,34 @@ def test_without_biases_the_gradient_times_the_input_is_the_score() -> None:
     assert (plain * x).sum().item() != pytest.approx(score.item(), rel=0.05)
 
 
+PARTS: dict[str, Callable[[Tensor], Tensor]] = {
+    "instance_norm": F.instance_norm,
+    "batch_norm by the batch": lambda x: F.batch_norm(x, None, None, training=True),
+    "group_norm": lambda x: F.group_norm(x, 3),
+    "rms_norm": lambda x: F.rms_norm(x, x.shape[3:]),
+    "elu": F.elu,
+    "mish": F.mish,
+    "tanh as a gate": lambda x: 0.5 * x * (1 + torch.tanh(x + x**3)),
+    "a sigmoid by hand": lambda x: x * (1 / (1 + (-x.mean((2, 3), keepdim=True)).exp())),
+    "by its length": lambda x: x / x.norm(dim=1, keepdim=True),
+    "cosine": lambda x: F.cosine_similarity(x, x.flip(3)),
+    "square": lambda x: F.relu(x) ** 2,
+}
+
+
+@pytest.mark.parametrize("part", PARTS.values(), ids=PARTS.keys())
+def test_of_every_part_the_gradient_times_the_input_is_the_output(part: Callable[[Tensor], Tensor]) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(2, 3, 4, 5).double().requires_grad_()
+    with Libra():
+        found = part(x)
+    assert torch.equal(found, part(x))
+    weights = torch.randn_like(found)
+    (gradient,) = torch.autograd.grad((found * weights).sum(), x)
+    total = (found * weights).sum().item()
+    assert (gradient * x).sum().item() == pytest.approx(total, rel=1e-4)  # epsilons are not scaled
+
+
 MORE: dict[str, tuple[Callable[[], nn.Module], int]] = {
     "timm Swin": (
         lambda: timm.create_model("swin_tiny_patch4_window7_224", img_size=64, depths=(1,) * 4),

@@ -30,7 +30,7 @@ from camkit.errors import UsageError
 from camkit.native.attention import TRANSPARENT
 
 # What gates are made by, and what leaves one a gate, if nothing else in it depends on the input.
-GATES = ("sigmoid", "tanh", "softmax", "hardsigmoid", "erf", "exp", "rsqrt", "reciprocal")
+GATES = ("sigmoid", "tanh", "softmax", "hardsigmoid", "erf", "exp", "rsqrt", "reciprocal", "rdiv")
 FOLLOWED = (
     *("add", "radd", "iadd", "sub", "rsub", "mul", "rmul", "imul", "div", "truediv", "neg", "clamp"),
     *("to", "type", "type_as", "float", "half", "bfloat16", "double", "contiguous", "clone", "dropout"),
@@ -131,6 +131,33 @@ def _group_norm(mode: Libra, func: Any, x: Tensor, groups: int, *more: Any, **na
     normal = _scaled(_centred(parts, (2,)), (2,), eps, None, None).reshape(x.shape)
     weight, bias = (None if one is None else one.reshape(along) for one in (weight, bias))
     return mode.instead(value, _with(normal, weight, bias).to(value.dtype))
+
+
+def _instance_norm(mode: Libra, func: Any, x: Tensor, *more: Any, **named: Any) -> Tensor:
+    value: Tensor = func(x, *more, **named)
+    names = ("running_mean", "running_var", "weight", "bias", "use_input_stats", "momentum", "eps")
+    given = dict(zip(names, more, strict=False)) | named
+    if not given.get("use_input_stats", True):
+        return value  # affine
+    return _of_channels(mode, value, x, given, tuple(range(2, x.ndim)))
+
+
+def _batch_norm(mode: Libra, func: Any, x: Tensor, *more: Any, **named: Any) -> Tensor:
+    value: Tensor = func(x, *more, **named)
+    names = ("running_mean", "running_var", "weight", "bias", "training", "momentum", "eps")
+    given = dict(zip(names, more, strict=False)) | named
+    if not given.get("training", False):
+        return value  # affine
+    return _of_channels(mode, value, x, given, (0, *range(2, x.ndim)))
+
+
+def _of_channels(mode: Libra, value: Tensor, x: Tensor, given: Any, dims: tuple[int, ...]) -> Tensor:
+    """Of a norm of each channel by its own mean and deviation."""
+    along = (1, -1, *[1] * (x.ndim - 2))
+    parts = (given.get("weight"), given.get("bias"))
+    weight, bias = (None if one is None else one.reshape(along) for one in parts)
+    normal = _scaled(_centred(wide(x), dims), dims, given.get("eps", 1e-5), weight, bias)
+    return mode.instead(value, normal.to(value.dtype))
 
 
 def _affine(more: tuple[Any, ...], named: dict[str, Any], eps: float) -> tuple[Any, Any, float]:
@@ -253,6 +280,11 @@ RULES: dict[str, Callable[..., Any]] = {
     "silu": _gated(0.5),
     "hardswish": _gated(0.5),
     "mish": _gated(0.6),
+    "elu": _gated(1.0),
+    "celu": _gated(1.0),
+    "selu": _gated(1.0507),
+    "instance_norm": _instance_norm,
+    "batch_norm": _batch_norm,
     "glu": _glu,
     "scaled_dot_product_attention": _attention,
     "einsum": _einsum,
