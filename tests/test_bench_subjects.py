@@ -13,10 +13,12 @@ from click.testing import Result
 from PIL import Image
 from tests.conftest import runner
 
-from camkit.bench import latency, scenes
+from camkit.bench import bench_json, latency, scenes, significance, statistics
+from camkit.bench.conclusion import conclusion
 from camkit.bench.request import BenchRequest, command
 from camkit.bench.subjects import of_request
 from camkit.cli import cli
+from camkit.errors import UsageError
 
 # Of 32 x 32 pixels: a cat where the upper left corner is red, a dog where the lower right one is green.
 # And a segmentation: red is road, blue is sky, what is dark is background. And a classifier.
@@ -119,6 +121,8 @@ def test_boxes_are_scenes_whose_truth_is_the_box() -> None:
     assert scores(found, "uniform", "energy-pointing-game") == pytest.approx([0.25] * 4)
     # Nothing is left of a score once its corner is dark: the first of the steps take it all.
     assert all(one < 0.3 for one in scores(found, "hirescam", "deletion"))
+    assert scene["names"][:2] == ["cat, box 1 of 2", "dog, box 2 of 2"]
+    assert scene["photographs"] == [0, 0, 1, 2]
     assert "without random-logit, as there is no other class" in scene["remark"]
     assert "--box all" in found["command"]
     assert (found["shown"][0]["class_name"], found["shown"][0]["probability"]) == (
@@ -164,6 +168,46 @@ def test_segments_are_scenes_and_their_masks_the_truth() -> None:
     assert (scene["name"], scene["images"], scene["truth_share"]) == ("segments", 1, 0.5)
     assert scores(found, "hirescam", "energy-pointing-game", "segments") == pytest.approx([1])
     assert found["rows"][1]["scores"]["segments"]["sanity-cascading"]["defined"] == 1
+
+
+def test_values_of_one_photograph_count_as_one() -> None:
+    words = ("--model", "m.py:classes", "--images", "photos", "--class", "top:4", "--method", "hirescam")
+    found = bench(*words, metrics="agreement,symmetric-relevance-gain,entropy")
+    (row,) = (row for row in found["rows"] if row["method"] == "hirescam")
+    score = row["scores"]["photographs"]["entropy"]
+    values = np.array(score["values"], float).reshape(3, 4)
+    # Twelve values would have an interval; three photographs have none.
+    assert (score["mean"], score["low"]) == (pytest.approx(np.nanmean(np.nanmean(values, 1))), None)
+    (contest,) = significance.better(bench_json.read(Path("out")))
+    cells = dict(zip(significance.BETTER, contest, strict=True))
+    assert cells["IMAGES"] == "3" and "too few images" in cells["DIFFERENCE"]
+    assert cells["VERDICT"] == "UNCLEAR"
+    found["scenes"][0]["photographs"].pop()
+    Path("out/bench.json").write_text(json.dumps(found), "utf-8")
+    with pytest.raises(UsageError, match=r"of the photographs are not of its photographs"):
+        bench_json.read(Path("out"))
+
+
+def test_the_mean_of_groups() -> None:
+    nan = float("nan")
+    assert statistics.of_groups([1.0, 2.0], []) == [1, 2]
+    assert statistics.of_groups([1.0, 5.0, 3.0, nan, 4.0], [7, 2, 7, 2, 2]) == [2, 4.5]
+    assert str(statistics.of_groups([nan, 1.0], [0, 1])) == "[nan, 1.0]"
+
+
+def test_more_than_a_document_holds_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scenes, "MAX_IMAGES", 11)
+    done = call("--model", "m.py:classes", "--images", "photos", "--class", "all")
+    assert done.exit_code == 2
+    assert "12 classes of 3 photographs are more than a benchmark holds, 11" in done.stderr
+
+
+def test_what_says_nothing_is_told_where_it_was_asked_for() -> None:
+    done = call("--model", "m.py:corners", "--box", "all", "--images", "photos", metrics="random-logit")
+    assert "explained: 4 boxes of 3 photographs: cat, box 1 of 2; dog, box 2 of 2; " in done.stderr
+    assert "of boxes: without random-logit, as there is no other class to compare with" in done.stderr
+    missing = conclusion(bench_json.read(Path("out"))).missing
+    assert any("Of boxes: without random-logit" in line for line in missing)
 
 
 def test_of_a_place_nobody_knows_what_belongs_to_it() -> None:

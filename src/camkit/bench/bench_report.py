@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from camkit.bench import bench_json, statistics
+from camkit.bench import bench_json, scene_words, statistics
 from camkit.bench.bench_json import NOTHING, headers, headline, mean, span
 from camkit.bench.conclusion import conclusion
 from camkit.bench.page_formats import HTML, MARKDOWN, Map, Photograph, Picture, Report, Section, render
@@ -113,7 +113,7 @@ def _pictures(document: Document, album: _Album) -> Iterator[Section]:
 
 
 MAPS_WORDS = (
-    "What the model saw, with the maps of its predicted class. Yellow is what speaks for the class, blue "
+    "What the model saw, with the maps of what is named beside it. Yellow is what speaks for that, blue "
     "what speaks against it; where a map says nothing, the photograph stays as it is. Maps of one method "
     "share the scale of its reference, so their strength can be compared, too; below each is the value of "
     "the strongest colour."
@@ -167,8 +167,10 @@ TABLE_WORDS = (
 def _scene(scene: SceneFacts) -> str:
     truth = f", truth for {scene.with_truth}" if scene.with_truth else ", without truth"
     chance = f", which covers {scene.truth_share:.0%}: the level of chance" if scene.truth_share else ""
-    remark = f" {scene.remark}." if scene.remark else ""
-    return f"{scene.name}: {scene.things}{truth}{chance}.{remark}"
+    named = f" {names}." if (names := scene_words.names(scene)) else ""
+    # What is left out is told with all that was not measured.
+    remark = f" {scene.remark}." if scene.remark and not scene_words.left_out(scene) else ""
+    return f"{scene.name}: {scene_words.things(scene)}{truth}{chance}.{named}{remark}"
 
 
 LATENCY = (

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
-from camkit.bench import bench_json, statistics
+from camkit.bench import bench_json, scene_words, statistics
 from camkit.bench.request import LEFT_OUT
 from camkit.bench.results import ALIKE, EQUAL, Document, LatencyRecord, Median, Row
 from camkit.bench.significance import better
@@ -180,10 +180,10 @@ def _agreement(document: Document) -> Iterator[str]:
         chance = "" if most is None else f"; one in 40 pairs of random maps reaches {most:.2f}"
         yield (
             f"{a} and {b} agree least, with a mean rank correlation of {value:.2f} over "
-            f"{scene.things}{chance}."
+            f"{scene_words.things(scene)}{chance}."
         )
-    if (compared or found) and scene.images < LEAST:
-        yield f"{scene.things.capitalize()} cannot speak for others."
+    if (compared or found) and scene.independent < LEAST:
+        yield f"{scene_words.things(scene).capitalize()} cannot speak for others."
 
 
 def _least_alike(document: Document, scene: str) -> tuple[str, str, float, float | None] | None:
@@ -242,6 +242,8 @@ def _missing(document: Document) -> Iterator[str]:
     for scene in document.scenes:
         if scene.failures:
             yield f"{counted(len(scene.failures), 'photograph')} could not be used: {scene.failures[0]}"
+        if why := scene_words.left_out(scene):
+            yield f"Of {scene.name}: {why}."
     asked = settings.metrics
     if isinstance(asked, list):
         yield f"Only what was asked for was measured: {', '.join(map(str, asked))}."

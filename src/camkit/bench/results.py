@@ -12,17 +12,11 @@ from typing import Annotated, Any, Self
 
 from camkit.bench.statistics import Estimate
 from camkit.bench.typed_json import Fault, Most, Parts, Range, from_json, parts
-from camkit.errors import counted, printable
+from camkit.errors import printable
 
 SCHEMA = 1
 FORWARD = ("bare", "forward")
-# What a scene has one of, and several, by its name; of others it is images.
-NOUNS = {
-    "photographs": ("photograph",),
-    "boxes": ("box", "boxes"),
-    "segments": ("segment",),
-    "targets": ("target",),
-}
+OF_CLASSES = "photographs"  # the scene of photographs that are explained for classes
 MOSAICS = "mosaics"  # the scene of the grid pointing game, whose score is `ENERGY`
 ENERGY = "energy-pointing-game"
 GAIN = "symmetric-relevance-gain"
@@ -111,7 +105,8 @@ class LatencyRecord:
 class Score:
     """A metric's score of a row on one scene: `values` of each image, and their mean with its interval.
 
-    defined: how many images have a value. passed: of a test. curves and steps: as `camkit.Scores` has them.
+    Of several values of a photograph, their mean counts as one. defined: how many images have a value.
+    passed: of a test. curves and steps: as `camkit.Scores` has them.
     """
 
     mean: Value | None
@@ -221,22 +216,27 @@ class Conditions:
 
 @dataclass(kw_only=True)
 class SceneFacts:
-    """The images of a scene, and for how many of them the truth is known."""
+    """The images of a scene, and for how many of them the truth is known.
+
+    names: of what is explained. photographs: the number of that of each image; none: each is its own.
+    """
 
     name: Name
     model: Line = ""
     layer: Line = ""
     images: Count
     titles: Names = field(default_factory=list)
+    names: Names = field(default_factory=list)
+    photographs: Annotated[list[Count], Most(MAX_IMAGES)] = field(default_factory=list)
     with_truth: Count
     truth_share: float | None = None
     remark: Line | None = None
     failures: Names = field(default_factory=list)
 
     @property
-    def things(self) -> str:
-        """How many there are of what is explained: `2 photographs`, `1 box`."""
-        return counted(self.images, *NOUNS.get(self.name, ("image",)))
+    def independent(self) -> int:
+        """How many images do not depend on each other, as those of one photograph do."""
+        return len(set(self.photographs)) or self.images
 
 
 @dataclass(kw_only=True)
@@ -379,8 +379,11 @@ def _contradictions_of_scores(document: Document) -> Iterator[str]:
                 by_place.setdefault((scene, metric), []).append(score)
     if (count := sum(len(score.values) for scores in by_place.values() for score in scores)) > MAX_VALUES:
         yield f"it has {count:,} scores, more than {MAX_VALUES:,}"
+    photographs = {scene.name: len(scene.photographs) for scene in document.scenes if scene.photographs}
     for (scene, metric), scores in by_place.items():
         if len({len(score.values) for score in scores}) > 1:
             yield f"rows have different numbers of {printable(metric)} of the {printable(scene)}"
+        if photographs.get(scene, len(scores[0].values)) != len(scores[0].values):
+            yield f"{printable(metric)} of the {printable(scene)} are not of its photographs"
         if any(len({len(curve) for curve in score.curves or ()}) > 1 for score in scores):
             yield "curves of one score differ in length"

@@ -22,9 +22,9 @@ from camkit.bench.examples import disagreements, side_by_side
 from camkit.bench.metric_choice import chosen
 from camkit.bench.parity_cases import hard_cases
 from camkit.bench.request import AGREEMENT, LATENCY, BenchRequest, command
-from camkit.bench.results import ENERGY, Document
+from camkit.bench.results import ENERGY, OF_CLASSES, Document
 from camkit.bench.scenes import Scene
-from camkit.bench.subjects import OF_CLASSES, of_request
+from camkit.bench.subjects import of_request
 from camkit.bench.survey import Progress, Survey, references, survey
 from camkit.bench.typed_json import finite, from_json, mapped
 from camkit.contracts.metric import Metric
@@ -205,6 +205,8 @@ def _scene_facts(scene: Scene) -> results.SceneFacts:
         layer=scene.layer,
         images=len(scene.inputs),
         titles=list(scene.titles),
+        names=list(scene.names),
+        photographs=list(scene.photographs),
         with_truth=0 if scene.truth is None else int(scene.truth.flatten(1).any(1).sum()),
         truth_share=None if scene.truth is None else float(scene.truth.float().mean()),
         remark=scene.remark,

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from camkit.bench import shapes
-from camkit.bench.results import ENERGY, MOSAICS
-from camkit.bench.subjects import OF_CLASSES, PREDICTED, Asked, subjects
+from camkit.bench.results import ENERGY, MAX_IMAGES, MOSAICS, OF_CLASSES
+from camkit.bench.subjects import PREDICTED, Asked, subjects
 from camkit.contracts.model import LoadedModel
 from camkit.contracts.scores import ScoreKind
 from camkit.core import layers
@@ -22,7 +22,7 @@ from camkit.core.call_types import Call
 from camkit.core.layer_lookup import resolve_layers
 from camkit.core.scored import Output, Scored
 from camkit.drawing import overlay
-from camkit.errors import ImageError, UsageError
+from camkit.errors import ImageError, UsageError, counted
 from camkit.explaining.plan import scores_for_layer
 from camkit.images import decoding, finding
 from camkit.metrics import localisation
@@ -46,7 +46,8 @@ class Scene:
     """A model, its target layer and a batch of inputs with the classes to explain.
 
     inputs: `[N, C, H, W]` on the model's device; targets: int64 `[N]`; titles: of the images, for people;
-    names: of what is explained. output: makes scores `[B, n]` of what the model returns, as `Call` takes
+    names: of what is explained; photographs: the number of the photograph of each, where one may have
+    several, else none. output: makes scores `[B, n]` of what the model returns, as `Call` takes
     it; scores: what these are.
     truth: bool `[N, H, W]`, nowhere true if not known for an image, or `None` if for none.
     failures: one line for each photograph that could not be used.
@@ -62,6 +63,7 @@ class Scene:
     targets: Tensor
     titles: tuple[str, ...] = ()
     names: tuple[str, ...] = ()
+    photographs: tuple[int, ...] = ()
     output: Output = None
     scores: ScoreKind = "auto"
     truth: Tensor | None = field(default=None, repr=False)
@@ -144,8 +146,17 @@ def photographs(
     failures += found.failures
     if not len(found.rows):
         raise ImageError(f"there is nothing to explain: {failures[0]}")
+    if len(found.rows) > MAX_IMAGES:
+        things = "classes" if found.kind == OF_CLASSES else found.kind
+        raise UsageError(
+            f"{len(found.rows):,} {things} of {counted(len(inputs), 'photograph')} are more than a "
+            f"benchmark holds, {MAX_IMAGES:,}: ask for fewer, or for fewer photographs (--limit)"
+        )
     marked = stacked[found.rows] if found.truth is None else found.truth
-    left_out = "; ".join(f"without {name}, as {why}" for name, why in found.without.items())
+    reasons: dict[str, list[str]] = {}
+    for metric, why in found.without.items():
+        reasons.setdefault(why, []).append(metric)
+    left_out = "; ".join(f"without {' and '.join(names)}, as {why}" for why, names in reasons.items())
     return Scene(
         name=found.kind,
         model=model,
@@ -154,6 +165,7 @@ def photographs(
         targets=found.targets,
         titles=tuple(titles[row] for row in found.rows.tolist()),
         names=found.names,
+        photographs=tuple(found.rows.tolist()),
         output=found.output,
         scores=found.scores,
         truth=marked if bool(marked.any()) else None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +20,8 @@ WORTH = (GAIN, "road", "pointing-game", ENERGY, "relevance-rank")
 BLIND = ("random", "centre", "uniform", "edges")  # the blurred map knows what the map knows
 BETTER = ("BACKEND", "METHOD", "SCORE", "IMAGES", "MEAN", "BEST CONTROL", "DIFFERENCE", "P", "VERDICT")
 BETTER_WORDS = (
-    "Each explainer against the controls on the same images. DIFFERENCE is the mean difference from the "
+    "Each explainer against the controls on the same images; of what belongs to one photograph, the mean "
+    "counts as one. DIFFERENCE is the mean difference from the "
     "best control, with its 95 % interval (the wider one of Student's t and the studentised bootstrap). "
     "BETTER means better than each control, WORSE means worse than one of them, corrected for their "
     "number. P is corrected for the number of rows, too (Holm), and at most 0.05 for a verdict: where "
@@ -49,7 +51,8 @@ def better(document: Document) -> list[list[str]]:
 
 
 def _contests(document: Document) -> Iterator[_Contest]:
-    for scene, metric in ((scene.name, metric) for scene in document.scenes for metric in WORTH):
+    for facts, metric in ((scene, metric) for scene in document.scenes for metric in WORTH):
+        scene = facts.name
         scores = [
             (row, score)
             for row in document.rows
@@ -64,22 +67,22 @@ def _contests(document: Document) -> Iterator[_Contest]:
             if any(np.allclose(values, other, atol=ALIKE, equal_nan=True) for other in seen):
                 continue
             seen.append(values)
-            if contest := _contest((row.backend, row.method, f"{metric}, {scene}"), own, controls):
+            if contest := _contest(
+                (row.backend, row.method, f"{metric}, {scene}"), own, controls, facts.photographs
+            ):
                 yield contest
 
 
-def _contest(names: Sequence[str], own: Score, controls: Mapping[str, Score]) -> _Contest | None:
+def _contest(
+    names: Sequence[str], own: Score, controls: Mapping[str, Score], photographs: Sequence[int]
+) -> _Contest | None:
     """One explainer by one score; `None` if it has no image in common with the best control.
 
+    Of several values of one of the `photographs`, the mean difference counts as one.
     Better than each: the largest p-value. Worse than one: the smallest, times the number of controls.
     """
     best_control = max(controls, key=lambda method: controls[method].mean or 0.0)
-    differences = {
-        method: [
-            a - b for a, b in zip(own.values, other.values, strict=True) if a is not None and b is not None
-        ]
-        for method, other in controls.items()
-    }
+    differences = {method: _differences(own, other, photographs) for method, other in controls.items()}
     if not differences[best_control]:
         return None
     means = {method: float(np.mean(values)) for method, values in differences.items() if values}
@@ -96,3 +99,9 @@ def _contest(names: Sequence[str], own: Score, controls: Mapping[str, Score]) ->
         *(best_control, f"{gain.middle:+.3f} {span}"),
     ]
     return _Contest(cells, ahead, p)
+
+
+def _differences(own: Score, other: Score, photographs: Sequence[int]) -> list[float]:
+    pairs = zip(own.values, other.values, strict=True)
+    values = [math.nan if a is None or b is None else a - b for a, b in pairs]
+    return [value for value in statistics.of_groups(values, photographs) if not math.isnan(value)]

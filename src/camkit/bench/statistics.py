@@ -42,6 +42,22 @@ class Estimate:
 # --- means over images ------------------------------------------------------------------------------
 
 
+def of_groups(values: Sequence[float], groups: Sequence[int]) -> list[float]:
+    """The mean of each group's values that are no NaN, in the order of their first ones; NaN of none.
+
+    Values of one photograph depend on each other: counted one by one, they would promise more than they
+    show. No groups means that each value has its own.
+    """
+    if not groups:
+        return list(values)
+    parts: dict[int, list[float]] = {}
+    for group, value in zip(groups, values, strict=True):
+        known = parts.setdefault(group, [])
+        if not math.isnan(value):
+            known.append(value)
+    return [math.fsum(part) / len(part) if part else math.nan for part in parts.values()]
+
+
 def mean(
     values: Sequence[float],
     seed: int = 0,

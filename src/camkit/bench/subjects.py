@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from camkit.bench.request import BenchRequest
+from camkit.bench.results import OF_CLASSES
 from camkit.contracts.model import LoadedModel
 from camkit.contracts.scores import ScoreKind
 from camkit.core.scored import Output, Score, classifier, selected
@@ -23,8 +24,6 @@ from camkit.explaining import boxes, detection, segmentation
 from camkit.explaining.plan import check_functions
 from camkit.explaining.planning import asked_model
 from camkit.images.decoding import Photo
-
-OF_CLASSES = "photographs"  # the kind of what is explained for a class
 
 # What a metric cannot say, by its name, and why.
 _NO_OTHER = "there is no other class to compare with"

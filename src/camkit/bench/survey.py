@@ -100,7 +100,7 @@ def scores_of(
         except Exception as error:  # of a plugin, which may raise anything
             row.fail(f"no {name} of the {scene.name}", error)
             continue
-        found[name] = _summary(metric, scores, seed)
+        found[name] = _summary(metric, scores, scene.photographs, seed)
         undefined = int(scores.values.isnan().sum())
         if undefined and row.kind == "explainer":
             row.note(f"{name} is not defined for {undefined} of {len(maps)} {scene.name}")
@@ -207,16 +207,18 @@ def _scored(
     )
 
 
-def _summary(metric: Metric, scores: Scores, seed: int) -> Score:
+def _summary(metric: Metric, scores: Scores, photographs: Sequence[int], seed: int) -> Score:
+    """The mean is that of the photographs, each of which counts once."""
     values = scores.values.tolist()
-    defined = [value for value in values if value == value]
-    mean = statistics.mean(defined, seed, metric.range) if defined else statistics.Estimate(math.nan)
+    own = statistics.of_groups(values, photographs)
+    known = [value for value in own if value == value]
+    mean = statistics.mean(known, seed, metric.range) if known else statistics.Estimate(math.nan)
     return Score(
         mean=mean.middle,
         low=mean.low,
         high=mean.high,
-        defined=len(defined),
-        passed=passes(metric, scores),
+        defined=sum(value == value for value in values),
+        passed=passes(metric, Scores(scores.values.new_tensor(own))),
         values=values,
         curves=None if scores.curves is None else scores.curves.tolist(),
         steps=list(scores.steps),

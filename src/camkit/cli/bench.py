@@ -194,7 +194,7 @@ def bench(out: Path, as_json: bool, fail_if: tuple[str, ...], **settings: Any) -
 
 def _print_results(outcome: Outcome, out: Path, *, as_json: bool) -> None:
     """The tables of a benchmark, what has to be said of it, and where it is."""
-    from camkit.bench import bench_json
+    from camkit.bench import bench_json, scene_words
     from camkit.bench.conclusion import conclusion
 
     if as_json:
@@ -208,7 +208,8 @@ def _print_results(outcome: Outcome, out: Path, *, as_json: bool) -> None:
         for words in conclusion(outcome.document).words:
             say(f"\n{words}")
     busy = bench_json.busy(outcome.document.load, outcome.document.environment.cores)
-    for line in (*bench_json.null_lines(outcome.document), busy):
+    explained = scene_words.lines(outcome.document.scenes)
+    for line in (*explained, *bench_json.null_lines(outcome.document), busy):
         if line:
             say(line, err=True)
     for failure in outcome.failures:
