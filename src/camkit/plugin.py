@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from camkit.models import fastai_architecture
     from camkit.models.bundle import save_bundle
     from camkit.models.fastai import FastaiSource
+    from camkit.models.loading import told_classes
     from camkit.models.timm import TimmSource
     from camkit.models.torchvision import TorchvisionSource
     from camkit.models.ultralytics import read_network as yolo_network
@@ -114,6 +115,7 @@ _HOMES = {
     "report_line": "camkit.training.run_folder:report_line",
     "sample_image": "camkit.images.decoding:sample",
     "save_bundle": "camkit.models.bundle:save_bundle",
+    "told_classes": "camkit.models.loading:told_classes",
     "wide": "camkit.core.stand_in:wide",
     "yolo_network": "camkit.models.ultralytics:read_network",
 }
@@ -180,6 +182,7 @@ __all__ = [
     "report_line",
     "sample_image",
     "save_bundle",
+    "told_classes",
     "wide",
     "yolo_network",
 ]

@@ -359,6 +359,10 @@ def test_the_command_refuses_a_network_without_being_told() -> None:
     for host in ("0.0.0.0", "192.168.1.5", "example.org", "::"):
         code, text = said("--host", host)
         assert code == 2 and f"--host {host} lets others" in text and "--i-know" in text
+    code, text = said("--classes", "cat,dog")
+    assert code == 2 and "--classes is for a --model" in text
+    code, text = said("--model", "pets", "--classes", "cat,dog")
+    assert code == 2 and "camkit model bundle pets --classes ... --out DIR" in text
     code, text = said("nothing.jpg")
     assert code == 2 and "there is no image 'nothing.jpg'" in text
     with socket.socket() as taken:

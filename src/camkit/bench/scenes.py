@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from camkit.bench import shapes
 from camkit.bench.results import ENERGY, MAX_IMAGES, MOSAICS, OF_CLASSES
-from camkit.bench.subjects import PREDICTED, Asked, subjects
+from camkit.bench.subjects import PREDICTED, Asked, Subjects, subjects
 from camkit.contracts.model import LoadedModel
 from camkit.contracts.scores import ScoreKind
 from camkit.core import layers
@@ -146,17 +146,8 @@ def photographs(
     failures += found.failures
     if not len(found.rows):
         raise ImageError(f"there is nothing to explain: {failures[0]}")
-    if len(found.rows) > MAX_IMAGES:
-        things = "classes" if found.kind == OF_CLASSES else found.kind
-        raise UsageError(
-            f"{len(found.rows):,} {things} of {counted(len(inputs), 'photograph')} are more than a "
-            f"benchmark holds, {MAX_IMAGES:,}: ask for fewer, or for fewer photographs (--limit)"
-        )
+    _check_number(found, len(inputs))
     marked = stacked[found.rows] if found.truth is None else found.truth
-    reasons: dict[str, list[str]] = {}
-    for metric, why in found.without.items():
-        reasons.setdefault(why, []).append(metric)
-    left_out = "; ".join(f"without {' and '.join(names)}, as {why}" for why, names in reasons.items())
     return Scene(
         name=found.kind,
         model=model,
@@ -171,8 +162,25 @@ def photographs(
         truth=marked if bool(marked.any()) else None,
         failures=tuple(failures),
         without=found.without,
-        remark=left_out,
+        remark=_left_out(found.without),
     )
+
+
+def _check_number(found: Subjects, photographs: int) -> None:
+    if len(found.rows) > MAX_IMAGES:
+        things = "classes" if found.kind == OF_CLASSES else found.kind
+        raise UsageError(
+            f"{len(found.rows):,} {things} of {counted(photographs, 'photograph')} are more than a "
+            f"benchmark holds, {MAX_IMAGES:,}: ask for fewer, or for fewer photographs (--limit)"
+        )
+
+
+def _left_out(without: Mapping[str, str]) -> str:
+    """Metrics that are left out, those of one reason together."""
+    reasons: dict[str, list[str]] = {}
+    for metric, why in without.items():
+        reasons.setdefault(why, []).append(metric)
+    return "; ".join(f"without {' and '.join(names)}, as {why}" for why, names in reasons.items())
 
 
 def drawn_shapes(count: int, device: torch.device, dtype: torch.dtype, seed: int = 0) -> Scene:

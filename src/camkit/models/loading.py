@@ -19,6 +19,7 @@ from camkit.contracts.model import LoadedModel, ModelSource
 from camkit.core.devices import pick_device, pick_dtype
 from camkit.core.scored import Output
 from camkit.errors import ModelError, ModelNotFound, UsageError, closest, warn
+from camkit.models import labels
 from camkit.models.facts import Facts, ModelFacts
 from camkit.models.objects import from_object
 from camkit.models.specs import split
@@ -112,6 +113,20 @@ def with_classes(spec: str, classes: Sequence[str] | None) -> str:
     source: ModelSource = loading.make("model", scheme)
     told = source.with_classes(reference, classes)
     return spec if told == reference else f"{scheme}:{told}"
+
+
+def told_classes(spec: str, classes: str) -> str:
+    """As `with_classes`, of what `--classes` takes, where no options can go along with a specification.
+
+    Raises `UsageError` where it cannot hold them.
+    """
+    told = with_classes(spec, labels.parse(classes))
+    if told == spec:
+        raise UsageError(
+            f"--classes is for CLIP and SigLIP (hf:, open-clip:) here; names for {spec} go into a bundle: "
+            f"camkit model bundle {spec} --classes ... --out DIR"
+        )
+    return told
 
 
 def with_texts(spec: str, texts: Sequence[str]) -> str:

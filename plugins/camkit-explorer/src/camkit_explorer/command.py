@@ -30,6 +30,9 @@ BUNDLED = ("pets", "imagenet")
     metavar="SPEC",
     help="As for `camkit explain`: pets, imagenet, a file, a bundle, timm:NAME, ...; repeatable.",
 )
+@click.option(
+    "--classes", metavar="FILE|A,B,C", help="Of CLIP and SigLIP: what each --model tells apart, in words."
+)
 @click.option("--port", type=click.IntRange(0, 65535), default=0, show_default="a free one")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Where to listen.")
 @click.option("--i-know", is_flag=True, help="Listen where others on the network can reach it.")
@@ -39,6 +42,7 @@ BUNDLED = ("pets", "imagenet")
 def explore(
     photographs: tuple[str, ...],
     models: tuple[str, ...],
+    classes: str | None,
     port: int,
     host: str,
     i_know: bool,
@@ -56,6 +60,7 @@ def explore(
     camkit explore
     camkit explore photos/ --model weights.pth --model pets
     camkit explore camkit-out --no-open
+    camkit explore photos/ --model hf:openai/clip-vit-base-patch32 --classes cat,dog
     """
     # Nothing of this is needed for --help.
     from camkit_explorer.server import is_loopback, listening
@@ -65,6 +70,8 @@ def explore(
             f"--host {host} lets others on the network reach the explorer, unencrypted; --i-know says that "
             "you want this"
         )
+    if classes is not None:
+        models = with_classes(models, classes)
     found, of_run = sources(photographs)
     specs = list(dict.fromkeys([*(models or of_run or BUNDLED[:1]), *BUNDLED]))
     bound = listening(host, port)
@@ -133,6 +140,15 @@ def _policy(bound: socket.socket, host: str) -> Policy:
     if is_loopback(host):
         return Policy(port)
     return Policy(port, Policy(port).hosts | {host.lower(), socket.gethostname().lower()}, addresses=True)
+
+
+def with_classes(models: Sequence[str], classes: str) -> tuple[str, ...]:
+    """The specifications of models that are told what to tell apart; `UsageError` where they take none."""
+    from camkit.plugin import told_classes
+
+    if not models:
+        raise UsageError("--classes is for a --model that is told what to tell apart: give one")
+    return tuple(told_classes(spec, classes) for spec in models)
 
 
 def sources(given: Sequence[str]) -> tuple[list[Given], tuple[str, ...]]:
