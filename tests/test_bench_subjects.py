@@ -265,3 +265,58 @@ def test_the_command_that_repeats_it_names_all_that_was_asked() -> None:
     words = command(asked)
     for part in ("--box 1 --box 2", "--min-score 0.3", "--class dog", "--text 'a cat'", "--at 3,4.5"):
         assert part in words
+
+
+def board(*words: str, metrics: str) -> Result:
+    usual = ("--method", "hirescam", "--device", "cpu", "--metrics", metrics, "--out", "board")
+    return runner().invoke(cli, ["bench", "scoreboard", "photos", *words, *usual], prog_name="camkit")
+
+
+def test_a_scoreboard_of_boxes() -> None:
+    done = board("--model", "m.py:corners", "--box", "all", metrics="cost,localisation,gridpg,sanity")
+    assert done.exit_code == 0, done.stderr
+    assert "m.py:corners: without gridpg, as mosaics are of classes" in done.stderr
+    assert "m.py:corners: without sanity, as with random weights a detector finds none" in done.stderr
+    made = json.loads(Path("board/scoreboard.json").read_text("utf-8"))
+    (line,) = (line for line in made["lines"] if line["method"] == "hirescam")
+    # Four boxes of three photographs are three values.
+    assert {name: figure["count"] for name, figure in line["figures"].items()} == {
+        "POINTING": 3,
+        "ENERGY": 3,
+        "TOP PIXELS": 3,
+    }
+    assert line["figures"]["ENERGY"]["mean"] == pytest.approx(0.938, abs=0.001)
+    assert list(made["scenes"]["m.py:corners"]) == ["cost", "localisation"]
+    page = Path("board/scoreboard.md").read_text("utf-8")
+    assert (
+        "localisation: 4 boxes of 3 photographs: cat, box 1 of 2; " in page and "mosaic cells" not in page
+    )
+    assert "--box all" in made["command"]
+    # Other boxes are other cells; the same ones are not measured anew.
+    again = board("--model", "m.py:corners", "--box", "all", metrics="localisation")
+    other = board("--model", "m.py:corners", "--box", "1", metrics="localisation")
+    assert (again.exit_code, other.exit_code) == (0, 0)
+    assert "hirescam: localisation" not in again.stderr and "hirescam: localisation" in other.stderr
+
+
+def test_a_scoreboard_of_likenesses_knows_the_other_photograph_by_its_contents() -> None:
+    words = ("--model", "m.py:classes", "--like", "street.png")
+    first = board(*words, metrics="cost")
+    assert first.exit_code == 0 and "hirescam: cost" in first.stderr
+    Path("street.png").write_bytes(Path("photos/b.png").read_bytes())
+    assert "hirescam: cost" in board(*words, metrics="cost").stderr
+    assert "hirescam: cost" not in board(*words, metrics="cost").stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--model", "m.py:corners", "--truth", "photos"), "leave out --truth"),
+        (("--model", "m.py:corners", "--target", "sum"), "has boxes or segments"),
+        (("--model", "m.py:colours", "--at", "5,20"), "localisation needs --truth"),
+        (("--model", "m.py:classes", "--like", "photos/a.png", "--class", "a"), "leave one out"),
+    ],
+)
+def test_what_a_scoreboard_cannot_have_is_refused_in_one_line(words: tuple[str, ...], said: str) -> None:
+    done = board(*words, metrics="localisation")
+    assert done.exit_code == 2 and said in done.stderr

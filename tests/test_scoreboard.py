@@ -179,10 +179,14 @@ def test_slow_methods_and_those_that_change_inputs_have_fewer_photographs() -> N
     request = BoardRequest(("photos",), black_box=5, faithfulness=10)
     assert request.all_methods == (*USUAL, "rise", "sobol", "hsic") and len(USUAL) >= 12
     rows = [("native", "gradcam"), ("native", "rise")]
-    counts = {(cell.method, cell.group): cell.count for cell in plan(request, "m", rows, 100)}
+    counts = {
+        (cell.method, cell.group): cell.count for cell in plan(request, "m", rows, 100, request.all_groups)
+    }
     assert counts["gradcam", "gridpg"] == 100 and counts["gradcam", "sanity"] == 10
     assert {counts["rise", group] for group in ("cost", "gridpg", "faithfulness", "sanity")} == {5}
-    controls = [cell for cell in plan(request, "m", rows, 100) if cell.backend == CONTROL]
+    controls = [
+        cell for cell in plan(request, "m", rows, 100, request.all_groups) if cell.backend == CONTROL
+    ]
     assert {cell.count for cell in controls if cell.group == "faithfulness"} == {5, 10}
     assert request.all_groups == ("cost", "gridpg", "faithfulness", "sanity"), "there is no truth"
     with pytest.raises(OptionError, match="does not measure"):

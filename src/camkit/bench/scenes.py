@@ -121,8 +121,7 @@ def photographs(
     Raises `ImageError` if none can be used, `UsageError` for a truth that does not fit its photograph, or
     for what the model has not.
     """
-    if truth is not None and not (model.detections is None and model.segments is None):
-        raise UsageError(f"what {model.name} finds is where it is: leave out --truth")
+    check_truth(model, truth)
     tensors, masks, titles, photos, failures = [], [], [], [], []
     chosen = paths if len(paths) <= limit else [paths[len(paths) * i // limit] for i in range(limit)]
     for path in chosen:
@@ -164,6 +163,12 @@ def photographs(
         without=found.without,
         remark=_left_out(found.without),
     )
+
+
+def check_truth(model: LoadedModel, truth: Truth | None) -> None:
+    """`UsageError` for annotations of what a detector or a segmentation finds."""
+    if truth is not None and not (model.detections is None and model.segments is None):
+        raise UsageError(f"what {model.name} finds is where it is: leave out --truth")
 
 
 def _check_number(found: Subjects, photographs: int) -> None:

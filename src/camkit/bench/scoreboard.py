@@ -16,12 +16,12 @@ from typing import Any
 from torch import Tensor
 
 import camkit
-from camkit.bench import environment, scenes, timing
-from camkit.bench.entrants import Entrant, all_rows, one_line
+from camkit.bench import environment, scene_words, scenes, timing
+from camkit.bench.entrants import Entrant, all_rows, one_line, without_contrast
 from camkit.bench.metric_choice import Measures, chosen
 from camkit.bench.request import FULL
-from camkit.bench.results import Score
-from camkit.bench.scenes import Scene
+from camkit.bench.results import MOSAICS, SceneFacts, Score
+from camkit.bench.scenes import Scene, check_truth
 from camkit.bench.scoreboard_plan import (
     CONTROL,
     COST,
@@ -42,16 +42,17 @@ from camkit.bench.scoreboard_plan import (
     spread,
     write_cell,
 )
+from camkit.bench.subjects import PREDICTED, Asked, of_request, without
 from camkit.bench.survey import Maps, Progress, all_maps, control, maker, note_odd, scores_of
 from camkit.bench.timing import Rounds
 from camkit.bench.typed_json import finite, mapped
 from camkit.contracts.model import LoadedModel
 from camkit.core import devices
 from camkit.errors import CamkitError, UsageError
+from camkit.explaining.plan import check_functions
 from camkit.images import finding
 from camkit.metrics import ground_truth
 from camkit.metrics.ground_truth import Truth
-from camkit.models.loading import load_quietly
 
 TILES = 4  # photographs of a mosaic
 
@@ -76,6 +77,7 @@ class _Stage:
     rows: dict[tuple[str, str], Entrant]
     measures: Measures
     model: LoadedModel
+    asked: Asked
     _scenes: dict[tuple[str, int], Scene | CamkitError] = field(default_factory=dict)
     _maps: dict[tuple[str, str, int], Tensor] = field(default_factory=dict)
     _digests: dict[int, str] = field(default_factory=dict)
@@ -95,8 +97,32 @@ class _Stage:
 
     def _made(self, kind: str, count: int) -> Scene:
         truth = None if kind == GRID else self.truth
-        made = scenes.photographs(self.model, self.request.layer, self.paths, count, truth)
+        asked = PREDICTED if kind == GRID else self.asked
+        made = scenes.photographs(self.model, self.request.layer, self.paths, count, truth, asked)
         return made if kind != GRID else scenes.mosaics(made, max(1, count // TILES), self.request.seed)
+
+    @cached_property
+    def without(self) -> dict[str, str]:
+        """Groups that say nothing of what is explained, and why."""
+        metrics = without(self.model, self.asked.functions)
+        found = {} if self._of_classes else {GRID: "mosaics are of classes"}
+        for group, names in GROUPS.items():
+            found |= {group: metrics[names[0]]} if names and set(names) <= metrics.keys() else {}
+        return found
+
+    @property
+    def groups(self) -> tuple[str, ...]:
+        """What is measured: boxes and segments are where they were found, of a place it is not known."""
+        located = self.truth is not None or (self._finds and not self.asked.at)
+        return self.request.groups_of(located=located, without=self.without)
+
+    @property
+    def _finds(self) -> bool:
+        return not (self.model.detections is None and self.model.segments is None)
+
+    @property
+    def _of_classes(self) -> bool:
+        return not (self._finds or self.asked.functions)
 
     @cached_property
     def reference(self) -> Entrant:
@@ -131,6 +157,9 @@ class _Stage:
             "seed": request.seed,
         }
         facts |= {"reference": f"{row.backend} {row.method}"} if cell.backend == CONTROL else {}
+        if request.asked:
+            like = {"like_sha256": digest([Path(path) for path in request.like])} if request.like else {}
+            facts |= {"asked": request.asked | like}
         return facts | ({"batch": request.batch} if cell.group == COST else {})
 
     def _digest(self, count: int) -> str:
@@ -177,15 +206,17 @@ def run(
 def _run(request: BoardRequest, board: Path, progress: Progress, end: float | None) -> Outcome:
     paths = spread(list(finding.expand(request.images)), request.limit)
     truth = ground_truth.read(request.truth) if request.truth else None
-    outcome, number = Outcome(), itertools.count(1)
+    outcome = Outcome()
     for spec in dict.fromkeys(request.models):
         of_model = request.of_model(spec)
         rows = {(row.backend, row.method): row for row in all_rows(of_model) if row.kind == "explainer"}
-        cells = list(plan(request, spec, list(rows), len(paths)))
-        total = len(cells) * len(set(request.models))
         stage = _stage(request, spec, paths, truth, rows)
-        for cell in cells:
-            place = f"{next(number)}/{total} {cell}"
+        for group, why in stage.without.items():
+            if group in request.asked_groups:
+                progress(f"{spec}: without {group}, as {why}")
+        cells = list(plan(request, spec, list(rows), len(paths), stage.groups))
+        for number, cell in enumerate(cells, 1):
+            place = f"{number}/{len(cells)} {cell}"
             facts = stage.facts(cell)
             path = cell_path(board, cell, facts)
             if found := read_cell(path, facts):
@@ -210,10 +241,12 @@ def _stage(
     truth: Truth | None,
     rows: dict[tuple[str, str], Entrant],
 ) -> _Stage:
-    model = load_quietly(
-        spec, device=request.device, dtype=request.dtype, trust_pickle=request.trust_pickle
-    )
-    return _Stage(request, spec, paths, truth, rows, chosen(request.of_model(spec)), model)
+    of_model = request.of_model(spec)
+    model, asked = of_request(of_model)
+    check_truth(model, truth)
+    check_functions(model, asked.functions)
+    without_contrast(list(rows.values()), model)
+    return _Stage(request, spec, paths, truth, rows, chosen(of_model), model, asked)
 
 
 def _measure(
@@ -241,6 +274,7 @@ def _measure(
         cost=cost,
         notes=row.notes,
         environment=stage.environment,
+        photographs=list(scene.photographs),
         camkit=camkit.__version__,
     )
     done[cell] = mapped(whole, finite)
@@ -248,7 +282,21 @@ def _measure(
 
 
 def _scene_facts(scene: Scene) -> dict[str, Any]:
+    photographs = list(scene.photographs)
+    facts = SceneFacts(
+        name=scene.name,
+        images=len(scene.inputs),
+        names=list(scene.names),
+        photographs=photographs,
+        with_truth=0,
+    )
+    told = (
+        {}
+        if scene.name == MOSAICS
+        else {"things": scene_words.things(facts), "named": scene_words.names(facts)}
+    )
     return {
+        **told,
         "images": len(scene.inputs),
         "with_truth": 0 if scene.truth is None else int(scene.truth.flatten(1).any(1).sum()),
         "truth_share": None if scene.truth is None else float(scene.truth.float().mean()),

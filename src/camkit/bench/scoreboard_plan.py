@@ -10,13 +10,14 @@ import hashlib
 import json
 import re
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
+from camkit.bench.request import OPTIONS as BENCH_OPTIONS
 from camkit.bench.request import BenchRequest, option_words, shown
-from camkit.bench.results import ENERGY, GAIN, Facts, Line, Name, Score, Seconds
+from camkit.bench.results import ENERGY, GAIN, MAX_IMAGES, Count, Facts, Line, Name, Score, Seconds
 from camkit.bench.typed_json import Fault, Most, from_json, to_json
 from camkit.core.device_names import Precision
 from camkit.errors import OptionError, closest
@@ -44,20 +45,29 @@ SLOW = frozenset((*BLACK_BOX, *INPUT_GRADIENTS, "scorecam", "lime", "kernel-shap
 # Those that look at layers and take at most a few forwards.
 USUAL = tuple(name for name in (*AT_LAYER, *COMBINED) if name not in SLOW)
 MAX_FILE = 64 * 2**20
+ASKED = ("classes", "boxes", "at", "min_score", "texts", "like", "targets")  # what is explained
 
 
 @dataclass(frozen=True)
 class BoardRequest:
     """What a scoreboard shall hold.
 
-    images, truth, backends, layer, options, device, dtype, precision, seed: as of `BenchRequest`. methods:
-    none means `USUAL`, and with `black_box` also `BLACK_BOX`. groups: of `GROUPS`; none means all that can
-    be measured. limit: photographs for cost, localisation and the grid. faithfulness: for it and sanity.
-    black_box: for `SLOW` methods, whatever is measured. batch: photographs of one timed call.
+    images, truth, backends, layer, options, device, dtype, precision, seed, and what is explained, `ASKED`:
+    as of `BenchRequest`. methods: none means `USUAL`, and with `black_box` also `BLACK_BOX`. groups: of
+    `GROUPS`; none means all that can be measured. limit: photographs for cost, localisation and the grid.
+    faithfulness: for it and sanity. black_box: for `SLOW` methods, whatever is measured. batch: photographs
+    of one timed call.
     """
 
     images: tuple[str, ...]
     models: tuple[str, ...] = ("pets",)
+    classes: tuple[str, ...] = ("pred",)
+    boxes: tuple[str, ...] = ()
+    at: tuple[tuple[float, float], ...] = ()
+    min_score: float | None = None
+    texts: tuple[str, ...] = ()
+    like: tuple[str, ...] = ()
+    targets: tuple[str, ...] = ()
     backends: tuple[str, ...] = ("native",)
     methods: tuple[str, ...] = ()
     layer: str = "auto"
@@ -80,16 +90,32 @@ class BoardRequest:
         return self.methods or (*USUAL, *(BLACK_BOX if self.black_box else ()))
 
     @property
+    def asked(self) -> dict[str, Any]:
+        """What is explained, by the name of the field, as far as it is not the usual."""
+        values = {name: getattr(self, name) for name in ASKED}
+        return {name: value for name, value in values.items() if value != getattr(BoardRequest, name)}
+
+    @property
     def all_groups(self) -> tuple[str, ...]:
-        """The groups that can be measured; `OptionError` for a name that is none of them."""
+        """The groups that can be measured of classes; `OptionError` for a name that is none of them."""
+        return self.groups_of(located=self.truth is not None)
+
+    def groups_of(self, *, located: bool, without: Collection[str] = ()) -> tuple[str, ...]:
+        """The groups that can be measured. located: whether it is known where things are."""
+        if LOCALISATION in self.asked_groups and not located and self.groups:
+            raise OptionError("localisation needs --truth: where the objects are")
+        return tuple(
+            name for name in self.asked_groups if name not in without and (name != LOCALISATION or located)
+        )
+
+    @property
+    def asked_groups(self) -> tuple[str, ...]:
+        """The groups by name, whatever the model; `OptionError` for a name that is none of them."""
         for name in self.groups:
             if name not in GROUPS:
                 shown = closest(name, GROUPS) or f": use {', '.join(GROUPS)}"
                 raise OptionError(f"a scoreboard does not measure {name!r}{shown}")
-        if LOCALISATION in self.groups and self.truth is None:
-            raise OptionError("localisation needs --truth: where the objects are")
-        asked = self.groups or tuple(GROUPS)
-        return tuple(name for name in GROUPS if name in asked and (name != LOCALISATION or self.truth))
+        return tuple(name for name in GROUPS if name in (self.groups or GROUPS))
 
     def photographs(self, group: str, method: str) -> int:
         """On how many photographs a group is measured, if there are so many."""
@@ -102,15 +128,16 @@ class BoardRequest:
         return BenchRequest(
             model=model,
             methods=self.all_methods,
-            metrics=tuple(dict.fromkeys(name for group in self.all_groups for name in GROUPS[group])),
+            metrics=tuple(dict.fromkeys(name for group in self.asked_groups for name in GROUPS[group])),
             limit=self.limit,
             trust_pickle=self.trust_pickle,
-            **{name: getattr(self, name) for name in same},
+            **{name: getattr(self, name) for name in (*same, *ASKED)},
         )
 
 
 OPTIONS = {
-    **{"models": "--model", "backends": "--backend", "methods": "--method", "layer": "--layer"},
+    **{"models": "--model", **{name: BENCH_OPTIONS[name] for name in ASKED}},
+    **{"backends": "--backend", "methods": "--method", "layer": "--layer"},
     **{"options": "--option", "truth": "--truth", "groups": "--metrics", "limit": "--limit"},
     **{"faithfulness": "--faithfulness", "black_box": "--black-box", "batch": "--batch-size"},
     **{"device": "--device", "dtype": "--dtype", "precision": "--precision", "seed": "--seed"},
@@ -155,7 +182,8 @@ class Cost:
 class Measured:
     """What is known of a cell: `request`, everything that decides its figures, and the figures.
 
-    scene: what to know of the images: `images`, `with_truth`, `remark`, `layer`.
+    scene: what to know of the images: `things`, `named`, `with_truth`, `remark`, `layer`. photographs: the
+    number of that of each image; none: each is its own.
     """
 
     request: Facts
@@ -164,15 +192,22 @@ class Measured:
     cost: Cost | None
     notes: Annotated[list[Line], Most(100)]
     environment: Facts
+    photographs: Annotated[list[Count], Most(MAX_IMAGES)] = field(default_factory=list)
     camkit: Name = ""
 
 
-def plan(request: BoardRequest, model: str, rows: Sequence[tuple[str, str]], found: int) -> Iterator[Cell]:
+def plan(
+    request: BoardRequest,
+    model: str,
+    rows: Sequence[tuple[str, str]],
+    found: int,
+    groups: Sequence[str],
+) -> Iterator[Cell]:
     """The cells of one model, for pairs `rows` of backend and method, with `found` photographs.
 
     Group by group, each with the controls that its methods are compared with, on the same photographs.
     """
-    for group in request.all_groups:
+    for group in groups:
         counts: dict[int, None] = {}
         for backend, method in rows:
             count = min(found, request.photographs(group, method))
@@ -203,7 +238,9 @@ def read_cell(path: Path, request: Mapping[str, Any]) -> Measured | None:
         cell = from_json(Measured, table)
     except (OSError, ValueError, RecursionError, Fault):
         return None
-    return cell if cell.request == json.loads(json.dumps(request)) else None
+    counts = {len(score.values) for score in cell.scores.values()}
+    fits = not cell.photographs or counts <= {len(cell.photographs)}
+    return cell if fits and cell.request == json.loads(json.dumps(request)) else None
 
 
 def write_cell(path: Path, cell: Measured) -> None:

@@ -179,20 +179,20 @@ def failures(failed: Mapping[Cell, str]) -> list[str]:
 
 
 def _values(cell: Cell, measured: Measured) -> dict[str, list[float | None]]:
-    """By column the values of each photograph; of mosaics, whose tiles depend on each other, the means."""
+    """By column the values of each photograph: the mean of all that belongs to it, as of each mosaic."""
     found = {}
     for column, (group, metric) in COLUMNS.items():
         if group == cell.group and metric in measured.scores:
             values = measured.scores[metric].values
-            means = _of_mosaics(values) if group == GRID else values
+            mosaics = [i // TILES for i in range(len(values))] if group == GRID else measured.photographs
+            means = _of_groups(values, mosaics)
             found[column] = [None if value is None else round(value, DIGITS) for value in means]
     return found
 
 
-def _of_mosaics(values: Sequence[float | None]) -> Sequence[float | None]:
-    parts = [values[start : start + TILES] for start in range(0, len(values), TILES)]
-    known = [[value for value in part if value is not None] for part in parts]
-    return [sum(part) / len(part) if part else None for part in known]
+def _of_groups(values: Sequence[float | None], groups: Sequence[int]) -> list[float | None]:
+    means = statistics.of_groups([math.nan if value is None else value for value in values], groups)
+    return [None if math.isnan(mean) else mean for mean in means]
 
 
 def _shown(cells: Mapping[Cell, Measured]) -> list[Cell]:

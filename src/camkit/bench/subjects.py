@@ -54,6 +54,13 @@ class Asked:
 PREDICTED = Asked()
 
 
+def without(model: LoadedModel, functions: Mapping[str, Score]) -> Without:
+    """The metrics that say nothing of what is explained of a model, and why."""
+    if model.detections is not None:
+        return OF_BOXES
+    return OF_OTHERS if model.segments is not None or functions else {}
+
+
 @dataclass(frozen=True)
 class Subjects:
     """What is explained, one by one.

@@ -20,6 +20,7 @@ from camkit.cli.parameters import (
     option_of,
     split_names,
 )
+from camkit.cli.targets import check, target_options
 from camkit.cli.terminal import say, say_json, say_table
 from camkit.core.device_names import check_device_name
 from camkit.errors import CamkitError
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     metavar="SPEC",
     help="As of `camkit explain`; repeatable.",
 )
+@target_options
 @click.option(
     "--backend",
     "backends",
@@ -132,6 +134,7 @@ def scoreboard(out: Path, as_json: bool, minutes: float | None, **settings: Any)
     early_checks.explainers(settings["backends"], settings["methods"], settings["options"])
     for spec in settings["models"]:
         early_checks.model(spec)
+    check(settings)
     check_device_name(settings["device"])
     early_checks.there(settings["truth"])
     early_checks.writable(out)

@@ -80,4 +80,5 @@ def check(values: dict[str, Any]) -> None:
     values["at"] = boxes.places(values["at"])
     if values["boxes"]:
         boxes.numbers(values["boxes"])
-    early_checks.classes(values["model"], values["classes"], names or values["texts"] or None)
+    for model in values.get("models") or (values["model"],):
+        early_checks.classes(model, values["classes"], names or values["texts"] or None)
