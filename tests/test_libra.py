@@ -239,6 +239,19 @@ def test_attention_methods_take_balanced_gradients() -> None:
     assert torch.equal(*rollout)
 
 
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
+def test_checkpoints_run_balanced_again() -> None:
+    torch.manual_seed(0)
+    model = FAMILIES["timm ViT"].make().double().eval()
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, std=0.4)
+    x = torch.randn(2, 3, 32, 48).double()
+    about = {"layer": "patch_embed", "method": "hirescam", "libra": True}
+    wanted = camkit.maps(model, x, 1, **about)
+    model.set_grad_checkpointing(True)  # type: ignore[operator]
+    assert (camkit.maps(model, x, 1, **about) - wanted).abs().max() <= 1e-12 * wanted.abs().max()
+
+
 class Recurrent(nn.Module):
     """An LSTM over places."""
 

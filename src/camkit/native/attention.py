@@ -276,7 +276,7 @@ def _softmax(query: Tensor, key: Tensor, mask: Tensor | None, causal: bool, scal
         return scores.softmax(-1)
 
 
-def _transparent(function: Any) -> FunctionType:
+def transparent(function: Any) -> FunctionType:
     """A function of torch that does not hand itself over to a mode, so that a mode sees what it calls."""
     names = {**function.__globals__, "has_torch_function": lambda _: False}
     copy = FunctionType(function.__code__, names, function.__name__, function.__defaults__)
@@ -284,4 +284,4 @@ def _transparent(function: Any) -> FunctionType:
     return copy
 
 
-TRANSPARENT = _transparent(F.multi_head_attention_forward)
+TRANSPARENT = transparent(F.multi_head_attention_forward)

@@ -27,7 +27,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from camkit.core.stand_in import wide
 from camkit.errors import UsageError
-from camkit.native.attention import TRANSPARENT
+from camkit.native.attention import TRANSPARENT, transparent
 
 # What gates are made by, and what leaves one a gate, if nothing else in it depends on the input.
 GATES = ("sigmoid", "tanh", "softmax", "hardsigmoid", "erf", "exp", "rsqrt", "reciprocal", "rdiv")
@@ -37,6 +37,12 @@ FOLLOWED = (
     *("view", "reshape", "expand", "expand_as", "flatten", "unflatten", "permute", "transpose", "mT", "T"),
     *("unsqueeze", "squeeze", "masked_fill", "getitem", "linear", "conv2d", "where", "movedim", "sum"),
 )
+
+# Functions that call others: attention, and the way back, on which checkpoints run parts of a model again.
+INSIDE = {
+    F.multi_head_attention_forward: TRANSPARENT,
+    torch.autograd.grad: transparent(torch.autograd.grad),
+}
 
 
 class Libra(TorchFunctionMode):
@@ -51,9 +57,9 @@ class Libra(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func is F.multi_head_attention_forward:
+        if func in INSIDE:
             with self:  # which sees what is called inside
-                return TRANSPARENT(*args, **kwargs)
+                return INSIDE[func](*args, **kwargs)
         name = getattr(func, "__name__", "").strip("_")
         if name == "get":  # of a property, such as `mT`
             name = getattr(getattr(func, "__self__", None), "__name__", "")
