@@ -161,7 +161,7 @@ def lay_out_gradients(output: Any) -> None:
     and the other does not, as with convolutions below a transformer (seen in torch 2.14): the strides of a
     single image are ambiguous.
     """
-    tensors = [one for one in _tensors(output) if one.is_cpu and one.ndim and len(one) == 1]
+    tensors = [one for one in tensors_in(output) if one.is_cpu and one.ndim and len(one) == 1]
     ahead: list[Any] = [one.grad_fn for one in tensors if one.grad_fn is not None]
     seen = set(ahead)
     for node in ahead:  # grows meanwhile
@@ -186,11 +186,18 @@ def _channels_last(gradients: Gradients) -> Gradients:
     )
 
 
-def _tensors(output: Any) -> list[Tensor]:
-    """The tensors of what a model returned; none of what stands for a tensor while a model is traced."""
-    parts = output.values() if isinstance(output, Mapping) else output
-    found = parts if isinstance(parts, list | tuple) or parts is not output else (output,)
-    return [one for one in found if isinstance(one, Tensor)]
+def tensors_in(value: Any) -> list[Tensor]:
+    """All tensors of arguments or results, in lists and tables within each other.
+
+    None of what stands for a tensor while a model is traced.
+    """
+    if isinstance(value, Tensor):
+        return [value]
+    if isinstance(value, Mapping):
+        value = value.values()
+    elif not isinstance(value, list | tuple):
+        return []
+    return [one for part in value for one in tensors_in(part)]
 
 
 @contextmanager

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from camkit.core.hooks import tensors_in
 from camkit.core.stand_in import wide
 from camkit.errors import UsageError
 from camkit.native.attention import TRANSPARENT, transparent
@@ -51,9 +52,8 @@ class Libra(TorchFunctionMode):
     def __init__(self) -> None:
         super().__init__()
         self.applied = False
-        self._inner: Any = (
-            WeakTensorKeyDictionary()
-        )  # tensors that depend on an input, and whether as gates
+        # Tensors that depend on an input, and whether as gates.
+        self._inner: Any = WeakTensorKeyDictionary()
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -63,13 +63,13 @@ class Libra(TorchFunctionMode):
         name = getattr(func, "__name__", "").strip("_")
         if name == "get":  # of a property, such as `mT`
             name = getattr(getattr(func, "__self__", None), "__name__", "")
-        inner = [one for one in _tensors((args, kwargs)) if self._depends(one)]
+        inner = [one for one in tensors_in((args, kwargs)) if self._depends(one)]
         if not inner:
             return func(*args, **kwargs)
         rule = RULES.get(name)
         result = rule(self, func, *args, **kwargs) if rule else func(*args, **kwargs)
         gate = name in GATES or (name in FOLLOWED and all(self.is_gate(one) for one in inner))
-        for one in _tensors(result):
+        for one in tensors_in(result):
             if one.requires_grad:
                 self._inner[one] = gate
         return result
@@ -99,17 +99,6 @@ class Libra(TorchFunctionMode):
         """`value`, with the gradients of `balanced`, which is the same but for rounding."""
         self.applied = True
         return value.detach() + (balanced - balanced.detach())
-
-
-def _tensors(value: Any) -> list[Tensor]:
-    """All tensors of arguments or results."""
-    if isinstance(value, Tensor):
-        return [value]
-    if isinstance(value, dict):
-        value = value.values()
-    elif not isinstance(value, list | tuple):
-        return []
-    return [one for part in value for one in _tensors(part)]
 
 
 # --- rules: from the mode, the function and its arguments to the result ----------------------------------
