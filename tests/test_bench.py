@@ -1002,6 +1002,7 @@ def test_the_grid_pointing_game_is_played_on_mosaics_of_sure_photographs() -> No
     found = toy(**chosen)
     (mosaics,) = [scene for scene in found["scenes"] if scene["name"] == "mosaics"]
     assert mosaics["images"] == 3 * 4 and mosaics["truth_share"] == 0.25
+    assert mosaics["photographs"] == [0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2], "a mosaic counts once"
     assert mosaics["remark"].startswith("2 x 2 photographs, each recognised with 90% or more")
     grid = {row.key: row.grid for row in results.read(found).rows if row.grid}
     assert (grid["native gradcam"].mean or 0) > 0.7

@@ -131,6 +131,26 @@ def test_boxes_are_scenes_whose_truth_is_the_box() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("model", "asked", "images", "around"),
+    [
+        ("corners", ("--box", "2"), "photos/a.png", (16, 16, 32, 32)),
+        ("colours", ("--class", "road"), "street.png", (0, 16, 32, 32)),
+    ],
+)
+def test_what_is_explained_is_outlined_in_the_pictures(
+    model: str, asked: tuple[str, ...], images: str, around: tuple[int, int, int, int]
+) -> None:
+    bench("--model", f"m.py:{model}", *asked, "--images", images, "--method", "hirescam")
+    for name in ("photograph-1.png", "photograph-1-1.png"):
+        (path,) = Path("out").rglob(name)
+        drawn = Image.open(path)
+        times = drawn.width // 32
+        white = np.argwhere((np.asarray(drawn) == 255).all(-1)) // times
+        left, top, right, bottom = around
+        assert (*white.min(0), *(white.max(0) + 1)) == (top, left, bottom, right)
+
+
 def test_the_score_of_a_scene_is_that_of_its_own_box() -> None:
     request = BenchRequest(model="m.py:corners", boxes=("all",), device="cpu")
     model, asked = of_request(request)

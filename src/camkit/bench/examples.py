@@ -51,14 +51,15 @@ def side_by_side(
     for number, index in enumerate((len(scene.inputs) * i // count for i in range(count) if real), 1):
         seen = overlay.sized(scene.picture(index))
         file = f"photograph-{number}.png"
-        pictures[file] = seen
+        pictures[file] = _outlined(scene, index, seen.copy())
         drawn = []
         for place, key in enumerate(real, 1):
             one = _drawn(key, maps[key][index].cpu(), maps[reference_of[key]][index].cpu())
             if one.full is not None:
                 one.file = f"photograph-{number}-{place}.png"
                 scale = Scale(-one.full, one.full, shared=True)
-                pictures[one.file] = overlay.overlay(seen, maps[key][index].cpu(), STYLE, scale=scale)
+                picture = overlay.overlay(seen, maps[key][index].cpu(), STYLE, scale=scale)
+                pictures[one.file] = _outlined(scene, index, picture)
             drawn.append(one)
         shown.append(
             ShownPhotograph(
@@ -70,6 +71,16 @@ def side_by_side(
             )
         )
     return pictures, shown
+
+
+def _outlined(scene: Scene, index: int, picture: Image) -> Image:
+    """The picture of an input, with a line around the box or segment that is explained."""
+    if (around := scene.outline(index)) is not None:
+        height, width = scene.inputs.shape[-2:]
+        x, y = picture.width / width, picture.height / height
+        left, top, right, bottom = around
+        overlay.draw_outline(picture, (left * x, top * y, right * x, bottom * y))
+    return picture
 
 
 def _probability(scene: Scene, index: int) -> float | None:
@@ -115,11 +126,10 @@ def disagreements(scene: Scene, maps: Mapping[str, Tensor]) -> tuple[Pictures, l
         if value >= ALIKE:
             continue
         seen = scene.picture(index)
-        panels = [sheet.Panel("as the model sees it", seen)]
+        panels = [sheet.Panel("as the model sees it", _outlined(scene, index, seen.copy()))]
         for key in pair:
-            panels.append(
-                sheet.Panel(key, overlay.overlay(seen, real[key][index].cpu(), Style(look="lesson")))
-            )
+            drawn = overlay.overlay(seen, real[key][index].cpu(), Style(look="lesson"))
+            panels.append(sheet.Panel(key, _outlined(scene, index, drawn)))
         name = f"example-{len(examples) + 1}.png"
         title = f"{scene.titles[index]}: {scene.names[index]}, rank correlation {value:.2f}"
         pictures[name] = sheet.sheet([panels], title)

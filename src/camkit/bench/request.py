@@ -48,7 +48,7 @@ FULL = Effort(
     ((1, 8), (1, 8, 32)),
     images=16,
     shapes=16,
-    mosaics=4,
+    mosaics=8,
     options={"symmetric-relevance-gain": {"steps": 10}, "infidelity": {"samples": 16}},
 )
 QUICK = Effort(

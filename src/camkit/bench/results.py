@@ -218,7 +218,8 @@ class Conditions:
 class SceneFacts:
     """The images of a scene, and for how many of them the truth is known.
 
-    names: of what is explained. photographs: the number of that of each image; none: each is its own.
+    names: of what is explained. photographs: the number of that, or of the mosaic, of each image;
+    none: each is its own.
     """
 
     name: Name

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from camkit.bench.results import OF_CLASSES, SceneFacts
+from camkit.bench.results import MOSAICS, OF_CLASSES, SceneFacts
 from camkit.errors import counted
 
 NAMED = 6  # names that are shown in a line
@@ -19,6 +19,8 @@ NOUNS = {
 
 def things(scene: SceneFacts) -> str:
     """How many there are of what is explained: `2 photographs`, `3 boxes of 2 photographs`."""
+    if scene.name == MOSAICS:
+        return f"{counted(scene.images, 'cell')} of {counted(scene.independent, 'mosaic')}"
     several = scene.independent < scene.images
     noun = (
         ("class", "classes") if several and scene.name == OF_CLASSES else NOUNS.get(scene.name, ("image",))

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from camkit.bench import shapes
 from camkit.bench.results import ENERGY, MAX_IMAGES, MOSAICS, OF_CLASSES
-from camkit.bench.subjects import PREDICTED, Asked, Subjects, subjects
+from camkit.bench.subjects import PLACES, PREDICTED, Asked, Subjects, subjects
 from camkit.contracts.model import LoadedModel
 from camkit.contracts.scores import ScoreKind
 from camkit.core import layers
@@ -22,6 +22,7 @@ from camkit.core.call_types import Call
 from camkit.core.layer_lookup import resolve_layers
 from camkit.core.scored import Output, Scored
 from camkit.drawing import overlay
+from camkit.drawing.evidence import Box
 from camkit.errors import ImageError, UsageError, counted
 from camkit.explaining.plan import scores_for_layer
 from camkit.images import decoding, finding
@@ -46,8 +47,8 @@ class Scene:
     """A model, its target layer and a batch of inputs with the classes to explain.
 
     inputs: `[N, C, H, W]` on the model's device; targets: int64 `[N]`; titles: of the images, for people;
-    names: of what is explained; photographs: the number of the photograph of each, where one may have
-    several, else none. output: makes scores `[B, n]` of what the model returns, as `Call` takes
+    names: of what is explained; photographs: the number of the photograph, or mosaic, of each, where one
+    may have several, else none. output: makes scores `[B, n]` of what the model returns, as `Call` takes
     it; scores: what these are.
     truth: bool `[N, H, W]`, nowhere true if not known for an image, or `None` if for none.
     failures: one line for each photograph that could not be used.
@@ -106,6 +107,16 @@ class Scene:
     def picture(self, index: int) -> Image:
         """An input as a picture."""
         return overlay.picture(self.model.preprocess.pixels(self.inputs[index]))
+
+    def outline(self, index: int) -> Box | None:
+        """Around the box or segment that is explained, in pixels of the input; `None` if it is neither."""
+        if self.truth is None or self.name not in PLACES:
+            return None
+        rows, columns = self.truth[index].nonzero().unbind(1)  # those of a box are all of it that is seen
+        if not len(rows):
+            return None
+        top, bottom, left, right = rows.min(), rows.max() + 1, columns.min(), columns.max() + 1
+        return float(left), float(top), float(right), float(bottom)
 
 
 def photographs(
@@ -228,6 +239,7 @@ def mosaics(pool: Scene, count: int, seed: int = 0, remark: str = "") -> Scene:
         place = localisation.place(scores(made.inputs[::4]).repeat_interleave(4, 0), made.targets)
     except Exception as error:  # of a model, which may raise anything
         raise UsageError(f"the model does not take images twice as large ({error})") from None
+    numbers = tuple(i // 4 for i in range(len(made.targets)))  # of the mosaic of each
     seen = float((place < 4).float().mean())
     origin = (
         f"2 x 2 {pool.name}, each recognised with {SURE:.0%} or more; of the mosaic's four classes "
@@ -242,7 +254,8 @@ def mosaics(pool: Scene, count: int, seed: int = 0, remark: str = "") -> Scene:
         names=tuple(pool.model.classes[target] for target in made.targets.tolist()),
         output=pool.output,
         scores=pool.scores,
-        titles=tuple(f"mosaic {i // 4 + 1}" for i in range(len(made.targets))),
+        titles=tuple(f"mosaic {number + 1}" for number in numbers),
+        photographs=numbers,
         truth=made.truth,
         only_metrics=(ENERGY,),
         remark="; ".join(filter(None, (origin, remark))),

@@ -20,7 +20,7 @@ from camkit.bench import environment, scene_words, scenes, timing
 from camkit.bench.entrants import Entrant, all_rows, one_line, without_contrast
 from camkit.bench.metric_choice import Measures, chosen
 from camkit.bench.request import FULL
-from camkit.bench.results import MOSAICS, SceneFacts, Score
+from camkit.bench.results import SceneFacts, Score
 from camkit.bench.scenes import Scene, check_truth
 from camkit.bench.scoreboard_plan import (
     CONTROL,
@@ -290,13 +290,9 @@ def _scene_facts(scene: Scene) -> dict[str, Any]:
         photographs=photographs,
         with_truth=0,
     )
-    told = (
-        {}
-        if scene.name == MOSAICS
-        else {"things": scene_words.things(facts), "named": scene_words.names(facts)}
-    )
     return {
-        **told,
+        "things": scene_words.things(facts),
+        "named": scene_words.names(facts),
         "images": len(scene.inputs),
         "with_truth": 0 if scene.truth is None else int(scene.truth.flatten(1).any(1).sum()),
         "truth_share": None if scene.truth is None else float(scene.truth.float().mean()),

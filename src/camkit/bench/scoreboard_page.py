@@ -11,7 +11,7 @@ from camkit.bench import statistics
 from camkit.bench.bench_json import NOTHING
 from camkit.bench.page_formats import HTML, MARKDOWN, Report, Section, render
 from camkit.bench.results import GAIN
-from camkit.bench.scoreboard_plan import CONTROL, GRID
+from camkit.bench.scoreboard_plan import CONTROL
 from camkit.bench.scoreboard_table import COLUMNS, Board, BoardLine, Figure, Price, summaries
 from camkit.bench.typed_json import mapped, to_json
 from camkit.errors import ESCAPES, counted
@@ -213,8 +213,7 @@ def photographs(made: Board, model: str) -> str:
         share = facts.get("truth_share")
         chance = f", of which the objects cover {share:.2f}" if group == "localisation" and share else ""
         remark = f" ({facts['remark']})" if facts.get("remark") else ""
-        what = "mosaic cells" if group == GRID else "photographs"
-        things = facts.get("things") or f"{facts.get('images')} {what}"
+        things = facts.get("things") or f"{facts.get('images')} photographs"
         named = f": {facts['named']}" if facts.get("named") else ""
         parts.append(f"{group}: {things}{named}{chance}{remark}")
     layer = next((facts.get("layer") for facts in groups.values()), None)

@@ -26,7 +26,6 @@ from camkit.bench.typed_json import Fault, Most, finite, from_json, mapped
 from camkit.contracts.metric import Metric
 
 SCHEMA = 1
-TILES = 4
 TEST = "sanity-cascading"
 DIGITS = 5  # of a value: what differs by less, differs by the rounding of float32
 # The columns: what the table calls each metric of a group. In all but the test more is better.
@@ -184,8 +183,7 @@ def _values(cell: Cell, measured: Measured) -> dict[str, list[float | None]]:
     for column, (group, metric) in COLUMNS.items():
         if group == cell.group and metric in measured.scores:
             values = measured.scores[metric].values
-            mosaics = [i // TILES for i in range(len(values))] if group == GRID else measured.photographs
-            means = _of_groups(values, mosaics)
+            means = _of_groups(values, measured.photographs)
             found[column] = [None if value is None else round(value, DIGITS) for value in means]
     return found
 

@@ -25,6 +25,7 @@ from camkit.explaining.plan import check_functions
 from camkit.explaining.planning import asked_model
 from camkit.images.decoding import Photo
 
+BOXES, SEGMENTS = PLACES = ("boxes", "segments")
 # What a metric cannot say, by its name, and why.
 _NO_OTHER = "there is no other class to compare with"
 _NOTHING_LEFT = "with random weights a detector finds none of its boxes"
@@ -65,7 +66,7 @@ def without(model: LoadedModel, functions: Mapping[str, Score]) -> Without:
 class Subjects:
     """What is explained, one by one.
 
-    kind: `photographs` where it is a class, else `boxes`, `segments` or `targets`.
+    kind: `photographs` where it is a class, else one of `PLACES` or `targets`.
     rows: int64 `[N]`, the photograph of each. targets: int64 `[N]`, its column among the scores, which
     `output` makes of what the model returns; scores: what these are. names: for people.
     truth: bool `[N, H, W]`, where boxes and segments are. failures: why others are not there.
@@ -165,13 +166,13 @@ def _found(
         scores = detection.scores_of(model, found, inputs.device)
         truth = _rectangles(scores.boxes, size)
         return Subjects(
-            "boxes", output=scores, scores="probabilities", truth=truth, without=OF_BOXES, **about
+            BOXES, output=scores, scores="probabilities", truth=truth, without=OF_BOXES, **about
         )
     assert model.segments is not None
     labels, masks, _ = segmentation.chosen(found, inputs.device)
     inside = F.interpolate(masks[:, None].float(), size=size)[:, 0] > 0.5 if len(masks) else None
     return Subjects(
-        "segments",
+        SEGMENTS,
         output=SegmentScores(model.segments, labels, masks),
         scores="none",
         truth=None if wanted.at else inside,  # of a place it is not known what belongs to it

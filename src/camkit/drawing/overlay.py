@@ -81,7 +81,7 @@ def draw(
     scale = scale or scale_of([map], style)
     picture = overlay(place.image, map, style, place.box, scale)
     if outline is not None:
-        _outline(picture, place.placed(outline))
+        draw_outline(picture, place.placed(outline))
     if not style.caption or caption is None:
         return picture
     drawn = signed(map, style)
@@ -216,7 +216,7 @@ def above(picture: Image.Image, below: Image.Image) -> Image.Image:
     return paper
 
 
-def _outline(picture: Image.Image, corners: Box) -> None:
+def draw_outline(picture: Image.Image, corners: Box) -> None:
     """A thin white line with dark edges along a box, which shows on any colour; the box may reach out."""
     wide = 1 if max(picture.size) <= 640 else 2
     left, top, right, bottom = (round(value) for value in corners)
