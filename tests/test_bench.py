@@ -9,7 +9,9 @@ import math
 import platform
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from copy import deepcopy
+from functools import cache
 from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
@@ -34,6 +36,7 @@ from camkit.bench import (
     page_formats,
     request,
     results,
+    shapes,
     significance,
     statistics,
     timing,
@@ -201,6 +204,15 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (info / "entry_points.txt").write_text(entries)
     (folder / "camkit_toy.py").write_text(SITE)
     return folder
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _trained_once() -> Iterator[None]:
+    """The network of the drawn shapes is the same in all tests."""
+    train = cache(shapes.train)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shapes, "train", lambda *seed, **more: deepcopy(train(*seed, **more)))
+        yield
 
 
 @pytest.fixture
