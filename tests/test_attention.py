@@ -216,7 +216,10 @@ ONE_TOKEN = {
 @pytest.mark.filterwarnings("ignore:.*grad-eclip is zero everywhere. the values of no patch")
 @pytest.mark.parametrize("name", ONE_TOKEN)
 def test_grad_eclip_written_out(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Values of the last attention, weighted by the gradients of what it gives and by cosines."""
+    """Values of the last attention, weighted by the gradients of what it gives and by cosines.
+
+    Fused or not: the queries and keys are those of the kernel, or of the product below the softmax.
+    """
     family, prefix = FAMILIES[name], ONE_TOKEN[name]
     torch.manual_seed(0)
     model = (family.twin or family.make)().double().eval()
@@ -224,6 +227,10 @@ def test_grad_eclip_written_out(name: str, monkeypatch: pytest.MonkeyPatch) -> N
         nn.init.normal_(parameter, std=0.4)
     x = torch.randn(2, 3, *((32, 48) if name.startswith("timm") else (48, 48))).double()
     found = camkit.class_maps(model, x, method="grad-eclip")
+    if family.twin:
+        plainly = family.make().double().eval()
+        plainly.load_state_dict(model.state_dict())
+        torch.testing.assert_close(camkit.class_maps(plainly, x, method="grad-eclip"), found)
     calls: list[tuple[Tensor, ...]] = []
     kernel = F.scaled_dot_product_attention
 
@@ -269,9 +276,20 @@ def test_grad_eclip_is_of_one_token(name: str, said: str) -> None:
 
 
 def test_grad_eclip_needs_queries_and_keys() -> None:
-    model = Patches(plain).eval()
-    with pytest.raises(UsageError, match="needs the queries and keys"):
-        camkit.maps(model, torch.randn(1, 3, 16, 16), 1, method="grad-eclip")
+    """Not those of weights that two products make, or that heads share: nothing says which to take."""
+    torch.manual_seed(0)
+
+    def relative(x: Tensor) -> Tensor:
+        weights = F.softmax(heads(x) @ heads(x).mT / 2 + heads(x) @ heads(x).sin().mT, -1)
+        return joined(weights @ heads(x))
+
+    def talking(x: Tensor) -> Tensor:
+        logits = torch.einsum("bhij,gh->bgij", heads(x) @ heads(x).mT, torch.ones(2, 2))
+        return joined(logits.softmax(-1) @ heads(x))
+
+    for attend in (relative, talking):
+        with pytest.raises(UsageError, match="needs the queries and keys"):
+            camkit.maps(Patches(attend).eval(), torch.randn(1, 3, 16, 16), 1, method="grad-eclip")
 
 
 # --- attention of every form ----------------------------------------------------------------------
@@ -340,7 +358,7 @@ def test_whatever_computes_attention(attend: Callable[[Tensor], Tensor]) -> None
     x, wanted = torch.randn(2, 3, 16, 16), Patches(plain).eval()
     model = Patches(attend).eval()
     model.load_state_dict(wanted.state_dict())
-    methods = ["attention-rollout", *(["generic-attention"] if attend is not grouped else [])]
+    methods = ["attention-rollout", *(["generic-attention", "grad-eclip"] if attend is not grouped else [])]
     expected = camkit.maps_by(wanted, x, 1, method=methods)
     for key, maps in camkit.maps_by(model, x, 1, method=methods).items():
         torch.testing.assert_close(maps, expected[key])

@@ -378,6 +378,13 @@ def test_classes_as_texts(photos: list[Image.Image], tmp_path: Path, kind: str) 
     result = camkit.explain(model, photos[0])
     assert result.map.shape == (4, 4) and result.map.abs().max() > 0
     assert result.layer.startswith("model.vision_model.")
+    seen = [camkit.explain(model, photos[0], method=method).map for method in ("grad-eclip", "legrad")]
+    for part in model.module.modules():
+        if hasattr(part, "config"):
+            part.config._attn_implementation = "sdpa"
+    fused = [camkit.explain(model, photos[0], method=method).map for method in ("grad-eclip", "legrad")]
+    torch.testing.assert_close(fused, seen)
+    assert all(map.max() > 0 for map in seen)
     (tmp_path / "classes.txt").write_text("owl\ncat\n")
     assert loaded(tmp_path).classes == ("owl", "cat")
     other = camkit.load_model(f"hf:{tmp_path}", device="cpu", classes=("cat, or dog", "100% owl"))

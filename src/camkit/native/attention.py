@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from math import sqrt
+from math import prod, sqrt
 from types import FunctionType
 from typing import Any
 
@@ -30,20 +30,30 @@ from camkit.errors import UsageError
 WITHOUT = "attention-rollout, generic-attention, legrad and grad-eclip cannot explain it"
 
 
+Asked = tuple[Tensor, Tensor]
+# What the products of queries and keys may go through, by the names of functions and operators without
+# underscores, before the softmax: scaled, shifted, masked, cast, and with other dimensions in front.
+FOLLOWED = frozenset(
+    "mul imul rmul multiply div idiv truediv itruediv add iadd radd sub isub masked_fill where "
+    "to float double half bfloat16 type clone contiguous "
+    "view reshape unflatten flatten squeeze unsqueeze".split()
+)
+
+
 @dataclass(frozen=True)
 class Attention:
     """In each of `H` heads `output = weights @ values`, for `q` tokens that attend to `k` tokens.
 
     output: as it came, `[B, H, q, d]` up to its `shape`, and part of the graph of the scores.
-    values: `[B, H, k, d]`, detached. asked: queries `[B, H, q, e]` and keys `[B, H, k, e]`, detached, where
-    a fused kernel was given them.
+    values: `[B, H, k, d]`, detached. asked: queries `[B, H, q, e]`, which may be scaled, and keys
+    `[B, H, k, e]`, detached; `None` where the weights come from something else than their products.
     """
 
     output: Tensor
     shape: tuple[int, ...]
     values: Tensor
     _weights: Callable[[], Tensor]
-    asked: tuple[Tensor, Tensor] | None = None
+    asked: Asked | None = None
 
     @property
     def queries(self) -> int:
@@ -124,6 +134,9 @@ class Watch(TorchFunctionMode):
         # The softmaxes that tensors are made of; the tensors are kept, so that their ids stay their own.
         self._origins: dict[int, tuple[Tensor, set[int]]] = {}
         self.unused: set[int] = set()
+        # The products of queries and keys that are on their way to a softmax, and those that softmaxes had.
+        self._products: dict[int, tuple[Tensor, Asked]] = {}
+        self._asked: dict[int, Asked] = {}
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -141,12 +154,17 @@ class Watch(TorchFunctionMode):
         factors = _factors(name, args, kwargs)
         if factors and (softmaxes := self._softmaxes(factors[0])):
             self.unused -= softmaxes
-            return self._plain(result, *factors)
+            return self._plain(result, *factors, softmaxes)
+        sources = (*args, *kwargs.values())
         if name == "softmax" and result.ndim > 2:
             self.unused.add(id(result))
             self._origins[id(result)] = (result, {id(result)})
+            if product := self._products.get(id(sources[0])):
+                self._asked[id(result)] = product[1]
+            self._products.clear()
         elif isinstance(result, Tensor) and result.is_floating_point():
-            self._follow(result, (*args, *kwargs.values()))
+            self._follow(result, sources)
+            self._follow_product(name, result, args, sources)
         return result
 
     def _softmaxes(self, value: Any) -> set[int]:
@@ -162,12 +180,26 @@ class Watch(TorchFunctionMode):
         if found := set().union(*of_all):
             self._origins[id(result)] = (result, found)
 
-    def _plain(self, output: Tensor, weights: Tensor, values: Tensor) -> Tensor:
-        """The product of weights and values."""
+    def _follow_product(self, name: str, result: Tensor, args: Any, sources: tuple[Any, ...]) -> None:
+        """A product of queries and keys, or what is made of one product, and no other, is that product."""
+        if asked := _asking(name, args):
+            self._products[id(result)] = result, asked
+        elif self._products and name in FOLLOWED:
+            every = (self._products.get(id(source)) for source in sources if isinstance(source, Tensor))
+            found = [product for product in every if product and product[0].numel() == result.numel()]
+            self._products.pop(id(result), None)
+            if len(found) == 1:
+                self._products[id(result)] = result, found[0][1]
+
+    def _plain(self, output: Tensor, weights: Tensor, values: Tensor, softmaxes: set[int]) -> Tensor:
+        """The product of values and weights that come from `softmaxes`."""
         weights, values = weights.detach(), values.detach()
         values = values.expand(*weights.shape[:-2], *values.shape[-2:])
         heads = self._by_head(weights)
-        return self._keep(output, self._by_head(values), lambda: wide(heads))
+        found = [self._asked.get(one) for one in softmaxes]
+        asked = found[0] if len(found) == 1 else None
+        by_head = None if asked is None else _as_heads(asked, heads.shape)
+        return self._keep(output, self._by_head(values), lambda: wide(heads), by_head)
 
     def _fused(
         self,
@@ -201,7 +233,7 @@ class Watch(TorchFunctionMode):
         output: Tensor,
         values: Tensor,
         weights: Callable[[], Tensor],
-        asked: tuple[Tensor, Tensor] | None = None,
+        asked: Asked | None = None,
     ) -> Tensor:
         shape = tuple(self._by_head(output).shape)
         torch.set_grad_enabled(True)  # from here upwards, as in `hooks.captured`
@@ -241,6 +273,31 @@ def _factors(name: str, args: Any, kwargs: Any) -> tuple[Tensor, Tensor] | None:
         first, second = (*args, *kwargs.values())[:2]
         return first, second
     return None
+
+
+def _asking(name: str, args: Any) -> Asked | None:
+    """Queries and keys, `[..., q, e]` and `[..., k, e]`, if this may be their product."""
+    if name == "einsum" and len(args) == 3:
+        first, second, product = re.split(",|->", args[0].replace(" ", "") + "->")[:3]
+        batch, i, channel = first[:-2], first[-2:-1], first[-1:]
+        if second == batch + second[-2:-1] + channel and product == batch + i + second[-2:-1]:
+            return args[1].detach(), args[2].detach()
+    products = {"matmul": args[:2], "bmm": args[:2], "baddbmm": args[1:3]}
+    factors = products.get(name, ())
+    if len(factors) == 2 and all(isinstance(one, Tensor) for one in factors):
+        query, keys = factors[0].detach(), factors[1].detach()
+        return (query, keys.mT) if query.ndim == keys.ndim > 2 else None
+    return None
+
+
+def _as_heads(asked: Asked, shape: torch.Size) -> Asked | None:
+    """Queries and keys of weights `[B, H, q, k]`; `None` if they are not of these."""
+    query, keys = asked
+    lead = [max(pair) for pair in zip(query.shape[:-2], keys.shape[:-2], strict=True)]
+    query, keys = (one.expand(*lead, *one.shape[-2:]) for one in asked)
+    if prod(lead) != prod(shape[:2]) or (query.shape[-2], keys.shape[-2]) != shape[2:]:
+        return None
+    return query.reshape(*shape[:2], *query.shape[-2:]), keys.reshape(*shape[:2], *keys.shape[-2:])
 
 
 def with_tokens(output: Any, tokens: Tensor) -> Any:

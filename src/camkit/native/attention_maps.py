@@ -148,8 +148,8 @@ class Attended:
             )
         if last.asked is None:
             raise UsageError(
-                "grad-eclip needs the queries and keys of the last attention, which only a fused one shows "
-                "(attn_implementation='sdpa' in transformers, fused_attn in timm)"
+                "grad-eclip needs the queries and keys of the last attention, and its weights are not "
+                "seen to come from their products: legrad needs none"
             )
         token, count = int(read[0]), self.seen.attentions[0].keys
         query, keys = (wide(one) for one in last.asked)
