@@ -342,7 +342,8 @@ def test_the_pointing_game_counts_classes_alike_and_leaves_out_what_is_marked(
         return maps
 
     monkeypatch.setattr(Task, "maps", top_left)
-    rows, _ = published.run("voc07-pointing", Task(kit, str(weights), device="cpu"))
+    rows, remarks = published.run("voc07-pointing", Task(kit, str(weights), device="cpu"))
+    assert remarks[0].endswith("photographs, the published figures of 4,952: do not compare them")
     found = by_name(rows)
     cat, dog = 2 / 3, 1 / 2
     assert found["gradcam, all"].value == pytest.approx((cat + dog) / 2)
@@ -445,6 +446,7 @@ def test_without_arguments_it_lists_what_there_is_and_what_each_needs() -> None:
         (["funybirds"], "did you mean 'funnybirds'"),
         (["funnybirds"], "FunnyBirds.zip"),
         (["voc07-pointing", "."], "resnet50_voc"),
+        (["voc07-pointing", ".", "--model", "pets"], "--model is a file here, TorchRay's resnet50_voc"),
         (
             ["funnybirds", ".", "--model", "pets", "--method", "saliency", "--method", "lime"],
             "one --method",

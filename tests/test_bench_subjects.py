@@ -335,6 +335,7 @@ def test_a_scoreboard_of_likenesses_knows_the_other_photograph_by_its_contents()
         (("--model", "m.py:corners", "--target", "sum"), "has boxes or segments"),
         (("--model", "m.py:colours", "--at", "5,20"), "localisation needs --truth"),
         (("--model", "m.py:classes", "--like", "photos/a.png", "--class", "a"), "leave one out"),
+        (("--model", "m.py:classes", "--box", "1", "--truth", "photos"), "is no detector"),
     ],
 )
 def test_what_a_scoreboard_cannot_have_is_refused_in_one_line(words: tuple[str, ...], said: str) -> None:

@@ -126,8 +126,17 @@ def test_a_command_goes_on_where_it_was_stopped(monkeypatch: pytest.MonkeyPatch)
     shown = call(*QUICK, "--minutes", "0")
     assert shown.exit_code == 3 and "6 cells not measured yet" in shown.stderr and cells() == first
     rest = call(*QUICK)
-    assert rest.exit_code == 0 and len(measured(rest)) == 6
+    assert rest.exit_code == 0 and len(measured(rest)) == 6 and "are of other" not in rest.stderr
+    fewer = call(*ALL, "--minutes", "0", "--metrics", "cost")
+    assert "7 finished cells in board of other methods, models, photographs" in fewer.stderr
     assert cells() | first == cells() and len(cells()) == 9
+
+
+def test_costs_of_a_busy_machine_say_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    for load, said in ((0.1, 0), (64.0, 2)):
+        monkeypatch.setattr("camkit.bench.environment.conditions", lambda device, load=load: {"load": load})
+        result = call(*ALL, "--metrics", "cost", "--out", f"board{load}")
+        assert result.stdout.count("the machine was busy when this began, load 64.0") == said
 
 
 def test_a_cell_of_something_else_is_another_file_and_a_damaged_one_is_none() -> None:

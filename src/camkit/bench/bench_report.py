@@ -15,6 +15,7 @@ from camkit.bench import bench_json, scene_words, statistics
 from camkit.bench.bench_json import NOTHING, headers, headline, mean, span
 from camkit.bench.conclusion import conclusion
 from camkit.bench.page_formats import HTML, MARKDOWN, Map, Photograph, Picture, Report, Section, render
+from camkit.bench.request import AGAIN
 from camkit.bench.results import GAIN, Agreement, Document, SceneFacts, Score, ShownMap
 from camkit.bench.significance import ALIKE, BETTER, BETTER_WORDS, Curves, better
 from camkit.bench.typed_json import mapped, to_json
@@ -109,7 +110,7 @@ def _pictures(document: Document, album: _Album) -> Iterator[Section]:
     if album.left_out:
         yield Section(LEFT_OUT, album.left_out)
     yield Section("Environment", headers=("FACT", "VALUE"), rows=list(_environment(document)))
-    yield Section("Again", code=document.command)
+    yield Section("Again", [AGAIN], code=document.command)
 
 
 MAPS_WORDS = (
@@ -166,12 +167,10 @@ TABLE_WORDS = (
 
 
 def _scene(scene: SceneFacts) -> str:
-    truth = f", truth for {scene.with_truth}" if scene.with_truth else ", without truth"
-    chance = f", which covers {scene.truth_share:.0%}: the level of chance" if scene.truth_share else ""
     named = f" {names}." if (names := scene_words.names(scene)) else ""
     # What is left out is told with all that was not measured.
     remark = f" {scene.remark}." if scene.remark and not scene_words.left_out(scene) else ""
-    return f"{scene.name}: {scene_words.things(scene)}{truth}{chance}.{named}{remark}"
+    return f"{scene.name}: {scene_words.things(scene)}, {scene_words.truth(scene)}.{named}{remark}"
 
 
 LATENCY = (

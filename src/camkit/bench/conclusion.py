@@ -11,7 +11,7 @@ from itertools import combinations
 
 from camkit.bench import bench_json, scene_words, statistics
 from camkit.bench.request import LEFT_OUT
-from camkit.bench.results import ALIKE, EQUAL, Document, LatencyRecord, Median, Row
+from camkit.bench.results import ALIKE, EQUAL, SHAPES, Document, LatencyRecord, Median, Row
 from camkit.bench.significance import better
 from camkit.bench.statistics import LEAST, LEVEL, Estimate
 from camkit.core.device_names import ROUNDED
@@ -220,15 +220,21 @@ def _worth(document: Document) -> Iterator[str]:
 
 
 def _contests(rows: Sequence[Sequence[str]]) -> str:
-    """`pointing-game on shapes (native gradcam, captum gradcam)`; of many explainers how many."""
+    """`pointing-game on drawn shapes (native gradcam, captum gradcam)`; of many explainers how many."""
     explainers: dict[str, list[str]] = {}
     for backend, method, what, *_ in rows:
-        explainers.setdefault(what.replace(", ", " on "), []).append(f"{backend} {method}")
+        explainers.setdefault(_where(what), []).append(f"{backend} {method}")
     said = {
         what: ", ".join(names) if len(names) <= MANY else counted(len(names), "explainer")
         for what, names in explainers.items()
     }
     return _joined([f"{what} ({names})" for what, names in said.items()])
+
+
+def _where(what: str) -> str:
+    """`pointing-game, shapes`, as a sentence has it."""
+    metric, scene = what.split(", ")
+    return f"{metric} on {'drawn shapes' if scene == SHAPES else scene}"
 
 
 # --- what was not measured --------------------------------------------------------------------------
@@ -251,11 +257,8 @@ def _missing(document: Document) -> Iterator[str]:
         yield f"A quick run leaves out mosaics and the metrics {', '.join(left_out)}."
     if len(explainers) == 1 and "spearman" in document.metrics:
         yield "How far maps agree: there was one explainer only."
-    if any(scene.name == "shapes" for scene in document.scenes):
-        yield (
-            "Whether maps point at the object in these photographs: nobody marked it (--truth), so "
-            "that was measured on drawn shapes."
-        )
+    if why := scene_words.of_shapes(document.scenes):
+        yield f"Whether maps point at the object in these photographs: {why}."
 
 
 def _explainers(document: Document) -> list[Row]:

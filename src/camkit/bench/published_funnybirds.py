@@ -42,6 +42,7 @@ COLOURS = {
     (0, 255, 2): "wing",
     (0, 0, 255): "tail",
 }
+TESTED = 500  # birds of the test set
 GROWN = 5  # pixels of the square by which a part grows
 SHARES = torch.linspace(0.01, 0.50, 80, dtype=torch.float64)
 RELEVANT = 0.05  # of the score; what changes it by less is irrelevant
@@ -328,7 +329,8 @@ def measure(task: Task) -> tuple[list[Figure], list[str]]:
         found.append(examine(data, bird, module, task, method))
         if number % 50 == 0 or number == len(birds):
             task.progress(f"{number} of {len(birds)} birds")
-    return figures(found)
+    rows, remarks = figures(found)
+    return rows, [*task.too_few(len(birds), TESTED), *remarks]
 
 
 def figures(found: Sequence[Finding]) -> tuple[list[Figure], list[str]]:

@@ -57,6 +57,12 @@ class Task:
         """Those of the photographs that take part."""
         return things if self.limit is None else things[: self.limit]
 
+    def too_few(self, count: int, published: int) -> list[str]:
+        """What is said where the published figures are of more data; of `limit` the caller speaks."""
+        if self.limit is not None or count == published:
+            return []
+        return [f"of {count:,} photographs, the published figures of {published:,}: do not compare them"]
+
 
 @dataclass(frozen=True)
 class Figure:

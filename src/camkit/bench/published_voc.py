@@ -32,6 +32,7 @@ CLASSES = (
     *("diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train"),
     "tvmonitor",
 )
+TESTED = 4952  # photographs of the test set of 2007
 TOLERANCE = 15  # pixels of the photograph
 SMALL = 1 / 4  # of the photograph: a smaller object beside another class makes it a difficult one
 MAX_LIST = 2**22
@@ -91,6 +92,11 @@ def objects(path: Path, size: tuple[int, int]) -> dict[str, tuple[Tensor, bool]]
 def pointing_game(task: Task) -> tuple[list[Figure], list[str]]:
     """The share of hits of each method and of the centre, of all photographs and of the difficult ones."""
     folder = _year(task.folder, "VOC2007")
+    if not Path(task.spec).is_file():
+        raise UsageError(
+            "--model is a file here, TorchRay's resnet50_voc-9ca920d6.pth.tar, and there is none at "
+            f"{task.spec}"
+        )
     network = torchray.load(Path(task.spec)).to(devices.pick_device(task.device))
     names = task.first(listed(folder, "Main/test"))
     points: list[Point] = []
@@ -100,7 +106,8 @@ def pointing_game(task: Task) -> tuple[list[Figure], list[str]]:
             task.progress(f"{number} of {len(names)} photographs")
     rows = [_accuracy(points, method, part) for method in (*task.methods, "centre") for part in POINTING]
     return rows, [
-        "difficult: the class covers less than a quarter of the photograph, which shows another one, too"
+        *task.too_few(len(names), TESTED),
+        "difficult: the class covers less than a quarter of the photograph, which shows another one, too",
     ]
 
 

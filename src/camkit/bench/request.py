@@ -158,6 +158,12 @@ OPTIONS = {
 JOINED = ("batch_sizes", "metrics", "groups")
 
 
+# What is said beside a command.
+AGAIN = (
+    "Of absolute paths only the last part is shown, and no --out: give them as they are on your machine."
+)
+
+
 def command(request: BenchRequest) -> str:
     """The command that repeats a request. Of absolute paths only the last part is shown."""
     return shlex.join(["camkit", "bench", *option_words(request, BenchRequest(), OPTIONS)])

@@ -17,6 +17,8 @@ from camkit.errors import printable
 SCHEMA = 1
 FORWARD = ("bare", "forward")
 OF_CLASSES = "photographs"  # the scene of photographs that are explained for classes
+BOXES, SEGMENTS = PLACES = ("boxes", "segments")  # the scenes of what a model finds, and where
+SHAPES = "shapes"  # the scene of drawn ones, explained for a network of their own
 MOSAICS = "mosaics"  # the scene of the grid pointing game, whose score is `ENERGY`
 ENERGY = "energy-pointing-game"
 GAIN = "symmetric-relevance-gain"

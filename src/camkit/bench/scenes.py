@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from camkit.bench import shapes
-from camkit.bench.results import ENERGY, MAX_IMAGES, MOSAICS, OF_CLASSES
-from camkit.bench.subjects import PLACES, PREDICTED, Asked, Subjects, subjects
+from camkit.bench.results import ENERGY, MAX_IMAGES, MOSAICS, OF_CLASSES, PLACES, SHAPES
+from camkit.bench.subjects import PREDICTED, Asked, Subjects, subjects
 from camkit.contracts.model import LoadedModel
 from camkit.contracts.scores import ScoreKind
 from camkit.core import layers
@@ -205,7 +205,7 @@ def drawn_shapes(count: int, device: torch.device, dtype: torch.dtype, seed: int
     # Far from the seeds of the images that the model was trained on.
     data = shapes.draw(count, seed + 1_000_003)
     return Scene(
-        name="shapes",
+        name=SHAPES,
         model=model,
         layer=_layer(model, "auto"),
         inputs=data.inputs.to(device, dtype),
@@ -232,7 +232,7 @@ def mosaics(pool: Scene, count: int, seed: int = 0, remark: str = "") -> Scene:
             return torch.cat([module(part) for part in torch.split(inputs, BATCH // 4)]).clone()
 
     kind = pool.model.scores
-    if pool.name not in (OF_CLASSES, "shapes"):
+    if pool.name not in (OF_CLASSES, SHAPES):
         raise UsageError(f"mosaics are of classes, not of {pool.name}")
     made = localisation.mosaics(scores, pool.inputs, confidence=SURE, count=count, seed=seed, scores=kind)
     try:

@@ -6,6 +6,7 @@ Every cell is measured as `camkit bench` does it: the same photographs, metrics 
 from __future__ import annotations
 
 import itertools
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -16,11 +17,11 @@ from typing import Any
 from torch import Tensor
 
 import camkit
-from camkit.bench import environment, scene_words, scenes, timing
+from camkit.bench import bench_json, environment, scene_words, scenes, timing
 from camkit.bench.entrants import Entrant, all_rows, one_line, without_contrast
 from camkit.bench.metric_choice import Measures, chosen
 from camkit.bench.request import FULL
-from camkit.bench.results import SceneFacts, Score
+from camkit.bench.results import PLACES, SceneFacts, Score
 from camkit.bench.scenes import Scene, check_truth
 from camkit.bench.scoreboard_plan import (
     CONTROL,
@@ -35,6 +36,7 @@ from camkit.bench.scoreboard_plan import (
     Cost,
     Measured,
     cell_path,
+    cells_of,
     digest,
     digest_of,
     plan,
@@ -49,6 +51,7 @@ from camkit.bench.typed_json import finite, mapped
 from camkit.contracts.model import LoadedModel
 from camkit.core import devices
 from camkit.errors import CamkitError, UsageError
+from camkit.explaining import boxes
 from camkit.explaining.plan import check_functions
 from camkit.images import finding
 from camkit.metrics import ground_truth
@@ -59,11 +62,15 @@ TILES = 4  # photographs of a mosaic
 
 @dataclass(frozen=True)
 class Outcome:
-    """The cells that are done, those that failed with a line that says why, and those left for later."""
+    """The cells that are done, those that failed with a line that says why, and those left for later.
+
+    others: how many finished cells lie in the folder that the request does not ask for.
+    """
 
     done: dict[Cell, Measured] = field(default_factory=dict)
     failed: dict[Cell, str] = field(default_factory=dict)
     left: list[Cell] = field(default_factory=list)
+    others: int = 0
 
 
 @dataclass
@@ -78,6 +85,7 @@ class _Stage:
     measures: Measures
     model: LoadedModel
     asked: Asked
+    busy: str | None  # what is said of costs, if other work kept the machine busy when the run began
     _scenes: dict[tuple[str, int], Scene | CamkitError] = field(default_factory=dict)
     _maps: dict[tuple[str, str, int], Tensor] = field(default_factory=dict)
     _digests: dict[int, str] = field(default_factory=dict)
@@ -206,11 +214,13 @@ def run(
 def _run(request: BoardRequest, board: Path, progress: Progress, end: float | None) -> Outcome:
     paths = spread(list(finding.expand(request.images)), request.limit)
     truth = ground_truth.read(request.truth) if request.truth else None
-    outcome = Outcome()
+    outcome, asked = Outcome(), set[Path]()
+    before = environment.conditions(devices.pick_device(request.device))
+    busy = bench_json.busy(before.get("load"), os.cpu_count())
     for spec in dict.fromkeys(request.models):
         of_model = request.of_model(spec)
         rows = {(row.backend, row.method): row for row in all_rows(of_model) if row.kind == "explainer"}
-        stage = _stage(request, spec, paths, truth, rows)
+        stage = _stage(request, spec, paths, truth, rows, busy)
         for group, why in stage.without.items():
             if group in request.asked_groups:
                 progress(f"{spec}: without {group}, as {why}")
@@ -219,6 +229,7 @@ def _run(request: BoardRequest, board: Path, progress: Progress, end: float | No
             place = f"{number}/{len(cells)} {cell}"
             facts = stage.facts(cell)
             path = cell_path(board, cell, facts)
+            asked.add(path)
             if found := read_cell(path, facts):
                 outcome.done[cell] = found
             elif end is not None and time.monotonic() >= end:
@@ -231,7 +242,7 @@ def _run(request: BoardRequest, board: Path, progress: Progress, end: float | No
                     write_cell(path, outcome.done[cell])
                 else:
                     outcome.failed[cell] = failure
-    return outcome
+    return replace(outcome, others=len({*cells_of(board)} - asked))
 
 
 def _stage(
@@ -240,13 +251,15 @@ def _stage(
     paths: list[Path],
     truth: Truth | None,
     rows: dict[tuple[str, str], Entrant],
+    busy: str | None,
 ) -> _Stage:
     of_model = request.of_model(spec)
     model, asked = of_request(of_model)
     check_truth(model, truth)
     check_functions(model, asked.functions)
+    boxes.wanted(model, asked.boxes, asked.min_score, asked.classes, asked.at)
     without_contrast(list(rows.values()), model)
-    return _Stage(request, spec, paths, truth, rows, chosen(of_model), model, asked)
+    return _Stage(request, spec, paths, truth, rows, chosen(of_model), model, asked, busy)
 
 
 def _measure(
@@ -261,6 +274,7 @@ def _measure(
         scene = stage.scene(cell.group, cell.count)
         if cell.group == COST:
             cost = _cost(stage, scene, row, cell)
+            row.notes += [stage.busy] if stage.busy else []
         else:
             scores = _scores(stage, cell, scene, row)
     except Exception as error:  # of a plugin, which may raise anything
@@ -293,11 +307,12 @@ def _scene_facts(scene: Scene) -> dict[str, Any]:
     return {
         "things": scene_words.things(facts),
         "named": scene_words.names(facts),
+        "marked": f"{scene.name} that the model found" if scene.name in PLACES else "objects",
         "images": len(scene.inputs),
         "with_truth": 0 if scene.truth is None else int(scene.truth.flatten(1).any(1).sum()),
         "truth_share": None if scene.truth is None else float(scene.truth.float().mean()),
         "layer": scene.layer,
-        "remark": scene.remark,
+        "remark": "" if scene.without else scene.remark,  # no group has a metric that is left out
         "failures": list(scene.failures),
     }
 

@@ -10,6 +10,7 @@ from typing import Any
 from camkit.bench import statistics
 from camkit.bench.bench_json import NOTHING
 from camkit.bench.page_formats import HTML, MARKDOWN, Report, Section, render
+from camkit.bench.request import AGAIN
 from camkit.bench.results import GAIN
 from camkit.bench.scoreboard_plan import CONTROL
 from camkit.bench.scoreboard_table import COLUMNS, Board, BoardLine, Figure, Price, summaries
@@ -148,7 +149,7 @@ def _sections(made: Board) -> Iterator[Section]:
     if made.environments:
         rows = [[name, _fact(value)] for name, value in made.environments[0].items() if value is not None]
         yield Section("Environment", (), ("FACT", "VALUE"), rows)
-    yield Section("Again", code=made.command)
+    yield Section("Again", [AGAIN], code=made.command)
 
 
 SUMMARY_WORDS = (
@@ -211,7 +212,8 @@ def photographs(made: Board, model: str) -> str:
     parts = []
     for group, facts in groups.items():
         share = facts.get("truth_share")
-        chance = f", of which the objects cover {share:.2f}" if group == "localisation" and share else ""
+        marked = facts.get("marked", "objects")
+        chance = f", of which the {marked} cover {share:.2f}" if group == "localisation" and share else ""
         remark = f" ({facts['remark']})" if facts.get("remark") else ""
         things = facts.get("things") or f"{facts.get('images')} photographs"
         named = f": {facts['named']}" if facts.get("named") else ""

@@ -231,6 +231,11 @@ def cell_path(board: Path, cell: Cell, request: Mapping[str, Any]) -> Path:
     return board / CELLS / f"{name}-{digest}.json"
 
 
+def cells_of(board: Path) -> list[Path]:
+    """The files of all finished cells in a folder."""
+    return list((board / CELLS).glob("*.json"))
+
+
 def read_cell(path: Path, request: Mapping[str, Any]) -> Measured | None:
     """A finished cell; `None` if there is none, or the file is damaged or of something else."""
     try:

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from camkit.bench.request import BenchRequest
-from camkit.bench.results import OF_CLASSES
+from camkit.bench.results import BOXES, OF_CLASSES, SEGMENTS
 from camkit.contracts.model import LoadedModel
 from camkit.contracts.scores import ScoreKind
 from camkit.core.scored import Output, Score, classifier, selected
@@ -25,7 +25,6 @@ from camkit.explaining.plan import check_functions
 from camkit.explaining.planning import asked_model
 from camkit.images.decoding import Photo
 
-BOXES, SEGMENTS = PLACES = ("boxes", "segments")
 # What a metric cannot say, by its name, and why.
 _NO_OTHER = "there is no other class to compare with"
 _NOTHING_LEFT = "with random weights a detector finds none of its boxes"

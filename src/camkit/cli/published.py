@@ -23,7 +23,9 @@ if TYPE_CHECKING:
 @click.argument("name", required=False)
 @click.argument("folder", type=PATH, required=False)
 @click.option(
-    "--model", metavar="SPEC", help="The file of the published weights, or as of `camkit explain`."
+    "--model",
+    metavar="SPEC",
+    help="The file of the published weights; but for voc07-pointing also as of `camkit explain`.",
 )
 @click.option("--backend", default="", metavar="NAME", show_default="the paper's", help="Which explainer.")
 @click.option(
@@ -48,7 +50,8 @@ def published(name: str | None, folder: Path | None, as_json: bool, **settings: 
     """Measure what a paper published, on its data, and show both figures side by side.
 
     Without arguments it lists the benchmarks and what each needs; camkit downloads nothing. Other methods
-    and backends are measured by the same rules, without a published figure.
+    and backends are measured by the same rules, without a published figure. This was tested on small data
+    of the same form; on the real data nobody has run it yet.
 
     \b
     camkit bench published

@@ -23,7 +23,7 @@ from camkit.cli.parameters import (
 from camkit.cli.targets import check, target_options
 from camkit.cli.terminal import say, say_json, say_table
 from camkit.core.device_names import check_device_name
-from camkit.errors import CamkitError
+from camkit.errors import CamkitError, counted
 from camkit.registry import options
 
 if TYPE_CHECKING:
@@ -153,6 +153,12 @@ def scoreboard(out: Path, as_json: bool, minutes: float | None, **settings: Any)
     except KeyboardInterrupt:
         say("\nInterrupted: what is done is kept, the same command goes on", err=True)
         raise SystemExit(130) from None
+    if outcome.others:
+        say(
+            f"{counted(outcome.others, 'finished cell')} in {out} of other methods, models, photographs or "
+            "versions: kept, and not shown, as this command does not ask for them",
+            err=True,
+        )
     if not outcome.done:
         first = next(iter(outcome.failed.values()), "no cell is measured yet")
         raise CamkitError(f"there is nothing to show: {first}")

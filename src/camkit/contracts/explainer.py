@@ -155,6 +155,7 @@ class Explainer(ABC):
 
 def unknown_method(method: str, owner: str, known: Sequence[str]) -> UsageError:
     """The error for a method that an explainer does not have."""
+    have = "have" if " and " in owner else "has"
     return UsageError(
-        f"{owner} has no method {method!r}{closest(method, known)} (methods: {', '.join(known)})"
+        f"{owner} {have} no method {method!r}{closest(method, known)} (methods: {', '.join(known)})"
     )

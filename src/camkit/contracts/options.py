@@ -16,9 +16,13 @@ def option(
     min: float | None = None,
     max: float | None = None,
     choices: tuple[Any, ...] | None = None,
+    methods: tuple[str, ...] = (),
 ) -> Any:
-    """A field of a plugin's `Options` dataclass, with what the host needs to parse and explain it."""
-    metadata = {"help": help, "min": min, "max": max, "choices": choices}
+    """A field of a plugin's `Options` dataclass, with what the host needs to parse and explain it.
+
+    methods: those of an explainer that it concerns; none means all.
+    """
+    metadata = {"help": help, "min": min, "max": max, "choices": choices, "methods": methods}
     return dataclasses.field(default=default, metadata=metadata)
 
 

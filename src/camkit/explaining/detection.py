@@ -88,8 +88,9 @@ def _missing(
     least = f"with a score of at least {asked.min_score:g}"
     if not count:
         no = f"no {what}" if names else what
-        told = "nothing at all" if highest is None else f"highest {highest:.2g}"
-        return MapError(f"{no} is detected {least} ({told})")
+        if highest is None:
+            return MapError(f"{no} is detected {least} (nothing at all)")
+        return MapError(f"{no} is detected {least} (highest {highest:.4g}): --min-score takes less")
     of = f" of {what}" if names else ""
     numbers = " or ".join(map(str, lacking))
     verb = "is" if count == 1 else "are"

@@ -24,6 +24,7 @@ from camkit.images.finding import Source
 from camkit.images.listing import Listing
 from camkit.images.workers import Failure, Processes
 from camkit.metrics import ground_truth
+from camkit.registry.options import check_methods
 
 
 class Run:
@@ -47,7 +48,9 @@ class Run:
         self._request, self._processes = request, processes
         truth = ground_truth.read(request.truth) if request.truth else None
         # Before the model is loaded, so that what is misspelt or broken is told at once.
-        for made in make_backends(request.backends, request.methods, request.options):
+        backends = make_backends(request.backends, request.methods, request.options)
+        check_methods({m.name: m.explainer.Options for m in backends}, request.options, request.methods)
+        for made in backends:
             if lacking := [m for m in dict.fromkeys(request.methods) if m not in made.methods]:
                 note(f"{made.name} has no {', '.join(lacking)}")
         self.is_any = any(True for _ in self.sources())

@@ -18,7 +18,7 @@ from torch import nn
 from camkit.contracts.model import LoadedModel, ModelSource
 from camkit.core.devices import pick_device, pick_dtype
 from camkit.core.scored import Output
-from camkit.errors import ModelError, ModelNotFound, UsageError, closest, warn
+from camkit.errors import ModelNotFound, UsageError, closest, warn
 from camkit.models import labels
 from camkit.models.facts import Facts, ModelFacts
 from camkit.models.objects import from_object
@@ -130,12 +130,12 @@ def told_classes(spec: str, classes: str) -> str:
 
 
 def with_texts(spec: str, texts: Sequence[str]) -> str:
-    """As `with_classes`, of texts that are taken word for word; `ModelError` where it knows none."""
+    """As `with_classes`, of texts that are taken word for word; `UsageError` where it knows none."""
     scheme, reference = split(os.path.expanduser(spec))  # noqa: PTH111  a spec need not be a path
     source: ModelSource = loading.make("model", scheme)
     told = source.with_texts(reference, texts)
     if told == reference:
-        raise ModelError(f"{spec} knows no texts: --text is for CLIP and SigLIP (hf:, open-clip:)")
+        raise UsageError(f"{spec} knows no texts: --text is for CLIP and SigLIP (hf:, open-clip:)")
     return f"{scheme}:{told}"
 
 

@@ -56,7 +56,8 @@ class CaffeResNet50(nn.Module):
 def load(path: Path) -> CaffeResNet50:
     """The network of `resnet50_voc-9ca920d6.pth.tar`; `ModelError` for any other file."""
     state = renamed(read_checkpoint(path).state)
-    if "fc.weight" not in state or "conv1.weight" not in state:
+    # The networks of others have no bias here.
+    if not {"fc.weight", "conv1.weight", "conv1.bias"} <= state.keys():
         raise ModelError(f"{path} does not hold TorchRay's ResNet-50 (resnet50_voc-9ca920d6.pth.tar)")
     network = CaffeResNet50(len(state["fc.weight"]))
     put_weights(network, state, str(path))

@@ -25,6 +25,7 @@ from camkit.native.gradients import class_gradients, classes_at_once, pooled_slo
 from camkit.native.libra import Libra
 from camkit.native.method_table import (
     ATTENDED,
+    BALANCED,
     BLACK_BOX,
     COMBINED,
     FEATURES,
@@ -58,16 +59,7 @@ APART = {
     COMBINED: combined.maps,
 }
 
-# What libra=true concerns, and what is said where nothing has to be balanced.
-BALANCED = {
-    *GRADIENTS,
-    "finercam",
-    "generic-attention",
-    "legrad",
-    "grad-eclip",
-    *INPUT_GRADIENTS,
-    *COMBINED,
-}
+# What is said where libra=true has nothing to balance.
 UNBALANCED = (
     "is the same without libra=true: what is above the layer has no norm, gate or product to balance"
 )

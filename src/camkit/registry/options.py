@@ -5,12 +5,14 @@ from __future__ import annotations
 import dataclasses
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import cache
 from typing import Any, Literal
 
 from camkit.errors import OptionError, closest
+
+MANY = 3  # names in a message; more are not told one by one
 
 
 def read_options(cls: type, values: Mapping[str, Any], *, owner: str) -> Any:
@@ -33,6 +35,19 @@ def read_options(cls: type, values: Mapping[str, Any], *, owner: str) -> Any:
         return cls(**parsed)
     except ValueError as error:  # from the plugin's own `__post_init__`
         raise OptionError(f"options of {owner}: {error}") from error
+
+
+def check_methods(owners: Mapping[str, type], values: Mapping[str, Any], methods: Sequence[str]) -> None:
+    """`OptionError` for an option that concerns none of the methods of all owners: it changes nothing."""
+    for key in values:
+        name = key.replace("-", "_")
+        fields = [f for cls in owners.values() for f in dataclasses.fields(cls) if f.name == name]
+        concerned = {one for field in fields for one in field.metadata.get("methods") or methods}
+        if methods and not concerned & {*methods}:
+            asked = " and ".join(methods) if len(methods) <= MANY else "these methods"
+            raise OptionError(
+                f"{key} changes nothing for {asked}, it is for {', '.join(sorted(concerned))}: leave it out"
+            )
 
 
 @cache
