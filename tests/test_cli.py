@@ -241,7 +241,10 @@ def test_what_cannot_be_done_is_one_line_and_exit_code_1(arguments: list[str], m
         (["--backend", "nativ"], "explainer 'nativ'.*'native'"),
         (["--method", "gradcan"], "native .*'gradcan'.*'gradcam'"),
         (["-o", "reducton=mean"], "native .*'reducton'.*'reduction'"),
-        (["-o", "percentile=50"], "percentile changes nothing for gradcam, it is for winsorcam: leave it out"),
+        (
+            ["-o", "percentile=50"],
+            "percentile changes nothing for gradcam, it is for winsorcam: leave it out",
+        ),
         (["-o", "libra=true", "--method", "rise"], "libra changes nothing for rise, it is for "),
         (["-o", "reduction=men"], r"reduction of native .*sum\|mean.*'men'"),
         (["--option", "reduction"], "'reduction' .*KEY=VALUE"),

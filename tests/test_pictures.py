@@ -325,6 +325,18 @@ def test_values_beyond_a_shared_scale_are_said_to_be(monkeypatch: pytest.MonkeyP
     assert "own scale" not in " ".join(told), "there is no scale"
 
 
+@pytest.mark.parametrize(("size", "is_told"), [(20, True), (8, False)])
+def test_a_map_that_is_strong_in_few_places_says_so(
+    monkeypatch: pytest.MonkeyPatch, size: int, is_told: bool
+) -> None:
+    told: list[str] = []
+    monkeypatch.setattr(text, "write", lambda draw, at, shown, size, **how: told.append(shown))
+    map = torch.full((size, size), 0.2)
+    map[3, 4] = 1.0
+    drawn(map, size=(700, 300))
+    assert (f"a quarter of it or more in only {1 / size**2:.2%} of the map" in " ".join(told)) == is_told
+
+
 @pytest.mark.parametrize("size", [(40, 900), (900, 40), (24, 24), (5000, 300)])
 @pytest.mark.parametrize(
     "name",

@@ -35,6 +35,7 @@ DIMMED = "the model did not see the dimmed part"
 LINES = "lines at 25, 50 and 75 % of the scale"
 FRAMED = "the model saw what is inside of the frame"
 CUT = "cut to what the model saw"
+SPOTS = 0.005  # of a map: on a photograph of 224 x 224 pixels, a spot of 16 x 16
 OWN, SHARED = "own scale", "shared scale"  # by itself a colour does not tell how much a map says
 PHOTOGRAPH = "photograph"  # in the `info` of a picture with a caption: the box of what is above it
 
@@ -86,10 +87,16 @@ def draw(
         return picture
     drawn = signed(map, style)
     legend = Legend(scale, float(drawn.min()), float(drawn.max()), words(scale, caption.speaks))
-    own = SHARED if scale.shared else OWN
+    own = SHARED if scale.shared else f"{OWN}{_spots(drawn)}"
     notes = [own if legend.low < legend.high else "", LINES if style.look == "contour" else "", place.note]
     notes = [note for note in notes if note]
     return above(picture, strip(max(NARROWEST, picture.width), caption, style, legend, notes))
+
+
+def _spots(drawn: Tensor) -> str:
+    """What is said of a map that is strong in so few places that its picture looks empty."""
+    strong = float((drawn.abs() >= drawn.abs().max() / 4).double().mean())
+    return f", a quarter of it or more in only {strong:.2%} of the map" if strong < SPOTS else ""
 
 
 def overlay(
