@@ -50,6 +50,7 @@ from camkit.bench.results import Against, Document, Median
 from camkit.bench.timing import Cold, Rounds, Sample, Timed
 from camkit.cli import cli
 from camkit.cli.bench import bench as bench_command
+from camkit.cli.model_options import OPTIONS as FACTS
 from camkit.errors import AmbiguousPlugin, CamkitError, OptionError, PluginError, UsageError
 from camkit.metrics.controls import CONTROLS
 from camkit.registry import discovery, loading
@@ -1222,9 +1223,10 @@ def test_the_command_repeats_the_request_without_private_folders() -> None:
 
 
 def test_every_field_of_a_request_has_its_option() -> None:
-    assert list(request.OPTIONS) == [*vars(BenchRequest())]
+    """What is said of a model has those of `camkit explain`."""
+    assert {*request.OPTIONS, "facts"} == {*vars(BenchRequest())}
     options = {option for param in bench_command.params for option in param.opts}
-    assert set(request.OPTIONS.values()) <= options
+    assert {*request.OPTIONS.values(), *(f"--{name}" for name in FACTS)} <= options
 
 
 def test_figures_by_hand() -> None:

@@ -341,3 +341,29 @@ def test_a_scoreboard_of_likenesses_knows_the_other_photograph_by_its_contents()
 def test_what_a_scoreboard_cannot_have_is_refused_in_one_line(words: tuple[str, ...], said: str) -> None:
     done = board(*words, metrics="localisation")
     assert done.exit_code == 2 and said in done.stderr
+
+
+def test_what_is_said_of_a_model_is_said_to_the_benchmark_too() -> None:
+    """A network of the user's own, which says nothing of its classes, and returns a table."""
+    Path("own.py").write_text(
+        "from torch import nn\n"
+        "from m import classes\n"
+        "class Net(nn.Module):\n"
+        "    def __init__(self):\n"
+        "        super().__init__()\n"
+        "        self.body = classes().module\n"
+        "    def forward(self, x):\n"
+        "        return {'loss': x.mean(), 'scores': self.body(x)}\n"
+    )
+    said = ("--classes", "ant,bee,cow,dog", "--output", "scores", "--size", "32", "--scores", "softmax")
+    found = bench(
+        *("--model", "own.py:Net", *said, "--class", "bee", "--layer", "body.0"),
+        *("--images", "photos", "--method", "hirescam"),
+        metrics="deletion",
+    )
+    (scene,) = found["scenes"]
+    assert scene["names"] == ["bee"] * 3
+    for words in ("--classes ant,bee,cow,dog", "--output scores", "--size 32x32", "--scores softmax"):
+        assert words in found["command"]
+    done = call("--model", "m.py:classes", "--classes", "a,b", "--images", "photos")
+    assert done.exit_code == 1 and "2 classes" in done.stderr

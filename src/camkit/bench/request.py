@@ -10,6 +10,8 @@ from typing import Any
 
 from camkit.bench.timing import Rounds
 from camkit.core.device_names import Precision
+from camkit.explaining.repeating import said_words
+from camkit.models.facts import ModelFacts
 
 LATENCY = "latency"  # what is measured besides the categories of metrics
 AGREEMENT = "agreement"
@@ -67,15 +69,17 @@ QUICK = Effort(
 class BenchRequest:
     """What to measure.
 
-    classes to targets: what is explained, called as the options of `camkit explain`. backends: none means
-    every installed one. images: files, folders or globs; none is the bundled photograph. truth: annotations
-    of them (see `camkit.metrics.ground_truth`); without, localisation is measured on drawn shapes. metrics:
+    facts: what belongs to the model, where it does not say it itself. classes to targets: what is
+    explained, called as the options of `camkit explain`. backends: none means every installed one.
+    images: files, folders or globs; none is the bundled photograph. truth: annotations of them (see
+    `camkit.metrics.ground_truth`); without, localisation is measured on drawn shapes. metrics:
     `latency`, categories, or names of metric plugins; none means all. rounds: of timing for each batch size
     in each process; `None` lets time decide. processes: how many to time in, one after the other; 1 is this
     one. limit: of photographs, evenly spread. quick: leave out `LEFT_OUT` and more.
     """
 
     model: str = "pets"
+    facts: ModelFacts = field(default_factory=ModelFacts)
     classes: tuple[str, ...] = ("pred",)
     boxes: tuple[str, ...] = ()
     at: tuple[tuple[float, float], ...] = ()
@@ -166,7 +170,8 @@ AGAIN = (
 
 def command(request: BenchRequest) -> str:
     """The command that repeats a request. Of absolute paths only the last part is shown."""
-    return shlex.join(["camkit", "bench", *option_words(request, BenchRequest(), OPTIONS)])
+    words = option_words(request, BenchRequest(), OPTIONS)
+    return shlex.join(["camkit", "bench", *words, *said_words(request.facts.told())])
 
 
 def option_words(request: Any, usual: Any, options: Mapping[str, str]) -> list[str]:

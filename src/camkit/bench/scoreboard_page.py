@@ -90,10 +90,14 @@ def words(made: Board) -> Iterator[str]:
     tested = [one for one in found if one.tests]
     if tested:
         failing = [_name(*one.pair) for one in tested if one.passed < one.tests]
+        counts = {
+            one.count for line in made.lines for one in line.figures.values() if one.passed is not None
+        }
+        of = f"with {counted(min(counts), 'photograph')}{' or more' if len(counts) > 1 else ''}"
         yield (
-            f"The sanity test (random weights) is failed on at least one model by {_listed(failing)}."
+            f"The sanity test (random weights), {of}, is failed on a model or more by {_listed(failing)}."
             if failing
-            else "All methods pass the sanity test (random weights) on all models."
+            else f"All methods pass the sanity test (random weights), {of}, on all models."
         )
     costs = {_name(*one.pair): one.cost for one in found if one.cost}
     if costs:

@@ -90,6 +90,7 @@ def of_request(request: BenchRequest) -> tuple[LoadedModel, Asked]:
         texts=request.texts,
         like=request.like,
         targets=request.targets,
+        facts=request.facts,
         device=request.device,
         dtype=request.dtype,
         trust_pickle=request.trust_pickle,

@@ -9,6 +9,7 @@ import click
 
 from camkit.cli import early_checks
 from camkit.cli.hints import about
+from camkit.cli.model_options import facts, model_options
 from camkit.cli.parameters import (
     BATCH_SIZE,
     DEVICE,
@@ -130,7 +131,7 @@ def _sizes(_: click.Context, __: click.Parameter, text: str | None) -> tuple[int
     metavar="EXPR",
     help="Exit with 1 if it holds, such as 'native.gradcam.ratio > 1.2'; repeatable.",
 )
-@click.option("--trust-pickle", is_flag=True, help="Let a model source load pickles. They run code.")
+@model_options
 def bench(out: Path, as_json: bool, fail_if: tuple[str, ...], **settings: Any) -> None:
     """Measure explainers: latency, memory, agreement, faithfulness, localisation, sanity.
 
@@ -154,6 +155,7 @@ def bench(out: Path, as_json: bool, fail_if: tuple[str, ...], **settings: Any) -
     early_checks.explainers(settings["backends"], settings["methods"], settings["options"])
     early_checks.metrics(settings["metrics"])
     early_checks.model(settings["model"])
+    settings["facts"] = facts(settings)
     check(settings)
     check_device_name(settings["device"])
     early_checks.there(settings["truth"])

@@ -97,7 +97,12 @@ def _class(line: Line) -> str:
 def _model(line: Line) -> list[str]:
     spec = line["model_spec"] or (str(line["model"]) if _is_spec(line) else "MODEL")
     words = [] if spec == loading.DEFAULT else ["--model", spec]
-    said = line["model_facts"] if isinstance(line["model_facts"], dict) else {}
+    return words + said_words(line["model_facts"] if isinstance(line["model_facts"], dict) else {})
+
+
+def said_words(said: Mapping[str, Any]) -> list[str]:
+    """What is said of a model, as `ModelFacts.told` has it, as options; many classes are left out."""
+    words = []
     for name in FACTS:
         if name in said:
             value = said[name]
