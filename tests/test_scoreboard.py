@@ -161,6 +161,7 @@ def test_what_a_model_cannot_have_costs_its_own_cells_only() -> None:
     result = call("--method", "gradcam", "--method", "legrad", "--metrics", "cost")
     assert result.exit_code == 3 and len(cells()) == 1
     assert "No figures: model.py:colours, cost, native legrad: " in result.stderr
+    assert "\n    no attention is seen in the model" in result.stderr, "told when it happens"
     assert "legrad" in Path("board/scoreboard.md").read_text("utf-8")
     alone = call("--method", "legrad", "--metrics", "cost")
     assert alone.exit_code == 1 and alone.stderr.splitlines()[-1].startswith(

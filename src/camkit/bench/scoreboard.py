@@ -241,6 +241,8 @@ def _run(request: BoardRequest, board: Path, progress: Progress, end: float | No
                 if failure is None:
                     write_cell(path, outcome.done[cell])
                 else:
+                    if failure not in outcome.failed.values():
+                        progress(f"    {failure}")
                     outcome.failed[cell] = failure
     return replace(outcome, others=len({*cells_of(board)} - asked))
 
