@@ -343,6 +343,18 @@ def test_what_a_scoreboard_cannot_have_is_refused_in_one_line(words: tuple[str, 
     assert done.exit_code == 2 and said in done.stderr
 
 
+def test_pictures_of_a_run_before_do_not_stay() -> None:
+    kept = Path("out/examples/photograph-of-mine.png")
+    kept.parent.mkdir(parents=True)
+    kept.write_bytes(b"of the user")
+    words = ("--model", "m.py:corners", "--method", "hirescam")
+    bench(*words, "--box", "all", "--images", "photos", metrics="deletion")
+    assert Path("out/examples/photograph-4.png").exists()
+    bench(*words, "--box", "1", "--images", "photos/a.png", metrics="deletion")
+    left = {path.name for path in Path("out/examples").iterdir()}
+    assert left == {"photograph-1.png", "photograph-1-1.png", kept.name}
+
+
 def test_what_is_said_of_a_model_is_said_to_the_benchmark_too() -> None:
     """A network of the user's own, which says nothing of its classes, and returns a table."""
     Path("own.py").write_text(

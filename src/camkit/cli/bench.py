@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +32,9 @@ from camkit.registry import extras, options
 
 if TYPE_CHECKING:
     from camkit.bench.runner import Outcome
+
+
+OWN_PICTURE = re.compile(r"(example|photograph)-\d+(-\d+)?\.png")
 
 
 def _sizes(_: click.Context, __: click.Parameter, text: str | None) -> tuple[int, ...]:
@@ -183,6 +187,9 @@ def bench(out: Path, as_json: bool, fail_if: tuple[str, ...], **settings: Any) -
         picture(out / bench_json.EXAMPLES / name, image)
     bench_json.write(out, outcome.document)
     bench_report.write(outcome.document, out)
+    for path in (out / bench_json.EXAMPLES).glob("*-*.png"):
+        if OWN_PICTURE.fullmatch(path.name) and path.name not in outcome.pictures:
+            path.unlink()  # of a run before, in the same folder
     _print_results(outcome, out, as_json=as_json)
     values = bench_json.all_figures(outcome.document)
     held = [condition.with_figures(values) for condition in fail_conditions if condition.holds(values)]
