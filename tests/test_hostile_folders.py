@@ -440,7 +440,8 @@ def test_options_that_would_take_for_ever_are_a_finding_that_names_them(value: A
 
 
 def test_options_that_are_somewhat_dearer_than_usual_are_computed() -> None:
-    finished("-o", "comparisons=30", "-o", "batch_size=64")
+    methods = ("--method", "finercam", "--method", "ablationcam")
+    finished(*methods, "-o", "comparisons=30", "-o", "batch_size=64")
     assert verification.verify(OUT).findings == ()
 
 

@@ -171,10 +171,9 @@ def bench(out: Path, as_json: bool, fail_if: tuple[str, ...], **settings: Any) -
 
     fail_conditions = [conditions.parse(text) for text in fail_if]
 
-    from camkit.bench import bench_json, bench_report
+    from camkit.bench import bench_json
     from camkit.bench.request import BenchRequest
     from camkit.bench.runner import figure_names, run
-    from camkit.training.training_report import picture
 
     request = BenchRequest(**settings)
     if fail_conditions:
@@ -183,13 +182,7 @@ def bench(out: Path, as_json: bool, fail_if: tuple[str, ...], **settings: Any) -
             condition.check(known)
     with about(request.model, trust_pickle=request.trust_pickle):
         outcome = run(request, lambda text: say(text, err=True))
-    for name, image in outcome.pictures.items():
-        picture(out / bench_json.EXAMPLES / name, image)
-    bench_json.write(out, outcome.document)
-    bench_report.write(outcome.document, out)
-    for path in (out / bench_json.EXAMPLES).glob("*-*.png"):
-        if OWN_PICTURE.fullmatch(path.name) and path.name not in outcome.pictures:
-            path.unlink()  # of a run before, in the same folder
+    _write(outcome, out)
     _print_results(outcome, out, as_json=as_json)
     values = bench_json.all_figures(outcome.document)
     held = [condition.with_figures(values) for condition in fail_conditions if condition.holds(values)]
@@ -199,6 +192,20 @@ def bench(out: Path, as_json: bool, fail_if: tuple[str, ...], **settings: Any) -
         raise SystemExit(1)
     if outcome.failures or any(row.failed for row in outcome.document.rows):
         raise SystemExit(3)
+
+
+def _write(outcome: Outcome, out: Path) -> None:
+    """The pictures, the document and the reports, without the pictures of a run before."""
+    from camkit.bench import bench_json, bench_report
+    from camkit.training.training_report import picture
+
+    for name, image in outcome.pictures.items():
+        picture(out / bench_json.EXAMPLES / name, image)
+    bench_json.write(out, outcome.document)
+    bench_report.write(outcome.document, out)
+    for path in (out / bench_json.EXAMPLES).glob("*-*.png"):
+        if OWN_PICTURE.fullmatch(path.name) and path.name not in outcome.pictures:
+            path.unlink()
 
 
 def _print_results(outcome: Outcome, out: Path, *, as_json: bool) -> None:
