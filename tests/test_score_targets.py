@@ -113,6 +113,8 @@ def test_another_photograph_of_the_same_name_is_no_longer_what_was_compared_with
         (["--like", "cat.png", "--target", "sum"], "give one of them"),
         (["--like", "dog.png"], "there is no file or folder 'dog.png'"),
         (["--text", "a cat", "--classes", "a,b"], "--text and --classes both say"),
+        (["--text", "a cat", "--text", " "], "--text is empty: give what"),
+        (["--text", "a cat", "--text", "a cat "], "--text 'a cat' is given twice"),
         (["--text", "a cat"], "tiny:net knows no texts: --text is for CLIP and SigLIP"),
     ],
 )

@@ -130,7 +130,15 @@ def told_classes(spec: str, classes: str) -> str:
 
 
 def with_texts(spec: str, texts: Sequence[str]) -> str:
-    """As `with_classes`, of texts that are taken word for word; `UsageError` where it knows none."""
+    """As `with_classes`, of texts that are taken word for word; `UsageError` where it knows none.
+
+    And for an empty text, which would vanish, and for one given twice, which would share its probability.
+    """
+    stripped = [text.strip() for text in texts]
+    if not all(stripped):
+        raise UsageError("--text is empty: give what the photograph is compared with")
+    if twice := next((text for text in stripped if stripped.count(text) > 1), None):
+        raise UsageError(f"--text {twice!r} is given twice: each would have half of its probability")
     scheme, reference = split(os.path.expanduser(spec))  # noqa: PTH111  a spec need not be a path
     source: ModelSource = loading.make("model", scheme)
     told = source.with_texts(reference, texts)
