@@ -193,3 +193,47 @@ def test_modules_of_torchvision_and_of_others() -> None:
         net, plain.classes[:21], Preprocess(size=(64, 64)), "own", segments=lambda found: found["out"]
     )
     assert isinstance(camkit.explain(own, "street.png", at=(1, 1), layer="backbone.layer4").map, Tensor)
+
+
+class Fixed(nn.Module):
+    """The same scores for each photograph, `[K]` at every place."""
+
+    def __init__(self, scores: list[float]) -> None:
+        super().__init__()
+        self.layer = nn.Conv2d(3, 4, 1)
+        self.scores = nn.Parameter(torch.tensor(scores))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x)[:, :1] * 0 + self.scores[:, None, None]
+
+
+@pytest.mark.parametrize(
+    ("scores", "kind", "name", "likely"),
+    [
+        ([19.0, 31.0], "sigmoid", "b", 1.0),  # both 1 in float32
+        ([0.25, 0.75], "probabilities", "b", 0.75),
+        ([0.0, 0.0, 2.0], "softmax", "c", 0.787),
+    ],
+)
+def test_the_class_of_a_place_is_that_of_the_highest_score(
+    scores: list[float], kind: Any, name: str, likely: float
+) -> None:
+    model = camkit.LoadedModel(
+        *(Fixed(scores).eval(), tuple("abc"[: len(scores)]), Preprocess(size=(32, 32)), "fixed"),
+        default_layer="layer",
+        segments=lambda returned: returned,
+        scores=kind,
+    )
+    found = camkit.explain(model, "street.png")
+    assert found.box is not None
+    assert (found.class_name, found.box.score) == (name, pytest.approx(likely, abs=1e-3))
+
+
+def test_one_channel_is_no_segmentation() -> None:
+    model = camkit.LoadedModel(
+        *(Fixed([1.0]).eval(), ("road",), Preprocess(size=(32, 32)), "one"),
+        default_layer="layer",
+        segments=lambda returned: returned,
+    )
+    with pytest.raises(camkit.errors.ModelError, match="one channel, which would win everywhere"):
+        camkit.explain(model, "street.png")

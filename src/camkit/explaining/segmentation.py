@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,6 +34,13 @@ class FoundSegments:
     best: tuple[tuple[str, float], ...]
 
 
+# By what the scores of a model are; of others it is the softmax.
+PROBABILITIES: dict[str, Callable[[Tensor], Tensor]] = {
+    "sigmoid": torch.sigmoid,
+    "probabilities": lambda found: found,
+}
+
+
 def find(model: LoadedModel, asked: Wanted, batch: Tensor, photos: Sequence[Photo]) -> list[FoundSegments]:
     """What is found in each photograph of a batch, from one forward without gradients."""
     assert model.segments is not None
@@ -44,14 +51,24 @@ def find(model: LoadedModel, asked: Wanted, batch: Tensor, photos: Sequence[Phot
             f"{model.name} names {len(model.classes)} classes, and returns {list(scores.shape)}, not "
             "[B, classes, h, w]"
         )
-    likely = (scores.float().softmax(1) if model.scores != "sigmoid" else scores.float().sigmoid()).cpu()
-    return [_found(model, asked, *row) for row in zip(likely, photos, strict=True)]
+    if scores.shape[1] == 1:
+        raise ModelError(
+            f"{model.name} returns one channel, which would win everywhere: let it return one for what is "
+            f"not {model.classes[0]}, too, such as zeros"
+        )
+    scores = scores.float()
+    likely = PROBABILITIES.get(model.scores, lambda found: found.softmax(1))(scores).cpu()
+    # Of the scores themselves: where probabilities are 1 in float32, they no longer tell which is higher.
+    highest = scores.argmax(1).cpu()
+    return [_found(model, asked, *row) for row in zip(highest, likely, photos, strict=True)]
 
 
-def _found(model: LoadedModel, asked: Wanted, likely: Tensor, photo: Photo) -> FoundSegments:
-    """likely: the probability of each class at each place, `[K, h, w]`."""
+def _found(
+    model: LoadedModel, asked: Wanted, highest: Tensor, likely: Tensor, photo: Photo
+) -> FoundSegments:
+    """highest: the class of each place, `[h, w]`. likely: the probability of each there, `[K, h, w]`."""
     inside = _inside(model, photo, likely.shape[1:])
-    won = likely.argmax(0).where(inside, -1)
+    won = highest.where(inside, -1)
     shares = won[inside].bincount(minlength=len(likely)) / inside.sum()
     order = [i for i in shares.argsort(descending=True, stable=True).tolist() if shares[i] > 0]
     best = tuple((model.classes[i], float(shares[i])) for i in order)

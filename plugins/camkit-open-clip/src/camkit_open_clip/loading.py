@@ -110,7 +110,11 @@ def _made(asked: Reference) -> Any:
     fetched = asked.weights if asked.weights in tags and not path.is_file() else None
     try:
         with random_state_kept(torch.device("cpu"), seed=0):
-            made = open_clip.create_model(asked.name, pretrained=fetched, pretrained_text=False)
+            # Weights that were trained with the quick GELU need it; open_clip only warns.
+            quick = bool(fetched and open_clip.get_pretrained_cfg(asked.name, fetched).get("quick_gelu"))
+            made = open_clip.create_model(
+                asked.name, pretrained=fetched, pretrained_text=False, force_quick_gelu=quick
+            )
     # Whatever open_clip and its hub client raise.
     except Exception as error:
         raise ModelError(f"open-clip:{asked.said} cannot be loaded: {typed_reason(error)}") from None
