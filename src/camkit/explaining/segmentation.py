@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from camkit.contracts.model import LoadedModel
+from camkit.contracts.scores import ScoreKind
 from camkit.core import hooks
 from camkit.errors import MapError, ModelError
 from camkit.explaining.boxes import Corners, Segment, Wanted
@@ -34,11 +35,11 @@ class FoundSegments:
     best: tuple[tuple[str, float], ...]
 
 
-# By what the scores of a model are; of others it is the softmax.
-PROBABILITIES: dict[str, Callable[[Tensor], Tensor]] = {
-    "sigmoid": torch.sigmoid,
-    "probabilities": lambda found: found,
-}
+def _likely(scores: Tensor, kind: ScoreKind) -> Tensor:
+    """The probability of each class at each place, `[B, K, h, w]`."""
+    if kind == "probabilities":
+        return scores
+    return scores.sigmoid() if kind == "sigmoid" else scores.softmax(1)
 
 
 def find(model: LoadedModel, asked: Wanted, batch: Tensor, photos: Sequence[Photo]) -> list[FoundSegments]:
@@ -57,7 +58,7 @@ def find(model: LoadedModel, asked: Wanted, batch: Tensor, photos: Sequence[Phot
             f"not {model.classes[0]}, too, such as zeros"
         )
     scores = scores.float()
-    likely = PROBABILITIES.get(model.scores, lambda found: found.softmax(1))(scores).cpu()
+    likely = _likely(scores, model.scores).cpu()
     # Of the scores themselves: where probabilities are 1 in float32, they no longer tell which is higher.
     highest = scores.argmax(1).cpu()
     return [_found(model, asked, *row) for row in zip(highest, likely, photos, strict=True)]
