@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from camkit_huggingface import detectors
 from PIL import Image
 
 import camkit
@@ -61,3 +62,28 @@ def test_one_without_a_backbone_is_refused(tmp_path: Path) -> None:
     transformers.YolosImageProcessor(size=size).save_pretrained(tmp_path)
     with pytest.raises(ModelError, match="no backbone whose output is a map"):
         camkit.load_model(f"hf:{tmp_path}", device="cpu")
+
+
+def test_the_layer_is_one_that_sees_pixels() -> None:
+    """As in Table Transformer, whose positions are embedded in the backbone, last and at the same size."""
+
+    class Positions(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.arange(x[0, 0].numel()).reshape(1, 1, *x.shape[2:]).float()
+
+    class Net(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.backbone = torch.nn.Module()
+            self.backbone.conv = torch.nn.Conv2d(3, 4, 4, stride=4)
+            self.backbone.positions = Positions()
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            features = self.backbone.conv(x)
+            return features + self.backbone.positions(features)
+
+    net: Any = Net()
+    assert detectors.layer(net, (16, 16)) == "backbone.conv"
+    net.backbone.conv = Positions()
+    with pytest.raises(ModelError, match="no backbone whose output is a map"):
+        detectors.layer(net, (16, 16))

@@ -77,22 +77,29 @@ def layer(module: Detector, size: tuple[int, int]) -> str:
     Raises `ModelError` where there is no backbone whose outputs are maps, as of YOLOS: elsewhere queries
     would be taken for places.
     """
-    grids: dict[str, int] = {}
+    outputs: dict[str, list[Tensor]] = {}
     hooks = []
     for name, part in module.named_modules():
         if ".backbone." in f".{name}.":
 
             def note(_: nn.Module, __: Any, output: Any, name: str = name) -> None:
                 if isinstance(output, Tensor) and output.ndim == 4:
-                    grids[name] = output.shape[2] * output.shape[3]
+                    outputs.setdefault(name, []).append(output)
 
             hooks.append(part.register_forward_hook(note))
     try:
         with torch.no_grad():
             module(torch.zeros(1, 3, *size))
+            module(torch.linspace(-2, 2, 3 * size[0] * size[1]).reshape(1, 3, *size))
     finally:
         for hook in hooks:
             hook.remove()
+    # What no pixel changes, as where positions are embedded, is no layer that sees; nor is what runs twice.
+    grids = {
+        name: seen[0].shape[2] * seen[0].shape[3]
+        for name, seen in outputs.items()
+        if len(seen) == 2 and not torch.equal(*seen)
+    }
     coarse = [name for name, count in grids.items() if count == min(grids.values()) and count > 1]
     if not coarse:
         raise ModelError("it has no backbone whose output is a map, so no box of it can be explained")
