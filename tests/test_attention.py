@@ -276,7 +276,7 @@ def test_grad_eclip_is_of_one_token(name: str, said: str) -> None:
 
 
 def test_grad_eclip_needs_queries_and_keys() -> None:
-    """Not those of weights that two products make, or that heads share: nothing says which to take."""
+    """Not those of weights that two products make, that heads share, or that fall as products rise."""
     torch.manual_seed(0)
 
     def relative(x: Tensor) -> Tensor:
@@ -287,7 +287,10 @@ def test_grad_eclip_needs_queries_and_keys() -> None:
         logits = torch.einsum("bhij,gh->bgij", heads(x) @ heads(x).mT, torch.ones(2, 2))
         return joined(logits.softmax(-1) @ heads(x))
 
-    for attend in (relative, talking):
+    def distant(x: Tensor) -> Tensor:
+        return joined((1 - heads(x) @ heads(x).mT).softmax(-1) @ heads(x))  # the least alike attend
+
+    for attend in (relative, talking, distant):
         with pytest.raises(UsageError, match="needs the queries and keys"):
             camkit.maps(Patches(attend).eval(), torch.randn(1, 3, 16, 16), 1, method="grad-eclip")
 

@@ -34,7 +34,7 @@ Asked = tuple[Tensor, Tensor]
 # What the products of queries and keys may go through, by the names of functions and operators without
 # underscores, before the softmax: scaled, shifted, masked, cast, and with other dimensions in front.
 FOLLOWED = frozenset(
-    "mul imul rmul multiply div idiv truediv itruediv add iadd radd sub isub masked_fill where "
+    "mul imul rmul multiply div idiv truediv itruediv add iadd radd masked_fill where "
     "to float double half bfloat16 type clone contiguous "
     "view reshape unflatten flatten squeeze unsqueeze".split()
 )
