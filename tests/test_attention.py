@@ -288,7 +288,8 @@ def test_grad_eclip_needs_queries_and_keys() -> None:
         return joined(logits.softmax(-1) @ heads(x))
 
     def distant(x: Tensor) -> Tensor:
-        return joined((1 - heads(x) @ heads(x).mT).softmax(-1) @ heads(x))  # the least alike attend
+        unlike = torch.ones(()).sub(heads(x) @ heads(x).mT)
+        return joined(unlike.softmax(-1) @ heads(x))
 
     for attend in (relative, talking, distant):
         with pytest.raises(UsageError, match="needs the queries and keys"):
