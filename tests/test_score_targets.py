@@ -172,12 +172,55 @@ def test_an_encoder_returns_what_the_last_layer_takes(name: str) -> None:
     assert all(p.data_ptr() in shared for p in made.module.parameters())
 
 
+class Distilled(nn.Module):
+    """As DeiT with a distillation token: the scores are the mean of two heads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features = nn.Conv2d(3, 4, 8, stride=8)
+        self.head, self.head_dist = nn.Linear(4, 5), nn.Linear(4, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        maps = self.features(x)
+        return (self.head(maps.mean((2, 3))) + self.head_dist(maps.amax((2, 3)))) / 2
+
+
+def test_of_two_heads_the_mean_of_what_both_take_is_the_embedding() -> None:
+    torch.manual_seed(0)
+    net, inputs = Distilled(), torch.rand(2, 3, 32, 32)
+    maps = net.features(inputs)
+    embedding = camkit.encoder(model(net, 5)).module(inputs)
+    assert torch.equal(embedding, (maps.mean((2, 3)) + maps.amax((2, 3))) / 2)
+
+
+def test_scores_that_no_linear_layer_makes_are_said_to_be_compared() -> None:
+    """SqueezeNet ends in a convolution: what it returns are scores of classes, and no embedding."""
+    net = torchvision.models.squeezenet1_1(num_classes=5)
+    with pytest.warns(CamkitWarning, match="the likeness is that of the scores; --scores none"):
+        assert len(camkit.encoder(model(net, 5)).classes) == 5
+
+
+@pytest.mark.parametrize("method", ["gradcam", "rise"])
+def test_the_same_photograph_has_nothing_that_could_make_it_more_alike(method: str) -> None:
+    """What is left of its gradients is rounding, which would be drawn at full colour."""
+    photo("a.png", 0), photo("b.png", 1)
+    torch.manual_seed(0)
+    encoder = camkit.encoder(model(torchvision.models.resnet18(num_classes=5), 5))
+    target = camkit.likeness(encoder, "a.png")
+    options = {"masks": 16} if method == "rise" else {}
+    same, other = camkit.explain_many(encoder, ["a.png", "b.png"], target=target, method=method, **options)
+    assert same.logit == pytest.approx(1, abs=1e-6) and other.logit < 1 - 1e-6
+    (said,) = same.warnings
+    assert "nothing could make it more alike" in said
+    assert bool(same.map.any()) == (method == "rise") and not any("cosine" in w for w in other.warnings)
+
+
 def test_a_model_without_a_head_is_its_own_encoder() -> None:
     torch.manual_seed(0)
     net = pooled(torchvision.models.resnet18())
-    given = model(net, 512)
+    given = model(net, 512, scores="none")
     assert camkit.encoder(given).module is net
-    dense = model(nn.Conv2d(3, 4, 1), 4)
+    dense = model(nn.Conv2d(3, 4, 1), 4, scores="none")
     with pytest.raises(ModelError, match=r"returns \[1, 4, 32, 32\], no embedding"):
         camkit.encoder(dense)
 

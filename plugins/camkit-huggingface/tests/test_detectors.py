@@ -53,6 +53,18 @@ def test_boxes_are_those_of_its_processor(tmp_path: Path) -> None:
         assert result.map.shape == (8, 8) and bool(result.map.any())
 
 
+def test_what_is_squashed_is_compared_with_its_processor(tmp_path: Path) -> None:
+    """As of RT-DETR: height and width, and nothing that changes photographs may be overlooked."""
+    detr().save_pretrained(tmp_path)
+    size = {"height": 64, "width": 48}
+    transformers.MobileViTImageProcessor(size=size, do_center_crop=False).save_pretrained(tmp_path)
+    model = camkit.load_model(f"hf:{tmp_path}", device="cpu")
+    assert model.preprocess.fit == "squash" and model.module.flip is True
+    transformers.DetrImageProcessor(size=size, do_resize=False).save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match="shows photographs at the size that they have"):
+        camkit.load_model(f"hf:{tmp_path}", device="cpu")
+
+
 def test_one_without_a_backbone_is_refused(tmp_path: Path) -> None:
     """Behind a transformer alone, boxes would be taken for places."""
     sides = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from PIL import Image
 
 import camkit
 from camkit.cli import cli
-from camkit.errors import ModelError
+from camkit.errors import ModelError, UsageError
 from camkit.plugin import Preprocess
 from camkit.testing import model_source_checks
 
@@ -419,6 +420,16 @@ def test_texts_are_taken_word_for_word(
     assert line["logit"] == pytest.approx(told[0]["logit"], abs=1e-5)
 
 
+@pytest.mark.parametrize("kind", PROMPTED)
+@pytest.mark.parametrize(("count", "fits"), [(63, True), (64, False)])
+def test_a_text_that_would_be_cut_is_refused(tmp_path: Path, kind: str, count: int, fits: bool) -> None:
+    """Beside its words a text has one token more."""
+    prompted(tmp_path, kind)
+    spec = f"hf:{tmp_path}?texts={' '.join(['cat'] * count)},dog"
+    with nullcontext() if fits else pytest.raises(UsageError, match="longer than the 64 tokens that"):
+        camkit.load_model(spec, device="cpu")
+
+
 ENCODERS: dict[str, Any] = {
     "dinov2": lambda: transformers.Dinov2Model(transformers.Dinov2Config(**ENCODER)),
     "vit": lambda: transformers.ViTModel(transformers.ViTConfig(**ENCODER)),
@@ -745,3 +756,60 @@ def test_a_segmentation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, photos:
         assert line["box"]["area"] == pytest.approx(shares[line["class_name"]], abs=1e-4)
         assert line["logit"] == pytest.approx(float(logits[line["class_index"]][mask].mean()), abs=1e-4)
     assert "recomputed map" in CliRunner().invoke(cli, ["verify", "camkit-out"]).output
+
+
+def segmentation(folder: Path, processor: Any) -> Any:
+    """A small network in `folder`, with weights of a size at which photographs differ."""
+    config = transformers.SegformerConfig(
+        hidden_sizes=[8, 8, 8, 8],
+        depths=[1, 1, 1, 1],
+        num_attention_heads=[1, 1, 1, 1],
+        decoder_hidden_size=8,
+        initializer_range=0.3,
+        num_labels=3,
+    )
+    torch.manual_seed(0)
+    net = transformers.SegformerForSemanticSegmentation(config).eval()
+    return saved(folder, net, processor)
+
+
+SIDES = {"height": 64, "width": 64}
+
+
+@pytest.mark.parametrize(
+    "processor",
+    [
+        transformers.MobileViTImageProcessor(size={"shortest_edge": 80}, crop_size=SIDES),
+        transformers.MobileViTImageProcessor(
+            size={"shortest_edge": 80}, crop_size=SIDES, do_center_crop=True
+        ),
+        transformers.BeitImageProcessor(size=SIDES, do_center_crop=True, crop_size=SIDES),
+    ],
+    ids=["flipped", "flipped-and-cut", "cut"],
+)
+def test_a_segmentation_is_shown_what_its_processor_shows(
+    tmp_path: Path, processor: Any, photos: list[Image.Image]
+) -> None:
+    segmentation(tmp_path / "net", processor)
+    model = loaded(tmp_path / "net")
+    net = transformers.SegformerForSemanticSegmentation.from_pretrained(tmp_path / "net").eval()
+    wide = photos[0].resize((150, 70))
+    with torch.no_grad():
+        theirs = net(**processor(images=wide, return_tensors="pt")).logits
+        ours = model.module(model.preprocess(wide)[None])
+    assert float((theirs - ours).abs().max()) < 1e-4 * float(theirs.std())
+
+
+@pytest.mark.parametrize(
+    ("processor", "said"),
+    [
+        (transformers.SegformerImageProcessor(do_resize=False), "at the size that they have"),
+        (transformers.DPTImageProcessor(size=SIDES, keep_aspect_ratio=True), "of any proportions"),
+    ],
+)
+def test_a_segmentation_of_photographs_of_any_size_is_refused(
+    tmp_path: Path, processor: Any, said: str
+) -> None:
+    segmentation(tmp_path / "net", processor)
+    with pytest.raises(ModelError, match=f"shows photographs {said}"):
+        loaded(tmp_path / "net")

@@ -15,9 +15,10 @@ from PIL import Image
 
 import camkit
 from camkit.cli import cli
-from camkit.errors import ModelError, ModelNotFound, UsageError
+from camkit.errors import CamkitWarning, ModelError, ModelNotFound, UsageError
 
 open_clip = pytest.importorskip("open_clip")
+published = pytest.importorskip("camkit_open_clip.published")
 
 TEXT = {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2}
 VIT = {"image_size": 32, "patch_size": 8, "width": 32, "head_width": 16, "layers": 2}
@@ -134,3 +135,45 @@ def test_the_transform_for_inference_is_that_of_open_clip() -> None:
     photo = Image.open("a.png")
     assert torch.equal(model.preprocess(photo), transform(photo))
     assert model.scores == "none" and len(model.classes) == 16
+
+
+@pytest.mark.parametrize(("count", "fits"), [(75, True), (76, False), (2000, False)])
+def test_a_text_that_would_be_cut_is_refused(count: int, fits: bool) -> None:
+    """A text has two tokens more than words: its first and its last."""
+    saved("vit-tiny")
+    text = " ".join(["cat"] * count)
+    done = run("--model", "open-clip:vit-tiny@w.pt", "--text", text, "--text", "a dog")
+    assert done.exit_code == (0 if fits else 2), done.output
+    assert fits or f"a text is longer than the 77 tokens that the model reads: '{text}'" in done.stderr
+
+
+HALVES = {"mean": (0.5,) * 3, "std": (0.5,) * 3, "interpolation": "bicubic", "resize_mode": "squash"}
+
+
+def test_weights_of_a_file_are_shown_what_those_of_its_name_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As of SigLIP, which open_clip itself shows a file of photographs with the colours of CLIP."""
+    saved("sig-tiny")
+    known = open_clip.pretrained._PRETRAINED
+    monkeypatch.setitem(known, "sig-tiny", {"one": {"url": "", **HALVES}, "two": {"url": "", **HALVES}})
+    with pytest.warns(CamkitWarning, match=r"std 0.5,0.5,0.5 \(.*shown as the published weights of sig-"):
+        model = camkit.load_model("open-clip:sig-tiny@w.pt?embedding", device="cpu")
+    assert model.preprocess.mean == (0.5,) * 3 and model.preprocess.fit == "squash" and not model.is_sure
+    monkeypatch.setitem(known, "sig-tiny", {"one": {"url": "", **HALVES}, "two": {"url": ""}})
+    with pytest.warns(CamkitWarning, match="as usual, and some published weights of sig-tiny otherwise"):
+        model = camkit.load_model("open-clip:sig-tiny@w.pt?embedding", device="cpu")
+    assert model.preprocess.mean[0] == pytest.approx(0.48145466) and model.preprocess.fit == "crop"
+
+
+def test_weights_of_a_file_that_may_need_the_quick_gelu(monkeypatch: pytest.MonkeyPatch) -> None:
+    saved("vit-tiny")
+    monkeypatch.setitem(open_clip.pretrained._PRETRAINED, "vit-tiny", {"one": {"quick_gelu": True}})
+    with pytest.warns(CamkitWarning, match="built with the exact GELU"):
+        camkit.load_model("open-clip:vit-tiny@w.pt?embedding", device="cpu")
+
+
+def test_what_is_said_of_names_that_open_clip_publishes() -> None:
+    """Found in its own tables: the names that most people have."""
+    said = {name: published.of_file(name) for name in ("ViT-B-32", "ViT-B-32-quickgelu", "ViT-B-16-SigLIP")}
+    assert "(ViT-B-32-quickgelu@FILE)" in said["ViT-B-32"].notes["variant"]
+    assert said["ViT-B-32-quickgelu"] == published.NOTHING
+    assert said["ViT-B-16-SigLIP"].shown["mean"] == (0.5,) * 3

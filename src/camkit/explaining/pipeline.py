@@ -256,7 +256,9 @@ def _results(
                 if (remark.method, remark.layer) == (method, layer)
                 and bool(remark.concerned[row, subject.column])
             ]
-            if flat and not doubts:
+            if told.nothing:
+                doubts = [told.nothing]
+            elif flat and not doubts:
                 better = "" if layerless else hint(layer)
                 doubts = [f"the map is constant: it says nothing{better}"]
             yield Explanation(

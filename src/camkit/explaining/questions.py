@@ -6,6 +6,7 @@ box, and the question knows what the columns of a photograph are.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -24,7 +25,7 @@ from camkit.explaining.boxes import Box, Segment
 from camkit.explaining.detection import Found as FoundBoxes
 from camkit.explaining.plan import Plan
 from camkit.explaining.prediction import Prediction, predictions
-from camkit.explaining.score_targets import Likeness
+from camkit.explaining.score_targets import ALIKE, Likeness
 from camkit.explaining.segmentation import FoundSegments
 
 Found = FoundBoxes | FoundSegments
@@ -52,11 +53,15 @@ class Subject:
 
 @dataclass(frozen=True)
 class Told:
-    """What is told of a photograph: its subjects, and fields of an `Explanation` that all of them share."""
+    """What is told of a photograph: its subjects, and fields of an `Explanation` that all of them share.
+
+    nothing: why there is nothing to explain, in place of what else is said of maps.
+    """
 
     subjects: tuple[Subject, ...]
     fields: dict[str, Any]
     warnings: tuple[str, ...] = ()
+    nothing: str = ""
 
 
 @dataclass(frozen=True)
@@ -113,13 +118,14 @@ def _class(work: Plan, own: Prediction, index: int, column: int) -> Subject:
 
 
 def _of_function(name: str, score: Score, call: Call) -> Question:
-    like = score.sha256 if isinstance(score, Likeness) else None
+    like, one = (score.sha256, score.one) if isinstance(score, Likeness) else (None, math.inf)
 
     def told(answer: Answer) -> list[Told]:
         return [
             Told(
                 (Subject(0, "target", name, None, value, None, value, like_sha256=like),),
                 {"scores": "none", "exclusive": False},
+                nothing=ALIKE if value >= one else "",
             )
             for value in answer.scores[:, 0].tolist()
         ]

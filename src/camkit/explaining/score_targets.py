@@ -24,7 +24,12 @@ REDUCTIONS: Mapping[str, Score] = {
     "mean": lambda returned: returned.flatten(1).mean(1),
     "norm": lambda returned: torch.linalg.vector_norm(returned.flatten(1), dim=1),
 }
+ROUNDING = 4  # units in the last place by which the cosine of equal embeddings may be wrong
 LIKE = "like "  # before the photograph, in the name of a target
+ALIKE = (
+    "to the model it is the photograph that it is compared with (cosine 1): nothing could make it more "
+    "alike, so there is nothing to explain"
+)
 PYTHON = "FUNCTION"  # in place of the option of a target that only Python has
 
 Read = Callable[..., Iterable[tuple[int, Photo] | Failure]]
@@ -105,6 +110,16 @@ class Likeness:
         return cls(other.clone(), photo.sha256)
 
     def __call__(self, returned: Any) -> Tensor:
-        """The score of each row of `[B, d]`."""
-        found: Tensor = returned
-        return torch.cosine_similarity(found, self.other.to(found), dim=1)
+        """The score of each row of `[B, d]`.
+
+        Where it is 1, nothing could raise it: gradients are 0, in place of rounding noise.
+        """
+        found: Tensor = returned.to(torch.promote_types(returned.dtype, torch.float32))
+        cosine = torch.cosine_similarity(found, self.other.to(found), dim=1)
+        return torch.where(cosine.detach() < self.one, cosine, cosine.detach())
+
+    @property
+    def one(self) -> float:
+        """The lowest cosine that only rounding keeps from 1: its own, or that of the embeddings."""
+        own = torch.finfo(self.other.dtype).eps
+        return 1 - max(ROUNDING * min(own, torch.finfo(torch.float32).eps), own**2)

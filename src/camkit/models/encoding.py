@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -15,8 +15,9 @@ from camkit.core import hooks, layers
 from camkit.core.call_types import Call
 from camkit.core.layer_lookup import automatic_layer
 from camkit.core.scored import classifier
-from camkit.errors import ModelError
+from camkit.errors import ModelError, warn
 
+HEADS = (1, 2)  # how many layers may make the scores
 # What may follow the layer that makes the scores.
 AFTER: tuple[Callable[[Tensor], Tensor], ...] = (lambda x: x, lambda x: x.softmax(1), torch.sigmoid)
 
@@ -24,13 +25,20 @@ AFTER: tuple[Callable[[Tensor], Tensor], ...] = (lambda x: x, lambda x: x.softma
 def encoder(model: LoadedModel) -> LoadedModel:
     """`model` up to what its last linear layer takes: it returns embeddings `[B, d]`, which have no names.
 
-    The tensors are shared, `model` stays as it is. A model that does not end in a linear layer, such as
-    DINOv2 without a head, returns an embedding already. Raises `ModelError` for one that returns none.
+    Of two heads whose mean are the scores, as of a distilled DeiT, it is the mean of what both take. The
+    tensors are shared, `model` stays as it is. A model that ends in no linear layer, such as DINOv2 without
+    a head, is taken for one that returns an embedding already; unless its scores are `none`, a warning says
+    so. Raises `ModelError` for one that returns none.
     """
     layer, identity = model.default_layer, model.sha256
-    if (head := _head(model)) is not None:
+    if heads := _heads(model):
         layer = _automatic(model) if layer == "auto" else layer
-        model = replace(model, module=_without(model.module, head))
+        model = replace(model, module=_without(model.module, heads))
+    elif model.scores != "none":
+        warn(
+            f"{model.name} ends in no linear layer, so what it returns is compared as it is: if these are "
+            "scores of classes, the likeness is that of the scores; --scores none says that they are not"
+        )
     found = _scores(model)
     if found.ndim != 2:
         raise ModelError(f"{model.name} returns {list(found.shape)}, no embedding [B, d]: see --output")
@@ -40,8 +48,8 @@ def encoder(model: LoadedModel) -> LoadedModel:
     return made
 
 
-def _head(model: LoadedModel) -> str | None:
-    """The name of the last linear layer, if the scores are what it returns."""
+def _heads(model: LoadedModel) -> tuple[str, ...]:
+    """The names of the last linear layers, if the scores are what they return, or their mean."""
     taken: list[tuple[str, Tensor]] = []
     names = {
         part: name
@@ -58,15 +66,27 @@ def _head(model: LoadedModel) -> str | None:
     finally:
         for handle in handles:
             handle.remove()
-    name, made = taken[-1] if taken else ("", scores)
-    return name if name and any(_same(after, made, scores) for after in AFTER) else None
+    for count in HEADS:
+        heads = dict(taken[-count:])
+        if len(heads) == count and "" not in heads and _made_by(list(heads.values()), scores):
+            return tuple(heads)
+    return ()
 
 
-def _without(module: nn.Module, head: str) -> nn.Module:
-    """A copy with the same tensors, in which the layer `head` does nothing."""
+def _made_by(returned: list[Tensor], scores: Tensor) -> bool:
+    """Whether the mean of what heads returned are the scores."""
+    if scores.ndim != 2 or any(one.shape != scores.shape for one in returned):
+        return False
+    mean = torch.stack(returned).mean(0)
+    return any(torch.allclose(after(mean), scores) for after in AFTER)
+
+
+def _without(module: nn.Module, heads: Sequence[str]) -> nn.Module:
+    """A copy with the same tensors, in which the layers `heads` do nothing."""
     made = copy.deepcopy(module, {id(t): t for t in (*module.parameters(), *module.buffers())})
-    parent, _, name = head.rpartition(".")
-    setattr(made.get_submodule(parent), name, First())
+    for head in heads:
+        parent, _, name = head.rpartition(".")
+        setattr(made.get_submodule(parent), name, First())
     return made
 
 
@@ -76,10 +96,6 @@ class First(nn.Module):
     def forward(self, x: Tensor, *_: Any) -> Tensor:
         """`x`."""
         return x
-
-
-def _same(after: Callable[[Tensor], Tensor], made: Tensor, scores: Tensor) -> bool:
-    return made.shape == scores.shape and made.ndim == 2 and bool(torch.allclose(after(made), scores))
 
 
 def _example(model: LoadedModel) -> Tensor:

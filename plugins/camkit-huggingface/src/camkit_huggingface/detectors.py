@@ -9,20 +9,25 @@ from torch import Tensor, nn
 
 from camkit.errors import ModelError
 from camkit.plugin import Detections, Preprocess
-from camkit_huggingface.processor import colours, filter_of
+from camkit_huggingface import processor as processors
 
 MAX_SIDE = 2048  # pixels of what a model is shown
 
 
 class Detector(nn.Module):
-    """From pixels `[B, 3, H, W]` to logits `[B, N, n]` and boxes `[B, N, 4]` in pixels, left to bottom."""
+    """From pixels `[B, 3, H, W]` to logits `[B, N, n]` and boxes `[B, N, 4]` in pixels, left to bottom.
 
-    def __init__(self, model: Any) -> None:
+    flip: as of `Classifier`.
+    """
+
+    def __init__(self, model: Any, flip: bool = False) -> None:
         super().__init__()
         self.model = model
+        self.flip = flip
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """Of all queries."""
+        pixels = pixels.flip(1) if self.flip else pixels
         found = self.model(pixel_values=pixels, return_dict=True)
         x, y, width, height = found.pred_boxes.unbind(2)
         sides = pixels.shape[3], pixels.shape[2], pixels.shape[3], pixels.shape[2]
@@ -52,23 +57,29 @@ class Reader:
         return Detections(scores, labels, boxes, likely)
 
 
-def shown(processor: Any) -> Preprocess:
-    """What the model is shown: of one size, so without a mask of what is filled up.
+def shown(processor: Any) -> tuple[Preprocess, bool]:
+    """What the model is shown, and whether with its channels turned round; of one size, so without a mask.
 
     The whole photograph: squashed where the processor has height and width, else in a square of its shorter
     edge, filled up with black. Raises `ModelError` for a processor that has neither.
     """
-    sides = {name: int(value) for name, value in dict(processor.size).items() if value}
-    mean, std = colours(processor)
-    if {"height", "width"} <= sides.keys():
-        size, fit = (sides["height"], sides["width"]), "squash"
-    elif "shortest_edge" in sides:
-        size, fit = (sides["shortest_edge"],) * 2, "pad"
+    sides = {name: int(value) for name, value in dict(processor.size or {}).items() if value}
+    if processor.do_resize and "shortest_edge" in sides:
+        mean, std = processors.colours(processor)
+        preprocess = Preprocess(
+            size=(sides["shortest_edge"],) * 2,
+            fit="pad",
+            interpolation=processors.filter_of(processor),
+            mean=mean,
+            std=std,
+        )
+        flip = bool(getattr(processor, "do_flip_channel_order", False))
     else:
-        raise ModelError(f"its image processor resizes by {', '.join(sides)}, which camkit does not")
-    if max(size) > MAX_SIDE:
-        raise ModelError(f"its image processor shows {size[0]} x {size[1]} pixels: more than {MAX_SIDE}")
-    return Preprocess(size=size, fit=fit, interpolation=filter_of(processor), mean=mean, std=std)  # type: ignore[arg-type]
+        preprocess, flip = processors.shown(processor, beside=("pixel_mask",))
+    if max(preprocess.size) > MAX_SIDE:
+        height, width = preprocess.size
+        raise ModelError(f"its image processor shows {height} x {width} pixels: more than {MAX_SIDE}")
+    return preprocess, flip
 
 
 def layer(module: Detector, size: tuple[int, int]) -> str:

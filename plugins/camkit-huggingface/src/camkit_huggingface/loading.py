@@ -238,9 +238,14 @@ def _encoder(
 
 
 def _of_task(
-    place: Place, config: Any, name: str, auto: Any, task: str
-) -> tuple[Any, tuple[str, ...], Preprocess]:
-    """The network of another task than classification, its classes, and what it is shown."""
+    place: Place,
+    config: Any,
+    name: str,
+    auto: Any,
+    task: str,
+    shown: Callable[[Any], tuple[Preprocess, bool]],
+) -> tuple[Any, tuple[str, ...], Preprocess, bool]:
+    """The network of another task, its classes, and what it is shown, as `shown` says."""
     if type(config) not in auto._model_mapping:
         raise ModelError(f"{name} is a {config.model_type}, of which transformers has no {task}")
     _check_processor(place, config)
@@ -248,17 +253,17 @@ def _of_task(
     names = {int(index): str(called) for index, called in (config.id2label or {}).items()}
     classes = tuple(names.get(i, f"LABEL_{i}") for i in range(config.num_labels))
     try:
-        preprocess = detectors.shown(processor)
+        preprocess, flip = shown(processor)
     except ModelError as error:
         raise ModelError(f"{name}: {error}") from None
-    return _weights(place, auto, config), classes, preprocess
+    return _weights(place, auto, config), classes, preprocess, flip
 
 
 def _detector(place: Place, config: Any, name: str, device: torch.device) -> LoadedModel:
     """A `...ForObjectDetection`, whose boxes are explained."""
     auto = transformers.AutoModelForObjectDetection
-    network, classes, preprocess = _of_task(place, config, name, auto, "detector")
-    module = Detector(network).eval()
+    network, classes, preprocess, flip = _of_task(place, config, name, auto, "detector", detectors.shown)
+    module = Detector(network, flip).eval()
     try:
         layer = detectors.layer(module, preprocess.size)
     except ModelError as error:
@@ -271,8 +276,8 @@ def _detector(place: Place, config: Any, name: str, device: torch.device) -> Loa
 def _segmentation(place: Place, config: Any, name: str, device: torch.device) -> LoadedModel:
     """A `...ForSemanticSegmentation`, whose segments are explained."""
     auto = transformers.AutoModelForSemanticSegmentation
-    network, classes, preprocess = _of_task(place, config, name, auto, "segmentation")
-    module = Classifier(network, flip=False).eval()
+    network, classes, preprocess, flip = _of_task(place, config, name, auto, "segmentation", shown)
+    module = Classifier(network, flip).eval()
     return LoadedModel(module.to(device), classes, preprocess, name, segments=_dense)
 
 

@@ -8,6 +8,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from camkit.errors import UsageError
+
 # What zero-shot pipelines of transformers make of the name of a class.
 PROMPT = "This is a photo of {}."
 
@@ -82,11 +84,16 @@ class Encoder(nn.Module):
 
 
 def embedded(model: Any, tokenizer: Any, texts: Sequence[str]) -> Tensor:
-    """The normalised embeddings of texts, `[n, d]`."""
-    siglip = "siglip" in model.config.model_type
-    how: dict[str, Any] = {"padding": "max_length", "max_length": 64} if siglip else {"padding": True}
+    """The normalised embeddings of texts, `[n, d]`; `UsageError` for one that is not read whole."""
+    config = model.config
+    most = int(getattr(config, "text_config", config).max_position_embeddings)
+    siglip = "siglip" in config.model_type
+    how: dict[str, Any] = {"padding": "max_length", "max_length": most} if siglip else {"padding": True}
+    for text, tokens in zip(texts, tokenizer(list(texts))["input_ids"], strict=True):
+        if len(tokens) > most:
+            raise UsageError(f"a text is longer than the {most} tokens that the model reads: {text!r}")
     with torch.no_grad():
-        tokens = tokenizer(texts, return_tensors="pt", truncation=True, **how)
+        tokens = tokenizer(texts, return_tensors="pt", **how)
         return normalised(model.get_text_features(**tokens, return_dict=True))
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, Literal, cast
 
 import numpy as np
@@ -24,10 +24,10 @@ FILTERS: dict[int, Filter] = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bic
 Size = int | tuple[int, int]  # of the shorter side, or height and width
 
 
-def shown(processor: Any) -> tuple[Preprocess, bool]:
+def shown(processor: Any, beside: Collection[str] = ()) -> tuple[Preprocess, bool]:
     """What `processor` shows the model, and whether with its channels turned round.
 
-    Raises `ModelError` for what camkit cannot show in the same way.
+    beside: what else it may give the model. Raises `ModelError` for what camkit cannot show so.
     """
     if _kind(processor) == "TimmWrapperImageProcessor":
         preprocess = _of_timm(processor.data_config)
@@ -44,7 +44,7 @@ def shown(processor: Any) -> tuple[Preprocess, bool]:
             rounding="transformers",
         )
     flip = bool(getattr(processor, "do_flip_channel_order", False))
-    _compare(processor, preprocess, flip)
+    _compare(processor, preprocess, flip, beside)
     return preprocess, flip
 
 
@@ -74,7 +74,7 @@ def _geometry(processor: Any) -> tuple[Size | None, tuple[int, int]]:
         whole = sides["height"], sides["width"]
     else:
         raise _unknown(processor, f"resizes by {', '.join(sides)}, which camkit does not")
-    if isinstance(whole, int) and crop is None:
+    if (isinstance(whole, int) and crop is None) or getattr(processor, "keep_aspect_ratio", False):
         raise _unknown(processor, "shows photographs of any proportions")
     return whole, crop or cast("tuple[int, int]", whole)
 
@@ -149,7 +149,7 @@ def _of_timm(config: Mapping[str, Any]) -> Preprocess:
 # --- the proof ------------------------------------------------------------------------------------
 
 
-def _compare(processor: Any, preprocess: Preprocess, flip: bool) -> None:
+def _compare(processor: Any, preprocess: Preprocess, flip: bool, beside: Collection[str]) -> None:
     """Show noise of three sizes both ways; `ModelError` unless only the rounding differs."""
     generator = np.random.default_rng(0)
     for width, height in ((301, 203), (97, 131), (250, 256)):
@@ -159,7 +159,7 @@ def _compare(processor: Any, preprocess: Preprocess, flip: bool) -> None:
         # Whatever it says to a photograph.
         except Exception as error:
             raise _unknown(processor, f"fails on a photograph ({type(error).__name__})") from None
-        if list(made) != ["pixel_values"]:
+        if set(made) - set(beside) != {"pixel_values"}:
             raise _unknown(processor, f"gives the model {', '.join(made)}, and camkit pixels only")
         theirs = cast("Tensor", made["pixel_values"]).float()[0]
         ours = preprocess(photo)

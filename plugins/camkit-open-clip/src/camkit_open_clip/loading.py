@@ -12,11 +12,13 @@ import open_clip
 import torch
 from torch import Tensor, nn
 
-from camkit.errors import ModelError, ModelNotFound, closest, typed_reason
+from camkit.errors import ModelError, ModelNotFound, UsageError, closest, typed_reason
 from camkit.plugin import LoadedModel, Preprocess, put_weights, random_state_kept, read_weights
+from camkit_open_clip.published import NOTHING, of_file, of_published
 from camkit_open_clip.reference import CLASSES, EMBEDDING, Reference
 
 PROMPT = "a photo of a {}."  # what the paper of CLIP makes of a class
+LONG = 16  # times what a model reads: texts whose tokens are counted
 INTERPOLATIONS = ("bilinear", "bicubic")
 
 
@@ -56,7 +58,7 @@ def load(asked: Reference, device: torch.device) -> LoadedModel:
             "--classes cat,dog (classes= in Python)"
         )
     with _quiet():
-        made = _made(asked)
+        made, notes = _made(asked)
         preprocess = shown(made.visual.preprocess_cfg, asked)
         texts = _embedded(made, asked) if asked.texts else None
     bias = made.logit_bias
@@ -73,7 +75,8 @@ def load(asked: Reference, device: torch.device) -> LoadedModel:
     told = ",".join(text.replace("%", "%25").replace(",", "%2C") for text in asked.texts)
     name = f"open-clip:{asked.said}{asked.kind}{told}"
     classes = asked.texts or tuple(f"embedding_{i}" for i in range(_width(module, preprocess)))
-    return LoadedModel(module, classes, preprocess, name=name, scores=cast("Any", scores))
+    notes = {key: f"open-clip:{asked.said}: {text}" for key, text in notes.items()}
+    return LoadedModel(module, classes, preprocess, name, scores=cast("Any", scores), notes=notes)
 
 
 def shown(told: Mapping[str, Any], asked: Reference) -> Preprocess:
@@ -94,8 +97,8 @@ def shown(told: Mapping[str, Any], asked: Reference) -> Preprocess:
     )
 
 
-def _made(asked: Reference) -> Any:
-    """The network with its weights, on the CPU."""
+def _made(asked: Reference) -> tuple[Any, Mapping[str, str]]:
+    """The network with its weights, on the CPU, and what is assumed of it."""
     names = open_clip.list_models()
     if asked.name not in names:
         hint = closest(asked.name, names) or " (`camkit model list 'open-clip:*'`)"
@@ -108,12 +111,16 @@ def _made(asked: Reference) -> Any:
             f"there is no file {asked.weights!r}, and no such weights of {asked.name}{hint}"
         )
     fetched = asked.weights if asked.weights in tags and not path.is_file() else None
+    known = of_file(asked.name) if path.is_file() else NOTHING
+    known = of_published(asked.name, fetched) if fetched else known
     try:
         with random_state_kept(torch.device("cpu"), seed=0):
-            # Weights that were trained with the quick GELU need it; open_clip only warns.
-            quick = bool(fetched and open_clip.get_pretrained_cfg(asked.name, fetched).get("quick_gelu"))
             made = open_clip.create_model(
-                asked.name, pretrained=fetched, pretrained_text=False, force_quick_gelu=quick
+                asked.name,
+                pretrained=fetched,
+                pretrained_text=False,
+                force_quick_gelu=known.quick,
+                force_preprocess_cfg=dict(known.shown),
             )
     # Whatever open_clip and its hub client raise.
     except Exception as error:
@@ -121,19 +128,27 @@ def _made(asked: Reference) -> Any:
     if path.is_file():
         state = read_weights(path)
         put_weights(made, state, str(path))
-    return made.eval()
+    return made.eval(), known.notes
 
 
 def _embedded(made: Any, asked: Reference) -> Tensor:
-    """The normalised embeddings of the texts, `[n, d]`."""
+    """The normalised embeddings of the texts, `[n, d]`; `UsageError` for one that is not read whole."""
     texts = [PROMPT.format(text) if asked.kind == CLASSES else text for text in asked.texts]
     try:
-        tokens = open_clip.get_tokenizer(asked.name)(texts)
+        tokenizer = open_clip.get_tokenizer(asked.name)
+        tokens = tokenizer(texts)
+        most = tokens.shape[1]
+        blank, *rows = tokenizer(["", *texts], context_length=LONG * most)
     # Some tokenizers are fetched from the hub.
     except Exception as error:
         raise ModelError(
             f"open-clip:{asked.said}: its tokenizer cannot be loaded: {typed_reason(error)}"
         ) from None
+    # It cuts what is longer, some with a last token anew: in a far longer row nothing is.
+    for text, short, row in zip(texts, tokens, rows, strict=True):
+        count = int((row != blank[-1]).nonzero().max()) + 1
+        if count > most or not torch.equal(short, row[:most]):
+            raise UsageError(f"a text is longer than the {most} tokens that the model reads: {text!r}")
     with torch.no_grad():
         found: Tensor = made.encode_text(tokens, normalize=True)
     return found
