@@ -261,7 +261,7 @@ def test_classes_that_are_named_are_explained_in_each_photograph() -> None:
     [
         (("--model", "m.py:classes", "--box", "all"), "is no detector"),
         (("--model", "m.py:corners", "--truth", "photos"), "leave out --truth"),
-        (("--model", "m.py:corners", "--target", "sum"), "has boxes or segments"),
+        (("--model", "m.py:corners", "--target", "sum"), "has boxes: these are explained"),
         (("--model", "m.py:corners", "--box", "zero"), "a box is all, or a number"),
         (("--model", "m.py:classes", "--like", "photos/a.png", "--class", "a"), "leave one out"),
         (("--model", "m.py:classes", "--like", "nowhere.png"), "nowhere.png"),
@@ -332,7 +332,7 @@ def test_a_scoreboard_of_likenesses_knows_the_other_photograph_by_its_contents()
     ("words", "said"),
     [
         (("--model", "m.py:corners", "--truth", "photos"), "leave out --truth"),
-        (("--model", "m.py:corners", "--target", "sum"), "has boxes or segments"),
+        (("--model", "m.py:corners", "--target", "sum"), "has boxes: these are explained"),
         (("--model", "m.py:colours", "--at", "5,20"), "localisation needs --truth"),
         (("--model", "m.py:classes", "--like", "photos/a.png", "--class", "a"), "leave one out"),
         (("--model", "m.py:classes", "--box", "1", "--truth", "photos"), "is no detector"),

@@ -18,7 +18,7 @@ import camkit
 from camkit.cli import cli
 from camkit.contracts.detections import Detections
 from camkit.core.box_scores import BoxScores
-from camkit.errors import MapError, UsageError
+from camkit.errors import MapError, ModelError, UsageError
 from camkit.images.preprocess import Preprocess
 
 CAT, DOG = (0.0, 0.0, 16.0, 16.0), (16.0, 16.0, 32.0, 32.0)  # in 32 x 32 pixels of the input
@@ -123,7 +123,7 @@ def test_the_picture_has_the_outline_of_the_box() -> None:
 
 def test_a_box_is_found_again_whatever_the_order() -> None:
     """By hand: again its own score, moved the overlap times the score, of another class or none 0."""
-    wanted = BoxScores(lambda found: found, torch.tensor([0, 1]), torch.tensor([CAT, DOG]))
+    wanted = BoxScores(lambda found: found, torch.tensor([0, 1]), torch.tensor([CAT, DOG]), torch.ones(2))
     half = (0.0, 0.0, 16.0, 8.0)
     rows = [
         ((0.6, 0.9, 0.7), (1, 0, 0), (DOG, half, CAT)),  # a better box of the class lies beside it
@@ -146,10 +146,14 @@ def test_where_a_detector_tells_all_classes_a_box_may_change_its_own() -> None:
         torch.tensor([[0.6, 0.9]]), torch.tensor([[0, 2]]), torch.tensor([[CAT, CAT]]), likely
     )
     wanted = torch.tensor([[0.3, 0.8, 0.0]])  # it was a dog
-    score = BoxScores(lambda found: found, torch.tensor([1]), torch.tensor([CAT]), wanted)(found)
+    score = BoxScores(lambda found: found, torch.tensor([1]), torch.tensor([CAT]), torch.ones(1), wanted)(
+        found
+    )
     cosine = torch.cosine_similarity(likely[0, 0], wanted[0], dim=0)
     assert float(score) == pytest.approx(0.6 * float(cosine))
-    again = BoxScores(lambda found: found, torch.tensor([0]), torch.tensor([CAT]), likely[0, :1])(found)
+    again = BoxScores(
+        lambda found: found, torch.tensor([0]), torch.tensor([CAT]), torch.ones(1), likely[0, :1]
+    )(found)
     assert float(again) == pytest.approx(0.6)  # found again, it is its score
     padded = Detections.padded([(s, n, b, k) for s, n, b, k in zip(*vars(found).values(), strict=True)])
     assert padded.likely is not None and torch.equal(padded.likely, likely)
@@ -163,6 +167,60 @@ def test_methods_that_run_the_detector_again_follow_the_box(method: str) -> None
     half = cat.map.shape[0] // 2
     assert float(cat.map[:half, :half].mean()) > 1.5 * float(cat.map[half:, half:].mean())
     assert float(dog.map[half:, half:].mean()) > 1.5 * float(dog.map[:half, :half].mean())
+
+
+class Fixed(nn.Module):
+    """Two boxes, whatever the photograph, with scores by its red and its green."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features = nn.Conv2d(3, 2, 4, 4, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.features(x).mean((2, 3)).sigmoid()
+
+
+def fixed(
+    labels: tuple[int, int], boxes: tuple[tuple[float, ...], tuple[float, ...]], *classes: str
+) -> camkit.LoadedModel:
+    torch.manual_seed(0)
+
+    def found(scores: Tensor) -> Detections:
+        rows = len(scores)
+        return Detections(scores, torch.tensor([labels] * rows), torch.tensor([list(boxes)] * rows))
+
+    about: dict[str, Any] = {"default_layer": "features", "detections": found}
+    return camkit.LoadedModel(Fixed().eval(), classes, model().preprocess, "fixed", **about)
+
+
+@pytest.mark.parametrize(
+    "boxes", [(CAT, CAT), (CAT, (0.0, 0.0, 16.0, 16.001))], ids=["equal", "equal but for rounding"]
+)
+def test_boxes_that_cover_each_other_keep_their_scores(boxes: Any) -> None:
+    """As of detectors without NMS: the second was explained as the first."""
+    found = camkit.explain_many(fixed((0, 0), boxes, "cat"), [photo()], box="all", min_score=0)
+    first, second = found
+    assert first.box and second.box and first.box.score != second.box.score
+    assert (first.logit, second.logit) == pytest.approx((first.box.score, second.box.score))
+    assert not torch.equal(first.map, second.map)
+
+
+def test_a_box_without_an_area_has_its_score() -> None:
+    flat = (4.0, 4.0, 4.0, 20.0)
+    found = camkit.explain_many(fixed((1, 0), (flat, CAT), "cat", "dog"), [photo()], box="all", min_score=0)
+    assert all(r.box and r.logit == pytest.approx(r.box.score) and bool(r.map.any()) for r in found)
+
+
+def test_of_two_classes_of_one_name_the_box_keeps_its_own() -> None:
+    """COCO's detectors name several classes N/A."""
+    made = fixed((2, 2), (CAT, DOG), "N/A", "cat", "N/A")
+    result = camkit.explain(made, photo(), min_score=0)
+    assert (result.class_index, result.predicted_index, result.predicted_name) == (2, 2, "N/A")
+
+
+def test_a_class_beyond_the_names_is_refused() -> None:
+    with pytest.raises(ModelError, match="finds boxes of class 2, and has 2 classes: 0 to 1"):
+        camkit.explain(fixed((0, 2), (CAT, DOG), "cat", "dog"), photo())
 
 
 def test_what_is_not_there_is_told(tmp_path: Path) -> None:
@@ -216,6 +274,14 @@ def test_the_command_tells_of_boxes_and_makes_them_again(tmp_path: Path) -> None
     drawn = run("render", out, "--look", "contour")
     assert drawn.exit_code == 0
     assert run("explain", photos[0], "--box", "x").exit_code == 2
+
+
+def test_a_type_that_has_no_nms_is_named() -> None:
+    made = camkit.load_model(
+        "torchvision:ssdlite320_mobilenet_v3_large@none", device="cpu", dtype="bfloat16"
+    )
+    with pytest.raises(ModelError, match="there is no nms_kernel for this dtype on this device: --dtype"):
+        camkit.explain(made, photo(), min_score=0)
 
 
 def test_torchvisions_detectors_show_what_they_are_given() -> None:

@@ -290,3 +290,40 @@ def test_the_sum_of_a_dense_output() -> None:
             layer="0",
         )
     assert result.class_name == "depth" and bool(result.map.abs().max() > 0)
+
+
+DEPTH = """
+import torch
+from torch import nn
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.features, self.depth = nn.Conv2d(3, 8, 3, 2, 1), nn.Conv2d(8, 1, 1)
+
+    def forward(self, x):
+        features = torch.relu(self.features(x))
+        return {"depth": self.depth(features), "both": self.depth(features).repeat(1, 2, 1, 1)}
+
+
+def net():
+    torch.manual_seed(0)
+    return Net().eval()
+"""
+
+
+@pytest.mark.parametrize("output", ["depth", "both"])
+def test_a_number_of_a_value_for_each_pixel(output: str) -> None:
+    """Of an image of one channel, or of several, which is taken for a segmentation."""
+    Path("mine.py").write_text(DEPTH)
+    photo()
+    done = explain("cat.png", "--output", output, "--target", "mean", model="mine.py:net")
+    assert done.exit_code == 0, done.output
+    (line,) = lines()
+    assert line["class_name"] == "mean" and line["layer"] == "features"  # not the depths themselves
+    checked = camkit_("verify", "out", "--model", "mine.py:net")
+    assert checked.exit_code == 0 and "1 recomputed map differ" in checked.stdout
+    if output == "depth":
+        done = explain("cat.png", "--output", output, model="mine.py:net")
+        assert done.exit_code == 1 and "or --target mean: all that it returns" in done.stderr

@@ -120,6 +120,9 @@ def test_places() -> None:
     assert named.exit_code == 0 and lines("other")[0]["class_name"] == "sky"  # what speaks for sky there
     drawn = run("render", "out", "--look", "spotlight")
     assert drawn.exit_code == 0 and drawn.stdout.count(".spotlight") == 2
+    assert explain("--at", "20,30", "--class", "sky", "--class", "road", out="both").exit_code == 0
+    checked = run("verify", "both", "--model", "mine.py:colours")
+    assert checked.exit_code == 0 and "2 recomputed maps differ by at most 0.0e+00" in checked.stdout
 
 
 @pytest.mark.parametrize(
@@ -131,6 +134,7 @@ def test_places() -> None:
         (["--at", "500,3"], "street.png: the model does not see the place 500,3 of this photograph", 1),
         (["--box", "3"], "there is no segment 3: 2 are there (road 50%, background 25%, sky 25%)", 1),
         (["--method", "finercam"], "choose another method", 2),
+        (["--class", "sky", "--class", "pred"], "leave out pred, or the names", 2),
     ],
 )
 def test_what_cannot_be_explained(asked: list[str], said: str, code: int) -> None:
@@ -145,6 +149,14 @@ def test_a_class_that_is_nowhere_seen_is_an_error_of_that_photograph() -> None:
     assert "Error: red.png: nothing of it is taken for sky (it is road 100%)" in done.stderr
     assert [line["status"] for line in lines()] == ["ok", "error"]
     assert run("explain", "red.png", "--at", "1,1").exit_code == 2  # pets is no segmentation
+
+
+def test_of_several_classes_those_that_are_seen_are_explained_and_the_others_named() -> None:
+    Image.new("RGB", (32, 32), (255, 0, 0)).save("red.png")
+    done = explain("--class", "sky", "--class", "road", "red.png")
+    assert done.exit_code == 3
+    assert "Error: red.png: nothing of it is taken for sky (it is road 100%)" in done.stderr
+    assert [line["class_name"] for line in lines() if line["status"] == "ok"] == ["road", "sky", "road"]
 
 
 def test_masks_stay_where_parts_are_hidden() -> None:

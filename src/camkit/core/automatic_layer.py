@@ -120,7 +120,10 @@ def observed(module: nn.Module, inputs: Sequence[Tensor], output: Output, score:
                 stack.enter_context(part.register_forward_hook(hook, prepend=True))
         returned = Scored(module, output, score)(first.clone().requires_grad_(), *others)
     leaves = [leaf for leaf in tree_leaves(returned) if isinstance(leaf, Tensor) and leaf.requires_grad]
-    seen.scores = leaves[0].reshape(len(first), -1) if leaves else None
+    if leaves:
+        # Of scores of places their means: a single place sees little of the layers.
+        scores = leaves[0].mean((2, 3)) if leaves[0].ndim == 4 else leaves[0]
+        seen.scores = scores.reshape(len(first), -1)
     return seen
 
 

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from camkit.contracts.detections import Detections
 
-SAME = 0.999  # overlap of a box with itself, found again with other rounding
+# What tells that a box is found again with other rounding: the overlap, or without an area the corners.
+SAME, PIXELS = 0.999, 0.01
 
 
 @dataclass(frozen=True)
@@ -24,19 +25,22 @@ class BoxScores:
     """From what a detector returns for `n` inputs to scores `[n, M]`, one for each of M wanted boxes.
 
     read: makes detections of what it returns. labels: int64 `[M]`; boxes: float `[M, 4]`, in pixels of the
-    input. Inputs and boxes need not belong together: an input without such a box has the score 0.
+    input; scores: `[M]`, those that they were found with. Inputs and boxes need not belong together: an
+    input without such a box has the score 0.
 
     likely: `[M, K]`, their classes' probabilities, of a detector that tells them.
 
     The score of a box is that of D-RISE (Petsiuk et al. 2021, arXiv:2006.03204): over the detections `d`,
     `max_d IoU(box, d) * cos(likely(box), likely(d)) * score(d)`; where a detector tells one score of a box,
     the cosine is 1 for detections of its class and 0 for others. Of a box that is found again it is that
-    score. Overlap and cosine are constants for gradients.
+    score; of several such, which a detector without NMS finds, the one that is closest to the score before.
+    Overlap and cosine are constants for gradients.
     """
 
     read: Callable[[Any], Detections]
     labels: Tensor
     boxes: Tensor
+    scores: Tensor
     likely: Tensor | None = None
 
     def __call__(self, returned: Any) -> Tensor:
@@ -46,12 +50,15 @@ class BoxScores:
         if count == 0:
             return found.scores.new_zeros(rows, len(self.labels))
         with torch.no_grad():
-            overlap = iou(found.boxes.detach().float()[:, :, None], self.boxes.float())  # [n, N, M]
+            boxes, wanted = found.boxes.detach().float()[:, :, None], self.boxes.float()
+            overlap = iou(boxes, wanted)  # [n, N, M]
             same = found.labels[:, :, None] == self.labels
-            again = (overlap >= SAME) & same
+            again = ((overlap >= SAME) | ((boxes - wanted).abs().amax(-1) <= PIXELS)) & same
             overlap = overlap * self._alike(found, same)
             overlap = torch.where(again, 1, overlap).to(found.scores.dtype)
-            best = (overlap * found.scores.detach()[:, :, None] + 2 * again).argmax(1)  # [n, M]
+            scores = found.scores.detach()[:, :, None]
+            closeness = 3 - (scores - self.scores.to(scores)).abs()  # above all scores
+            best = torch.where(again, closeness, overlap * scores).argmax(1)  # [n, M]
             overlap = overlap.gather(1, best[:, None])[:, 0]
         return found.scores.gather(1, best) * overlap
 

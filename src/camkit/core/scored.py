@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -41,6 +42,18 @@ def classifier(model: LoadedModel) -> nn.Module:
             "(camkit explain --box all)"
         )
     return model.module if model.output is None else Scored(model.module, model.output, None)
+
+
+def all_places(model: LoadedModel) -> LoadedModel:
+    """A segmentation as what returns its scores of all places, for functions of these; others as given.
+
+    It stands for the same weights.
+    """
+    if model.segments is None:
+        return model
+    made = replace(model, segments=None, output=model.segments)
+    vars(made)["sha256"] = model.sha256
+    return made
 
 
 class _Scores(nn.Module):

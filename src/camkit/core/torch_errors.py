@@ -83,6 +83,11 @@ _MEANINGS: tuple[tuple[str, type[CamkitError], str], ...] = (
         "them under no_grad",
     ),
     (
+        r'"(\w+)" not implemented for \'\w+\'',
+        ModelError,
+        "there is no {} for this dtype on this device: --dtype float32 (dtype=) has it",
+    ),
+    (
         "not supported on ScriptModules",
         ModelError,
         "the model is scripted or traced, so it cannot be looked into: pass the original module",

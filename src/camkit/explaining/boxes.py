@@ -155,6 +155,11 @@ def wanted(
     if not 0 <= score <= 1:
         raise UsageError(f"the lowest score of a box lies between 0 and 1, not {score}")
     names = [one for one in classes if one not in ("pred", "all")]
+    if names and len(names) < len(classes):
+        raise UsageError(
+            f"{model.name} explains the boxes or segments of any class, or of those that are named: leave "
+            f"out {'pred' if 'pred' in classes else 'all'}, or the names"
+        )
     if any(str(one).startswith("top:") for one in names):
         kind = "a detector" if model.segments is None else "a segmentation"
         raise UsageError(f"{model.name} is {kind}: --box all explains all of it, --box 2 the second")

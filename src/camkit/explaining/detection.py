@@ -12,7 +12,8 @@ from torch import Tensor
 from camkit.contracts.model import LoadedModel
 from camkit.core import hooks
 from camkit.core.box_scores import BoxScores
-from camkit.errors import MapError, counted
+from camkit.core.torch_errors import in_our_words
+from camkit.errors import MapError, ModelError, counted
 from camkit.explaining.boxes import Box, Corners, Wanted
 from camkit.images.decoding import Photo
 from camkit.images.preprocess import Preprocess
@@ -23,16 +24,17 @@ class Found:
     """What was found in a photograph.
 
     labels: int64 `[n]`, the index of each box's class; boxes: float `[n, 4]` in pixels of the input;
-    likely: `[n, K]`, if the detector tells it; all of them of those that are explained. told: these.
-    missing: why others that were asked for are not. best: names and scores of all that count, the highest
-    first.
+    scores: `[n]`; likely: `[n, K]`, if the detector tells it; all of them of those that are explained.
+    told: these. missing: why others that were asked for are not. best: classes and scores of all that
+    count, the highest first.
     """
 
     labels: Tensor
     boxes: Tensor
+    scores: Tensor
     told: tuple[Box, ...]
     missing: MapError | None
-    best: tuple[tuple[str, float], ...]
+    best: tuple[tuple[int, float], ...]
     likely: Tensor | None = None
 
 
@@ -40,10 +42,15 @@ def find(model: LoadedModel, asked: Wanted, batch: Tensor, photos: Sequence[Phot
     """What is found in each photograph of a batch, from one forward without gradients."""
     assert model.detections is not None
     # No inference mode: what a detector keeps for its next forward, such as anchors, may need a graph then.
-    with hooks.as_it_was(model.module, batch.device), torch.no_grad():
+    with in_our_words(model.module, [batch]), hooks.as_it_was(model.module, batch.device), torch.no_grad():
         seen = model.detections(model.module(batch))
     scores, labels, boxes = (part.detach().cpu() for part in (seen.scores.float(), seen.labels, seen.boxes))
     likely = [None] * len(photos) if seen.likely is None else seen.likely.detach().float().cpu()
+    if labels.numel() and int(labels.max()) >= len(model.classes):
+        raise ModelError(
+            f"{model.name} finds boxes of class {int(labels.max())}, and has {len(model.classes)} classes: "
+            f"0 to {len(model.classes) - 1}"
+        )
     rows = zip(scores, labels, boxes.float(), likely, photos, strict=True)
     return [_found(model, asked, *row) for row in rows]
 
@@ -73,11 +80,11 @@ def _found(
         Box(model.classes[int(labels[i])], float(scores[i]), place, number, **about)
         for i, place, number in zip(chosen.tolist(), corners, told, strict=True)
     ]
-    best = tuple((model.classes[int(labels[i])], float(scores[i])) for i in order.tolist())
+    best = tuple((int(labels[i]), float(scores[i])) for i in order.tolist())
     lacking = [n for n in asked.numbers or () if n > len(order)]
     missing = None if told and not lacking else _missing(asked, names, len(order), lacking, highest)
     of_chosen = None if likely is None else likely[chosen]
-    return Found(labels[chosen], boxes[chosen], tuple(picked), missing, best, of_chosen)
+    return Found(labels[chosen], boxes[chosen], scores[chosen], tuple(picked), missing, best, of_chosen)
 
 
 def _missing(
@@ -131,6 +138,7 @@ def scores_of(model: LoadedModel, found: Sequence[Found], device: torch.device) 
     assert model.detections is not None
     labels = torch.cat([one.labels for one in found]).to(device)
     boxes = torch.cat([one.boxes for one in found]).to(device)
+    scores = torch.cat([one.scores for one in found]).to(device)
     known = [one.likely for one in found if one.likely is not None]
     likely = torch.cat(known).to(device) if len(known) == len(found) else None
-    return BoxScores(model.detections, labels, boxes, likely)
+    return BoxScores(model.detections, labels, boxes, scores, likely)

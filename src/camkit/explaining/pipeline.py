@@ -250,15 +250,10 @@ def _results(
                 text = f"{photo.source}: {what}: {_cause(error, model.module)}"
                 yield _failure(photo, position, MapError(text))
                 continue
-            doubts = [
-                remark.text
-                for remark in answer.remarks
-                if (remark.method, remark.layer) == (method, layer)
-                and bool(remark.concerned[row, subject.column])
-            ]
-            if told.nothing:
-                doubts = [told.nothing]
-            elif flat and not doubts:
+            doubts = (
+                [told.nothing] if told.nothing else _remarks(answer, method, layer, row, subject.column)
+            )
+            if flat and not doubts:
                 better = "" if layerless else hint(layer)
                 doubts = [f"the map is constant: it says nothing{better}"]
             yield Explanation(
@@ -281,6 +276,15 @@ def _results(
                 warnings=(*photo.warnings, *told.warnings, *doubts),
                 **told.fields,
             )
+
+
+def _remarks(answer: Answer, method: str, layer: str, row: int, column: int) -> list[str]:
+    """What the explainer says of one map."""
+    return [
+        remark.text
+        for remark in answer.remarks
+        if (remark.method, remark.layer) == (method, layer) and bool(remark.concerned[row, column])
+    ]
 
 
 def _cause(error: MapError, module: torch.nn.Module) -> str:

@@ -11,7 +11,7 @@ from camkit.contracts.model import LoadedModel
 from camkit.core import layers
 from camkit.core.call_types import Call, Layer
 from camkit.core.layer_lookup import as_list, resolve_layers
-from camkit.core.scored import Score
+from camkit.core.scored import Score, all_places
 from camkit.core.targets import Selector, class_selector
 from camkit.errors import UNPRINTABLE, LayerError, UsageError
 from camkit.explaining import boxes as detected
@@ -67,6 +67,7 @@ def plan(
 
     Every method and every option goes to those of the backends that have it; one must.
     """
+    model = all_places(model) if functions else model
     wanted = [model.default_layer if one == "auto" else one for one in as_list(layer)]
     like = next(p for p in model.module.parameters() if p.is_floating_point())
     inputs = layers.example_inputs(model.preprocess.size, like, model.preprocess.channels)
@@ -85,13 +86,11 @@ def plan(
 
 
 def scores_for_layer(model: LoadedModel) -> Any:
-    """What its automatic layer is found by: the output, or scores of all boxes, or means of all places."""
+    """What its automatic layer is found by: the output, or the scores of all boxes, or of all places."""
     boxes, segments = model.detections, model.segments
     if boxes is not None:
         return lambda returned: boxes(returned).scores
-    if segments is not None:
-        return lambda returned: segments(returned).mean((2, 3))
-    return model.output
+    return model.output if segments is None else segments
 
 
 def _check_boxes(
@@ -105,11 +104,9 @@ def _check_boxes(
 
 
 def check_functions(model: LoadedModel, functions: Mapping[str, Score] | None) -> None:
-    """`UsageError` for functions of the scores of a model of boxes or segments."""
-    if functions and not (model.detections is None and model.segments is None):
-        raise UsageError(
-            f"{model.name} has boxes or segments: these are explained, not functions of its scores"
-        )
+    """`UsageError` for functions of the scores of a detector."""
+    if functions and model.detections is not None:
+        raise UsageError(f"{model.name} has boxes: these are explained, not functions of its scores")
 
 
 def check_contrast(model: LoadedModel, explainer: Explainer, method: str) -> None:

@@ -160,12 +160,13 @@ def _boxes(work: Plan, found: Sequence[Found], answer: Answer) -> list[Told]:
     for one, scores, targets in zip(found, answer.scores, answer.targets, strict=True):
         pairs = zip(_columns(targets).items(), one.told, one.labels.tolist(), strict=True)
         subjects = (_box(column, label, float(scores[index]), box) for (index, column), box, label in pairs)
-        names = tuple(dict.fromkeys(name for name, _ in one.best))
+        classes, first = work.model.classes, one.best[0][0]
+        names = tuple(classes[label] for label in dict.fromkeys(label for label, _ in one.best))
         fields = {
-            "top": one.best[:5],
+            "top": tuple((classes[label], score) for label, score in one.best[:5]),
             "predicted": names,
-            "predicted_index": work.model.classes.index(names[0]),
-            "predicted_name": names[0],
+            "predicted_index": first,
+            "predicted_name": classes[first],
             "scores": "probabilities",
             "exclusive": False,
         }

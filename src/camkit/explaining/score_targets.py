@@ -11,7 +11,7 @@ from torch import Tensor
 
 from camkit.contracts.model import LoadedModel
 from camkit.core import hooks
-from camkit.core.scored import Score, classifier
+from camkit.core.scored import Score, all_places, classifier
 from camkit.drawing import overlay
 from camkit.errors import UsageError, closest
 from camkit.images.decoding import Photo
@@ -59,6 +59,7 @@ def named(model: LoadedModel, targets: Sequence[str], like: Sequence[str], read:
                 f"there is no target {name!r}{closest(name, REDUCTIONS)} ({known}; classes: --class)"
             )
     if not like:
+        model = all_places(model) if targets else model
         return ScoreTargets(model, {name: REDUCTIONS[name] for name in targets}, tuple(targets))
     model, found = encoder(model), {}
     told = []

@@ -12,6 +12,7 @@ from torch import Tensor
 from camkit.contracts.model import LoadedModel
 from camkit.contracts.scores import ScoreKind
 from camkit.core import hooks
+from camkit.core.torch_errors import in_our_words
 from camkit.errors import MapError, ModelError
 from camkit.explaining.boxes import Corners, Segment, Wanted
 from camkit.explaining.detection import columns, in_photograph, region
@@ -32,7 +33,7 @@ class FoundSegments:
     masks: Tensor
     told: tuple[Segment, ...]
     missing: MapError | None
-    best: tuple[tuple[str, float], ...]
+    best: tuple[tuple[int, float], ...]
 
 
 def _likely(scores: Tensor, kind: ScoreKind) -> Tensor:
@@ -45,7 +46,7 @@ def _likely(scores: Tensor, kind: ScoreKind) -> Tensor:
 def find(model: LoadedModel, asked: Wanted, batch: Tensor, photos: Sequence[Photo]) -> list[FoundSegments]:
     """What is found in each photograph of a batch, from one forward without gradients."""
     assert model.segments is not None
-    with hooks.as_it_was(model.module, batch.device), torch.no_grad():
+    with in_our_words(model.module, [batch]), hooks.as_it_was(model.module, batch.device), torch.no_grad():
         scores = model.segments(model.module(batch))
     if scores.ndim != 4 or scores.shape[1] != len(model.classes):
         raise ModelError(
@@ -55,7 +56,7 @@ def find(model: LoadedModel, asked: Wanted, batch: Tensor, photos: Sequence[Phot
     if scores.shape[1] == 1:
         raise ModelError(
             f"{model.name} returns one channel, which would win everywhere: let it return one for what is "
-            f"not {model.classes[0]}, too, such as zeros"
+            f"not {model.classes[0]}, too, such as zeros; or --target mean: all that it returns"
         )
     scores = scores.float()
     likely = _likely(scores, model.scores).cpu()
@@ -72,7 +73,7 @@ def _found(
     won = highest.where(inside, -1)
     shares = won[inside].bincount(minlength=len(likely)) / inside.sum()
     order = [i for i in shares.argsort(descending=True, stable=True).tolist() if shares[i] > 0]
-    best = tuple((model.classes[i], float(shares[i])) for i in order)
+    best = tuple((i, float(shares[i])) for i in order)
     counted = [i for i in order if i in asked.labels] if asked.labels else _without_background(model, order)
     missing, wanted = None, list[tuple[int, int, Tensor, Corners | None]]()
     for x, y in asked.at:
@@ -87,7 +88,9 @@ def _found(
     if not asked.at:
         numbers = range(1, len(counted) + 1) if asked.numbers is None else asked.numbers
         wanted = [(counted[n - 1], n, won == counted[n - 1], None) for n in numbers if n <= len(counted)]
-        missing = None if len(wanted) == len(numbers) and wanted else _missing(model, asked, counted, best)
+        absent = sorted(asked.labels.difference(counted)) if asked.numbers is None else []
+        complete = wanted and len(wanted) == len(numbers) and not absent
+        missing = None if complete else _missing(model, asked, counted, absent, best)
     names = tuple(model.classes[label] for label in sorted(asked.labels))
     about: dict[str, Any] = {"of": max(len(counted), 1), "min_score": 0.0, "classes": names}
     told = [
@@ -144,12 +147,16 @@ def _around(mask: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def _missing(
-    model: LoadedModel, asked: Wanted, counted: Sequence[int], best: Sequence[tuple[str, float]]
+    model: LoadedModel,
+    asked: Wanted,
+    counted: Sequence[int],
+    absent: Sequence[int],
+    best: Sequence[tuple[int, float]],
 ) -> MapError:
-    """Why segments that were asked for are not there."""
-    seen = ", ".join(f"{name} {share:.0%}" for name, share in best[:3])
-    if not counted:
-        names = " or ".join(model.classes[label] for label in sorted(asked.labels))
+    """Why segments that were asked for are not there. absent: classes of which there is none."""
+    seen = ", ".join(f"{model.classes[label]} {share:.0%}" for label, share in best[:3])
+    if absent or not counted:
+        names = " or ".join(model.classes[label] for label in absent or sorted(asked.labels))
         return MapError(f"nothing of it is taken for {names} (it is {seen})")
     lacking = " or ".join(str(n) for n in asked.numbers or () if n > len(counted))
     return MapError(f"there is no segment {lacking}: {len(counted)} are there ({seen})")

@@ -136,7 +136,8 @@ def _computed(line: Line, model: LoadedModel, photograph: Path | str, reader: Re
         targets = score_targets.of_name(model, line["class_name"], reader.photographs)
         _check_other(line, targets)
     classes = ["pred" if index is None else index]
-    if box is not None and len(box["classes"]) != 1:  # else it is the class of the box
+    # Of one class, and of a place, it is the class that is explained.
+    if box is not None and len(box["classes"]) != 1 and not box.get("at"):
         classes = box["classes"] or ["pred"]
     work = plan.plan(
         targets.model,

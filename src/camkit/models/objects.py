@@ -85,7 +85,7 @@ def _counted(model: LoadedModel, facts: ModelFacts) -> LoadedModel:
     model = replace(model, classes=labels.numbered(count or found))
     if not is_dense:
         return model
-    told = f"it returns {found} scores for each place and is taken for a segmentation"
+    told = f"it returns {counted(found, 'score')} for each place and is taken for a segmentation"
     notes = {**model.notes, "segments": told}
     return replace(model, segments=partial(selected, output=model.output), notes=notes)
 
@@ -247,7 +247,7 @@ def _outputs(model: LoadedModel) -> tuple[int, bool]:
             f"{counted(model.preprocess.channels, 'channel')} (say size=, channels= or preprocess= to "
             f"camkit.load_model; --size, --channels): {typed_reason(error)}"
         ) from None
-    is_dense = isinstance(scores, torch.Tensor) and scores.ndim == 4 and scores.shape[1] > 1
+    is_dense = isinstance(scores, torch.Tensor) and scores.ndim == 4
     if not is_dense and (not isinstance(scores, torch.Tensor) or scores.ndim != 2):
         raise ModelError(f"{model.name} returns {_kind(scores)}")
     return int(scores.shape[1]), is_dense
