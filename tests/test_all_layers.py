@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
@@ -15,7 +17,7 @@ from torch import Tensor, nn
 import camkit
 from camkit.cli import cli
 from camkit.core.layer_lookup import resolve_layers
-from camkit.errors import UsageError
+from camkit.errors import CamkitWarning, UsageError
 
 EXPECTED = {
     "torchvision:resnet18": "relu layer1 layer2 layer3 layer4",
@@ -88,3 +90,25 @@ def test_the_command_line(tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     lines = [json.loads(line) for line in (tmp_path / "manifest.jsonl").read_text().splitlines()]
     assert [line["layer"] for line in lines] == ["blocks.0", "blocks.1", "blocks.2", "blocks.4", "bn2"]
+
+
+@pytest.mark.parametrize("method", ["refinecam", "gradcam"])
+def test_layers_do_not_depend_on_what_is_explained_first(method: str) -> None:
+    """Before biases of a black photograph everything is zero, and no layer says anything."""
+
+    def made() -> nn.Module:
+        torch.manual_seed(0)
+        parts = [nn.Conv2d(3, 6, 3, 2, 1, bias=False), nn.ReLU(), nn.Conv2d(6, 8, 3, 2, 1, bias=False)]
+        last = [nn.ReLU(), nn.Conv2d(8, 8, 3, 2, 1, bias=False), nn.ReLU(), nn.AdaptiveAvgPool2d(1)]
+        return nn.Sequential(*parts, *last, nn.Flatten(), nn.Linear(8, 3)).eval()
+
+    photo, black = torch.rand(1, 3, 32, 32), torch.zeros(1, 3, 32, 32)
+    how: dict[str, Any] = {"method": method, "layer": "all"} if method == "gradcam" else {"method": method}
+    alone, after = made(), made()
+    expected = camkit.maps_by(alone, photo, 1, **how)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", CamkitWarning)
+        camkit.maps_by(after, black, 1, **how)
+    found = camkit.maps_by(after, photo, 1, **how)
+    assert list(found) == list(expected)
+    assert all(torch.equal(found[key], expected[key]) for key in found)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -590,3 +591,78 @@ def test_a_nan_stays_a_nan() -> None:
     x[0, 0, 0, 0] = torch.nan
     for method in ATTENTION:
         assert camkit.maps(model, x, 1, method=method).isnan().any()
+
+
+class TokensOfClasses(nn.Module):
+    """A token for each class, as in MCTformer, in front of the patches; the score is read from its own.
+
+    behind: so many more tokens follow the patches.
+    """
+
+    def __init__(self, behind: int = 0) -> None:
+        super().__init__()
+        self.patches, self.first = nn.Conv2d(3, 8, 8, 8), nn.Identity()
+        self.tokens = nn.Parameter(torch.randn(1, CLASSES + behind, 8))
+        self.blocks = nn.ModuleList(nn.MultiheadAttention(8, 2, batch_first=True) for _ in range(2))
+        self.head = nn.Linear(8, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens, patches = self.tokens.expand(len(x), -1, -1), self.patches(x).flatten(2).mT
+        x = self.first(torch.cat([tokens[:, :CLASSES], patches, tokens[:, CLASSES:]], 1))
+        for block in self.blocks:
+            x = x + block(x, x, x, need_weights=False)[0]
+        return self.head(x[:, :CLASSES])[..., 0]  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(
+    "call", [{"method": "attention-rollout"}, {"method": "generic-attention"}, {"layer": "first"}], ids=str
+)
+def test_tokens_behind_the_patches_are_refused(call: dict[str, Any]) -> None:
+    """Maps would be shifted by them: nothing in a shape tells where they are."""
+    torch.manual_seed(0)
+    x = torch.randn(2, 3, 32, 32)
+    with pytest.raises(CamkitError, match="the model has 3 tokens behind those of the image"):
+        camkit.maps(TokensOfClasses(behind=3).eval(), x, 1, **call)
+    if call == {"layer": "first"}:
+        assert camkit.maps(TokensOfClasses().eval(), x, 1, **call).shape == (2, 4, 4)
+
+
+def test_each_class_is_read_from_its_own_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    model, x = TokensOfClasses().double().eval(), torch.randn(2, 3, 24, 24).double()
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, std=0.7)
+    found = camkit.class_maps(model, x, method="generic-attention")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", CamkitWarning)  # that nothing speaks for a class
+        eclip = camkit.class_maps(model, x, method="grad-eclip")
+    for b, target in itertools.product((0, 1), range(CLASSES)):
+        with recorded(monkeypatch) as weights:
+            scores = model(x[b : b + 1])
+            slopes = torch.autograd.grad(scores[0, target], weights)
+        through = torch.eye(CLASSES + 9).double()
+        for attention, slope in zip(weights, slopes, strict=True):
+            through = through + (attention * slope).clamp(min=0).mean((0, 1)).detach() @ through
+        near(found[b, target], through[target, CLASSES:])
+    # Of the predicted class alone, and of others beside it, it is the same map.
+    for target in range(CLASSES):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", CamkitWarning)
+            alone = camkit.maps(model, x, target, method="grad-eclip")
+        torch.testing.assert_close(alone, eclip[:, target])
+    assert eclip.amax((0, 2, 3)).gt(0).sum() >= 2
+
+
+@pytest.mark.parametrize("method", ["attention-rollout", "generic-attention"])
+def test_each_image_is_read_from_its_own_tokens(method: str) -> None:
+    """Where the largest of all patches counts, other patches are read in another image."""
+    torch.manual_seed(0)
+    model = timm.create_model(
+        "test_vit", num_classes=CLASSES, img_size=32, global_pool="max", class_token=False
+    )
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, std=0.2)
+    model, x = model.double().eval(), torch.randn(3, 3, 32, 32).double()
+    together = camkit.maps(model, x, 1, method=method)
+    alone = torch.cat([camkit.maps(model, one[None], 1, method=method) for one in x])
+    torch.testing.assert_close(together, alone)

@@ -171,3 +171,22 @@ def test_results_name_no_layer(tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     lines = [json.loads(line) for line in (tmp_path / "manifest.jsonl").read_text().splitlines()]
     assert [(line["method"], line["layer"]) for line in lines] == [("winsorcam", ""), ("refinecam", "")]
+
+
+@pytest.mark.filterwarnings("ignore:.*is zero everywhere")
+def test_an_importance_that_is_only_rounding_is_none() -> None:
+    """A norm over channels makes the mean gradient before it 0: its sign in float32 is chance."""
+    torch.manual_seed(0)
+    parts = [nn.Conv2d(3, 8, 3, 2), nn.GroupNorm(2, 8), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU()]
+    model = nn.Sequential(*parts, nn.Conv2d(8, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    inputs = torch.randn(6, 3, 32, 32)
+    single = camkit.class_maps(model.eval(), inputs, method="winsorcam")
+    double = camkit.class_maps(model.double(), inputs.double(), method="winsorcam")
+    peaks = double.amax((2, 3))
+    assert (single - double).abs().amax((2, 3)).div(peaks)[peaks > 0].max() < 1e-4
+    gradients = torch.tensor([1.0, -1.0, 1.0, -1.0 + 3e-7]).reshape(1, 1, 4, 1, 1)
+    of_noise, of_value = (
+        layer_formulas.winsorcam([torch.rand(1, 4, 1, 2)], [g.expand(1, 1, 4, 1, 2)], (1, 2), 90)
+        for g in (gradients, gradients + 1e-3)
+    )
+    assert not of_noise.any() and of_value.any()

@@ -17,7 +17,7 @@ from camkit.core import devices
 from camkit.core.device_names import PRECISIONS
 from camkit.drawing.style import Style
 from camkit.errors import CamkitWarning, ModelError
-from camkit.explaining import manifest, repeating, stored_maps
+from camkit.explaining import answers, manifest, repeating, stored_maps
 from camkit.explaining.explanation import Explanation
 from camkit.explaining.manifest_lines import request_id
 from camkit.explaining.pipeline import stream
@@ -191,5 +191,5 @@ def test_the_request_does_not_depend_on_which_card_it_was(monkeypatch: pytest.Mo
     assert ids[0] == ids[1] != ids[2]
     told = dict.fromkeys(manifest.FIELDS)
     same, other = ({**told, "device": name} for name in ("cuda:0", "cuda:1"))
-    assert manifest.question(same, "map") == manifest.question(other, "map")
-    assert manifest.question(same, "map") != manifest.question({**told, "device": "cpu"}, "map")
+    assert answers.question(same, "map") == answers.question(other, "map")
+    assert answers.question(same, "map") != answers.question({**told, "device": "cpu"}, "map")

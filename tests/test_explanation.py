@@ -242,6 +242,9 @@ def test_functions_by_their_names(colours: LoadedModel) -> None:
         assert camkit.explain(colours, images[0], target=function).class_name == name
     with pytest.raises(TargetError, match=r"\[B\]"):
         camkit.explain(colours, images[0], target=lambda scores: scores)
+    for several in ("all", "top:2"):
+        with pytest.raises(UsageError, match=f"target is a single one here, not '{several}'"):
+            camkit.explain(colours, images[0], target=several)
     with pytest.raises(UsageError, match="target is a single one here, not 2"):
         camkit.explain(colours, images[0], target=functions)
     for wrong, text in (({}, "empty"), ([], "empty"), ({"red": 0}, r"\{'red': 0\}")):

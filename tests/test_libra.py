@@ -136,7 +136,54 @@ PARTS: dict[str, Callable[[Tensor], Tensor]] = {
     "by its length": lambda x: x / x.norm(dim=1, keepdim=True),
     "cosine": lambda x: F.cosine_similarity(x, x.flip(3)),
     "square": lambda x: F.relu(x) ** 2,
+    "a root": lambda x: x.relu().add(1e-9).sqrt(),
+    "an exponent for each": lambda x: x.abs() ** torch.linspace(1, 3, 5).double(),
+    "weights made of the input": lambda x: F.conv2d(x, x[:1, :, :2, :2]),
+    "a linear layer of the input": lambda x: F.linear(x, x[0, 0]),
+    "addcmul": lambda x: torch.addcmul(x, x.flip(3), x.flip(2)),
+    "baddbmm": lambda x: torch.baddbmm(x[:, 0, :, :4], x[:, 1], x[:, 2].mT),
+    "written into zeros": lambda x: written(x) * x,
 }
+
+
+def written(x: Tensor) -> Tensor:
+    made = torch.zeros_like(x)
+    made[:, 1:] = x[:, 1:]
+    return made
+
+
+class Seen(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: object, x: Tensor) -> Tensor:  # type: ignore[override]
+        return x * 2
+
+    @staticmethod
+    def backward(ctx: object, gradient: Tensor) -> Tensor:  # type: ignore[override]
+        return gradient * 2
+
+
+def _into_a_view(x: Tensor) -> Tensor:
+    made = torch.zeros_like(x)
+    made[:, 1:].copy_(x[:, 1:])
+    return made * x
+
+
+@pytest.mark.parametrize(
+    ("part", "said"),
+    [
+        (lambda x: torch.lerp(x, x.flip(3), x), "no rule for lerp"),
+        (lambda x: x.prod(3), "no rule for prod"),
+        (lambda x: torch.einsum("abcd,abcd,abcd->ab", x, x, x), "a product of more than two factors"),
+        (lambda x: x.exp() ** x, "no rule for an exponent that depends on the input"),
+        (lambda x: x.clone().addcmul_(x, x), "no rule for addcmul_"),
+        (lambda x: Seen.apply(x) * x, "does not see how the model makes a value"),
+        (_into_a_view, "does not see how the model makes a value"),
+    ],
+)
+def test_what_is_not_balanced_is_refused(part: Callable[[Tensor], Tensor], said: str) -> None:
+    x = torch.randn(2, 3, 4, 5).double().requires_grad_()
+    with Libra(), pytest.raises(UsageError, match=said):
+        part(x)
 
 
 @pytest.mark.parametrize("part", PARTS.values(), ids=PARTS.keys())

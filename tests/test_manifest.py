@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from camkit.errors import CamkitError, UsageError
-from camkit.explaining import manifest, parquet, stored_maps
+from camkit.explaining import answers, manifest, parquet, stored_maps
 
 MAP = np.array([[-1.5, 0.25, 7], [1e-7, 3, -2]], np.float32)
 
@@ -261,16 +261,16 @@ def test_a_file_belongs_to_the_answer_that_the_last_line_tells(tmp_path: Path) -
         line(map_file="cat.npy", class_index=1),
         failure(),
     ]
-    owners = manifest.Owners()
+    owners = answers.Owners()
     assert list(owners.noting(lines)) == lines
     one, two, dog, _, other, _ = lines
-    assert owners.get("cat.npy") == manifest.question(other, "map") != manifest.question(one, "map")
-    assert manifest.question(one, "map") == manifest.question(two, "map")  # of another look
-    assert owners.get("a.png") == manifest.question(one, "picture") != owners.get("b.png")
-    assert owners.get("s.png") == manifest.question(one, "run") != owners.get("t.png")
-    assert owners.get("a/dog.npz") == manifest.question(dog, "run")
+    assert owners.get("cat.npy") == answers.question(other, "map") != answers.question(one, "map")
+    assert answers.question(one, "map") == answers.question(two, "map")  # of another look
+    assert owners.get("a.png") == answers.question(one, "picture") != owners.get("b.png")
+    assert owners.get("s.png") == answers.question(one, "run") != owners.get("t.png")
+    assert owners.get("a/dog.npz") == answers.question(dog, "run")
     assert owners.get("maps-1.parquet") is owners.get("dog.npz") is owners.get("") is None
-    assert manifest.Owners().get("cat.npy") is None
+    assert answers.Owners().get("cat.npy") is None
 
 
 # --- what is done already -------------------------------------------------------------------------

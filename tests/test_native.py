@@ -618,6 +618,21 @@ def lived_in(small_net: nn.Module) -> nn.Module:
     return small_net
 
 
+def test_a_write_into_one_of_several_views_is_named(batch: Tensor) -> None:
+    class Gated(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.head = nn.Conv2d(3, 8, 3), nn.Linear(4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            first, second = self.conv(x).chunk(2, 1)
+            first.mul_(second.sigmoid())
+            return self.head(first.mean((2, 3)))  # type: ignore[no-any-return]
+
+    with pytest.raises(ModelError, match="writes in place into one of the values that `chunk`"):
+        camkit.maps(Gated().eval(), batch, 0, layer="conv")
+
+
 def test_the_model_is_as_it_was(lived_in: nn.Module, batch: Tensor) -> None:
     before, inputs = state_of(lived_in), batch.clone()
     camkit.maps(lived_in, batch, layer="body")

@@ -261,6 +261,24 @@ def test_one_of_several_outputs(output: str, classes: str) -> None:
     assert checked.exit_code == 0 and "1 recomputed map differ" in checked.stdout
 
 
+def test_maps_of_other_outputs_do_not_replace_each_other() -> None:
+    Path("mine.py").write_text(TWO)
+    photo()
+    for output in ("breed", "age", "breed"):
+        asked = ("--output", output, "--target", "sum", "--size", "32")
+        done = explain("cat.png", *asked, model="mine.py:two")
+        assert done.exit_code == 0, done.output
+    assert len(list(Path("out").glob("*.npy"))) == 2
+    assert len({line["map_sha256"] for line in lines()}) == 2
+    checked = camkit_("verify", "out", "--model", "mine.py:two")
+    assert checked.exit_code == 0 and "2 recomputed maps differ" in checked.stdout
+    for scores in ("softmax", "sigmoid"):
+        asked = ("--output", "breed", "--scores", scores, "--class", "0", "--size", "32", "--out", "other")
+        done = explain("cat.png", *asked, model="mine.py:two")
+        assert done.exit_code == 0, done.output
+    assert len(list(Path("other").glob("*.png"))) == 2  # whose captions tell other probabilities
+
+
 def test_a_wrong_output_is_named_with_those_that_there_are() -> None:
     Path("mine.py").write_text(TWO)
     photo()

@@ -361,7 +361,7 @@ PROMPTED: dict[str, dict[str, Any]] = {
 def test_classes_as_texts(photos: list[Image.Image], tmp_path: Path, kind: str) -> None:
     prompted(tmp_path, kind)
     with pytest.raises(
-        ModelError, match=r"needs the classes to tell apart: --classes cat,dog \(classes= in"
+        ModelError, match=r"needs texts to tell apart: --text .* or --classes cat,dog \(classes= in"
     ):
         loaded(tmp_path)
     model = camkit.load_model(f"hf:{tmp_path}", device="cpu", classes=("cat", "dog", "owl"))

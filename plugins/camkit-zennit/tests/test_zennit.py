@@ -90,10 +90,53 @@ class Mean(nn.Module):
         return self.fc(self.body(x).relu().mean((2, 3)))  # type: ignore[no-any-return]
 
 
+class Registered(nn.Module):
+    """Convolutions, each with a batch norm, registered in the order of `names`."""
+
+    def __init__(self, *names: str, last: int = 4) -> None:
+        super().__init__()
+        parts = {
+            "conv1": lambda: nn.Conv2d(3, 4, 3),
+            "norm1": lambda: nn.BatchNorm2d(4),
+            "conv2": lambda: nn.Conv2d(4, last, 3),
+            "norm2": lambda: nn.BatchNorm2d(last),
+            "head": lambda: nn.Linear(last * 28 * 28, 3),
+        }
+        for name in names:
+            self.add_module(name, parts[name]())
+        for part in self.modules():
+            if isinstance(part, nn.BatchNorm2d):
+                nn.init.uniform_(part.running_var, 0.5, 2.0)  # type: ignore[arg-type]
+        self.relu, self.flat = nn.ReLU(), nn.Flatten()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.relu(self.get_submodule("norm1")(self.get_submodule("conv1")(x)))
+        x = self.relu(self.get_submodule("norm2")(self.get_submodule("conv2")(x)))
+        return self.get_submodule("head")(self.flat(x))  # type: ignore[no-any-return]
+
+
+def twice() -> nn.Module:
+    conv = nn.Conv2d(3, 3, 3)
+    return nn.Sequential(conv, nn.ReLU(), conv, nn.ReLU(), nn.Flatten(), nn.Linear(3 * 28 * 28, 3))
+
+
 REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "a sum": (lambda: timm.create_model("test_resnet", num_classes=3), "computes 'Add' in its forward"),
     "a mean": (Mean, "computes 'Mean' in its forward"),
     "attention": (lambda: timm.create_model("test_vit", num_classes=3, img_size=32), "zennit"),
+    "norms behind all layers": (
+        lambda: Registered("conv1", "conv2", "norm1", "norm2", "head"),
+        "merges each batch norm into the layer that was registered before it",
+    ),
+    "norms of other sizes": (
+        lambda: Registered("conv1", "conv2", "norm1", "norm2", "head", last=5),
+        "merges each batch norm into the layer that was registered before it",
+    ),
+    "a layer that runs twice": (twice, "'0' of Sequential runs several times"),
+    "weight norm": (
+        lambda: nn.Sequential(nn.utils.weight_norm(nn.Conv2d(3, 4, 3)), nn.Flatten(), nn.Linear(3600, 3)),
+        "use that of parametrizations",
+    ),
     "a norm": (
         lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.GroupNorm(2, 4), nn.Flatten(), nn.Linear(3600, 3)),
         "computes 'NativeGroupNorm' in its forward",
@@ -109,3 +152,32 @@ def test_what_has_no_rule_is_refused_in_one_line(kind: str) -> None:
             make().eval(), torch.randn(1, 3, 32, 32), 0, backend="zennit", method="lrp-epsilon-plus"
         )
     assert "\n" not in str(caught.value)
+
+
+def test_the_rule_of_the_first_layer_is_that_of_the_first_that_runs() -> None:
+    net = Registered("head", "conv1", "norm1", "conv2", "norm2").eval()
+    with pytest.raises(ModelError, match="would be that of 'head', which Registered registers first"):
+        camkit.maps(net, torch.randn(1, 3, 32, 32), 0, backend="zennit", method="lrp-epsilon-plus-flat")
+    for method in ("lrp-epsilon-plus", "lrp-epsilon-gamma-box"):  # the first convolution is the first
+        usual = Registered("conv1", "norm1", "conv2", "norm2", "head").eval()
+        usual.load_state_dict(net.state_dict())
+        x = torch.randn(1, 3, 32, 32)
+        found, expected = (camkit.maps(n, x, 0, backend="zennit", method=method) for n in (net, usual))
+        assert torch.allclose(found, expected)
+
+
+@pytest.mark.parametrize("parametrized", ["weight_norm", "spectral_norm", "orthogonal"])
+def test_weights_that_are_computed_are_weights(parametrized: str) -> None:
+    net, x = plain(), torch.randn(2, 3, 8, 8, dtype=torch.float64)
+    getattr(nn.utils.parametrizations, parametrized)(net[0])
+    net.eval()
+    usual = plain()
+    with torch.no_grad():
+        for index in ("0", "3"):
+            weight: Any = usual.get_submodule(index).weight
+            weight.copy_(net.get_submodule(index).weight)  # type: ignore[arg-type]
+    found, expected = (
+        camkit.maps(n, x, 1, backend="zennit", method="lrp-epsilon-plus") for n in (net, usual)
+    )
+    assert torch.allclose(found, expected) and torch.equal(net(x), usual(x))
+    assert nn.utils.parametrize.is_parametrized(net[0])

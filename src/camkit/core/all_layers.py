@@ -1,7 +1,7 @@
 """The layers that `all` means, and all convolutions: those of the kind that `auto` chooses among.
 
-They come from looks at the model like that for the automatic layer, at a single row, and are kept as long:
-while the model has the same parts.
+They come from looks at the model like that for the automatic layer, and are kept as long: while the model
+has the same parts.
 """
 
 from __future__ import annotations
@@ -48,7 +48,8 @@ def find(module: nn.Module, inputs: Sequence[Tensor]) -> Layers:
 
 def found(module: nn.Module, inputs: Sequence[Tensor], output: Output, score: Score | None) -> Layers:
     """The same of the model itself; output, score: what turns its output into scores."""
-    chosen = auto.choose(module, inputs, output, score).name
+    choice = auto.choose(module, inputs, output, score)
+    chosen, inputs = choice.name, auto.as_noise(inputs) if choice.of_noise else inputs
     seen = auto.observed(module, inputs, output, score)
     once = [name for name, value in seen.outputs.items() if seen.runs[name] == 1 and auto.may_carry(value)]
     gradients, _ = auto.gradients_of(seen, [seen.outputs[name] for name in once])

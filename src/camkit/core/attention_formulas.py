@@ -3,7 +3,7 @@
 Shapes, everywhere:
     weights    [B, H, q, k]      of one attention: q tokens attend to k tokens, in each of H heads
     slopes     [T, B, H, q, k]   of T class scores with respect to the weights
-    read       [n]               which of the last tokens the scores are read from; sums to 1
+    read       [B, n] or [T, B, n]  which of the last tokens a score is read from; sums to 1
     relevance  [B, k] or [T, B, k]  of the k first tokens; never negative
 
 Attentions are given from the last to the first, one by one, so that one matrix at a time is in memory. The
@@ -58,14 +58,15 @@ def grad_eclip(gradients: Tensor, values: Tensor, query: Tensor, keys: Tensor) -
     """Grad-ECLIP, `[T, B, k]`: `relu(sum_c w_c l_i v_ic)` for each patch `i`.
 
     gradients: `w`, `[T, B, H, d]`, of the scores by what the last attention gives the class token. values:
-    `[B, H, k, d]` of the patches. query: `[B, H, e]` of the class token; keys: `[B, H, k, e]`. `l` is the
-    cosine of the query and each key, all heads together, brought to 0 to 1 over the patches: looser than
-    the weights of the attention, which are sparse. Zhao et al. 2024 and 2025, arXiv:2502.18816.
+    `[B, H, k, d]` of the patches. query: `[T, B, H, e]` of the class token, or `[1, B, H, e]` where it is
+    the same for all scores; keys: `[B, H, k, e]`. `l` is the cosine of the query and each key, all heads
+    together, brought to 0 to 1 over the patches: looser than the weights of attention, which are sparse.
+    Zhao et al. 2024 and 2025, arXiv:2502.18816.
     """
     along = torch.einsum("tbhd,bhkd->tbk", gradients, values)
-    flat, others = query.flatten(1), keys.transpose(1, 2).flatten(2)
-    cosines = torch.cosine_similarity(flat[:, None], others, dim=2)
-    low, high = cosines.amin(1, keepdim=True), cosines.amax(1, keepdim=True)
+    flat, others = query.flatten(2), keys.transpose(1, 2).flatten(2)
+    cosines = torch.cosine_similarity(flat[:, :, None], others, dim=3)
+    low, high = cosines.amin(2, keepdim=True), cosines.amax(2, keepdim=True)
     return (along * (cosines - low) / (high - low).clamp(min=torch.finfo(cosines.dtype).tiny)).clamp(min=0)
 
 

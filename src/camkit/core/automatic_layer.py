@@ -1,6 +1,6 @@
 """The layer that `auto` means: the deepest one whose output is a map and says something about the scores.
 
-One forward and two backwards of a single row show, for every layer that runs once, whether a gradient
+One forward and two backwards of noise show, for every layer that runs once, whether a gradient
 arrives there, whether it is more than rounding noise, and whether the layer is not the scores themselves.
 That finds the norm before the last attention of a vision transformer, after which only the class token is
 used, and the features below a convolutional classifier, whatever wraps them. The choice is kept as long as
@@ -12,8 +12,8 @@ from __future__ import annotations
 import re
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass, field
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, TypeVar
 
@@ -37,10 +37,14 @@ BLIND = 1e-3
 
 @dataclass(frozen=True)
 class Choice:
-    """A layer by its dotted name. checked: gradients have shown that its maps are meaningful."""
+    """A layer by its dotted name. checked: gradients have shown that its maps are meaningful.
+
+    of_noise: for noise, and not for the inputs.
+    """
 
     name: str
     checked: bool
+    of_noise: bool = False
 
 
 def choose(module: nn.Module, inputs: Sequence[Tensor], output: Output, score: Score | None) -> Choice:
@@ -48,7 +52,26 @@ def choose(module: nn.Module, inputs: Sequence[Tensor], output: Output, score: S
 
     output, score: what turns the module's output into scores. Raises `LayerError` if no layer has a map.
     """
-    return kept(_chosen, module, inputs, output, score)
+    return kept(_looked_at, module, inputs, output, score)
+
+
+def _looked_at(module: nn.Module, inputs: Sequence[Tensor], output: Output, score: Score | None) -> Choice:
+    """The layer as noise shows it: what came first, such as a black photograph, must not decide.
+
+    As the inputs show it where they are no photographs, or noise shows nothing.
+    """
+    if inputs[0].is_floating_point():
+        with suppress(Exception):  # whatever a module says to noise
+            choice = _chosen(module, as_noise(inputs), output, score)
+            if choice.checked:
+                return replace(choice, of_noise=True)
+    return _chosen(module, inputs, output, score)
+
+
+def as_noise(inputs: Sequence[Tensor]) -> list[Tensor]:
+    """Noise in place of the first of the inputs, which maps lie over; always the same for a shape."""
+    first, *others = inputs
+    return [torch.randn(first.shape, generator=torch.Generator().manual_seed(0)).to(first), *others]
 
 
 def kept(
@@ -232,11 +255,12 @@ def reading_of(
     if isinstance(module.get_submodule(name), POOLING):
         return None
     try:
-        try:
-            return layout(output, inputs[0].shape, name, module=module)
-        except OpenLayout as error:
-            settle(error, *inputs)
-            return layout(output, inputs[0].shape, name, module=module)
+        for _ in range(2):  # it may be open where the channels are, and whether tokens are behind
+            try:
+                return layout(output, inputs[0].shape, name, module=module)
+            except OpenLayout as error:
+                settle(error, *inputs)
+        return layout(output, inputs[0].shape, name, module=module)
     except LayerError as error:
         reasons.append(str(error))
         return None

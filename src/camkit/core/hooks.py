@@ -23,7 +23,8 @@ from camkit.core import devices
 from camkit.core.layout import Layout, layout
 from camkit.core.own_hook import Hook as Hook
 from camkit.core.own_hook import has_hooks as has_hooks
-from camkit.core.scored import own_name
+from camkit.core.own_inputs import own_inputs
+from camkit.core.scored import Scored, own_name
 from camkit.errors import LayerError
 
 
@@ -116,11 +117,15 @@ def with_output(module: nn.Module, inputs: Sequence[Tensor], name: str, output: 
 
 @contextmanager
 def as_it_was(module: nn.Module, device: torch.device) -> Iterator[None]:
-    """Eval mode and plain gradient mode inside; every mode and RNG state is restored afterwards."""
+    """Eval mode and plain gradient mode inside; every mode and RNG state is restored afterwards.
+
+    A module that writes into its inputs gets copies of them.
+    """
     training, compiled = _training(module)
     eager = torch.compiler.set_stance("force_eager") if compiled else nullcontext()
     laid_out = module.register_forward_hook(Hook(lay_out_gradients))
     with (
+        own_inputs(module.module if isinstance(module, Scored) else module),
         devices.random_state_kept(device),
         torch.inference_mode(False),
         torch.enable_grad(),

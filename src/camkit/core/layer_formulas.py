@@ -15,6 +15,10 @@ from torch import Tensor
 from camkit.core import formulas
 
 LEAST = 0.1  # the weight of the least important layer that counts at all
+# Below these shares of the mean size of its terms a mean is rounding noise. Measured at 53 convolutions and
+# fewer: noise is at most 4e-8 in float32 and 1 to 3 % of an eps in half precision; means behind batch norms
+# are 1e-3 and more, the smallest single one 3e-5.
+NOISE, HALF_NOISE = 1e-6, 0.03
 
 
 def winsorcam(
@@ -23,11 +27,11 @@ def winsorcam(
     """Winsor-CAM: `sum_l w_l U(N(relu(M_l)))`, `M_l` the Grad-CAM of layer `l`.
 
     N scales to [0, 1] from minimum to maximum, a constant map to 0; U enlarges linearly. `w_l` is the mean
-    of the layer's weights, `mean_k a_k`, 0 if negative, and then `winsorised` over the layers.
+    of the layer's weights, `mean_k a_k`, 0 if negative or `_noise`, and then `winsorised` over the layers.
     Wall et al. 2025, arXiv:2507.10846; its authors offer other importances, and use this one.
     """
     maps = [_scaled(formulas.gradcam(a, g).clamp(min=0)) for a, g in zip(features, gradients, strict=True)]
-    importance = [g.flatten(3).mean(3).mean(2).t().to(maps[0]) for g in gradients]
+    importance = [torch.where(_noise(g), 0, g.flatten(2).mean(2)).t().to(maps[0]) for g in gradients]
     weights = winsorised(torch.stack(importance).clamp(min=0), percentile)
     sums: dict[tuple[int, ...], Tensor] = {}  # enlarging is linear: once for each grid
     for map, weight in zip(maps, weights, strict=True):
@@ -61,6 +65,19 @@ def refinecam(features: Sequence[Tensor], gradients: Sequence[Tensor], size: tup
     for a, g in zip(features, gradients, strict=True):
         product = product * _enlarged(_scaled(formulas.gradcam_plus_plus(a, g).clamp(min=0)), size)
     return product
+
+
+def _noise(gradients: Tensor) -> Tensor:
+    """Whether a mean over `[T, B, C, ...]` is nothing but rounding, bool `[T, B]`.
+
+    Behind a norm over channels (LayerNorm, GroupNorm) gradients add up to 0, and the sign of what is left
+    would decide whether a layer counts.
+    """
+    flat, exact = gradients.flatten(2), torch.promote_types(gradients.dtype, torch.float32)
+    sizes = torch.linalg.vector_norm(flat, 1, 2, dtype=exact) / flat.shape[2]
+    least = max(NOISE, HALF_NOISE * torch.finfo(gradients.dtype).eps)
+    noise: Tensor = flat.mean(2).abs() < least * sizes
+    return noise
 
 
 def _scaled(maps: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from camkit.core.layout import layout, settle_many
+from camkit.core.layout import OpenOrder, layout, settle_many
 from camkit.errors import LayerError, ModelError, closest
 
 
@@ -137,6 +137,8 @@ def _layer_record(
 def _grid(output: Any, inputs: Tensor, name: str, module: nn.Module) -> tuple[int, ...] | None:
     try:
         return layout(output, inputs.shape, name, module=module).grid
+    except OpenOrder as error:  # which changes no grid
+        return error.reading.grid
     except LayerError:
         return None
 

@@ -21,9 +21,9 @@ from typing import Any, Literal, get_args
 from torch import Tensor, nn
 from torch.nn.modules import batchnorm, conv, instancenorm, pooling
 
-from camkit.core import axes
+from camkit.core import axes, token_order
 from camkit.core.scored import own_name
-from camkit.errors import LayerError, UsageError, closest
+from camkit.errors import LayerError, UsageError, closest, counted
 
 Kind = Literal["channels-first", "channels-last", "tokens", "tokens-first"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -82,6 +82,14 @@ class OpenLayout(LayerError):
         )
 
 
+class OpenOrder(OpenLayout):
+    """Nobody has looked yet whether the tokens beside those of the image are in front; `settle` does."""
+
+    def __init__(self, layer: str, module: nn.Module | None, reading: Layout) -> None:
+        super().__init__(layer, module, (), [])
+        self.reading = reading
+
+
 def layout(
     output: Any,
     inputs: Sequence[int],
@@ -135,7 +143,21 @@ def layout(
             f"the output {list(shape)} of layer {name!r} {doubt}: choose another layer, or say "
             f"layout={readings[0].kind!r} if it is a map nevertheless"
         )
+    _check_order(readings[0], layer, module)
     return readings[0]
+
+
+def _check_order(reading: Layout, layer: str, module: nn.Module | None) -> None:
+    """`LayerError` where tokens lie behind those of the image, `OpenOrder` where that is not known yet."""
+    if module is None or not reading.prefix or len(reading.grid) != 2:
+        return
+    if (behind := token_order.behind(module)) is None:
+        raise OpenOrder(layer, module, reading)
+    if behind:
+        raise LayerError(
+            f"the model has {counted(behind, 'token')} behind those of the image, and camkit reads models "
+            "that have class tokens and registers in front of them"
+        )
 
 
 def token_layout(tokens: int, inputs: Sequence[int], module: nn.Module | None) -> Layout:
@@ -150,6 +172,7 @@ def token_layout(tokens: int, inputs: Sequence[int], module: nn.Module | None) -
         raise LayerError(f"{tokens} tokens are no grid over inputs of {size} positions")
     if doubt := _doubt(reading, inputs, module):
         raise LayerError(f"the model {doubt}")
+    _check_order(reading, "", module)
     return reading
 
 
@@ -336,10 +359,18 @@ def settle(error: OpenLayout, inputs: Tensor, *extras: Tensor) -> None:
     """
     if error.module is None:
         raise error
+    if isinstance(error, OpenOrder):
+        _look_at_order(error.module, error.reading, inputs, *extras)
+        return
     found = axes.follow(error.module, error.layer, *(tensor[:1] for tensor in (inputs, *extras)))
     if found.channels is None:
         raise error
     _keep(error.module.get_submodule(error.layer), found)
+
+
+def _look_at_order(module: nn.Module, reading: Layout, *inputs: Tensor) -> None:
+    height, width = reading.grid
+    token_order.find(module, inputs, reading.prefix + height * width, (height, width), reading.prefix)
 
 
 def settle_many(layers: Iterable[str], module: nn.Module, inputs: Tensor, *extras: Tensor) -> None:

@@ -15,9 +15,13 @@ class Hook:
     def __init__(self, replace: Callable[[Any], Any]) -> None:
         self._replace, self._owner = replace, threading.get_ident()
 
-    def __call__(self, _: nn.Module, __: Any, output: Any) -> Any:
+    def __call__(self, module: nn.Module, args: Any, output: Any) -> Any:
         """What replaces `output`; `None` if another thread uses the same model."""
-        return self._replace(output) if threading.get_ident() == self._owner else None
+        return self._replace(output) if self.is_own() else None
+
+    def is_own(self) -> bool:
+        """Whether it runs in the thread that made it."""
+        return threading.get_ident() == self._owner
 
 
 def has_hooks(part: nn.Module) -> bool:

@@ -126,7 +126,7 @@ def _answered(questions: Sequence[Tensor]) -> list[bool]:
 
 def _explained(explainer: Explainer, sweep: Sweep, module: nn.Module) -> _Explained:
     """One call of the explainer; another one if it shows what must be found out first."""
-    inputs, settled = (sweep.inputs, *sweep.extras), set[str]()
+    inputs, settled = (sweep.inputs, *sweep.extras), set[tuple[type, str]]()
     first: Exception | None = None  # what made it careful
     while True:
         careful = module in _CAREFUL
@@ -134,9 +134,9 @@ def _explained(explainer: Explainer, sweep: Sweep, module: nn.Module) -> _Explai
             with hooks.gradients_everywhere() if careful else nullcontext():
                 return _called(explainer, sweep)
         except OpenLayout as error:
-            if error.layer in settled:
+            if (type(error), error.layer) in settled:
                 raise
-            settled.add(error.layer)
+            settled.add((type(error), error.layer))
             settle(error, *inputs)
         except Exception as error:
             if not isinstance(error, CamkitError) and not devices.is_out_of_memory(error):

@@ -44,6 +44,12 @@ _MEANINGS: tuple[tuple[str, type[CamkitError], str], ...] = (
         "the model uses {}, which has no derivative: choose a layer above it, or replace it",
     ),
     (
+        r"returns multiple views",
+        ModelError,
+        "the model writes in place into one of the values that `chunk`, `split` or `unbind` gave it, which "
+        "has no gradient then: clone() it before",
+    ),
+    (
         r"is a view and (?:its base or another view of its base has been|is being) modified in-?place",
         ModelError,
         "the model has a full backward hook before an operation in place, such as ReLU(inplace=True): "

@@ -14,7 +14,7 @@ POSITIVE = {
     "generic-attention": "no weight of attention has a positive gradient",
     "legrad": "no weight of attention has a positive gradient",
     "grad-eclip": "the values of no patch speak for it",
-    "winsorcam": "no layer with a positive map has a positive mean gradient",
+    "winsorcam": "no layer with a positive map has a positive mean gradient (LayerNorm makes it 0)",
     "refinecam": "the positive parts of its layers do not overlap",
 }
 # Methods that use only positive gradients: a single image may have none.

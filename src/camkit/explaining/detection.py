@@ -82,21 +82,31 @@ def _found(
     ]
     best = tuple((int(labels[i]), float(scores[i])) for i in order.tolist())
     lacking = [n for n in asked.numbers or () if n > len(order)]
-    missing = None if told and not lacking else _missing(asked, names, len(order), lacking, highest)
+    missing = None
+    if lacking or not told:
+        others = labels[scores.argsort(descending=True, stable=True)].tolist() if highest is None else []
+        seen = dict.fromkeys(model.classes[label] for label in others if label >= 0)
+        missing = _missing(asked, names, len(order), lacking, highest, tuple(seen))
     of_chosen = None if likely is None else likely[chosen]
     return Found(labels[chosen], boxes[chosen], scores[chosen], tuple(picked), missing, best, of_chosen)
 
 
 def _missing(
-    asked: Wanted, names: Sequence[str], count: int, lacking: Sequence[int], highest: float | None
+    asked: Wanted,
+    names: Sequence[str],
+    count: int,
+    lacking: Sequence[int],
+    highest: float | None,
+    others: Sequence[str],
 ) -> MapError:
-    """Why boxes that were asked for are not there."""
+    """Why boxes that were asked for are not there. others: classes that are detected instead."""
     what = " or ".join(names) if names else "nothing"
     least = f"with a score of at least {asked.min_score:g}"
     if not count:
         no = f"no {what}" if names else what
         if highest is None:
-            return MapError(f"{no} is detected {least} (nothing at all)")
+            instead = f"but {', '.join(others[:3])}" if others else "nothing at all"
+            return MapError(f"{no} is detected {least} ({instead})")
         return MapError(f"{no} is detected {least} (highest {highest:.4g}): --min-score takes less")
     of = f" of {what}" if names else ""
     numbers = " or ".join(map(str, lacking))

@@ -45,8 +45,9 @@ def explain(
     """
     rows, box = list(inputs.of_row(image, prepared=call.get("prepared", False))), call.get("box")
     several = {"image": len(rows), "target": len(_several(target)), "box": len(_several(box))}
-    if box == "all":
-        raise UsageError("box is a single one here: `explain_many` takes all")
+    for name, value in {"box": box, "target": target}.items():
+        if isinstance(value, str) and (value == "all" or value.startswith("top:")):
+            raise UsageError(f"{name} is a single one here, not {value!r}: `explain_many` takes more")
     for name, count in several.items():
         if count != 1:
             raise UsageError(f"{name} is a single one here, not {count}: `explain_many` takes more")

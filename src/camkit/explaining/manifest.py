@@ -1,7 +1,8 @@
 """`manifest.jsonl`: a line for every result, written as it is finished and read whatever happened.
 
 A folder may collect the results of several calls, and of several processes at a time. Later lines supersede
-earlier ones of the same map and picture (`latest`); which question a file answers is told by `Owners`.
+earlier ones of the same map and picture (`latest`); which question a file answers is told by
+`answers.Owners`.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ import io
 import json
 import os
 import sys
-from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -19,8 +19,6 @@ from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, TypeVar
-
-import numpy as np
 
 from camkit.errors import UNPRINTABLE, CamkitError, UsageError, reason
 from camkit.explaining.boxes import is_box, which
@@ -45,7 +43,6 @@ MAX_DEPTH = 100  # of lists and tables in each other
 
 Line = dict[str, Any]
 T = TypeVar("T")
-_SORTED = json.JSONEncoder(sort_keys=True).encode
 
 
 def check_writable(folder: Path) -> None:
@@ -195,41 +192,6 @@ def map_id(line: Mapping[str, Any]) -> tuple[str, str, str]:
     return line["map_file"], line["name"], line["map_key"]
 
 
-class Owners:
-    """Which question each file of a folder answers, as far as its manifest tells: 16 bytes for a file."""
-
-    def __init__(self) -> None:
-        self._noted = array("Q"), array("Q")
-        self._files = self._questions = np.zeros(0, np.uint64)
-
-    def noting(self, lines: Iterable[Line]) -> Iterator[Line]:
-        """The same lines; when all have passed, their files are known."""
-        for line in lines:
-            for field, kinds in _KINDS.items():
-                file = line[field]
-                kind = kinds.get(file[file.rfind(".") :]) if file else None
-                if kind is not None:
-                    self._noted[0].append(_hash(file))
-                    self._noted[1].append(question(line, kind))
-            yield line
-        files, questions = (np.array(values, np.uint64) for values in self._noted)
-        self._noted = array("Q"), array("Q")
-        order = np.argsort(files, kind="stable")  # so that of one file the last line is the last
-        self._files, self._questions = files[order], questions[order]
-
-    def get(self, file: str) -> int | None:
-        """The question that a file answers; `None` if no line names it."""
-        place = int(np.searchsorted(self._files, np.uint64(_hash(file)), "right")) - 1
-        known = place >= 0 and self._files[place] == _hash(file)
-        return int(self._questions[place]) if known else None
-
-
-def question(line: Mapping[str, Any], kind: str) -> int:
-    """What a file of a kind (`map`, `picture`, `run`) tells: the same number for the same answer."""
-    told = {**line, "device": str(line.get("device")).partition(":")[0]}
-    return _hash(_SORTED([told[key] for key in _QUESTIONS[kind]]))
-
-
 class Done:
     """What a folder holds of a request already. A result counts if its files are there, too.
 
@@ -332,11 +294,6 @@ def _may_end(*endings: str) -> Callable[[object], bool]:
     return lambda value: value is None or (_is_text(value) and str(value).endswith(endings))
 
 
-def _hash(text: str) -> int:
-    raw = text.encode("utf-8", "surrogatepass")
-    return int.from_bytes(hashlib.blake2b(raw, digest_size=8).digest(), "big")
-
-
 def _photograph(line: Mapping[str, Any]) -> tuple[str, str, str]:
     return line["request"], line["image"], line["name"]
 
@@ -366,18 +323,6 @@ def _locked(folder: Path) -> Iterator[bool]:
 # What the files are that a line may name; a manifest is none of them.
 PICTURES = (".png", ".jpg", ".webp")
 FILES = {"map_file": tuple(READERS), "overlay_file": PICTURES, "sheet_file": PICTURES}
-# What a file answers, by its field and ending; the contents of a table give it its name.
-_KINDS = {
-    "map_file": {".npy": "map", ".npz": "run"},
-    "overlay_file": dict.fromkeys(PICTURES, "picture"),
-    "sheet_file": dict.fromkeys(PICTURES, "run"),
-}
-# A map and its picture are told by what made them, on any device of a kind; several maps by the request.
-_MAP = (
-    "image_sha256 backend backend_dist backend_version method options layer layout class_index class_name "
-    "like_sha256 box model_sha256 preprocessing camkit_version torch_version device dtype precision"
-).split()
-_QUESTIONS = {"map": _MAP, "picture": [*_MAP, "picture"], "run": ["request", "image_sha256"]}
 # What the fields that are relied on must be, of any line and of one that tells of a map.
 _COMMON: dict[str, Callable[[object], bool]] = {
     "status": lambda value: value in ("ok", "error"),

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
+from camkit.explaining.answers import question
 from camkit.explaining.explanation import Explanation
-from camkit.explaining.manifest import question
 from camkit.explaining.naming import MAP, parts, slug
 from camkit.registry import discovery, loading
 

@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from camkit.drawing.style import Style
-from camkit.explaining.manifest import FILES, Line, Owners, held
+from camkit.explaining.answers import Owners
+from camkit.explaining.manifest import FILES, Line, held
 from camkit.files import holds, sync_folder, write_whole
 from camkit.models import loading
 

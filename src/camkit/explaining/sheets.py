@@ -227,9 +227,10 @@ def _likeliest(results: Sequence[Explanation]) -> dict[Photograph, list[Target]]
 
 
 def _left_out(results: Sequence[Explanation]) -> str:
-    """What a title adds where not all classes are shown."""
+    """What a title adds where not all classes, or boxes, are shown."""
     most = max(map(len, _scores(results).values()))
-    return f" · the {MAX_CLASSES} likeliest of {most} classes" if most > MAX_CLASSES else ""
+    things = "classes" if all(result.box is None for result in results) else "boxes or segments"
+    return f" · the {MAX_CLASSES} likeliest of {most} {things}" if most > MAX_CLASSES else ""
 
 
 def _scores(results: Sequence[Explanation]) -> dict[Photograph, dict[Target, float]]:

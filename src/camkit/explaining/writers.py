@@ -21,9 +21,10 @@ from camkit.drawing.evidence import scale_of
 from camkit.drawing.overlay import PHOTOGRAPH
 from camkit.drawing.style import Style
 from camkit.explaining import parquet, stored_maps, thumbnails
+from camkit.explaining.answers import question
 from camkit.explaining.embedding import ENCODINGS, ImageFormat, encoded
 from camkit.explaining.explanation import Explanation
-from camkit.explaining.manifest import Line, question
+from camkit.explaining.manifest import Line
 from camkit.explaining.manifest_lines import Format, Result, warnings
 from camkit.explaining.map_facts import measured
 from camkit.explaining.map_keys import Keys

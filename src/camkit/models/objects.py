@@ -224,11 +224,15 @@ def _kind(returned: Any) -> str:
     """What is no scores, and how to say which part of it are."""
     if isinstance(returned, torch.Tensor):
         return f"{list(returned.shape)}, not scores [B, n]: say output= with a function that takes them out"
-    key: Any = next(iter(returned), "KEY") if isinstance(returned, dict) else 0
-    parts = f" ({', '.join(map(str, list(returned)[:5]))})" if isinstance(returned, dict) else ""
+    by_number = isinstance(returned, list | tuple)
+    named = dict(enumerate(returned)) if by_number else getattr(returned, "__dict__", {})
+    named = returned if isinstance(returned, dict) else named
+    of_scores = (key for key, value in named.items() if isinstance(value, torch.Tensor) and value.ndim == 2)
+    key: Any = next(of_scores, next(iter(named), "KEY"))
+    parts = f" ({', '.join(map(str, list(named)[:5]))})" if named and not by_number else ""
     return (
-        f"a {type(returned).__name__}{parts}, not scores [B, n]: say output={key!r}, or whichever it is, "
-        f"to camkit.load_model; a function of FILE.py returns camkit.load_model(module, output={key!r})"
+        f"a {type(returned).__name__}{parts}, not scores [B, n]: say --output {key}, or whichever it is "
+        f"(output={key!r} in Python; a function of FILE.py: camkit.load_model(module, output={key!r}))"
     )
 
 

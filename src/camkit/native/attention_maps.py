@@ -14,7 +14,7 @@ from torch import Tensor
 from camkit.contracts.explainer import Sweep
 from camkit.core import attention_formulas as formulas
 from camkit.core.hooks import Hook
-from camkit.core.layout import MAX_PREFIX, Layout, token_layout
+from camkit.core.layout import MAX_PREFIX, Layout, OpenLayout, token_layout
 from camkit.core.stand_in import wide
 from camkit.core.torch_errors import NoGradient
 from camkit.errors import LayerError, UsageError
@@ -87,36 +87,38 @@ class Attended:
         """How the tokens of the first attention lie over the images."""
         try:
             return token_layout(self.seen.attentions[0].keys, self.sweep.inputs.shape, self.sweep.module)
+        except OpenLayout:
+            raise
         except LayerError as error:
             raise UsageError(f"{error}: {WITHOUT}") from None
 
-    @cached_property
-    def read(self) -> Tensor:
-        """Which tokens the scores are read from, `[n]`: those whose last attention changes the highest one.
+    def _read(self, gradients: Tensor) -> Tensor:
+        """Which tokens scores are read from, `[T, B, n]`: those whose last attention changes them.
 
-        A class token, or all patches where their mean is taken; each counts as much as the others.
+        gradients: `[T, *output.shape]`, by what the last attention returns. A class token, or all patches
+        where their mean is taken; each counts as much as the others.
         """
         last = self.chain[-1]
-        best = self.scores.detach().argmax(1, keepdim=True)
-        (gradient,) = next(class_gradients(self.scores, best, [last.output], keep=True))
-        used = gradient.reshape(last.shape).ne(0).any(3).any(1).any(0)
+        used = gradients.reshape(-1, *last.shape).ne(0).any(4).any(2)
         if not used.any():
             raise UsageError(
-                "the highest score has no gradient at the last attention, so nothing tells which tokens "
+                "the score has no gradient at the last attention, so nothing tells which tokens "
                 f"it is read from, as where a head is zero or a probability is 1: {WITHOUT}"
             )
         if last.queries < last.keys and not self.is_pooled:  # class tokens are in front
-            used = torch.cat([used, used.new_zeros(last.keys - last.queries)])
-        return used.to(wide(last.values).dtype) / used.sum()
+            used = torch.cat([used, used.new_zeros(*used.shape[:2], last.keys - last.queries)], 2)
+        return used.to(wide(last.values).dtype) / used.sum(2, keepdim=True).clamp(min=1)
 
     def to_maps(self, relevance: Tensor) -> Tensor:
         """`[B, T, h, w]` of `[T, B, k]`."""
         return self.layout.to_map(relevance[..., None])[:, :, 0].movedim(0, 1).contiguous()
 
     def rollout(self) -> Tensor:
-        """Attention rollout, `[B, 1, h, w]`."""
+        """Attention rollout, `[B, 1, h, w]`, to the tokens that the highest score is read from."""
+        best = self.scores.detach().argmax(1, keepdim=True)
+        (gradient,) = next(class_gradients(self.scores, best, [self.chain[-1].output], keep=True))
         weights = (attention.weights() for attention in reversed(self.chain))
-        return self.to_maps(formulas.attention_rollout(weights, self.read)[None])
+        return self.to_maps(formulas.attention_rollout(weights, self._read(gradient)[0])[None])
 
     def generic(self, gradients: Sequence[Tensor]) -> Tensor:
         """Generic attention, `[B, T, h, w]`. gradients: `[T, *output.shape]` by the output of each."""
@@ -124,7 +126,7 @@ class Attended:
         for parts in zip(*(torch.split(of_one, self._at_once) for of_one in gradients), strict=True):
             pairs = zip(reversed(self.chain), reversed(parts), strict=True)
             found = ((attention.weights(), attention.slopes(part)) for attention, part in pairs)
-            relevance.append(formulas.generic_attention(found, self.read))
+            relevance.append(formulas.generic_attention(found, self._read(parts[-1])))
         return self.to_maps(torch.cat(relevance))
 
     @property
@@ -140,32 +142,39 @@ class Attended:
 
     def eclip(self, targets: Tensor) -> Tensor:
         """Grad-ECLIP of the classes `targets` `[B, T]`, `[B, T, h, w]`."""
-        last, read = self.chain[-1], self.read.nonzero().flatten()
-        if len(read) > 1 or (not self.is_pooled and int(read[0]) >= self.layout.prefix):
-            raise UsageError(
-                "grad-eclip looks at one class token, or one pool, and the scores of this model are "
-                "read from other tokens: legrad takes these"
-            )
+        last = self.chain[-1]
         if last.asked is None:
             raise UsageError(
                 "grad-eclip needs the queries and keys of the last attention, and its weights are not "
                 "seen to come from their products: legrad needs none"
             )
-        token, count = int(read[0]), self.seen.attentions[0].keys
-        query, keys = (wide(one) for one in last.asked)
-        parts = [
-            formulas.grad_eclip(
-                wide(gradient).reshape(-1, *last.shape)[..., token, :],
-                *(
-                    wide(last.values)[:, :, -self._patches :],
-                    query[:, :, token],
-                    keys[:, :, -self._patches :],
-                ),
+        count, (query, keys) = self.seen.attentions[0].keys, (wide(one) for one in last.asked)
+        values, keys = wide(last.values)[:, :, -self._patches :], keys[:, :, -self._patches :]
+        parts = []
+        for (gradient,) in class_gradients(self.scores, targets, [last.output], keep=True):
+            token = self._token(gradient)
+            own = token if (token != token[0]).any() else token[:1]  # nearly always one for all scores
+            parts.append(
+                formulas.grad_eclip(
+                    _of_token(wide(gradient).reshape(-1, *last.shape), token),
+                    values,
+                    _of_token(query.expand(len(own), *query.shape), own),
+                    keys,
+                )
             )
-            for (gradient,) in class_gradients(self.scores, targets, [last.output], keep=True)
-        ]
         found = torch.cat(parts)
         return self.to_maps(torch.cat([found.new_zeros(*found.shape[:2], count - self._patches), found], 2))
+
+    def _token(self, gradients: Tensor) -> Tensor:
+        """The one class token, or pool, that scores are read from, int64 `[T, B]`; see `_read`."""
+        read = self._read(gradients) > 0
+        patches = read[..., 0 if self.is_pooled else self.layout.prefix :]
+        if read.sum(2).max() > 1 or (not self.is_pooled and patches.any()):
+            raise UsageError(
+                "grad-eclip looks at one class token, or one pool, and the scores of this model are "
+                "read from other tokens: legrad takes these"
+            )
+        return read.to(torch.uint8).argmax(2)
 
     @property
     def _patches(self) -> int:
@@ -238,6 +247,12 @@ class Attended:
             with block.register_forward_hook(Hook(replace), prepend=True), torch.no_grad():
                 scores = sweep.module(sweep.inputs[:1], *(extra[:1] for extra in sweep.extras))
         return scores, watch.seen
+
+
+def _of_token(by_head: Tensor, token: Tensor) -> Tensor:
+    """Of `[T, B, H, n, d]` the tokens `[T, B]`, `[T, B, H, d]`."""
+    index = token[:, :, None, None, None].expand(-1, -1, by_head.shape[2], 1, by_head.shape[4])
+    return by_head.gather(3, index)[:, :, :, 0]
 
 
 def _depends(tensor: Tensor, on: Tensor) -> bool:

@@ -250,7 +250,7 @@ class _Run:
         if self.attended and "attention-rollout" in self.sweep.methods:
             maps["attention-rollout"] = self.attended.rollout().expand(-1, classes, -1, -1)
         if self.attended and "generic-attention" in self.sweep.methods:
-            _ = self.attended.read  # while there is a graph
+            _ = self.attended.chain  # whatever is refused is, while there is a graph
         if self.attended and "legrad" in self.sweep.methods:
             maps["legrad"] = self.attended.legrad(self.targets)
         if self.attended and "grad-eclip" in self.sweep.methods:

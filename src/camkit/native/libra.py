@@ -52,8 +52,9 @@ class Libra(TorchFunctionMode):
     def __init__(self) -> None:
         super().__init__()
         self.applied = False
-        # Tensors that depend on an input, and whether as gates.
+        # Tensors that depend on an input, and whether as gates; and those made of parameters alone.
         self._inner: Any = WeakTensorKeyDictionary()
+        self._weights: Any = WeakTensorKeyDictionary()
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -63,16 +64,29 @@ class Libra(TorchFunctionMode):
         name = getattr(func, "__name__", "").strip("_")
         if name == "get":  # of a property, such as `mT`
             name = getattr(getattr(func, "__self__", None), "__name__", "")
-        inner = [one for one in tensors_in((args, kwargs)) if self._depends(one)]
-        if not inner:
-            return func(*args, **kwargs)
-        rule = RULES.get(name)
+        given = tensors_in((args, kwargs))
+        inner = [one for one in given if self._depends(one)]
+        if len(inner) < len(given):
+            self._check_seen(given)
+        rule = RULES.get(name) if inner else None
         result = rule(self, func, *args, **kwargs) if rule else func(*args, **kwargs)
         gate = name in GATES or (name in FOLLOWED and all(self.is_gate(one) for one in inner))
-        for one in tensors_in(result):
-            if one.requires_grad:
+        for one in tensors_in(args[0] if name == "setitem" else result):
+            if one.requires_grad and inner:
                 self._inner[one] = gate
+            elif one.requires_grad:
+                self._weights[one] = True
         return result
+
+    def _check_seen(self, given: list[Tensor]) -> None:
+        """Refuse what is made by a function that no mode sees: nothing above it would be balanced."""
+        for one in given:
+            known = not one.requires_grad or one.is_leaf or one in self._inner or one in self._weights
+            if not known:
+                raise UsageError(
+                    "libra=true does not see how the model makes a value, as in TorchScript, a function of "
+                    "its own for autograd, or a write into a view: leave it out"
+                )
 
     def _depends(self, tensor: Tensor) -> bool:
         """Whether a tensor is part of the graph, and not a parameter or made of parameters alone."""
@@ -228,6 +242,8 @@ def _matrix_product(mode: Libra, func: Any, first: Any, second: Any, **named: An
 def _einsum(mode: Libra, func: Any, equation: Any, *factors: Any) -> Tensor:
     factors = tuple(factors[0]) if len(factors) == 1 and isinstance(factors[0], list | tuple) else factors
     if len(factors) != 2:
+        if sum(mode.both(one, one) for one in factors) > 1:
+            raise _unruled("a product of more than two factors")
         return func(equation, *factors)  # type: ignore[no-any-return]
     return _matrix_product(mode, lambda first, second: func(equation, first, second), *factors)
 
@@ -238,9 +254,18 @@ def _quotient(mode: Libra, func: Any, first: Any, second: Any, **named: Any) -> 
 
 def _power(mode: Libra, func: Any, x: Any, exponent: Any = 2) -> Tensor:
     value: Tensor = func(x) if func.__name__ == "square" else func(x, exponent)
-    if isinstance(exponent, int | float) and exponent not in (0, 1) and isinstance(x, Tensor):
+    if mode.both(exponent, exponent):
+        raise _unruled("an exponent that depends on the input")
+    if isinstance(exponent, Tensor):
+        return mode.instead(value, value / exponent.where(exponent != 0, 1))
+    if exponent not in (0, 1) and isinstance(x, Tensor):
         return mode.instead(value, value / exponent)
     return value
+
+
+def _root(mode: Libra, func: Any, x: Tensor) -> Tensor:
+    value: Tensor = func(x)
+    return mode.instead(value, value * 2)
 
 
 def _normalize(
@@ -263,8 +288,42 @@ def _cosine(mode: Libra, func: Any, x1: Tensor, x2: Tensor, dim: int = 1, eps: f
     return mode.instead(value, balanced)
 
 
+def _of_two(first: int, second: int) -> Callable[..., Tensor]:
+    """Of a function that has a product of two of its arguments in it, such as a layer with its weights."""
+
+    def rule(mode: Libra, func: Any, *args: Any, **named: Any) -> Tensor:
+        if len(args) <= second or not mode.both(args[first], args[second]):
+            return func(*args, **named)  # type: ignore[no-any-return]
+        if func.__name__.endswith("_"):
+            raise _unruled(f"{func.__name__} of two values that depend on the input")
+        value: Tensor = func(*args, **named)
+        halves = []
+        for constant in (first, second):
+            parts = (one.detach() if at == constant else one for at, one in enumerate(args))
+            halves.append(func(*parts, **named) / 2)
+        return mode.instead(value, halves[0] + halves[1])
+
+    return rule
+
+
+def _without_rule(at: int) -> Callable[..., Tensor]:
+    """Of a function that is refused if the argument `at` depends on the input."""
+
+    def rule(mode: Libra, func: Any, *args: Any, **named: Any) -> Tensor:
+        asked = args[at] if len(args) > at else named.get("weight")
+        if mode.both(asked, asked):
+            raise _unruled(func.__name__)
+        return func(*args, **named)  # type: ignore[no-any-return]
+
+    return rule
+
+
+def _unruled(what: str) -> UsageError:
+    return UsageError(f"libra=true has no rule for {what}: leave it out")
+
+
 def _recurrent(mode: Libra, func: Any, *_: Any, **__: Any) -> Any:
-    raise UsageError(f"libra=true has no rule for recurrent layers ({func.__name__}): leave it out")
+    raise _unruled(f"recurrent layers ({func.__name__})")
 
 
 RULES: dict[str, Callable[..., Any]] = {
@@ -290,4 +349,10 @@ RULES: dict[str, Callable[..., Any]] = {
     **dict.fromkeys(("mul", "rmul", "imul", "multiply"), _product),
     **dict.fromkeys(("div", "truediv", "itruediv", "divide", "true_divide"), _quotient),
     **dict.fromkeys(("pow", "square"), _power),
+    "sqrt": _root,
+    **dict.fromkeys(("linear", "bilinear"), _of_two(0, 1)),
+    **{f"conv{more}{n}d": _of_two(0, 1) for more in ("", "_transpose") for n in (1, 2, 3)},
+    **dict.fromkeys(("addcmul", "addmm", "addbmm", "baddbmm", "addmv"), _of_two(1, 2)),
+    **dict.fromkeys(("prod", "cumprod"), _without_rule(0)),
+    "lerp": _without_rule(2),
 }

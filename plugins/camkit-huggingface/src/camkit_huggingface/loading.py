@@ -300,8 +300,8 @@ def _prompted(
     classes = wanted or beside
     if not classes or flip:
         raise ModelError(
-            f"hf:{place.said} needs the classes to tell apart: --classes cat,dog (classes= in Python), or "
-            "a line each in classes.txt in its folder"
+            f"hf:{place.said} needs texts to tell apart: --text 'a cat' --text 'a dog', or --classes "
+            "cat,dog (classes= in Python), or a line each in classes.txt in its folder"
         )
     model = _weights(place, transformers.AutoModelForZeroShotImageClassification, config)
     tokenizer = place.fetched(transformers.AutoTokenizer.from_pretrained, "its tokenizer")

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from zennit import composites
+from zennit import composites, types
 
 from camkit.errors import warn
 from camkit.plugin import Explainer, Query, option
@@ -43,13 +43,15 @@ def _nothing(_: ZennitOptions, __: Tensor) -> dict[str, Any]:
 class Method:
     """A composite of zennit's rules, and its arguments from options and inputs.
 
-    of_score: the score is handed down; else 1, of methods that know no sign.
+    of_score: the score is handed down; else 1, of methods that know no sign. first: of which kind the layer
+    is that has a rule of its own.
     """
 
     composite: Callable[..., Any]
     note: str
     arguments: Callable[[ZennitOptions, Tensor], dict[str, Any]] = _epsilon
     of_score: bool = True
+    first: tuple[Any, ...] = ()
 
 
 METHODS: Mapping[str, Method] = {
@@ -57,12 +59,15 @@ METHODS: Mapping[str, Method] = {
         composites.EpsilonPlus, "z-plus for convolutions, epsilon for linear layers; about the score in sum"
     ),
     "lrp-epsilon-plus-flat": Method(
-        composites.EpsilonPlusFlat, "the same with the flat rule in the first layer: what is seen, smoothly"
+        composites.EpsilonPlusFlat,
+        "the same with the flat rule in the first layer: what is seen, smoothly",
+        first=types.Linear,
     ),
     "lrp-epsilon-gamma-box": Method(
         composites.EpsilonGammaBox,
         "gamma for convolutions, the range of the values in the first layer",
         _box,
+        first=types.Convolution,
     ),
     "lrp-epsilon-alpha2-beta1": Method(
         composites.EpsilonAlpha2Beta1, "positive relevance twice, negative once, for convolutions"
@@ -90,8 +95,8 @@ class Zennit(Explainer):
     def maps(self, query: Query) -> Tensor:
         """Relevance, summed over the channels, `[B, H, W]`."""
         module, inputs = copied(query.module), query.inputs.detach().clone()
-        check(module, inputs, type(query.module).__name__)
         method = METHODS[query.method]
+        check(module, inputs, type(query.module).__name__, method.first)
         composite = method.composite(canonizers=canonizers(), **method.arguments(self.options, inputs))
         with torch.enable_grad(), composite.context(module) as network:
             scores = network(inputs.requires_grad_())
