@@ -253,7 +253,7 @@ def test_pictures_drawn_afterwards_are_those_of_explain(
             line[key] for key in ("overlay_sha256", "picture", "map_sha256")
         ]
     count = len(drawn)
-    assert verification.verify(folder, sample=0) == verification.Verdict(count, 4, count, 2, 0, 0.0, ())
+    assert verification.verify(folder, sample=0) == verification.Verdict(count, 4, count, 2, 0, 0.0, (), {})
 
 
 def test_drawing_anew_adds_pictures_of_another_look_and_leaves_everything_else() -> None:

@@ -272,6 +272,14 @@ def test_maps_of_other_outputs_do_not_replace_each_other() -> None:
     assert len({line["map_sha256"] for line in lines()}) == 2
     checked = camkit_("verify", "out", "--model", "mine.py:two")
     assert checked.exit_code == 0 and "2 recomputed maps differ" in checked.stdout
+    unsaid = camkit_("verify", "out")
+    assert "2 maps of mine.py:two are not computed again: if you trust that model" in unsaid.stdout
+    assert unsaid.exit_code == 1 and "What was checked holds; not everything was" in unsaid.stderr
+    Path("other.py").write_text(TWO)
+    asked = ("--output", "breed", "--target", "sum", "--size", "32")
+    assert explain("cat.png", *asked, model="other.py:two").exit_code == 0
+    several = camkit_("verify", "out", "--model", "mine.py:two")
+    assert "1 map of other.py:two is not computed again" in several.stdout and several.exit_code == 1
     for scores in ("softmax", "sigmoid"):
         asked = ("--output", "breed", "--scores", scores, "--class", "0", "--size", "32", "--out", "other")
         done = explain("cat.png", *asked, model="mine.py:two")
