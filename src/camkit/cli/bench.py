@@ -199,6 +199,8 @@ def _write(outcome: Outcome, out: Path) -> None:
     from camkit.bench import bench_json, bench_report
     from camkit.training.training_report import picture
 
+    if (out / bench_json.NAME).exists():
+        say(f"Note: the benchmark that was in {out} is replaced", err=True)
     for name, image in outcome.pictures.items():
         picture(out / bench_json.EXAMPLES / name, image)
     bench_json.write(out, outcome.document)

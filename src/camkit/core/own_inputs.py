@@ -28,7 +28,7 @@ def own_inputs(module: nn.Module) -> Iterator[None]:
     guard = _Guard()
     with (
         module.register_forward_pre_hook(guard),
-        module.register_forward_hook(Hook(lambda _: guard.check(module)), always_call=True),
+        module.register_forward_hook(Hook(lambda _: guard.check(module))),
     ):
         yield
 

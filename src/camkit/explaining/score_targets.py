@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -25,6 +25,7 @@ REDUCTIONS: Mapping[str, Score] = {
     "norm": lambda returned: torch.linalg.vector_norm(returned.flatten(1), dim=1),
 }
 ROUNDING = 4  # units in the last place by which the cosine of equal embeddings may be wrong
+OF_CLASSES = ("classes", "scores", "segments")  # notes on a model that concern these alone
 LIKE = "like "  # before the photograph, in the name of a target
 ALIKE = (
     "to the model it is the photograph that it is compared with (cosine 1): nothing could make it more "
@@ -59,7 +60,7 @@ def named(model: LoadedModel, targets: Sequence[str], like: Sequence[str], read:
                 f"there is no target {name!r}{closest(name, REDUCTIONS)} ({known}; classes: --class)"
             )
     if not like:
-        model = all_places(model) if targets else model
+        model = _without_classes(all_places(model)) if targets else model
         return ScoreTargets(model, {name: REDUCTIONS[name] for name in targets}, tuple(targets))
     model, found = encoder(model), {}
     told = []
@@ -69,7 +70,15 @@ def named(model: LoadedModel, targets: Sequence[str], like: Sequence[str], read:
         position, photo = item
         found[f"{LIKE}{like[position]}"] = Likeness.of(model, photo)
         told.append(f"{LIKE}{photo.sha256}")
-    return ScoreTargets(model, found, tuple(told))
+    return ScoreTargets(_without_classes(model), found, tuple(told))
+
+
+def _without_classes(model: LoadedModel) -> LoadedModel:
+    """A model without what was assumed of its classes: functions see none."""
+    notes = {about: text for about, text in model.notes.items() if about not in OF_CLASSES}
+    made = replace(model, notes=notes)
+    vars(made)["sha256"] = model.sha256  # it stands for the same weights
+    return made
 
 
 def option(name: str) -> tuple[str, str]:
