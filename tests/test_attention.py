@@ -593,6 +593,23 @@ def test_a_nan_stays_a_nan() -> None:
         assert camkit.maps(model, x, 1, method=method).isnan().any()
 
 
+HIDDEN: dict[str, Callable[[Tensor], Tensor]] = {
+    "a softmax by hand": lambda logits: logits.exp() / logits.exp().sum(-1, keepdim=True),
+    "a sigmoid": lambda logits: logits.sigmoid() / logits.shape[-1],
+    "nothing": lambda logits: logits / logits.shape[-1],
+}
+
+
+@pytest.mark.parametrize("method", ["attention-rollout", "generic-attention"])
+@pytest.mark.parametrize("kind", HIDDEN)
+def test_a_block_whose_weights_nobody_sees_is_not_passed_over(kind: str, method: str) -> None:
+    torch.manual_seed(0)
+    turns = itertools.cycle((plain, lambda x: joined(HIDDEN[kind](heads(x) @ heads(x).mT / 2) @ heads(x))))
+    model = Patches(lambda x: next(turns)(x)).eval()
+    with pytest.raises(UsageError, match="attention whose weights come from no softmax that is seen"):
+        camkit.maps(model, torch.randn(1, 3, 16, 16), 1, method=method)
+
+
 class TokensOfClasses(nn.Module):
     """A token for each class, as in MCTformer, in front of the patches; the score is read from its own.
 

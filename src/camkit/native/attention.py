@@ -111,6 +111,10 @@ def watched(module: nn.Module, rows: int, *, blocks: bool = False) -> Iterator[W
         raise UsageError(
             f"the model has a softmax that multiplies no values in a way that is understood: {WITHOUT}"
         )
+    if watch.mixed.intersection(attention.keys for attention in watch.seen.attentions):
+        raise UsageError(
+            f"a part of the model has attention whose weights come from no softmax that is seen: {WITHOUT}"
+        )
 
 
 class _Hook(Hook):
@@ -121,7 +125,11 @@ class _Hook(Hook):
 
 
 class Watch(TorchFunctionMode):
-    """Sees each call of a torch function. seen: what was found; unused: softmaxes not used so far."""
+    """Sees each call of a torch function.
+
+    seen: what was found; unused: softmaxes not used so far; mixed: how many tokens products of queries and
+    keys mix that went through none.
+    """
 
     def __init__(self, rows: int) -> None:
         super().__init__()
@@ -137,6 +145,9 @@ class Watch(TorchFunctionMode):
         # The products of queries and keys that are on their way to a softmax, and those that softmaxes had.
         self._products: dict[int, tuple[Tensor, Asked]] = {}
         self._asked: dict[int, Asked] = {}
+        # What is made of such products so far, in any way.
+        self._made: dict[int, Tensor] = {}
+        self.mixed: set[int] = set()
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -156,15 +167,23 @@ class Watch(TorchFunctionMode):
             self.unused -= softmaxes
             return self._plain(result, *factors, softmaxes)
         sources = (*args, *kwargs.values())
+        if factors and id(factors[0]) in self._made:
+            self.mixed.add(factors[0].shape[-1])
+            self._made.clear()
         if name == "softmax" and result.ndim > 2:
             self.unused.add(id(result))
             self._origins[id(result)] = (result, {id(result)})
             if product := self._products.get(id(sources[0])):
                 self._asked[id(result)] = product[1]
             self._products.clear()
+            self._made.clear()
         elif isinstance(result, Tensor) and result.is_floating_point():
             self._follow(result, sources)
             self._follow_product(name, result, args, sources)
+            if _asking(name, args) or any(
+                id(source) in self._made and source.numel() == result.numel() for source in sources
+            ):
+                self._made[id(result)] = result
         return result
 
     def _softmaxes(self, value: Any) -> set[int]:
