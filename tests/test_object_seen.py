@@ -88,7 +88,8 @@ def test_annotations_that_cannot_be_used_are_a_warning_of_their_photograph() -> 
     done = explain("photos", "--truth", "masks")
     assert done.exit_code == 0 and len(lines()) == 2
     assert (
-        "Warning: where the object is, is not known: masks/a.png is 61 x 40, its photograph" in done.stderr
+        "Warning: photos/a.png: where the object is, is not known: masks/a.png is 61 x 40, its photograph"
+        in done.stderr
     )
     told = pairs(lines())
     assert told["a.png"] == (None, None) and told["b.png"][0] is not None

@@ -95,7 +95,7 @@ class Report:
             for warning in line["warnings"]:
                 in_table = self._table and warning.endswith(own)
                 if warning not in warned and not self.quiet and not in_table:
-                    photo = "" if self._table or line["image"] in warning else f"{line['image']}: "
+                    photo = "" if line["image"] in warning else f"{line['image']}: "
                     say(f"Warning: {photo}{warning}", err=True)
                 warned.add(warning)
             if not isinstance(result, Explanation):
