@@ -39,6 +39,7 @@ from camkit.bench import (
     shapes,
     significance,
     statistics,
+    survey,
     timing,
     typed_json,
 )
@@ -47,6 +48,7 @@ from camkit.bench.entrants import Entrant
 from camkit.bench.latency import Measured
 from camkit.bench.request import BenchRequest
 from camkit.bench.results import Against, Document, Median
+from camkit.bench.scenes import Scene
 from camkit.bench.timing import Cold, Rounds, Sample, Timed
 from camkit.cli import cli
 from camkit.cli.bench import bench as bench_command
@@ -315,6 +317,18 @@ def row(found: dict[str, Any], backend: str, method: str = "gradcam") -> dict[st
 def test_a_median_of_equal_samples_has_an_interval_of_no_width() -> None:
     assert statistics.median([2.0] * 6) == statistics.Estimate(2.0, 2.0, 2.0)
     assert statistics.mean([2.0] * 6) == statistics.Estimate(2.0, 2.0, 2.0)
+
+
+def test_an_estimate_suits_the_values() -> None:
+    """Hits: Clopper and Pearson. Limits that a value is beyond, as of scores without any, are none."""
+    hits = statistics.estimate([1.0] * 8, limits=(0.0, 1.0))
+    assert hits.low == pytest.approx(0.631, abs=1e-3) and hits.high == 1.0
+    some = statistics.estimate([1.0] * 5 + [0.0] * 3, limits=(0.0, 1.0))
+    assert (some.low, some.high) == pytest.approx((0.245, 0.915), abs=1e-3)
+    values = [5.0, 7.0, 4.0, 6.0, 5.5, 0.5]
+    wide = statistics.estimate(values, limits=(-1.0, 1.0))
+    assert wide == statistics.mean(values) and wide.high is not None and wide.high > 7
+    assert statistics.estimate([5.0] * 8, limits=(-1.0, 1.0)) == statistics.Estimate(5.0)
 
 
 def test_an_interval_needs_six_samples() -> None:
@@ -610,7 +624,10 @@ def test_figures_of_several_processes_are_those_of_their_medians() -> None:
 def test_verdicts_against_the_reference_are_of_all_rows_at_once() -> None:
     rows = [
         Entrant("forward", *results.FORWARD),
-        *(Entrant("explainer", name, "gradcam") for name in ("native", "slow", "alike", "broken")),
+        *(
+            Entrant(kind="explainer", backend=name, method="gradcam")
+            for name in ("native", "slow", "alike", "broken")
+        ),
     ]
     seconds = {"bare forward": 1.0, "native gradcam": 2.0, "slow gradcam": 3.0, "alike gradcam": 2.0}
     jitter = np.random.default_rng(0).normal(1, 0.01, (3, len(seconds)))
@@ -1123,6 +1140,28 @@ def test_an_explainer_is_held_against_the_best_control(own: list[float | None], 
     cells = dict(zip(significance.BETTER, found, strict=True))
     assert (cells["BACKEND"], cells["BEST CONTROL"]) == ("a", "edges"), "the one that is alike is left out"
     assert cells["VERDICT"] == verdict and (float(cells["P"]) <= 0.05) is (verdict != "UNCLEAR")
+
+
+def test_other_methods_of_nearly_the_same_scores_have_rows_of_their_own() -> None:
+    """And count in the correction for the number of rows: only backends of one method are shown once."""
+
+    def line(kind: str, backend: str, method: str, values: list[float]) -> dict[str, Any]:
+        gain = {"mean": float(np.mean(values)), "low": None, "high": None, "values": values}
+        scores = {"photographs": {"symmetric-relevance-gain": gain}}
+        return {"kind": kind, "backend": backend, "method": method, "scores": scores}
+
+    better, worse = [4e-4, 5e-4] * 6, [-4e-4, -5e-4] * 6
+    rows = [
+        line("explainer", "a", "gradcam", better),
+        line("explainer", "b", "gradcam", better),
+        line("explainer", "a", "layercam", worse),
+        line("control", "control", "random", [0.0] * 12),
+    ]
+    found = significance.better(document(rows=rows, scenes=[PHOTOGRAPHS]))
+    assert [(cells[0], cells[1], cells[-1]) for cells in found] == [
+        ("a", "gradcam", "BETTER"),
+        ("a", "layercam", "WORSE"),
+    ]
 
 
 def contest(random: np.random.Generator, count: int, rows: int, ahead: float = 0.0) -> list[list[str]]:
@@ -1667,3 +1706,35 @@ def test_errors_are_short_and_come_before_work(arguments: tuple[str, ...], code:
     errors = [line for line in result.stderr.splitlines() if not line.startswith("loading ")]
     assert len(errors) <= 2
     assert not Path("camkit-bench").exists()
+
+
+def test_what_is_not_compared_is_not_called_the_same() -> None:
+    """A map of NaN has no difference from the reference: whatever follows does not hide that."""
+    nothing = torch.full((1, 4, 4), math.nan)
+    row, reference = (
+        Entrant(kind="explainer", backend=name, method="gradcam") for name in ("other", "native")
+    )
+    keys = {row.key: reference.key, reference.key: reference.key}
+    for maps in (nothing, torch.ones(1, 4, 4)):
+        shown = {row.key: maps, reference.key: torch.ones(1, 4, 4)}
+        survey._parity("float32", "photographs", [reference, row], shown, keys)
+    assert row.parity is not None and math.isnan(row.parity)
+
+
+def test_agreement_counts_a_photograph_once() -> None:
+    torch.manual_seed(0)
+    maps = torch.rand(10, 7, 7)
+    other = maps.clone()
+    other[8:] = -maps[8:]
+    of_boxes = survey._agreement({"a": maps, "b": other}, (0,) * 8 + (1, 2), 0)
+    assert of_boxes.measures["spearman"].mean[0][1] == pytest.approx(-1 / 3)
+    assert survey._agreement({"a": maps, "b": other}, (), 0).measures["spearman"].mean[0][
+        1
+    ] == pytest.approx(0.6)
+
+
+def test_the_level_of_chance_is_of_photographs_with_truth() -> None:
+    truth = torch.zeros(4, 8, 8, dtype=torch.bool)
+    truth[0, :4], truth[1, :2] = True, True
+    scene = Scene("photographs", None, "", torch.zeros(4, 3, 8, 8), torch.zeros(4), truth=truth)  # type: ignore[arg-type]
+    assert scene.truth_share == pytest.approx((0.5 + 0.25) / 2)

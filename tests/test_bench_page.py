@@ -121,6 +121,16 @@ def test_backends_give_the_same_maps_or_it_is_said_which_do_not() -> None:
     assert "the same from all backends" in agreed(0.5, parity=4e-3, precision="tf32")
 
 
+def test_a_backend_that_was_not_compared_is_not_one_of_all() -> None:
+    """As of maps that are NaN: JSON has no number for how far they differ."""
+    rows = [line("explainer", name, "gradcam", latency=[], scores={}) for name in ("a", "b", "c")]
+    rows[1]["parity"] = 1e-7
+    scenes = [{"name": "photographs", "images": 20, "with_truth": 0}]
+    words = said(made(rows=rows, scenes=scenes))[1]
+    assert "c gradcam could not be compared with the reference of the same method." in words
+    assert "all backends" not in words
+
+
 def test_comparisons_with_what_knows_nothing_are_counted() -> None:
     def scored(*values: float) -> dict[str, Any]:
         return {"photographs": {"road": score(*values) | {"mean": float(np.mean(values))}}}

@@ -147,11 +147,43 @@ def coco(path: Path, *annotations: dict[str, Any]) -> Path:
     return write(path / "instances.json", json.dumps(data))
 
 
+def test_annotations_of_another_size_are_refused(tmp_path: Path) -> None:
+    """They would lie elsewhere, or be cut away."""
+    write(tmp_path / "xmls" / "cat.xml", VOC)
+    with pytest.raises(UsageError, match=r"cat.xml is of 6 x 4, the photograph has 3 x 2 pixels"):
+        ground_truth.read(tmp_path)(Path("cat.jpg"), (3, 2))
+    write(tmp_path / "xmls" / "dog.xml", VOC.replace("<width>6</width>", "<width>0</width>"))
+    assert ground_truth.read(tmp_path)(Path("dog.jpg"), (3, 2)) is not None  # it does not tell
+    path = coco(tmp_path, {"bbox": [0, 0, 2, 2]})
+    data = json.loads(path.read_text())
+    data["images"][0] |= {"width": 6, "height": 4}
+    write(path, json.dumps(data))
+    assert places(ground_truth.read(path)(Path("a.jpg"), SIZE)) == [[y, x] for y in (0, 1) for x in (0, 1)]
+    with pytest.raises(UsageError, match=r"a.jpg in .* is of 6 x 4, the photograph has 12 x 8 pixels"):
+        ground_truth.read(path)(Path("a.jpg"), (12, 8))
+
+
+def test_photographs_of_one_name_do_not_share_a_mask(tmp_path: Path) -> None:
+    picture(tmp_path / "1.png", np.ones((4, 6)))
+    read = ground_truth.read(tmp_path)
+    assert read(Path("cats/1.png"), SIZE) is not None and read(Path("cats/1.png"), SIZE) is not None
+    with pytest.raises(UsageError, match=r"dogs/1.png has the name of .*cats/1.png"):
+        read(Path("dogs/1.png"), SIZE)
+
+
+def test_a_polygon_covers_what_a_box_of_its_corners_does() -> None:
+    square = [2.0, 1.0, 32.0, 1.0, 32.0, 31.0, 2.0, 31.0]
+    polygon = ground_truth.drawn((40, 36), polygons=[square])
+    assert int(polygon.sum()) == 900
+    assert torch.equal(polygon, ground_truth.drawn((40, 36), boxes=[(2, 1, 32, 31)]))
+    assert int(ground_truth.drawn((4, 4), polygons=[[-9, -9, 99, -9, 99, 99, -9, 99]]).sum()) == 16
+
+
 def test_boxes_and_polygons_of_one_photograph_together(tmp_path: Path) -> None:
     box = {"bbox": [0, 0, 1, 2], "segmentation": []}
     polygon = {"bbox": [0, 0, 6, 4], "segmentation": [[3, 1, 5, 1, 5, 2, 3, 2]]}
     read = ground_truth.read(coco(tmp_path, box, polygon))
-    expected = [[0, 0], [1, 0]] + [[y, x] for y in (1, 2) for x in (3, 4, 5)]
+    expected = [[0, 0], [1, 0]] + [[1, x] for x in (3, 4)]  # edges of pixels, as of boxes
     assert places(read(Path("elsewhere/a.jpg"), SIZE)) == sorted(expected)
     assert places(read(Path("b.jpg"), SIZE)) == []  # nothing is there, and that is known
     assert read(Path("c.jpg"), SIZE) is None

@@ -159,6 +159,15 @@ def _span(ratio: Median | Estimate) -> str:
 # --- how far maps agree -----------------------------------------------------------------------------
 
 
+def _without_parity(document: Document) -> list[str]:
+    """Explainers beside the reference of their method without a comparison: NaN, or another resolution."""
+    rows = list(_explainers(document))
+    first = {row.method: row.key for row in reversed(rows)}
+    return [
+        row.key for row in rows if row.parity is None and not row.failed and row.key != first[row.method]
+    ]
+
+
 def _agreement(document: Document) -> Iterator[str]:
     scene = document.scenes[0] if document.scenes else None
     if scene is None:
@@ -170,6 +179,8 @@ def _agreement(document: Document) -> Iterator[str]:
         names = _joined([f"{key} (by {value:.1e} of the peak)" for key, value in other[:MANY]])
         more = f" and {len(other) - MANY} more" if len(other) > MANY else ""
         yield f"Maps differ from those of the reference of the same method for {names}{more}."
+    elif compared and (failed := _without_parity(document)):
+        yield f"{_joined(failed)} could not be compared with the reference of the same method."
     elif compared:
         worst = max(value for _, value in compared)
         by = f", up to {worst:.1e} of the peak" if worst else ""

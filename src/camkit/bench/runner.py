@@ -208,7 +208,7 @@ def _scene_facts(scene: Scene) -> results.SceneFacts:
         names=list(scene.names),
         photographs=list(scene.photographs),
         with_truth=0 if scene.truth is None else int(scene.truth.flatten(1).any(1).sum()),
-        truth_share=None if scene.truth is None else float(scene.truth.float().mean()),
+        truth_share=scene.truth_share,
         remark=scene.remark,
         failures=list(scene.failures),
     )

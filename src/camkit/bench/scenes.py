@@ -74,6 +74,14 @@ class Scene:
     without: Mapping[str, str] = field(default_factory=dict)
     remark: str = ""
 
+    @property
+    def truth_share(self) -> float | None:
+        """How much of an image its truth covers, the mean over those where it is known."""
+        if self.truth is None:
+            return None
+        shares = self.truth.float().flatten(1).mean(1)
+        return float(shares[shares > 0].mean()) if bool(shares.any()) else 0.0
+
     def first(self, count: int) -> tuple[Tensor, Tensor]:
         """`count` inputs and their targets, starting again where there are fewer."""
         index = torch.arange(count, device=self.inputs.device) % len(self.inputs)

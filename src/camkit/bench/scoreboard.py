@@ -312,7 +312,7 @@ def _scene_facts(scene: Scene) -> dict[str, Any]:
         "marked": f"{scene.name} that the model found" if scene.name in PLACES else "objects",
         "images": len(scene.inputs),
         "with_truth": 0 if scene.truth is None else int(scene.truth.flatten(1).any(1).sum()),
-        "truth_share": None if scene.truth is None else float(scene.truth.float().mean()),
+        "truth_share": scene.truth_share,
         "layer": scene.layer,
         "remark": "" if scene.without else scene.remark,  # no group has a metric that is left out
         "failures": list(scene.failures),

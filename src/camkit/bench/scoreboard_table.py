@@ -14,14 +14,11 @@ from datetime import UTC, datetime
 from itertools import count, islice
 from typing import Annotated, Any
 
-import numpy as np
-
 from camkit.bench import statistics
 from camkit.bench.request import shown as shown_text
 from camkit.bench.results import ENERGY, GAIN, Facts, Line, Name, Value
 from camkit.bench.scoreboard_plan import CONTROL, COST, GRID, GROUPS, LOCALISATION, Cell, Measured
 from camkit.bench.significance import BLIND
-from camkit.bench.statistics import Estimate
 from camkit.bench.typed_json import Fault, Most, finite, from_json, mapped
 from camkit.contracts.metric import Metric
 
@@ -215,20 +212,8 @@ def _rivals(
 
 def _figure(values: Sequence[float | None], seed: int, limits: tuple[float, float], level: float) -> Figure:
     known = [value for value in values if value is not None]
-    found = _mean(known, seed, limits, level)
+    found = statistics.estimate(known, seed, limits, level)
     return Figure(mean=found.middle, low=found.low, high=found.high, count=len(known))
-
-
-def _mean(values: Sequence[float], seed: int, limits: tuple[float, float], level: float) -> Estimate:
-    """The mean with the interval that suits the values."""
-    count, middle = len(values), float(np.mean(values))
-    if count < statistics.LEAST:
-        return Estimate(middle)
-    if np.ptp(values) == 0:
-        return statistics.constant(middle, count, limits, level)
-    if set(values) <= {0.0, 1.0} and limits == (0.0, 1.0):  # a difference could be -1, too
-        return statistics.proportion(int(sum(values)), count, level)
-    return statistics.mean(values, seed, limits, level)
 
 
 def _verdict(
@@ -246,7 +231,7 @@ def _verdict(
         differences = [a - b for a, b in pairs if a is not None and b is not None]
         if not differences:
             return "UNCLEAR"
-        spans.append(_mean(differences, seed, (-reach, reach), level))
+        spans.append(statistics.estimate(differences, seed, (-reach, reach), level))
     if all(span.low is not None and span.low > 0 for span in spans):
         return "BETTER"
     return "WORSE" if any(span.high is not None and span.high < 0 for span in spans) else "UNCLEAR"

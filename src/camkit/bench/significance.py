@@ -13,10 +13,10 @@ from camkit.bench import statistics
 from camkit.bench.results import ENERGY, GAIN, Document, Score
 
 Curves = np.ndarray[Any, np.dtype[Any]]
-ALIKE = 1e-3  # of the score: curves that are nowhere further apart count as one
+ALIKE = 1e-3  # of the score: those of one method that are nowhere further apart count as one
 
-# The metrics that tell an explainer from the controls.
-WORTH = (GAIN, "road", "pointing-game", ENERGY, "relevance-rank")
+# The metrics that tell an explainer from the controls, and how far two of their values may be apart.
+WORTH = {GAIN: 2.0, "road": 2.0, "pointing-game": 1.0, ENERGY: 1.0, "relevance-rank": 1.0}
 BLIND = ("random", "centre", "uniform", "edges")  # the blurred map knows what the map knows
 BETTER = ("BACKEND", "METHOD", "SCORE", "IMAGES", "MEAN", "BEST CONTROL", "DIFFERENCE", "P", "VERDICT")
 BETTER_WORDS = (
@@ -59,22 +59,27 @@ def _contests(document: Document) -> Iterator[_Contest]:
             if (score := row.scores.get(scene, {}).get(metric)) and score.mean is not None
         ]
         controls = {row.method: score for row, score in scores if row.method in BLIND}
-        seen: list[Curves] = []
+        seen: list[tuple[str, Curves]] = []
         for row, own in scores:
             if row.kind != "explainer" or not controls:
                 continue
             values = np.array(own.values, dtype=float)
-            if any(np.allclose(values, other, atol=ALIKE, equal_nan=True) for other in seen):
+            # Of other methods the same scores may be of other maps.
+            of_method = [other for method, other in seen if method == row.method]
+            if any(np.allclose(values, other, atol=ALIKE, equal_nan=True) for other in of_method):
                 continue
-            seen.append(values)
-            if contest := _contest(
-                (row.backend, row.method, f"{metric}, {scene}"), own, controls, facts.photographs
-            ):
+            seen.append((row.method, values))
+            names = row.backend, row.method, f"{metric}, {scene}"
+            if contest := _contest(names, own, controls, facts.photographs, WORTH[metric]):
                 yield contest
 
 
 def _contest(
-    names: Sequence[str], own: Score, controls: Mapping[str, Score], photographs: Sequence[int]
+    names: Sequence[str],
+    own: Score,
+    controls: Mapping[str, Score],
+    photographs: Sequence[int],
+    reach: float,
 ) -> _Contest | None:
     """One explainer by one score; `None` if it has no image in common with the best control.
 
@@ -90,7 +95,7 @@ def _contest(
     ahead = all(mean > 0 for mean in means.values())
     behind = [ps[method] for method, mean in means.items() if mean < 0]
     p = max(ps.values()) if ahead else min(1.0, len(ps) * min(behind, default=1.0))
-    gain = statistics.mean(differences[best_control], limits=(-2.0, 2.0))
+    gain = statistics.mean(differences[best_control], limits=(-reach, reach))
     span = "too few images"
     if gain.low is not None and gain.high is not None:
         span = f"[{gain.low:+.3f}, {gain.high:+.3f}]"

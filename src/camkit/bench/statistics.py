@@ -58,6 +58,29 @@ def of_groups(values: Sequence[float], groups: Sequence[int]) -> list[float]:
     return [math.fsum(part) / len(part) if part else math.nan for part in parts.values()]
 
 
+def estimate(
+    values: Sequence[float],
+    seed: int = 0,
+    limits: tuple[float, float] = (-math.inf, math.inf),
+    level: float = LEVEL,
+) -> Estimate:
+    """The mean with the interval that suits the values: hits, equal ones, or any.
+
+    limits: what a value can be. Where one is beyond them, as of scores that are no probabilities, there are
+    none.
+    """
+    count, middle = len(values), float(np.mean(values))
+    if count < LEAST:
+        return Estimate(middle)
+    if min(values) < limits[0] or max(values) > limits[1]:
+        limits = -math.inf, math.inf
+    if np.ptp(values) == 0:
+        return constant(middle, count, limits, level)
+    if set(values) <= {0.0, 1.0} and limits == (0.0, 1.0):  # a difference could be -1, too
+        return proportion(int(sum(values)), count, level)
+    return mean(values, seed, limits, level)
+
+
 def mean(
     values: Sequence[float],
     seed: int = 0,

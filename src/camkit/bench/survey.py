@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -77,7 +78,7 @@ def survey(
         scores = scores_of(scene, row, metrics, maps[row.key], reference, make, request.seed)
         row.scores[scene.name] = scores
     compared = request.wants(AGREEMENT) and not scene.only_metrics
-    return Survey(maps, _agreement(maps, request.seed) if compared else Agreement())
+    return Survey(maps, _agreement(maps, scene.photographs, request.seed) if compared else Agreement())
 
 
 def scores_of(
@@ -178,7 +179,8 @@ def _parity(
             row.note(f"its maps have another resolution than those of {reference}")
             continue
         worst = float(agreement.difference(maps[reference], maps[row.key]).max())
-        row.parity = worst if row.parity is None else max(worst, row.parity)
+        # A NaN stays one, which it does not in `max`.
+        row.parity = worst if row.parity is None else float(np.maximum(worst, row.parity))
         if not worst <= equal_within(dtype, maps[reference].device):
             row.note(f"its maps of the {scene} differ from those of {reference} by {worst:.1e} of the peak")
 
@@ -212,7 +214,7 @@ def _summary(metric: Metric, scores: Scores, photographs: Sequence[int], seed: i
     values = scores.values.tolist()
     own = statistics.of_groups(values, photographs)
     known = [value for value in own if value == value]
-    mean = statistics.mean(known, seed, metric.range) if known else statistics.Estimate(math.nan)
+    mean = statistics.estimate(known, seed, metric.range) if known else statistics.Estimate(math.nan)
     return Score(
         mean=mean.middle,
         low=mean.low,
@@ -225,8 +227,8 @@ def _summary(metric: Metric, scores: Scores, photographs: Sequence[int], seed: i
     )
 
 
-def _agreement(maps: Mapping[str, Tensor], seed: int) -> Agreement:
-    """The mean of every measure over the images for every pair, `None` where resolutions differ.
+def _agreement(maps: Mapping[str, Tensor], photographs: Sequence[int], seed: int) -> Agreement:
+    """The mean of every measure over the photographs for every pair, `None` where resolutions differ.
 
     Also the 2.5, 50 and 97.5 % quantiles for random maps of the first one's resolution.
     """
@@ -238,7 +240,8 @@ def _agreement(maps: Mapping[str, Tensor], seed: int) -> Agreement:
         for i, j in combinations(range(len(names)), 2):
             a, b = maps[names[i]], maps[names[j]]
             if a.shape == b.shape:
-                table[i][j] = table[j][i] = float(compare(a, b).nanmean())
+                of_photographs = statistics.of_groups(compare(a, b).tolist(), photographs)
+                table[i][j] = table[j][i] = float(torch.tensor(of_photographs).nanmean())
         drawn = agreement.null(compare, size, pairs, seed)
         # A measure that is not defined at that size says nothing of random maps either.
         quantiles = drawn.quantile(torch.tensor([0.025, 0.5, 0.975], dtype=drawn.dtype)).tolist()

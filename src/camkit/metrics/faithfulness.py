@@ -78,7 +78,7 @@ def _deleted(
         return torch.where(removed[:, None], gone[image], inputs[image])
 
     curves = evaluate(f, targets, change, len(parts), chunk, logits, scores)
-    return where_defined(not_constant(maps)[:, None], curves)
+    return where_defined((not_constant(maps) & not_constant(full))[:, None], curves)
 
 
 def insertion_curve(
@@ -211,7 +211,7 @@ def road(
 
     found = evaluate(f, targets, change, 2 * len(fractions), chunk, logits, scores)
     most, least = found[:, 0::2], found[:, 1::2]
-    return where_defined(not_constant(maps), (least - most).mean(1) / 2)
+    return where_defined(not_constant(maps) & not_constant(full), (least - most).mean(1) / 2)
 
 
 @dataclass(frozen=True)

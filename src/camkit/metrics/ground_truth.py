@@ -18,7 +18,7 @@ from xml.parsers import expat
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw
+from PIL import Image
 from torch import Tensor
 
 from camkit.errors import UsageError, counted, reason, typed_reason, warn
@@ -49,7 +49,26 @@ def read(source: str | os.PathLike[str]) -> Truth:
 
     Raises `UsageError` if it is none of these.
     """
-    path = Path(source)
+    return _of_one_photograph(_read(Path(source)))
+
+
+def _of_one_photograph(truth: Truth) -> Truth:
+    """`UsageError` for photographs of one name in several folders: annotations know the name alone."""
+    seen: dict[str, Path] = {}
+
+    def mask(photo: Path, size: tuple[int, int]) -> Tensor | None:
+        found = truth(photo, size)
+        if found is not None and (other := seen.setdefault(photo.name, photo)) != photo:
+            raise UsageError(
+                f"{finding.display(photo)} has the name of {finding.display(other)}, and annotations are "
+                "found by the name alone"
+            )
+        return found
+
+    return mask
+
+
+def _read(path: Path) -> Truth:
     if path.is_file():
         return coco(path)
     if not path.is_dir():
@@ -84,7 +103,10 @@ def pets(folder: Path) -> Truth:
         if trimap.is_file():
             return _fitting(trimap, size) == TRIMAP_FOREGROUND
         boxes = folder / "xmls" / f"{photo.stem}.xml"
-        return drawn(size, boxes=voc_boxes(boxes)) if boxes.is_file() else None
+        if not boxes.is_file():
+            return None
+        _check_size(finding.display(boxes), _of_voc(boxes, _voc_size), size)
+        return drawn(size, boxes=voc_boxes(boxes))
 
     return mask
 
@@ -118,6 +140,10 @@ def coco(path: Path) -> Truth:
         by_file: dict[str, list[Mapping[str, Any]]] = {
             Path(record["file_name"]).name: [] for record in records.values()
         }
+        sizes = {
+            Path(record["file_name"]).name: (record.get("width"), record.get("height"))
+            for record in records.values()
+        }
         if len(by_file) < len(records):
             raise ValueError("several images have the same file name")
         for annotation in data["annotations"]:
@@ -138,6 +164,7 @@ def coco(path: Path) -> Truth:
         annotations = [one for one in known or () if not _is_run_length(one)]
         if known is None or (known and not annotations):
             return None
+        _check_size(f"{photo.name} in {name}", sizes[photo.name], size)
         try:
             shapes = list(_coco_shapes(annotations))
         except (ValueError, LookupError, TypeError, OverflowError) as error:
@@ -187,7 +214,7 @@ def voc_objects(path: Path) -> list[tuple[str, Box, bool]]:
     return _of_voc(path, lambda root: [_object(one) for one in root.iter("object")])
 
 
-def _of_voc(path: Path, find: Callable[[ElementTree.Element], list[T]]) -> list[T]:
+def _of_voc(path: Path, find: Callable[[ElementTree.Element], T]) -> T:
     name = finding.display(path)
     try:
         data = read_regular(path, MAX_XML)
@@ -226,23 +253,48 @@ def _number(text: Any) -> float:
     return number
 
 
+def _voc_size(root: ElementTree.Element) -> tuple[Any, Any]:
+    texts = ((root.findtext(f"size/{side}") or "").strip() for side in ("width", "height"))
+    width, height = (int(text) if text.isdecimal() else None for text in texts)
+    return width, height
+
+
+def _check_size(name: str, told: tuple[Any, Any], size: tuple[int, int]) -> None:
+    """`UsageError` for annotations of a photograph of another size, as far as they tell it."""
+    if all(isinstance(side, int) and side > 0 for side in told) and told != size:
+        raise UsageError(
+            f"{name} is of {told[0]} x {told[1]}, the photograph has {size[0]} x {size[1]} pixels"
+        )
+
+
 def _refuse(*_: object) -> None:
     raise ValueError("it declares a document type, which annotations do not need")
 
 
 def drawn(size: tuple[int, int], boxes: Iterable[Box] = (), polygons: Iterable[list[float]] = ()) -> Tensor:
-    """bool `[height, width]`: all inside the shapes; what lies outside the photograph is cut off."""
-    picture = Image.new("1", size)
-    draw = ImageDraw.Draw(picture)
-    for polygon in polygons:
-        draw.polygon(polygon, fill=1)
-    mask = torch.from_numpy(np.array(picture))
+    """bool `[height, width]`: all inside the shapes; what lies outside the photograph is cut off.
+
+    Coordinates are of the edges of pixels. A pixel is inside a polygon if its middle is.
+    """
     width, height = size
+    mask = torch.zeros(height, width, dtype=torch.bool)
+    for polygon in polygons:
+        mask |= _inside(np.reshape(polygon, (-1, 2)), width, height)
     for left, top, right, bottom in boxes:
         x0, x1 = (round(min(max(edge, 0), width)) for edge in (left, right))
         y0, y1 = (round(min(max(edge, 0), height)) for edge in (top, bottom))
         mask[y0:y1, x0:x1] = True
     return mask
+
+
+def _inside(corners: np.ndarray[Any, np.dtype[np.float64]], width: int, height: int) -> Tensor:
+    """Which middles of pixels a polygon `[n, 2]` holds, bool `[height, width]`: by the even-odd rule."""
+    middles, crossings = np.arange(height) + 0.5, np.zeros((height, width + 1), dtype=np.int32)
+    for (x0, y0), (x1, y1) in zip(corners, np.roll(corners, -1, axis=0), strict=True):
+        rows = np.flatnonzero((middles >= min(y0, y1)) & (middles < max(y0, y1)))
+        x = x0 + (middles[rows] - y0) * ((x1 - x0) / (y1 - y0) if len(rows) else 0.0)
+        np.add.at(crossings, (rows, np.clip(np.ceil(x - 0.5), 0, width).astype(int)), 1)
+    return torch.from_numpy(crossings.cumsum(1)[:, :width] % 2 == 1)
 
 
 def _fitting(path: Path, size: tuple[int, int]) -> Tensor:

@@ -30,7 +30,7 @@ def pointing_game(maps: Tensor, truth: Tensor, tolerance: int = 15) -> Tensor:
     full = resized(maps, truth.shape[-2:])
     top = full == full.amax((-2, -1), keepdim=True)
     hits = (top & _grown(truth, tolerance)).sum((-2, -1)) / top.sum((-2, -1))
-    return where_defined(not_constant(maps) & _any(truth), hits.to(maps.dtype))
+    return where_defined(_varied(maps, full) & _any(truth), hits.to(maps.dtype))
 
 
 def energy_pointing_game(maps: Tensor, truth: Tensor) -> Tensor:
@@ -58,7 +58,12 @@ def relevance_rank(maps: Tensor, truth: Tensor) -> Tensor:
     above, tied = full > cut, full == cut
     left = (count - above.sum(1)) / tied.sum(1).clamp(min=1)
     share = ((above & inside).sum(1) + left * (tied & inside).sum(1)) / count
-    return where_defined(not_constant(maps) & _any(truth), share.to(maps.dtype))
+    return where_defined(_varied(maps, full) & _any(truth), share.to(maps.dtype))
+
+
+def _varied(maps: Tensor, full: Tensor) -> Tensor:
+    """Whether maps are not constant, nor become so at the size `full` that they are compared at."""
+    return not_constant(maps) & not_constant(full).to(maps.device)
 
 
 def iou(maps: Tensor, truth: Tensor, threshold: float = 0.2) -> Tensor:
@@ -71,7 +76,7 @@ def iou(maps: Tensor, truth: Tensor, threshold: float = 0.2) -> Tensor:
     peak = full.amax((-2, -1), keepdim=True)
     found = full >= threshold * peak
     share = (found & truth).sum((-2, -1)) / (found | truth).sum((-2, -1))
-    return where_defined(not_constant(maps) & _any(truth) & (peak[:, 0, 0] > 0), share.to(maps.dtype))
+    return where_defined(_varied(maps, full) & _any(truth) & (peak[:, 0, 0] > 0), share.to(maps.dtype))
 
 
 def _any(truth: Tensor) -> Tensor:
