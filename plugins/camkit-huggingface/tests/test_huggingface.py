@@ -756,6 +756,8 @@ def test_a_segmentation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, photos:
         assert line["box"]["area"] == pytest.approx(shares[line["class_name"]], abs=1e-4)
         assert line["logit"] == pytest.approx(float(logits[line["class_index"]][mask].mean()), abs=1e-4)
     assert "recomputed map" in CliRunner().invoke(cli, ["verify", "camkit-out"]).output
+    like = CliRunner().invoke(cli, ["explain", "a.png", "--model", "hf:net", "--like", "a.png"])
+    assert "hf:net has no embedding of a photograph to compare" in like.stderr
 
 
 def segmentation(folder: Path, processor: Any) -> Any:

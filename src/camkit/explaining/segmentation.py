@@ -79,7 +79,10 @@ def _found(
     for x, y in asked.at:
         place = _place(model, photo, (x, y), won.shape)
         if place is None:
-            missing = MapError(f"the model does not see the place {x:g},{y:g} of this photograph")
+            width, height = photo.whole or photo.image.size
+            missing = MapError(
+                f"the model does not see the place {x:g},{y:g} of this photograph of {width} x {height}"
+            )
             continue
         mask = torch.zeros_like(won, dtype=torch.bool)
         mask[place] = True

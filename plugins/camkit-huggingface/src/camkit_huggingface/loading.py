@@ -71,6 +71,10 @@ def load(reference: str, device: torch.device) -> LoadedModel:
         config = _config(place)
         for kind, make in OTHER_TASKS.items():
             if any(kind in name for name in config.architectures or ()):
+                if encodes:
+                    raise ModelError(
+                        f"hf:{path} has no embedding of a photograph to compare: leave out --like"
+                    )
                 return make(place, config, f"hf:{reference}", device)
         made = _prompted if _is_prompted(config) else _classifier
         made = _encoder if encodes else made
