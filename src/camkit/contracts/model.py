@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -122,6 +122,13 @@ class LoadedModel:
             if parameter.is_floating_point():
                 return parameter
         raise ModelError(f"model {self.name!r} has no floating-point parameters")
+
+
+def restated(model: LoadedModel, **changes: Any) -> LoadedModel:
+    """`model` with other fields, which stands for the same weights: its identity stays."""
+    made = replace(model, **changes)
+    vars(made)["sha256"] = model.sha256
+    return made
 
 
 class ModelSource(ABC):

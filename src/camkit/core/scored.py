@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
 
-from camkit.contracts.model import LoadedModel
+from camkit.contracts.model import LoadedModel, restated
 from camkit.errors import ModelError, TargetError
 
 Score = Callable[[Any], Tensor]
@@ -45,15 +44,8 @@ def classifier(model: LoadedModel) -> nn.Module:
 
 
 def all_places(model: LoadedModel) -> LoadedModel:
-    """A segmentation as what returns its scores of all places, for functions of these; others as given.
-
-    It stands for the same weights.
-    """
-    if model.segments is None:
-        return model
-    made = replace(model, segments=None, output=model.segments)
-    vars(made)["sha256"] = model.sha256
-    return made
+    """A segmentation as what returns its scores of all places, for functions of these; others as given."""
+    return model if model.segments is None else restated(model, segments=None, output=model.segments)
 
 
 class _Scores(nn.Module):

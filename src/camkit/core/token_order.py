@@ -24,9 +24,10 @@ _BEHIND: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()
 
 def behind(module: nn.Module) -> int | None:
     """How many tokens lie behind those of the image; `None` if nobody has looked yet."""
-    if any(isinstance(getattr(part, "num_prefix_tokens", None), int) for part in module.modules()):
-        return 0  # a model of timm, which has them in front
-    return _BEHIND.get(_inner(module))
+    inner = _inner(module)
+    if inner not in _BEHIND and any(hasattr(part, "num_prefix_tokens") for part in inner.modules()):
+        _BEHIND[inner] = 0  # a model of timm, which has them in front
+    return _BEHIND.get(inner)
 
 
 def find(

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from camkit.contracts.model import LoadedModel
+from camkit.contracts.model import LoadedModel, restated
 from camkit.core import hooks
 from camkit.core.scored import Score, all_places, classifier
 from camkit.drawing import overlay
@@ -76,9 +76,7 @@ def named(model: LoadedModel, targets: Sequence[str], like: Sequence[str], read:
 def _without_classes(model: LoadedModel) -> LoadedModel:
     """A model without what was assumed of its classes: functions see none."""
     notes = {about: text for about, text in model.notes.items() if about not in OF_CLASSES}
-    made = replace(model, notes=notes)
-    vars(made)["sha256"] = model.sha256  # it stands for the same weights
-    return made
+    return restated(model, notes=notes)
 
 
 def option(name: str) -> tuple[str, str]:

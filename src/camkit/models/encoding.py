@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from camkit.contracts.model import LoadedModel
+from camkit.contracts.model import LoadedModel, restated
 from camkit.core import hooks, layers
 from camkit.core.call_types import Call
 from camkit.core.layer_lookup import automatic_layer
@@ -30,10 +29,10 @@ def encoder(model: LoadedModel) -> LoadedModel:
     a head, is taken for one that returns an embedding already; unless its scores are `none`, a warning says
     so. Raises `ModelError` for one that returns none.
     """
-    layer, identity = model.default_layer, model.sha256
+    layer = model.default_layer
     if heads := _heads(model):
         layer = _automatic(model) if layer == "auto" else layer
-        model = replace(model, module=_without(model.module, heads))
+        model = restated(model, module=_without(model.module, heads))
     elif model.scores != "none":
         warn(
             f"{model.name} ends in no linear layer, so what it returns is compared as it is: if these are "
@@ -43,9 +42,7 @@ def encoder(model: LoadedModel) -> LoadedModel:
     if found.ndim != 2:
         raise ModelError(f"{model.name} returns {list(found.shape)}, no embedding [B, d]: see --output")
     names = tuple(f"embedding_{i}" for i in range(found.shape[1]))
-    made = replace(model, classes=names, default_layer=layer, scores="none", architecture=None)
-    vars(made)["sha256"] = identity  # it stands for the same weights
-    return made
+    return restated(model, classes=names, default_layer=layer, scores="none", architecture=None)
 
 
 def _heads(model: LoadedModel) -> tuple[str, ...]:
