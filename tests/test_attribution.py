@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import camkit
-from camkit.contracts.explainer import Explainer, Query
+from camkit.contracts.explainer import Explainer, Query, Sweep
 from camkit.core.class_names import class_index
 from camkit.core.run_explainer import run
 from camkit.core.targets import class_selector, target_selector
@@ -488,3 +488,11 @@ def test_one_image_with_a_batch_norm_beside_tokens_has_the_map_of_a_batch(method
     assert (alone - together).abs().max() <= 1e-5 * together.abs().max()
     every = camkit.class_maps(net, x[:1], layer="conv")
     assert (every - camkit.class_maps(net, x, layer="conv")[:1]).abs().max() <= 1e-5 * every.abs().max()
+
+
+def test_a_query_has_its_targets_where_its_inputs_are(small_net: nn.Module) -> None:
+    """Callers leave them on the host, and `gather` on an accelerator refuses these."""
+    inputs = torch.empty(2, 3, 16, 16, device="meta")
+    sweep = Sweep(small_net, inputs, ("body",), ("gradcam",), lambda scores: scores)
+    (first, _) = sweep.queries("gradcam", "body", torch.tensor([[0, 1], [3, 2]]))
+    assert first.targets.device == inputs.device and first.targets.shape == (2,)

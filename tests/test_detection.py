@@ -38,7 +38,7 @@ class Corners(nn.Module):
         f = self.features(x)
         found = []
         for cat, dog in zip(f[:, 0, :4, :4].mean((1, 2)), f[:, 1, 4:, 4:].mean((1, 2)), strict=True):
-            scores, boxes = torch.stack([cat, dog]), torch.tensor([CAT, DOG])
+            scores, boxes = torch.stack([cat, dog]), x.new_tensor([CAT, DOG])
             order = scores.detach().argsort(descending=True)
             order = order[scores.detach()[order] > 0.05]
             found.append({"scores": scores[order], "labels": order, "boxes": boxes[order]})

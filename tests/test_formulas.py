@@ -112,6 +112,19 @@ def test_components_are_those_of_a_singular_value_decomposition(size: tuple[int,
             torch.testing.assert_close(found.abs(), expected.abs(), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_sign_of_a_component_is_not_that_of_rounding(dtype: torch.dtype) -> None:
+    """Behind a LayerNorm without weights of its own the mean over channels is zero at every position."""
+    exact = torch.nn.functional.layer_norm(torch.randn(20, 6, 6, 192).double(), (192,)).movedim(-1, 1)
+    wanted = formulas.eigencam(exact)
+    assert bool((wanted.pow(3).sum((2, 3)) > 0).all())
+    found = formulas.eigencam(exact.to(dtype)).double()
+    along = (
+        (found * wanted).flatten(1).sum(1) / found.flatten(1).norm(dim=1) / wanted.flatten(1).norm(dim=1)
+    )
+    assert bool((along > 0.9).all())
+
+
 @pytest.mark.parametrize("cam", [*TRANSCRIPTIONS, formulas.eigengradcam], ids=lambda f: f.__name__)
 def test_signals_and_volumes_are_images_of_other_proportions(
     cam: Cam, features: Tensor, gradients: Tensor

@@ -286,6 +286,20 @@ def test_attention_methods_take_balanced_gradients() -> None:
     assert torch.equal(*rollout)
 
 
+def test_the_layers_of_refinecam_are_the_same_whichever_was_asked_for_first() -> None:
+    """Balanced gradients would tell other layers from noise."""
+    torch.manual_seed(0)
+    fresh, known = (timm.create_model("test_vit", img_size=64, num_classes=5).eval() for _ in range(2))
+    for parameter in fresh.parameters():
+        if not bool(parameter.any()):
+            nn.init.normal_(parameter, std=0.1)
+    known.load_state_dict(fresh.state_dict())
+    x = torch.randn(1, 3, 64, 64)
+    camkit.maps(known, x, 1, method="refinecam")
+    found = [camkit.maps(model, x, 1, method="refinecam", libra=True) for model in (fresh, known)]
+    assert torch.equal(*found)
+
+
 @pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
 def test_checkpoints_run_balanced_again() -> None:
     torch.manual_seed(0)

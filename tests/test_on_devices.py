@@ -25,10 +25,10 @@ import camkit
 from camkit.bench import timing
 from camkit.cli import cli
 from camkit.core import devices
-from camkit.errors import CamkitError
+from camkit.errors import CamkitError, CamkitWarning
 from camkit.explaining import manifest, pipeline
 from camkit.native.explainer import AT_ONCE
-from camkit.native.method_table import AT_LAYER, ATTENTION
+from camkit.native.method_table import AT_LAYER, ATTENTION, BLACK_BOX, INPUT_GRADIENTS
 from camkit.registry import discovery
 from camkit.testing.trainers import toy_photos
 
@@ -94,6 +94,36 @@ def test_every_method_is_near_to_float64(
         assert torch.equal(torch.cuda.get_rng_state(where), states[1])
     if way == "ieee" or method not in TOUCHY:
         close(found, wanted, bound)
+
+
+@on_every_device
+@pytest.mark.parametrize("method", [*BLACK_BOX, *INPUT_GRADIENTS, "winsorcam"])
+def test_methods_of_many_forwards_or_layers_are_near_to_float64(
+    method: str, device: str, small_net: nn.Module, batch: Tensor
+) -> None:
+    few = FEW | {"steps": 8, "samples": 8}
+    asked: dict[str, Any] = {"layer": "act", "method": method, **few}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", CamkitWarning)  # of few masks, and an image without a map
+        wanted = camkit.maps(copy.deepcopy(small_net).double(), batch.double(), [0, 3, 1], **asked)
+        found = camkit.maps(small_net.to(device), batch.to(device), [0, 3, 1], **asked)
+    assert found.device == torch.device(device) and bool(found.isfinite().all())
+    close(found, wanted, 1e-2 if method in TOUCHY else 1e-4)
+
+
+@on_every_device
+@pytest.mark.parametrize("libra", [False, True], ids=["plain", "balanced"])
+def test_a_transformer_is_near_to_float64(libra: bool, device: str) -> None:
+    torch.manual_seed(0)
+    model = timm.create_model("test_vit", img_size=64, num_classes=5).double().eval()
+    torch.nn.init.normal_(model.head.weight)
+    x, methods = torch.randn(2, 3, 64, 64).double(), ["gradcam", "layercam", "refinecam", "grad-eclip"]
+    wanted = camkit.maps_by(model, x, [0, 3], method=methods, libra=libra)
+    found = camkit.maps_by(
+        model.to(device).float(), x.float().to(device), [0, 3], method=methods, libra=libra
+    )
+    for key, maps in found.items():
+        close(maps, wanted[key], 1e-3)
 
 
 @on_every_device

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import timm
 import torch
 from PIL import Image
-from tests import fake_device
+from tests import fake_device, test_detection
 from tests.conftest import SmallNet
 from tests.fake_device import graphs as fake_graphs
 from torch import Tensor, nn
@@ -29,7 +30,14 @@ from camkit.metrics.measure import measure
 from camkit.native import compiled as native_compiled
 from camkit.native import graphs
 from camkit.native.explainer import AT_ONCE
-from camkit.native.method_table import AT_LAYER, BLACK_BOX, COMBINED, INPUT_GRADIENTS
+from camkit.native.method_table import (
+    AT_LAYER,
+    ATTENDED,
+    BALANCED,
+    BLACK_BOX,
+    COMBINED,
+    INPUT_GRADIENTS,
+)
 from camkit.registry import discovery, loading
 
 NATIVE = fake_device.start()
@@ -84,10 +92,12 @@ def test_the_device() -> None:
     assert devices.has_float64(FAKE) and devices.has_graphs(FAKE) and not devices.has_graphs(devices.CPU)
 
 
+# An image without a positive weight is told of.
+quiet = pytest.mark.filterwarnings("ignore:.*is inexact", "ignore:.*winsorcam is zero everywhere")
 FEW = {"masks": 200, "cells": 3, "tolerance": 0, "steps": 8, "samples": 8}  # of methods of many forwards
 
 
-@pytest.mark.filterwarnings("ignore:.*is inexact")
+@quiet
 @pytest.mark.parametrize("method", [*AT_LAYER, *BLACK_BOX, *INPUT_GRADIENTS, *COMBINED])
 def test_every_method_as_on_the_cpu(method: str, net: nn.Module, there: nn.Module, x: Tensor) -> None:
     found = camkit.maps(there, x.to(FAKE), [0, 3, 1], layer="act", method=method, **FEW)
@@ -96,13 +106,109 @@ def test_every_method_as_on_the_cpu(method: str, net: nn.Module, there: nn.Modul
 
 
 @pytest.mark.usefixtures("without_double")
-@pytest.mark.filterwarnings("ignore:.*is inexact")
+@quiet
 @pytest.mark.parametrize("method", [*AT_LAYER, *BLACK_BOX, *INPUT_GRADIENTS, *COMBINED])
 def test_every_method_without_float64(method: str, net: nn.Module, there: nn.Module, x: Tensor) -> None:
     assert not devices.has_float64(FAKE)
     found = camkit.maps(there, x.to(FAKE), [0, 3, 1], layer="act", method=method, **FEW)
     assert found.device == FAKE
     close(found, camkit.maps(net, x, [0, 3, 1], layer="act", method=method, **FEW))
+
+
+@pytest.fixture
+def transformer() -> nn.Module:
+    torch.manual_seed(0)
+    model = timm.create_model("test_vit", img_size=64, num_classes=5)
+    for parameter in model.parameters():
+        if not bool(parameter.any()):
+            nn.init.normal_(parameter, std=0.1)
+    return model.eval()
+
+
+@pytest.mark.filterwarnings("ignore:.*grad-eclip is zero everywhere")
+@pytest.mark.parametrize("has_double", [True, False], ids=["double", "no double"])
+@pytest.mark.parametrize("libra", [False, True], ids=["plain", "libra"])
+def test_a_transformer_as_on_the_cpu(libra: bool, has_double: bool, transformer: nn.Module) -> None:
+    NATIVE.has_double(has_double)
+    devices.has_float64.cache_clear()
+    methods = [m for m in (*ATTENDED, *AT_LAYER, "refinecam") if m in BALANCED or not libra]
+    x = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+    there = copy.deepcopy(transformer).to(FAKE)
+    found = camkit.maps_by(there, x.to(FAKE), [1, 2], method=methods, libra=libra)
+    for key, maps in camkit.maps_by(transformer, x, [1, 2], method=methods, libra=libra).items():
+        assert found[key].device == FAKE
+        close(found[key], maps, 1e-4)
+
+
+@pytest.mark.filterwarnings("ignore")  # of what other libraries do inexactly
+@pytest.mark.parametrize("targets", [[0, 3, 1], None, "on the device"], ids=["given", "predicted", "there"])
+@pytest.mark.parametrize("backend", sorted({*discovery.names("explainer")} - {"native"}))
+def test_every_backend_as_on_the_cpu(backend: str, targets: Any, x: Tensor) -> None:
+    torch.manual_seed(0)
+    body = [nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU()]
+    net = nn.Sequential(*body, nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(32, 5)).eval()
+    there = copy.deepcopy(net).to(FAKE)
+    given = torch.tensor([0, 3, 1]).to(FAKE) if targets == "on the device" else targets
+    wanted_of = [0, 3, 1] if targets == "on the device" else targets
+    for method in loading.make("explainer", backend, {}).methods:
+        found = camkit.maps(there, x.to(FAKE), given, layer="3", backend=backend, method=method)
+        assert found.device == FAKE, method
+        close(found, camkit.maps(net, x, wanted_of, layer="3", backend=backend, method=method), 1e-4)
+
+
+class Coloured(nn.Module):
+    """Scores of three colours at each pixel."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features, self.head = nn.Conv2d(3, 6, 3, padding=1), nn.Conv2d(6, 3, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.features(x).relu())
+
+
+# What is explained: a model and the call.
+SUBJECTS: dict[str, tuple[Any, dict[str, Any]]] = {
+    "boxes": (test_detection.model, {"box": "all", "method": "hirescam"}),
+    "boxes, by masks": (test_detection.model, {"box": "all", "method": "rise", "masks": 64}),
+    "segments": (Coloured, {"target": "all"}),
+    "a place": (Coloured, {"at": [(3, 4)]}),
+    "a function": (SmallNet, {"target": lambda scores: scores[:, 1] - scores[:, 0]}),
+}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("subject", SUBJECTS)
+def test_every_subject_as_on_the_cpu(subject: str) -> None:
+    make, call = SUBJECTS[subject]
+    torch.manual_seed(0)
+    made = make()
+    if isinstance(made, nn.Module):
+        names = [str(number) for number in range(5 if isinstance(made, SmallNet) else 3)]
+        made = camkit.load_model(made.eval(), classes=names, preprocess=Preprocess((32, 32)))
+    photos = [test_detection.photo(), test_detection.photo(0.9, 0.7)]
+    wanted = list(camkit.explain_many(made, photos, **call))
+    found = list(camkit.explain_many(made.to(device="fake:0"), photos, **call))
+    assert len(found) == len(wanted) >= len(photos)
+    for one, other in zip(found, wanted, strict=True):
+        assert one.class_index == other.class_index
+        close(one.map, other.map)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("method", ["gradcam", "generic-attention", "legrad", "grad-eclip"])
+def test_likeness_as_on_the_cpu(method: str, transformer: nn.Module) -> None:
+    model = camkit.load_model(transformer, classes=list("abcde"), preprocess=Preprocess((64, 64)))
+    photo, other = test_detection.photo(), test_detection.photo(0.2, 0.9)
+
+    def found() -> Tensor:
+        encoder = camkit.encoder(model)
+        alike = camkit.likeness(encoder, other)
+        return torch.as_tensor(camkit.explain(encoder, photo, target=alike, method=method).map)
+
+    wanted = found()
+    model.to(device="fake:0")
+    close(found(), wanted, 1e-4)
 
 
 @pytest.mark.usefixtures("without_double")

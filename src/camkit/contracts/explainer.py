@@ -26,7 +26,8 @@ class Query:
     module: from inputs to scores `[B, n_classes]`, in eval mode; the host restores the mode of every
         submodule afterwards. What a user's `output` and target function make of a model is part of it.
     inputs: float `[B, C, H, W]` on the device of the module; see `Explainer.dimensions`.
-    targets: int64 `[B]`, the class index to explain for each input; already checked against the model.
+    targets: int64 `[B]` on the same device, the class index to explain for each input; already checked
+        against the model.
     layer: dotted name of the target layer in `module` ("" is `module` itself).
     method: one of the explainer's `methods`.
     extras: further inputs, `[B, ...]` each: `module(inputs, *extras)`; see `Explainer.several_inputs`.
@@ -62,7 +63,8 @@ class Sweep:
     choose: from the model's scores `[B, n_classes]` to the class indices to explain, int64 `[B, T]`. It
         checks scores and indices and raises `TargetError` or `ModelError`; the host keeps the scores.
         Of targets that lie on the device already the error may come after the maps, to spare a wait.
-    targets: what `choose` will say, where it is given and needs no scores, else `None`.
+    targets: what `choose` will say, where it is given and needs no scores, else `None`; on the host, or
+        wherever the caller has them.
     predicted: whether it will say the class with the highest score of each input.
     seen: as in `Query`: it looks at all targets at once, and waits for the device.
     remark: as in `Query`, to be called with the method and the layer before the images.
@@ -84,8 +86,8 @@ class Sweep:
     predicted: bool = False
 
     def queries(self, method: str, layer: str, targets: Tensor) -> Iterator[Query]:
-        """One query for each column of `targets`, int64 `[B, T]`."""
-        for column in targets.unbind(1):
+        """One query for each column of `targets`, int64 `[B, T]`, wherever these are."""
+        for column in targets.to(self.inputs.device).unbind(1):
             yield Query(
                 *(self.module, self.inputs, column.contiguous(), layer, method, self.extras),
                 layout=self.layout,

@@ -93,16 +93,18 @@ def eigengradcam(features: Tensor, gradients: Tensor) -> Tensor:
     Eigen-CAM (below) with class information, as pytorch-grad-cam defines it. Where features are signed, as
     without a ReLU, the component may hardly covary with the mean: its sign is then all but arbitrary.
     """
-    return _first_component((_float(gradients) * _float(features)).movedim(0, 1), features.ndim - 2)
+    terms = (_float(gradients) * _float(features)).movedim(0, 1)
+    return _first_component(terms, features.ndim - 2, features.dtype)
 
 
 def eigencam(features: Tensor) -> Tensor:
     """Eigen-CAM: the first principal component of the features over the positions, `[B, 1, h, w]`.
 
     Muhammad and Yeasin 2020, arXiv:2008.00299; centred over the positions, as pytorch-grad-cam does it. A
-    component has no sign of its own: it gets that of its covariance with the mean over channels.
+    component has no sign of its own: it gets that of its covariance with the mean over channels, or where
+    that is only rounding, as behind a LayerNorm without weights, the one by which few positions stand out.
     """
-    return _first_component(_float(features)[:, None], features.ndim - 2)
+    return _first_component(_float(features)[:, None], features.ndim - 2, features.dtype)
 
 
 def activations(features: Tensor) -> Tensor:
@@ -140,6 +142,16 @@ NOISY = (
     "behind that, or another method"
 )
 SAMPLE = 1024  # positions whose terms are examined
+
+
+def negligible(dtype: torch.dtype) -> float:
+    """The share of the mean size of its terms below which a mean over channels is only rounding.
+
+    Measured at 53 convolutions and fewer: noise is at most 4e-8 in float32 and 1 to 3 % of an eps in half
+    precision; means of gradients behind batch norms are 1e-3 and more, the smallest single one 3e-5. Of
+    features noise is 1e-9 behind a LayerNorm without weights, and 7e-5 with weights of 1 +- 0.02.
+    """
+    return max(1e-6, 0.03 * torch.finfo(dtype).eps)
 
 
 def remainder(maps: Tensor, formula: Callable[..., Tensor], features: Tensor, gradients: Tensor) -> Tensor:
@@ -230,9 +242,13 @@ def _weighted(features: Tensor, weights: Tensor) -> Tensor:
     return maps.reshape(*maps.shape[:2], *features.shape[2:])
 
 
-def _first_component(values: Tensor, dimensions: int) -> Tensor:
-    """`[..., C, h, w]` to `[..., h, w]`: positions projected on their first principal axis."""
+def _first_component(values: Tensor, dimensions: int, dtype: torch.dtype) -> Tensor:
+    """`[..., C, h, w]` to `[..., h, w]`: positions projected on their first principal axis.
+
+    dtype: in which the values were computed.
+    """
     points = double(values.flatten(-dimensions).transpose(-1, -2))  # [..., h w, C]
+    sizes = points.abs().mean(-1)
     points = points - points.mean(-2, keepdim=True)
     sound = points.isfinite().all(-1, keepdim=True).all(-2, keepdim=True)
     points = torch.where(sound, points, 0.0)  # the solver raises on NaN
@@ -243,5 +259,7 @@ def _first_component(values: Tensor, dimensions: int) -> Tensor:
         axes = torch.linalg.eigh(points.transpose(-1, -2) @ points).eigenvectors
         component = (points @ axes[..., -1:]).squeeze(-1)
     side = (component * points.mean(-1)).sum(-1, keepdim=True)
+    noise = side.abs() < negligible(dtype) * (component.abs() * sizes).sum(-1, keepdim=True)
+    side = torch.where(noise, component.pow(3).sum(-1, keepdim=True), side)
     signed = torch.where(sound[..., 0], torch.where(side < 0, -component, component), torch.nan)
     return signed.reshape(*values.shape[: -dimensions - 1], *values.shape[-dimensions:]).to(values)

@@ -55,7 +55,7 @@ def tell(place: Path | str, folder: Path, parts: list[str], processes: Processes
             write_whole(path, store.read(str(place), name, tables.MAX_FILE), durable=False)
         if name in known:
             continue
-        rows = reader.read(path, _lines, path, name, memory=MAP_MEMORY)
+        rows = reader.read(path, parquet.read_lines, path, memory=MAP_MEMORY)  # which needs no torch
         manifest.append(folder, [json.loads(row) for row in rows])
 
 
@@ -65,11 +65,6 @@ def send(folder: Path, address: str) -> None:
     for path in sorted(files, key=lambda path: path.name == manifest.NAME):
         name = path.relative_to(folder).as_posix()
         addresses.write(f"{address.rstrip('/')}/{name}", path.read_bytes())
-
-
-def _lines(path: Path, name: str) -> list[bytes]:
-    """The rows of a table; in a process of its own, as it may be a stranger's."""
-    return parquet.read_lines(path.read_bytes(), name)
 
 
 def _fetch(place: Path | str, folder: Path) -> None:

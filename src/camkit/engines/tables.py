@@ -112,7 +112,7 @@ def left(parts: Parts, place: str) -> Left:
     stale = []
     for one in others:
         keys, marks = _footer(place, one, parts.request)
-        listed = np.isin(keys, now[0])
+        listed = np.isin(keys, now[0], kind="sort")  # tables of integers overflow with numpy 2.0
         changed = listed & (now[1][np.searchsorted(now[0], keys).clip(max=len(now[0]) - 1)] != marks)
         if changed.any() or (one in found.failed and listed.any()):
             stale.append(one)

@@ -6,6 +6,7 @@ import io
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -103,13 +104,13 @@ def read_facts(data: Any) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def read_lines(data: bytes, file: str) -> list[bytes]:
-    """The rows of a table as lines of a manifest, as JSON, in which `map_file` is `file`.
+def read_lines(path: Path) -> list[bytes]:
+    """The rows of a table as lines of a manifest, as JSON, in which `map_file` is its name.
 
-    data: as of `read_map`, which reads their maps.
+    `read_map` reads their maps.
     """
     lines = []
-    for row in read_rows(data):
+    for row in read_rows(path.read_bytes()):
         values = row.pop("map")
         del row["height"], row["width"]
         for name in JSON:
@@ -117,7 +118,7 @@ def read_lines(data: bytes, file: str) -> list[bytes]:
                 row[name] = json.loads(row[name])
         for name in ("image_path", "image_name"):
             row[name] = row[name] and _SURROGATE.sub(lambda code: chr(int(code[1], 16)), row[name])
-        row["map_file"] = file if row["status"] == "ok" else None
+        row["map_file"] = path.name if row["status"] == "ok" else None
         row["map_range"] = [min(values), max(values)] if values else None
         lines.append(json.dumps(row, ensure_ascii=False).encode("utf-8", "backslashreplace"))
     return lines

@@ -13,6 +13,7 @@ import signal
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import wait
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -128,7 +129,8 @@ def call(function: Callable[..., T], *arguments: Any, name: str, memory: int = M
 class Processes:
     """Processes that read; they start at once, beside whatever else has to be imported.
 
-    seconds, memory: how long a file may take, and bytes that a process may have.
+    seconds, memory: how long a file may take, and bytes that a process may have beyond those that the
+    interpreter and the main program's imports take.
     """
 
     def __init__(self, count: int = 2, *, seconds: float = SECONDS, memory: int = MEMORY) -> None:
@@ -201,6 +203,9 @@ class Processes:
         from pebble import ProcessExpired
 
         try:
+            while not wait([future], timeout=1).done:
+                if not self._pool.active:  # then some releases of pebble leave what was asked unanswered
+                    raise LimitError(f"{name} was not read: the process that reads has ended")
             return future.result()
         except MemoryError:
             reason = "needs more memory than it may have"
@@ -289,12 +294,17 @@ def _start_server() -> None:
 
 
 def _limit_process(memory: int) -> None:
-    """In a new process: no more than `memory` bytes, and an end when the parent ends."""
+    """In a new process: no more than `memory` further bytes, and an end when the parent ends.
+
+    Further ones, for it has imported the main program: with torch built for CUDA that alone may be 5 GB of
+    addresses, and without any left not even a thread starts.
+    """
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # decoders print there what the error says anyway
     with suppress(ImportError, ValueError, OSError):  # not everywhere, and not above a stricter limit
         import resource
 
-        resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
+        limit = _addressed() + memory
+        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
@@ -304,16 +314,23 @@ def _limited(memory: int, function: Callable[..., T], *arguments: Any) -> T:
     try:
         import resource
 
-        pages = int(Path("/proc/self/statm").read_text().split()[0])
+        limit = _addressed() + memory
     except (ImportError, OSError):  # where the limit of the process has to do
         return function(*arguments)
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
-    limits = [pages * resource.getpagesize() + memory, *(n for n in (soft, hard) if n >= 0)]
+    limits = [limit, *(n for n in (soft, hard) if n >= 0)]
     resource.setrlimit(resource.RLIMIT_AS, (min(limits), hard))
     try:
         return function(*arguments)
     finally:
         resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+
+
+def _addressed() -> int:
+    """Bytes of addresses that this process has; `OSError` where the system does not tell."""
+    import resource
+
+    return int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
 
 
 def _end_with_parent() -> None:

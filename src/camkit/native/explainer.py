@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from camkit.contracts.explainer import Explainer, Query, Sweep
+from camkit.core import all_layers, hooks
 from camkit.core import formulas as cams
-from camkit.core import hooks
 from camkit.core.hooks import Captured
 from camkit.errors import UsageError, warn
 from camkit.native import black_box, combined, compiled, input_gradients, perturbation
@@ -126,6 +126,9 @@ class Native(Explainer):
             raise UsageError(
                 "shapleycam takes second derivatives, and libra=true leaves none: gradcam is the same there"
             )
+        if not set(COMBINED).isdisjoint(sweep.methods):
+            # Which layers there are is found once, from gradients that nothing has balanced.
+            all_layers.find(sweep.module, (sweep.inputs, *sweep.extras))
         with Libra() as libra:
             found = self._many(sweep)
         concerned = () if libra.applied else [m for m in sweep.methods if m in BALANCED]
