@@ -26,6 +26,7 @@ from benchmarks import (
     folders,
     native,
     road,
+    throughput,
     training,
     truth,
 )
@@ -52,7 +53,13 @@ BLOCKS = {
         partial(native.report, bounds=native.BOUNDS_ON_GPU),
     ),
     "adapters": Block("python -m benchmarks.adapters", "adapters.json", adapters.report),
+    "throughput": Block("python -m benchmarks.throughput FOLDER", "throughput.json", throughput.report),
     "training": Block("python -m benchmarks.training FOLDER", "training.json", training.report),
+    "training on cuda": Block(
+        "python -m benchmarks.training FOLDER --device cuda --arch torchvision:resnet34",
+        "training-cuda.json",
+        training.report,
+    ),
     "truth": Block("python -m benchmarks.truth PHOTOS TRUTH", "truth.json", truth.report),
     "road": Block("python -m benchmarks.road", "road.json", road.report),
     "explain": Block("python -m benchmarks.explain FOLDER", "explain.json", explain.report),

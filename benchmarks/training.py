@@ -48,7 +48,7 @@ def bare(folder: Path, arch: str, device: str, workers: int | None) -> float:
         blocks=(fastai.ImageBlock, fastai.CategoryBlock(vocab=data.classes)),
         get_items=lambda _: list(range(len(data.paths))),
         get_x=lambda i: data.paths[i],
-        get_y=data.label,
+        get_y=lambda i: data.label(i),  # a method's own name would say what fastai makes of it
         splitter=fastai.IndexSplitter(valid),
         item_tfms=fastai.Resize(PRESIZE),
         batch_tfms=fastai.aug_transforms(size=SIZE, **AUGMENTATION),
@@ -89,17 +89,19 @@ def ours(folder: Path, arch: str, device: str, workers: int | None) -> float:
 
 
 def report(result: Sequence[Mapping[str, Any]]) -> str:
-    """Markdown: a row for each network."""
+    """Markdown: a row for each network and device."""
     lines = [
-        "| network | rounds | bare Learner | camkit | ratio, median | lowest to highest | bound |",
-        "|---|---|---|---|---|---|---|",
+        "| network | device | rounds | bare Learner | camkit | ratio, median | lowest to highest | bound |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for found in result:
         samples = found["seconds"]
         pairs = [c / b for c, b in zip(samples["camkit"], samples["bare"], strict=True)]
         middles = " | ".join(f"{median(samples[name]):.2f} s" for name in ("bare", "camkit"))
         extent = f"{median(pairs):.3f} | {min(pairs):.3f} to {max(pairs):.3f}"
-        lines.append(f"| `{found['arch']}` | {len(pairs)} | {middles} | {extent} | {BOUND} |")
+        lines.append(
+            f"| `{found['arch']}` | {found['device']} | {len(pairs)} | {middles} | {extent} | {BOUND} |"
+        )
     return "\n".join(lines)
 
 
@@ -126,7 +128,7 @@ def main() -> None:
     facts |= {"torch": str(torch.__version__), "python": platform.python_version(), "seconds": samples}
     known = json.loads(args.out.read_text()) if args.out.exists() else []
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    result = [*(r for r in known if r["arch"] != args.arch), facts]
+    result = [*(r for r in known if (r["arch"], r["device"]) != (args.arch, args.device)), facts]
     args.out.write_text(json.dumps(result) + "\n")
     print(report(result))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -460,6 +461,20 @@ def test_time_is_taken_to_the_end_of_the_work(name: str) -> None:
     assert sample.enqueue is not None and 0 < sample.enqueue <= sample.host
     assert timing.peak_memory(lambda: x @ x, device) == {}  # it keeps no account
     assert devices.kernel_seconds(lambda: x @ x, device) is None
+
+
+def test_the_benchmark_of_a_device(tmp_path: Path, compiled: Any) -> None:
+    """Forwards that are recorded and replayed, and the peers, with all maps compared first."""
+    from benchmarks import native
+
+    asked = ["--device", "fake", "--case", "2x64", "--rounds", "3", "--out", str(tmp_path / "native.json")]
+    native.main(asked)
+    told = json.loads((tmp_path / "native.json").read_text())
+    (case,) = told["cases"]
+    assert told["device"] == "fake Fake accelerator"
+    for name in (native.BARE, native.GRAPH, native.HALF_GRAPH, "one class, fast", "pytorch-grad-cam"):
+        assert {len(seconds) for seconds in case["seconds"][name].values()} == {3}
+    assert native.GRAPH in native.report(told, native.BOUNDS_ON_GPU)
 
 
 def test_inputs_and_model_on_two_devices(net: nn.Module, there: nn.Module, x: Tensor) -> None:
