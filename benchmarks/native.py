@@ -202,21 +202,22 @@ def report(result: Mapping[str, Any], bounds: Mapping[tuple[str, str], str]) -> 
     errors = {
         name: max(case["agreement"][name]["error"] for case in cases) for name in cases[0]["agreement"]
     }
-    grown = {name: found["growth_kib"] for name, found in result["memory"].items()}
-    hooks = sum(found["hooks"] for found in result["memory"].values())
+    grown = {name: result["memory"][name]["growth_kib"] for name in ("plain", "fast")}
+    hooks = sum(result["memory"][name]["hooks"] for name in ("plain", "fast"))
     paragraphs = [
         f"{device}, torch {result['torch']}, Python {result['python']}; rounds: {rounds}.",
         table(cases, bounds),
         "Largest difference from the maps of one class, relative to the peak: "
         + "; ".join(f"{name} {error:.1e}" for name, error in errors.items())
         + ".",
-        f"500 calls in a row: the peak of resident memory grows by {grown['plain']} KiB, in fast mode by "
+        f"{result['memory'].get('calls', 500)} calls in a row: the peak of resident memory grows by "
+        f"{grown['plain']} KiB, in fast mode by "
         f"{grown['fast']} KiB; {hooks} hooks are left.",
     ]
     return "\n\n".join(text if text.startswith("|") else fill(text, 120) for text in paragraphs)
 
 
-def memory(model: nn.Sequential, inputs: Tensor, calls: int = 500, **options: Any) -> dict[str, int]:
+def memory(model: nn.Sequential, inputs: Tensor, calls: int, **options: Any) -> dict[str, int]:
     """Growth of the resident peak over the last `calls` of 50 more, in KiB, and hooks left behind."""
     for _ in range(50):
         camkit.maps(model, inputs, 0, layer="0", **options)
@@ -245,6 +246,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--rounds", type=int, default=41, help="for one image; a third of it for more")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--calls", type=int, default=500, help="of which the memory is looked at")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--precision", choices=["ieee", "tf32"], default="ieee", help="of float32 on CUDA")
     parser.add_argument("--case", action="append", help="BATCHxSIZE, such as 8x224")
@@ -274,7 +276,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             result["cases"].append(found)
             print(f"\n{table([found], bounds)}", flush=True)
         small = torch.randn(1, 3, 64, 64).to(device)
-        result["memory"] = {"plain": memory(model, small), "fast": memory(model, small, fast=True)}
+        result["memory"] = {
+            name: memory(model, small, args.calls, fast=name == "fast") for name in ("plain", "fast")
+        } | {"calls": args.calls}
     out = args.out or Path(f"benchmarks/results/native{'' if kind == 'cpu' else '-' + kind}.json")
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps(result) + "\n")

@@ -546,6 +546,32 @@ def test_a_head_that_is_zero_reads_nothing() -> None:
         camkit.maps(model, torch.randn(1, 3, 64, 64), 1, method="attention-rollout")
 
 
+class TokensFirst(nn.Module):
+    """An encoder whose tokens are `[N, B, C]`, as torch has it by default."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(3, 16, 8, 8)
+        layers = (nn.TransformerEncoderLayer(16, 2, 32, dropout=0.0) for _ in range(2))
+        self.blocks, self.head = nn.Sequential(*layers), nn.Linear(16, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.blocks(self.patches(x).flatten(2).permute(2, 0, 1)).mean(0))
+
+
+@pytest.mark.parametrize("images", [1, 3, 24])
+def test_legrad_of_tokens_first_with_as_many_images_as_tokens(images: int) -> None:
+    torch.manual_seed(0)
+    model = TokensFirst().eval()
+    x = torch.randn(images, 3, 32, 48)
+    found = camkit.maps(model, x, 1, method="legrad")
+    assert found.shape == (images, 4, 6)
+    for index in range(images):
+        torch.testing.assert_close(
+            found[index : index + 1], camkit.maps(model, x[index : index + 1], 1, method="legrad")
+        )
+
+
 def test_blocks_that_cannot_stand_for_each_other_have_no_legrad() -> None:
     model = tiny_vit()
     model.blocks[1] = nn.Sequential(model.blocks[1])

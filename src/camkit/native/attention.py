@@ -272,7 +272,7 @@ class Watch(TorchFunctionMode):
     def leave(self, name: str, kind: type[nn.Module], output: Any) -> Any:
         """A module ends: where it holds one attention and returns its tokens, they are kept."""
         before, found = self._open.pop(), self.seen.attentions
-        first = output[0] if isinstance(output, list | tuple) and output else output
+        first = first_of(output)
         if not name or len(found) != before + 1 or not isinstance(first, Tensor) or first.ndim != 3:
             return None
         if sorted(first.shape[:2]) != sorted((self._rows, found[-1].queries)):
@@ -317,6 +317,11 @@ def _as_heads(asked: Asked, shape: torch.Size) -> Asked | None:
     if prod(lead) != prod(shape[:2]) or (query.shape[-2], keys.shape[-2]) != shape[2:]:
         return None
     return query.reshape(*shape[:2], *query.shape[-2:]), keys.reshape(*shape[:2], *keys.shape[-2:])
+
+
+def first_of(output: Any) -> Any:
+    """What a block returns, or the first of several."""
+    return output[0] if isinstance(output, list | tuple) and output else output
 
 
 def with_tokens(output: Any, tokens: Tensor) -> Any:

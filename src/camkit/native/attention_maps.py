@@ -18,7 +18,7 @@ from camkit.core.layout import MAX_PREFIX, Layout, OpenLayout, token_layout
 from camkit.core.stand_in import wide
 from camkit.core.torch_errors import NoGradient
 from camkit.errors import LayerError, UsageError
-from camkit.native.attention import WITHOUT, Attention, Block, Seen, watched, with_tokens
+from camkit.native.attention import WITHOUT, Attention, Block, Seen, first_of, watched, with_tokens
 from camkit.native.gradients import class_gradients, fitting, scaled
 
 # How far the scores of the last block, computed once more by what is above it, may be off, of the largest.
@@ -188,10 +188,8 @@ class Attended:
 
         Where a pool follows, they are by its weights; else by those of the block itself.
         """
-        blocks, count = self._blocks, len(self._blocks)
-        axis = 0 if len(blocks[0].tokens) == len(targets) else 1
-        stacked = torch.cat([block.tokens.detach() for block in blocks], axis).requires_grad_()
-        scores, above = self._above(blocks[-1], stacked, len(targets) * count)
+        count = len(self._blocks)
+        scores, stacked, axis, above = self._above(len(targets) * count)
         _check_scores(scores[-len(targets) :].detach(), self.scores.detach())
         every = targets.repeat(count, 1)
         if self.is_pooled:
@@ -230,23 +228,28 @@ class Attended:
             )
         return found
 
-    def _above(self, last: Block, tokens: Tensor, rows: int) -> tuple[Tensor, Seen]:
-        """Scores `[rows, n]` of tokens in place of those of the last block, and the attentions behind it.
+    def _above(self, rows: int) -> tuple[Tensor, Tensor, int, Seen]:
+        """Scores `[rows, n]` of the tokens of all blocks in place of those of the last one.
 
-        The whole model runs once more, for one image.
+        Also these tokens, the axis of the images in them, and the attentions behind. The whole model runs
+        once more, for one image, which tells the axis even where there are as many tokens as images.
         """
-        sweep = self.sweep
+        sweep, blocks = self.sweep, self._blocks
         with watched(sweep.module, 1) as watch:
+            given: list[tuple[Tensor, int]] = []
 
             def replace(output: object) -> object:
+                axis = 0 if len(first_of(output)) == 1 else 1
+                stacked = torch.cat([block.tokens.detach() for block in blocks], axis).requires_grad_()
+                given.append((stacked, axis))
                 watch.restart(rows)
                 torch.set_grad_enabled(True)
-                return with_tokens(output, tokens.clone())
+                return with_tokens(output, stacked.clone())
 
-            block = sweep.module.get_submodule(last.name)
+            block = sweep.module.get_submodule(blocks[-1].name)
             with block.register_forward_hook(Hook(replace), prepend=True), torch.no_grad():
                 scores = sweep.module(sweep.inputs[:1], *(extra[:1] for extra in sweep.extras))
-        return scores, watch.seen
+        return scores, *given[0], watch.seen
 
 
 def _of_token(by_head: Tensor, token: Tensor) -> Tensor:
