@@ -13,6 +13,7 @@ import timm
 import torch
 import torch.nn.functional as F
 import torchvision
+from packaging.version import Version
 from PIL import Image
 from tests.conftest import SmallNet
 from tests.test_attention import FAMILIES
@@ -310,6 +311,10 @@ def test_checkpoints_run_balanced_again() -> None:
     about = {"layer": "patch_embed", "method": "hirescam", "libra": True}
     wanted = camkit.maps(model, x, 1, **about)
     model.set_grad_checkpointing(True)  # type: ignore[operator]
+    if Version(torch.__version__) < Version("2.12"):  # which runs them where no mode sees it
+        with pytest.raises(UsageError, match="does not see how the model makes a value"):
+            camkit.maps(model, x, 1, **about)
+        return
     assert (camkit.maps(model, x, 1, **about) - wanted).abs().max() <= 1e-12 * wanted.abs().max()
 
 

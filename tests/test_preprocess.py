@@ -106,7 +106,10 @@ def test_bytes_are_resized_as_torch_resizes_them(size: tuple[int, int], filter: 
         )
         found = np.asarray(preprocess.view(Image.fromarray(pixels)))
         mode = InterpolationMode("nearest-exact" if filter == "nearest" else filter)
-        expected = functional.resize(bytes_, [height, width], mode, antialias=True)
+        try:
+            expected = functional.resize(bytes_, [height, width], mode, antialias=True)
+        except NotImplementedError:
+            pytest.skip(f"this torchvision has no {filter} for tensors")
         assert np.abs(found.astype(int) - expected.permute(1, 2, 0).numpy()).max() <= most
 
 

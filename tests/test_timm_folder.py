@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+from packaging.version import Version
 from PIL import Image
 from timm.data import create_transform, resolve_data_config
 from timm.models import save_for_hf
@@ -22,7 +23,13 @@ from camkit.errors import CamkitError
 from camkit.models import specs, timm_folder
 
 # What is assumed of the models is told; here it is meant.
-pytestmark = pytest.mark.filterwarnings("ignore:.*assumed:camkit.errors.CamkitWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*assumed:camkit.errors.CamkitWarning"),
+    pytest.mark.skipif(
+        Version(timm.__version__) < Version("1.0.31"),
+        reason="older releases of timm write these folders otherwise, and read them with other faults",
+    ),
+]
 
 NAMES = ["cat", "dog", "newt"]
 SIZES = [(301, 203), (97, 131), (160, 160), (45, 230)]

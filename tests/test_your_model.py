@@ -13,6 +13,7 @@ import pytest
 import timm
 import torch
 import torchvision
+from packaging.version import Version
 from safetensors.torch import save_file
 from timm.models import save_for_hf
 from torch import Tensor, nn
@@ -305,6 +306,8 @@ def test_every_row_of_the_table_is_tried() -> None:
 def test_the_scores_are_those_of_the_owner(
     way: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    if way.endswith("of five channels") and Version(timm.__version__) < Version("1.0.31"):
+        pytest.skip("older releases of timm do not write the number of channels")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))

@@ -18,6 +18,7 @@ import pytest
 import torch
 import transformers
 from click.testing import CliRunner
+from packaging.version import Version
 from PIL import Image
 
 import camkit
@@ -283,6 +284,8 @@ def test_the_problem_tells_what_the_scores_are(
     model = loaded(tmp_path)
     assert model.scores == kind
     result = camkit.explain(model, photos[0], target=0)
+    if problem == "regression" and Version(transformers.__version__) < Version("5.24"):
+        pytest.skip("the pipeline of older releases says the sigmoid of a regression")
     said = result.logit if kind == "none" else result.probability
     assert said == pytest.approx(float(piped(tmp_path, photos[:1], model.classes)[0, 0]), abs=1e-4)
 

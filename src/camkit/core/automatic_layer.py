@@ -166,6 +166,8 @@ def gradients_of(seen: Seen, outputs: Sequence[Tensor]) -> tuple[list[Tensor | N
     Also whether they are those of the score.
     """
     starts = [] if seen.scores is None else [seen.scores.amax(1)]
+    if not outputs:  # releases of torch before 2.12 refuse to look for none
+        return [], False
     for start in (*starts, *(root @ _noise(root) for root in reversed(seen.roots))):
         try:
             found = torch.autograd.grad(start.sum(), outputs, retain_graph=True, allow_unused=True)

@@ -140,5 +140,5 @@ def _exif(told: Sequence[dict[str, Any]]) -> Image.Exif:
             line.pop(longest, None)
         text = _json(told)
     exif = Image.Exif()
-    exif.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.UserComment] = ASCII + text.encode("ascii")
+    exif[ExifTags.IFD.Exif] = {ExifTags.Base.UserComment: ASCII + text.encode("ascii")}
     return exif
