@@ -13,8 +13,10 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -48,18 +50,8 @@ class Part:
 
 
 def _tests(asked: Asked) -> list[str]:
-    return [
-        "-m",
-        "pytest",
-        "-m",
-        "gpu",
-        "-rfEs",
-        "--tb=short",
-        "-p",
-        "no:cacheprovider",
-        "tests",
-        "plugins",
-    ]
+    how = ["-rfEs", "--tb=short", "-p", "no:cacheprovider"]
+    return ["-m", "pytest", "-m", "gpu", *how, "tests", "plugins"]
 
 
 def _native(asked: Asked) -> list[str]:
@@ -108,17 +100,20 @@ PARTS = {
 def run(name: str, asked: Asked, seconds: float) -> int | None:
     """Run a part: its exit code, or `None` if it was stopped. Its output goes to a log of its own."""
     log = asked.out / f"{name}.log"
-    with log.open("w", encoding="utf-8") as file:
+    with (
+        log.open("w", encoding="utf-8") as file,
+        subprocess.Popen(
+            [sys.executable, *PARTS[name].command(asked)],
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            env=os.environ | {"PYTHONUNBUFFERED": "1"},
+            start_new_session=True,
+        ) as process,
+    ):
         try:
-            done = subprocess.run(
-                [sys.executable, *PARTS[name].command(asked)],
-                stdout=file,
-                stderr=subprocess.STDOUT,
-                timeout=seconds,
-                env=os.environ | {"PYTHONUNBUFFERED": "1"},
-            )
-            code: int | None = done.returncode
+            code: int | None = process.wait(seconds)
         except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)  # with all that it has started, which would go on
             code = None
     lines = log.read_text("utf-8", errors="replace").splitlines()[-SHOWN:]
     print("\n".join(line[:200] for line in lines))
@@ -132,13 +127,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--seconds", type=int, default=480, help="for all of it")
     parser.add_argument("--part", action="append", choices=PARTS, help="repeatable; all by default")
-    parser.add_argument("--small", action="store_true", help="little of everything, to try it")
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
+    parser.add_argument("--small", action="store_true", help="little of everything, in a folder of its own")
     given = parser.parse_args(arguments)
     device = devices.pick_device(given.device)
-    print(f"{devices.kind(device)}, {os.cpu_count()} cores", flush=True)
-    given.out.mkdir(parents=True, exist_ok=True)
-    asked = Asked(given.photographs, str(device), given.out, given.small)
+    if device.type == "cpu" and not given.small:  # its figures would stand for those of a card
+        parser.error("there is no accelerator here: --small tries it on the CPU")
+    out = Path(tempfile.mkdtemp(prefix="camkit-gpu-")) if given.small else Path("benchmarks/results")
+    print(f"{devices.kind(device)}, {os.cpu_count()} cores; results are in {out}", flush=True)
+    asked = Asked(given.photographs, str(device), out, given.small)
     until, failed = time.monotonic() + given.seconds, 0
     for name in given.part or PARTS:
         left = until - time.monotonic()
