@@ -19,7 +19,7 @@ from tests.conftest import is_of_page
 import camkit
 from camkit.cli import cli
 from camkit.contracts.engine import Part
-from camkit.engines import store, tables
+from camkit.engines import gathering, store, tables
 from camkit.engines.parts import Parts
 from camkit.engines.running import EngineRun
 from camkit.engines.work import ExplainWork
@@ -330,6 +330,20 @@ def test_a_damaged_table_is_named(run: Run) -> None:
     table.unlink()
     run()
     assert len(rows(run.out)) == 10
+
+
+@pytest.mark.parametrize("damage", ["cut off", "another table", "no map"])
+def test_a_damaged_table_is_named_where_results_are_gathered(run: Run, damage: str) -> None:
+    run()
+    table = min(run.out.glob("part-*.parquet"))
+    if damage == "cut off":
+        table.write_bytes(table.read_bytes()[:-1])
+    else:
+        columns = {"map": [1.0]} if damage == "another table" else {"status": ["ok"]}
+        polars.DataFrame(columns).write_parquet(table)
+    with pytest.raises(CamkitError, match=rf"{table.name} is damaged, or no table of camkit: ") as caught:
+        gathering.tell(run.out, run.out, sorted(tables.there(str(run.out)).parts), None)
+    assert "\n" not in str(caught.value)
 
 
 def test_results_of_another_request_or_kind_are_not_mixed(run: Run, tmp_path: Path) -> None:

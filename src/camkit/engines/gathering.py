@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from camkit.engines import store, tables
+from camkit.errors import CamkitError, typed_reason
 from camkit.explaining import manifest, parquet
 from camkit.explaining.checked_reading import MAP_MEMORY, Reader
 from camkit.files import inside, make_folder, write_whole
@@ -55,7 +56,12 @@ def tell(place: Path | str, folder: Path, parts: list[str], processes: Processes
             write_whole(path, store.read(str(place), name, tables.MAX_FILE), durable=False)
         if name in known:
             continue
-        rows = reader.read(path, parquet.read_lines, path, memory=MAP_MEMORY)  # which needs no torch
+        try:
+            rows = reader.read(path, parquet.read_lines, path, memory=MAP_MEMORY)  # which needs no torch
+        # pyarrow's own are ValueErrors; a table that is not camkit's lacks columns, or has others.
+        except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+            where = store.joined(str(place), name)
+            raise CamkitError(f"{where} is damaged, or no table of camkit: {typed_reason(error)}") from None
         manifest.append(folder, [json.loads(row) for row in rows])
 
 
