@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ import torch
 from PIL import Image
 
 from camkit import Preprocess
-from camkit.errors import CamkitError, CamkitWarning, ImageError, UsageError
+from camkit.errors import CamkitError, ImageError, UsageError
 from camkit.images import decoding, finding
 from camkit.metrics import ground_truth
 
@@ -249,28 +248,33 @@ def test_the_mask_goes_the_way_of_the_photograph(fit: str) -> None:
 # --- what is in every standard file, and what is not --------------------------------------------------
 
 
-def test_run_length_annotations_are_left_out_once_with_a_word(tmp_path: Path) -> None:
-    counts = {"segmentation": {"counts": [3, 5], "size": [4, 6]}, "iscrowd": 1, "bbox": [0, 0, 6, 4]}
-    path = coco(
-        tmp_path, counts, {"bbox": [0, 0, 1, 2]}, {"segmentation": {"counts": "abc", "size": [4, 6]}}
-    )
-    data = json.loads(path.read_text())
-    data["annotations"].append({"image_id": 8, **counts})
-    path.write_text(json.dumps(data))
-    with pytest.warns(CamkitWarning) as said:
-        read = ground_truth.read(path)
-    (warning,) = said
-    assert "instances.json: 3 annotations" in str(warning.message)
-    assert places(read(Path("a.jpg"), SIZE)) == [[0, 0], [1, 0]]
-    assert read(Path("b.jpg"), SIZE) is None, "where the object is was told in a form that is not read"
-    with pytest.warns(CamkitWarning, match=": 1 annotation "):
-        ground_truth.read(coco(tmp_path, counts))
+@pytest.mark.parametrize("counts", [[3, 2, 15, 4], "32?2"], ids=["numbers", "text"])
+def test_run_lengths_are_read_beside_other_annotations(tmp_path: Path, counts: Any) -> None:
+    """Down the columns, from the left; the text is what pycocotools 2.0.11 writes of these numbers."""
+    run_length = {"segmentation": {"counts": counts, "size": [4, 6]}, "iscrowd": 1, "bbox": [0, 0, 6, 4]}
+    read = ground_truth.read(coco(tmp_path, run_length, {"bbox": [2, 0, 1, 2]}))
+    assert places(read(Path("a.jpg"), SIZE)) == [
+        *([0, 1], [0, 2], [0, 5], [1, 2], [1, 5], [2, 5]),
+        *([3, 0], [3, 5]),
+    ]
 
 
-def test_without_run_length_annotations_there_is_nothing_to_say(tmp_path: Path) -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        ground_truth.read(coco(tmp_path, {"bbox": [0, 0, 1, 2]}))
+@pytest.mark.parametrize(
+    ("segmentation", "cause"),
+    [
+        ({"counts": [3, 2, 15, 5], "size": [4, 6]}, "25 pixels for 4 x 6"),
+        ({"counts": [3, 2, -5, 24], "size": [4, 6]}, "list of numbers"),
+        ({"counts": [12], "size": [3, 4]}, "a mask of 4 x 3 pixels"),
+        ({"counts": "\x7f", "size": [4, 6]}, "no text of COCO's"),
+        ({"counts": "oooooooooo", "size": [4, 6]}, "no text of COCO's"),
+        ({"counts": "32?o", "size": [4, 6]}, "end within a number"),
+        ({"counts": [], "size": [10**9, 10**9]}, "no size of a mask"),
+    ],
+)
+def test_run_lengths_that_are_none(tmp_path: Path, segmentation: dict[str, Any], cause: str) -> None:
+    read = ground_truth.read(coco(tmp_path, {"segmentation": segmentation}))
+    with pytest.raises(UsageError, match=rf"an annotation of a\.jpg cannot be read \(.*{cause}"):
+        read(Path("a.jpg"), SIZE)
 
 
 @pytest.mark.parametrize("number", ["1e300", "-2e6", "1e7"])

@@ -352,4 +352,4 @@ def test_a_number_of_a_value_for_each_pixel(output: str) -> None:
     assert checked.exit_code == 0 and "1 recomputed map differ" in checked.stdout
     if output == "depth":
         done = explain("cat.png", "--output", output, model="mine.py:net")
-        assert done.exit_code == 1 and "or --target mean: all that it returns" in done.stderr
+        assert done.exit_code == 1 and "if it is a depth or the like: --target mean" in done.stderr

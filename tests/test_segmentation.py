@@ -17,7 +17,9 @@ from torch import Tensor, nn
 import camkit
 from camkit.cli import cli
 from camkit.core.segment_scores import SegmentScores
+from camkit.drawing.outline import BORDER, EDGE
 from camkit.errors import CamkitWarning, MapError, UsageError
+from camkit.images import run_lengths
 from camkit.images.preprocess import Preprocess
 
 # A file of the user's: red is road, blue is sky, and what is dark is background.
@@ -91,6 +93,43 @@ def test_the_largest_segment_but_the_background() -> None:
     assert map[16:].min() > 0 and not map[:16].any()
     assert map[20, 5] == pytest.approx(2 / 1024, rel=1e-5)
     assert line["overlay_file"] == "street.png.native.gradcam.road.segment-1.features.mine.py_colours.png"
+
+
+def test_the_picture_has_the_outline_of_the_segment_itself() -> None:
+    """A road with a puddle of sky in it: the box around it would say that the puddle is road."""
+    pixels = np.zeros((64, 64, 3), np.uint8)
+    pixels[16:56, 8:56, 0] = 255
+    pixels[24:40, 24:40] = 0, 0, 255
+    Image.fromarray(pixels).save("street.png")
+    size = ("--size", 64, "--image-size", 256, "--class", "road")
+    assert explain(*size).exit_code == 0
+    (line,) = lines()
+    mask = run_lengths.decoded(line["box"]["mask"])
+    assert np.array_equal(mask, pixels[..., 0] > 0), "as fine as what the model returns"
+
+    def is_outlined(picture: Path) -> bool:
+        drawn = np.asarray(Image.open(picture).convert("RGB")).astype(int)
+        left, top, *_ = line["overlay_box"]
+        place = drawn[top : top + 256, left : left + 256]
+        edges = [(64, 100, 1, 0), (100, 32, 0, 1), (95, 130, -1, 0), (130, 95, 0, -1)]
+        return all(
+            [tuple(place[y + k * dy, x + k * dx]) for k in range(3)] == [EDGE, BORDER, EDGE]
+            for y, x, dy, dx in edges
+        )
+
+    assert is_outlined(Path("out", line["overlay_file"]))
+    assert run("render", "out", "--cmap", "viridis").exit_code == 0
+    assert is_outlined(Path("out", lines()[-1]["overlay_file"])), "drawn again from the manifest alone"
+
+
+@pytest.mark.parametrize("mask", [{"size": [2, 2], "counts": [5]}, {"size": "x"}, {"size": [2, 2]}])
+def test_a_mask_of_a_stranger_that_is_none(mask: Any) -> None:
+    assert explain().exit_code == 0
+    (line,) = lines()
+    line["box"]["mask"] = mask
+    Path("out", "manifest.jsonl").write_text(json.dumps(line) + "\n", "utf-8")
+    told = run("render", "out", "--cmap", "viridis")
+    assert told.exit_code == 1 and "the mask of its segment cannot be read" in told.stderr
 
 
 def test_all_segments_and_those_of_a_class() -> None:
@@ -236,16 +275,82 @@ def test_the_class_of_a_place_is_that_of_the_highest_score(
         segments=lambda returned: returned,
         scores=kind,
     )
-    found = camkit.explain(model, "street.png")
+    found = camkit.explain(model, "street.png", at=(3, 3))
     assert found.box is not None
     assert (found.class_name, found.box.score) == (name, pytest.approx(likely, abs=1e-3))
 
 
-def test_one_channel_is_no_segmentation() -> None:
-    model = camkit.LoadedModel(
-        *(Fixed([1.0]).eval(), ("road",), Preprocess(size=(32, 32)), "one"),
-        default_layer="layer",
-        segments=lambda returned: returned,
-    )
-    with pytest.raises(camkit.errors.ModelError, match="one channel, which would win everywhere"):
+def ending(end: Any, channels: int = 3, classes: tuple[str, ...] = ("background", "road", "sky")) -> Any:
+    """The colours of a street as scores, in an ending of the user's."""
+
+    class Ending(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.features = nn.Conv2d(3, channels, 1)
+            with torch.no_grad():
+                self.features.weight.copy_(torch.eye(3)[[1, 0, 2]][-channels:, :, None, None] * 4)
+                self.features.bias.fill_(-1)
+
+        def forward(self, x: Tensor) -> Any:
+            return end(self.features(x))
+
+    plain = Preprocess(size=(32, 32), mean=(0.0,) * 3, std=(1.0,) * 3)
+    return camkit.load_model(Ending().eval(), classes=classes or None, preprocess=plain)
+
+
+@pytest.mark.filterwarnings("ignore::camkit.errors.CamkitWarning")
+@pytest.mark.parametrize(
+    ("end", "kind", "likely"),
+    [
+        (lambda z: z, "softmax", 0.9647),
+        (lambda z: z.softmax(1), "probabilities", 0.9647),
+        (lambda z: nn.functional.interpolate(z.softmax(1), scale_factor=2.0), "probabilities", 0.9647),
+        (lambda z: z.log_softmax(1), "softmax", 0.9647),
+        (lambda z: z.sigmoid(), "probabilities", 0.9526),
+    ],
+)
+def test_probabilities_are_those_that_the_model_means(end: Any, kind: str, likely: float) -> None:
+    """The road scores 3, all else -1: e^3 / (e^3 + 2 e^-1), or 1 / (1 + e^-3)."""
+    result = camkit.explain(ending(end), "street.png", target="road")
+    assert (result.scores, result.probability) == (kind, pytest.approx(likely, abs=1e-4))
+    assert result.box is not None and result.box.area == pytest.approx(0.5)  # type: ignore[attr-defined]
+    assert result.facts()["predicted_probability"] is None, "how much of it is road is no probability"
+
+
+@pytest.mark.filterwarnings("ignore::camkit.errors.CamkitWarning")
+def test_scores_without_a_probability() -> None:
+    model = camkit.load_model(ending(lambda z: z), scores="none")
+    result = camkit.explain(model, "street.png", target="road")
+    assert result.probability is None and result.figure == "3" and result.box is not None
+    assert result.box.score == pytest.approx(3)
+
+
+@pytest.mark.filterwarnings("ignore::camkit.errors.CamkitWarning")
+def test_where_classes_exclude_no_other_a_place_may_be_of_several_or_none() -> None:
+    pixels = np.zeros((32, 32, 3), np.uint8)
+    pixels[:8, :, 2], pixels[4:16, :, 0] = 255, 255
+    Image.fromarray(pixels).save("street.png")
+    model = camkit.load_model(ending(lambda z: z), scores="sigmoid")
+    found = camkit.explain_many(model, ["street.png"], box="all")
+    areas = {r.class_name: r.box.area for r in found if r.box}  # type: ignore[attr-defined]
+    assert areas == {"road": 12 / 32, "sky": 8 / 32}
+    assert camkit.explain(model, "street.png", at=(5, 30)).probability == pytest.approx(0.2689, abs=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore::camkit.errors.CamkitWarning")
+@pytest.mark.parametrize("end", [lambda z: z, lambda z: z.sigmoid()])
+def test_one_channel_is_a_segmentation_of_the_class_that_is_named(end: Any) -> None:
+    model = ending(end, 1, ("sky",))
+    result = camkit.explain(model, "street.png")
+    assert result.box is not None and result.box.corners == (0, 0, 32, 8)
+    assert (result.class_name, result.probability) == ("sky", pytest.approx(0.9526, abs=1e-4))
+    Image.new("RGB", (32, 32), (255, 0, 0)).save("red.png")
+    with pytest.raises(MapError, match=r"taken for sky \(no class has 50% anywhere\)"):
+        camkit.explain(model, "red.png", target="sky")
+
+
+@pytest.mark.filterwarnings("ignore::camkit.errors.CamkitWarning")
+def test_one_channel_without_a_name_may_be_anything() -> None:
+    model = ending(lambda z: z, 1, ())
+    with pytest.raises(camkit.errors.ModelError, match="one number for each place"):
         camkit.explain(model, "street.png")

@@ -13,7 +13,7 @@ from camkit.bench.results import ALIKE, MAX_SHOWN, Example, ShownMap, ShownPhoto
 from camkit.bench.scenes import Scene
 from camkit.contracts.scores import meaning, probabilities, squashed
 from camkit.core import hooks
-from camkit.drawing import overlay, sheet
+from camkit.drawing import outline, overlay, sheet
 from camkit.drawing.evidence import Scale, remark
 from camkit.drawing.style import Style
 from camkit.errors import CamkitError
@@ -75,11 +75,14 @@ def side_by_side(
 
 def _outlined(scene: Scene, index: int, picture: Image) -> Image:
     """The picture of an input, with a line around the box or segment that is explained."""
-    if (around := scene.outline(index)) is not None:
+    around = scene.outline(index)
+    if isinstance(around, Tensor):
+        outline.around_mask(picture, around.cpu().numpy(), (0, 0, *picture.size))
+    elif around is not None:
         height, width = scene.inputs.shape[-2:]
         x, y = picture.width / width, picture.height / height
         left, top, right, bottom = around
-        overlay.draw_outline(picture, (left * x, top * y, right * x, bottom * y))
+        outline.around_box(picture, (left * x, top * y, right * x, bottom * y))
     return picture
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from camkit.bench import shapes
-from camkit.bench.results import ENERGY, MAX_IMAGES, MOSAICS, OF_CLASSES, PLACES, SHAPES
+from camkit.bench.results import ENERGY, MAX_IMAGES, MOSAICS, OF_CLASSES, PLACES, SEGMENTS, SHAPES
 from camkit.bench.subjects import PREDICTED, Asked, Subjects, subjects
 from camkit.contracts.model import LoadedModel
 from camkit.contracts.scores import ScoreKind
@@ -116,10 +116,12 @@ class Scene:
         """An input as a picture."""
         return overlay.picture(self.model.preprocess.pixels(self.inputs[index]))
 
-    def outline(self, index: int) -> Box | None:
-        """Around the box or segment that is explained, in pixels of the input; `None` if it is neither."""
+    def outline(self, index: int) -> Box | Tensor | None:
+        """The box that is explained, in pixels of the input, or the segment, bool `[H, W]`; else `None`."""
         if self.truth is None or self.name not in PLACES:
             return None
+        if self.name == SEGMENTS:
+            return self.truth[index]
         rows, columns = self.truth[index].nonzero().unbind(1)  # those of a box are all of it that is seen
         if not len(rows):
             return None

@@ -29,7 +29,7 @@ SQUASHING = {"Softmax", "SafeSoftmax", "Sigmoid", "Exp"}
 KEEPING = set(
     "Add Alias Amax Amin Cat Clamp Clone Div Expand Index Maximum Mean Minimum Mul Permute "
     "ReshapeAlias Rsub Select Slice Split Squeeze Stack Sub Sum T ToCopy Transpose Unbind UnsafeView "
-    "Unsqueeze View".split()
+    "Unsqueeze UpsampleBilinear2D UpsampleNearest2D View".split()
 )
 
 

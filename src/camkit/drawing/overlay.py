@@ -9,7 +9,7 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from camkit.drawing import looks
+from camkit.drawing import looks, outline
 from camkit.drawing.caption import NARROWEST, Caption, Legend, strip, words
 from camkit.drawing.evidence import (
     Box,
@@ -29,8 +29,6 @@ from camkit.images.preprocess import Preprocess
 
 SMALL = 256  # pixels: a photograph with a shorter longest side is enlarged
 DIM = 0.55  # how bright the part is that the model did not see
-BORDER = (255, 255, 255)
-EDGE = (17, 17, 17)  # beside a white line, so that it shows on any colour
 DIMMED = "the model did not see the dimmed part"
 LINES = "lines at 25, 50 and 75 % of the scale"
 FRAMED = "the model saw what is inside of the frame"
@@ -68,12 +66,12 @@ def draw(
     style: Style,
     caption: Caption | None = None,
     scale: Scale | None = None,
-    outline: Box | None = None,
+    around: Box | Values | None = None,
 ) -> Image.Image:
     """The picture of a map `[h, w]`.
 
-    outline: a box that is drawn around something, in pixels of the photograph, or of what the model saw
-    where its place is not known.
+    around: what a line is drawn around: a box in pixels of the photograph, or of what the model saw where
+    its place is not known; or places of what the model saw, bool `[h, w]`.
     caption: what is written below, if the style has a caption. scale: `None`: that of this map.
     Raises `MapError` if the map is not finite.
     """
@@ -81,8 +79,10 @@ def draw(
     place = place_of(photo, preprocess, style)
     scale = scale or scale_of([map], style)
     picture = overlay(place.image, map, style, place.box, scale)
-    if outline is not None:
-        draw_outline(picture, place.placed(outline))
+    if isinstance(around, np.ndarray):
+        outline.around_mask(picture, around, place.box)
+    elif around is not None:
+        outline.around_box(picture, place.placed(around))
     if not style.caption or caption is None:
         return picture
     drawn = signed(map, style)
@@ -223,29 +223,16 @@ def above(picture: Image.Image, below: Image.Image) -> Image.Image:
     return paper
 
 
-def draw_outline(picture: Image.Image, corners: Box) -> None:
-    """A thin white line with dark edges along a box, which shows on any colour; the box may reach out."""
-    wide = 1 if max(picture.size) <= 640 else 2
-    left, top, right, bottom = (round(value) for value in corners)
-    left, top = max(left, 0), max(top, 0)
-    right, bottom = min(right, picture.width), min(bottom, picture.height)
-    draw = ImageDraw.Draw(picture)
-    for inset, colour in ((0, EDGE), (wide, BORDER), (2 * wide, EDGE)):
-        box = left + inset, top + inset, right - 1 - inset, bottom - 1 - inset
-        if box[0] <= box[2] and box[1] <= box[3]:
-            draw.rectangle(box, outline=colour, width=wide)
-
-
 def _frame(picture: Image.Image, box: tuple[int, int, int, int]) -> None:
     """A thin line just outside of what the model saw, as far as there is a photograph."""
     left, top, right, bottom = box
-    wide = 1 if max(picture.size) <= 640 else 2
+    wide = outline.wide(picture)
     line = ImageDraw.Draw(picture).rectangle
     if left > 0:
-        line((left - wide, top, left - 1, bottom - 1), fill=BORDER)
+        line((left - wide, top, left - 1, bottom - 1), fill=outline.BORDER)
     if right < picture.width:
-        line((right, top, right + wide - 1, bottom - 1), fill=BORDER)
+        line((right, top, right + wide - 1, bottom - 1), fill=outline.BORDER)
     if top > 0:
-        line((left, top - wide, right - 1, top - 1), fill=BORDER)
+        line((left, top - wide, right - 1, top - 1), fill=outline.BORDER)
     if bottom < picture.height:
-        line((left, bottom, right - 1, bottom + wide - 1), fill=BORDER)
+        line((left, bottom, right - 1, bottom + wide - 1), fill=outline.BORDER)

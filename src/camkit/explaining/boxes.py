@@ -5,14 +5,15 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from camkit.core.class_names import class_of
-from camkit.errors import UsageError
+from camkit.errors import CamkitError, UsageError
 
 if TYPE_CHECKING:
     from camkit.contracts.model import LoadedModel
+    from camkit.images.run_lengths import Mask
 
 MIN_SCORE = 0.5
 MARK = 6  # pixels beside a place that are drawn around
@@ -59,13 +60,15 @@ class Box:
 class Segment(Box):
     """The part of a photograph that a segmentation takes for a class, or one place of it.
 
-    label, number, of, classes: as of a box, by their areas. score: the mean probability of the class there.
-    corners: of the box around it. area: its share of what the model saw. at: x and y in pixels of the
-    photograph, of a place that was asked for.
+    label, number, of, classes: as of a box, by their areas. score: the mean probability of the class there,
+    or of scores that are none the mean. corners: of the box around it. area: its share of what the model
+    saw. at: x and y in pixels of the photograph, of a place that was asked for. mask: of what the model
+    saw, bool `[h, w]`, as fine as what it returns; `None` of a place.
     """
 
     area: float = 0.0
     at: tuple[float, float] | None = None
+    mask: Mask | None = field(default=None, repr=False, compare=False)
 
     def __str__(self) -> str:
         if self.at is not None:
@@ -78,9 +81,12 @@ class Segment(Box):
         return f"segment-{self.number}" if self.at is None else f"at-{self.at[0]:g}-{self.at[1]:g}"
 
     def to_dict(self) -> dict[str, Any]:
-        """As of a box."""
+        """As of a box; the mask as run lengths of COCO."""
+        from camkit.images import run_lengths
+
         at = None if self.at is None else [round(value, 2) for value in self.at]
-        return super().to_dict() | {"area": round(self.area, 4), "at": at}
+        mask = None if self.mask is None else run_lengths.encoded(self.mask)
+        return super().to_dict() | {"area": round(self.area, 4), "at": at, "mask": mask}
 
 
 def is_box(value: Any) -> bool:
@@ -95,6 +101,7 @@ def is_box(value: Any) -> bool:
         and all(type(value.get(name)) is int for name in ("number", "of"))
         and _is_place(value.get("at"))
         and type(value.get("area", 0.0)) in (int, float)
+        and isinstance(value.get("mask"), dict | None)
         and isinstance(classes, list)
         and all(isinstance(name, str) for name in classes)
     )
@@ -208,12 +215,22 @@ def which(box: Mapping[str, Any]) -> str:
     return f"box {box['number']} of {box['of']}"
 
 
-def outline(box: Mapping[str, Any] | Box | None) -> Corners | None:
-    """The corners of a box, as an explanation or a line of a manifest has it."""
+def outline(box: Mapping[str, Any] | Box | None) -> Corners | Mask | None:
+    """The corners of a box, or the mask of a segment, as an explanation or a line of a manifest has it.
+
+    Raises `CamkitError` for a mask that is none.
+    """
     if box is None:
         return None
-    corners = box.corners if isinstance(box, Box) else box["corners"]
-    left, top, right, bottom = map(float, corners)
+    told = box.to_dict() if isinstance(box, Box) else box
+    if told.get("mask"):
+        from camkit.images import run_lengths
+
+        try:
+            return run_lengths.decoded(told["mask"])
+        except ValueError as error:
+            raise CamkitError(f"the mask of its segment cannot be read: {error}") from None
+    left, top, right, bottom = map(float, told["corners"])
     if (left, top) == (right, bottom):  # a place
         return left - MARK, top - MARK, right + 1 + MARK, bottom + 1 + MARK
     return left, top, right, bottom

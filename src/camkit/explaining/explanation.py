@@ -52,7 +52,8 @@ class Explanation:
         probable one, else all above 0.5, the most probable first, which may be none.
     predicted_index, predicted_name: the first of them, or `None`.
     box: of a detector, the one that is explained: its class is `class_name`, its score the probability.
-        Of a segmentation a `Segment`: the score is the mean of its class over it, the probability, too.
+        Of a segmentation a `Segment`: the score is the mean of its class over it, the probability, too;
+        `top` has the classes with their shares of the area.
     position: of the photograph among those that were asked for.
     layout: how the output of the layer was said to be read, if it was.
     precision: how float32 was multiplied, `ieee`, or `tf32` with rounded factors.
@@ -160,7 +161,7 @@ class Explanation:
             "backend_version": found.version,
             "options": dict(self.options),
             "predicted": list(self.predicted),
-            "predicted_probability": self.top[0][1] if self.top and self.scores != "none" else None,
+            "predicted_probability": self._predicted_probability,
             "box": None if self.box is None else self.box.to_dict(),
             "label": class_from_path(photo.path, tuple(model.classes)),
             "model": model.name,
@@ -171,6 +172,12 @@ class Explanation:
             "precision": self.precision,
             "warnings": list(self.warnings),
         }
+
+    @property
+    def _predicted_probability(self) -> float | None:
+        """The highest of any class; of a segmentation `top` has shares of the area."""
+        known = self.top and self.scores != "none" and not isinstance(self.box, Segment)
+        return self.top[0][1] if known else None
 
     def save(self, path: str | os.PathLike[str], **look: Any) -> None:
         """Write the overlay, whole or not at all; the suffix says the format.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -69,7 +70,7 @@ def predictions(model: LoadedModel, scores: Tensor, inputs: Tensor) -> list[Pred
             f"model {model.name!r} names {counted(len(model.classes), 'class', 'classes')} but returns "
             f"{counted(scores.shape[1], 'score')}"
         )
-    kind, warnings = _meaning(model, scores, inputs[:1])
+    kind, warnings = meaning(model, scores, classifier(model), inputs[:1])
     probabilities = meanings.probabilities(scores, kind)
     likely = scores if probabilities is None else probabilities
     exclusive = meanings.excludes(scores, kind)
@@ -90,19 +91,25 @@ def predictions(model: LoadedModel, scores: Tensor, inputs: Tensor) -> list[Pred
 _SQUASHED: WeakKeyDictionary[nn.Module, bool | None] = WeakKeyDictionary()
 
 
-def _squashed(model: LoadedModel, inputs: Tensor) -> bool | None:
+def _squashed(model: LoadedModel, scoring: Callable[[Tensor], Any], inputs: Tensor) -> bool | None:
     if model.module not in _SQUASHED:
         with hooks.as_it_was(model.module, model.device):
-            _SQUASHED[model.module] = meanings.squashed(classifier(model), inputs)
+            _SQUASHED[model.module] = meanings.squashed(scoring, inputs)
     return _SQUASHED[model.module]
 
 
-def _meaning(model: LoadedModel, scores: Tensor, inputs: Tensor) -> tuple[ScoreKind, tuple[str, ...]]:
-    """What the scores of a batch are, and a warning where that is a guess."""
-    kind = meanings.meaning(model.scores, scores, partial(_squashed, model, inputs))
+def meaning(
+    model: LoadedModel, scores: Tensor, scoring: Callable[[Tensor], Any], inputs: Tensor
+) -> tuple[ScoreKind, tuple[str, ...]]:
+    """What scores `[n, n_classes]` are, never `auto`, and a warning where that is a guess.
+
+    scoring: what makes scores of inputs, which is asked for `inputs` where the scores alone do not tell.
+    """
+    squashed = partial(_squashed, model, scoring, inputs)
+    kind = meanings.meaning(model.scores, scores, squashed)
     if (model.scores, kind) == ("softmax", "sigmoid"):
         return kind, ("a softmax over one score is always 1, so the score was taken for that of a sigmoid",)
-    if model.scores in ("softmax", "sigmoid") and meanings.within_unit(scores) and _squashed(model, inputs):
+    if model.scores in ("softmax", "sigmoid") and meanings.within_unit(scores) and squashed():
         return kind, (
             f"the scores come out of a softmax or sigmoid already, and went through a {kind} again: say "
             "--scores probabilities",

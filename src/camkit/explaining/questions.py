@@ -21,7 +21,7 @@ from camkit.core.scored import Score
 from camkit.core.segment_scores import SegmentScores
 from camkit.core.targets import Fixed, Selector, every
 from camkit.explaining import detection, segmentation
-from camkit.explaining.boxes import Box, Segment
+from camkit.explaining.boxes import Box
 from camkit.explaining.detection import Found as FoundBoxes
 from camkit.explaining.plan import Plan
 from camkit.explaining.prediction import Prediction, predictions
@@ -148,18 +148,21 @@ def _of_boxes(work: Plan, batch: Tensor, found: Sequence[Found], call: Call) -> 
     return Question(Fixed(targets), replace(call, output=scores), partial(_boxes, work, found))
 
 
-def _box(column: int, label: int, score: float, box: Box) -> Subject:
-    """A box by its score; of a segment that is no probability, but a mean over its places is."""
-    likely = box.score if isinstance(box, Segment) else score
-    kind = "segment" if isinstance(box, Segment) else "box"
-    return Subject(column, kind, box.label, label, score, likely, likely, box)
+def _box(column: int, label: int, score: float, box: Box, found: Found) -> Subject:
+    """A box by its score; of a segment that is no probability, but a mean over its places may be."""
+    if isinstance(found, FoundSegments):
+        probability = None if found.kind == "none" else box.score
+        return Subject(column, "segment", box.label, label, score, probability, box.score, box)
+    return Subject(column, "box", box.label, label, score, score, score, box)
 
 
 def _boxes(work: Plan, found: Sequence[Found], answer: Answer) -> list[Told]:
     told = []
     for one, scores, targets in zip(found, answer.scores, answer.targets, strict=True):
         pairs = zip(_columns(targets).items(), one.told, one.labels.tolist(), strict=True)
-        subjects = (_box(column, label, float(scores[index]), box) for (index, column), box, label in pairs)
+        subjects = (
+            _box(column, label, float(scores[index]), box, one) for (index, column), box, label in pairs
+        )
         classes, first = work.model.classes, one.best[0][0]
         names = tuple(classes[label] for label in dict.fromkeys(label for label, _ in one.best))
         fields = {
@@ -167,8 +170,8 @@ def _boxes(work: Plan, found: Sequence[Found], answer: Answer) -> list[Told]:
             "predicted": names,
             "predicted_index": first,
             "predicted_name": classes[first],
-            "scores": "probabilities",
+            "scores": one.kind if isinstance(one, FoundSegments) else "probabilities",
             "exclusive": False,
         }
-        told.append(Told(tuple(subjects), fields))
+        told.append(Told(tuple(subjects), fields, one.warnings if isinstance(one, FoundSegments) else ()))
     return told

@@ -128,6 +128,7 @@ def _redrawn(
     """The line of a map that is drawn again. photos: of its photograph, as they were prepared already."""
     try:
         preprocess = Preprocess.from_dict(table(line["preprocessing"]))
+        around = outline(line["box"])
     except CamkitError as error:
         raise CamkitError(f"{line['map_file']}: {error}") from None
     if preprocess not in photos:
@@ -142,7 +143,7 @@ def _redrawn(
     style = look.of(line)
     scale = evidence.scale_of([values], style)
     caption = captions.caption(line, values, style)
-    picture = draw(photo, values, preprocess, style, caption, scale, outline(line["box"]))
+    picture = draw(photo, values, preprocess, style, caption, scale, around)
     remarks = captions.remarks(values, style, line["backend"], line["method"])
     new = line | look_of(look.style, scale.high) | {"warnings": warnings(line, remarks)}
     inside(folder, file_name(picture_stem(new, look.style), ENCODINGS[look.format].suffix))

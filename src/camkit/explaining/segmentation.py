@@ -10,13 +10,15 @@ import torch
 from torch import Tensor
 
 from camkit.contracts.model import LoadedModel
-from camkit.contracts.scores import ScoreKind
+from camkit.contracts.scores import THRESHOLD, ScoreKind, excludes, probabilities
 from camkit.core import hooks
 from camkit.core.torch_errors import in_our_words
 from camkit.errors import MapError, ModelError
 from camkit.explaining.boxes import Corners, Segment, Wanted
 from camkit.explaining.detection import columns, in_photograph, region
+from camkit.explaining.prediction import meaning
 from camkit.images.decoding import Photo
+from camkit.models import labels
 
 BACKGROUND = ("background", "__background__")  # which is explained only if it is asked for
 
@@ -27,6 +29,7 @@ class FoundSegments:
 
     labels: int64 `[n]`; masks: bool `[n, h, w]` over what the model returns; told: the same for people.
     missing: why others that were asked for are not. best: classes with their shares of what the model saw.
+    kind: what the scores are. warnings: that this is a guess.
     """
 
     labels: Tensor
@@ -34,63 +37,76 @@ class FoundSegments:
     told: tuple[Segment, ...]
     missing: MapError | None
     best: tuple[tuple[int, float], ...]
-
-
-def _likely(scores: Tensor, kind: ScoreKind) -> Tensor:
-    """The probability of each class at each place, `[B, K, h, w]`."""
-    if kind == "probabilities":
-        return scores
-    return scores.sigmoid() if kind == "sigmoid" else scores.softmax(1)
+    kind: ScoreKind
+    warnings: tuple[str, ...]
 
 
 def find(model: LoadedModel, asked: Wanted, batch: Tensor, photos: Sequence[Photo]) -> list[FoundSegments]:
     """What is found in each photograph of a batch, from one forward without gradients."""
-    assert model.segments is not None
+    segments = model.segments
+    assert segments is not None
     with in_our_words(model.module, [batch]), hooks.as_it_was(model.module, batch.device), torch.no_grad():
-        scores = model.segments(model.module(batch))
+        scores = segments(model.module(batch))
     if scores.ndim != 4 or scores.shape[1] != len(model.classes):
         raise ModelError(
             f"{model.name} names {len(model.classes)} classes, and returns {list(scores.shape)}, not "
             "[B, classes, h, w]"
         )
-    if scores.shape[1] == 1:
+    if scores.shape[1] == 1 and model.scores in ("auto", "softmax") and not labels.named(model.classes):
         raise ModelError(
-            f"{model.name} returns one channel, which would win everywhere: let it return one for what is "
-            f"not {model.classes[0]}, too, such as zeros; or --target mean: all that it returns"
+            f"{model.name} returns one number for each place. If it is the score of a class, name that "
+            "(--classes tumour, classes= in Python); if it is a depth or the like: --target mean"
         )
     scores = scores.float()
-    likely = _likely(scores, model.scores).cpu()
+    rows = scores.movedim(1, -1).flatten(0, 2)
+    kind, warnings = meaning(model, rows, lambda one: segments(model.module(one)), batch[:1])
+    likely = probabilities(rows, kind)
+    told = rows if likely is None else likely
+    told = told.reshape(len(scores), *scores.shape[2:], -1).movedim(-1, 1).cpu()
     # Of the scores themselves: where probabilities are 1 in float32, they no longer tell which is higher.
     highest = scores.argmax(1).cpu()
-    return [_found(model, asked, *row) for row in zip(highest, likely, photos, strict=True)]
+    about = kind, warnings, excludes(rows, kind)
+    return [_found(model, asked, *row, *about) for row in zip(highest, told, photos, strict=True)]
 
 
 def _found(
-    model: LoadedModel, asked: Wanted, highest: Tensor, likely: Tensor, photo: Photo
+    model: LoadedModel,
+    asked: Wanted,
+    highest: Tensor,
+    likely: Tensor,
+    photo: Photo,
+    kind: ScoreKind,
+    warnings: tuple[str, ...],
+    exclusive: bool,
 ) -> FoundSegments:
-    """highest: the class of each place, `[h, w]`. likely: the probability of each there, `[K, h, w]`."""
+    """What is found in one photograph.
+
+    highest: the class of each place, `[h, w]`. likely: the probability of each there, `[K, h, w]`, or the
+    score of a `kind` that has none. exclusive: whether a place is of one class alone.
+    """
     inside = _inside(model, photo, likely.shape[1:])
-    won = highest.where(inside, -1)
-    shares = won[inside].bincount(minlength=len(likely)) / inside.sum()
+    every = torch.arange(len(likely))[:, None, None]
+    taken = ((highest == every) if exclusive else (likely > THRESHOLD)) & inside
+    shares = taken.sum((1, 2)) / inside.sum()
     order = [i for i in shares.argsort(descending=True, stable=True).tolist() if shares[i] > 0]
     best = tuple((i, float(shares[i])) for i in order)
     counted = [i for i in order if i in asked.labels] if asked.labels else _without_background(model, order)
     missing, wanted = None, list[tuple[int, int, Tensor, Corners | None]]()
     for x, y in asked.at:
-        place = _place(model, photo, (x, y), won.shape)
+        place = _place(model, photo, (x, y), highest.shape)
         if place is None:
             width, height = photo.whole or photo.image.size
             missing = MapError(
                 f"the model does not see the place {x:g},{y:g} of this photograph of {width} x {height}"
             )
             continue
-        mask = torch.zeros_like(won, dtype=torch.bool)
+        mask = torch.zeros_like(inside)
         mask[place] = True
-        labels = sorted(asked.labels) or [int(won[place])]
-        wanted += [(label, number, mask, (x, y, x, y)) for number, label in enumerate(labels, 1)]
+        those = sorted(asked.labels) or [int(highest[place])]
+        wanted += [(label, number, mask, (x, y, x, y)) for number, label in enumerate(those, 1)]
     if not asked.at:
         numbers = range(1, len(counted) + 1) if asked.numbers is None else asked.numbers
-        wanted = [(counted[n - 1], n, won == counted[n - 1], None) for n in numbers if n <= len(counted)]
+        wanted = [(counted[n - 1], n, taken[counted[n - 1]], None) for n in numbers if n <= len(counted)]
         absent = sorted(asked.labels.difference(counted)) if asked.numbers is None else []
         complete = wanted and len(wanted) == len(numbers) and not absent
         missing = None if complete else _missing(model, asked, counted, absent, best)
@@ -104,12 +120,14 @@ def _found(
             number,
             area=float(mask.sum() / inside.sum()),
             at=None if at is None else at[:2],
+            mask=mask.numpy() if at is None else None,
             **about,
         )
         for label, number, mask, at in wanted
     ]
-    masks = torch.stack([mask for *_, mask, _ in wanted]) if wanted else won.new_zeros(0, *won.shape).bool()
-    return FoundSegments(torch.tensor([w[0] for w in wanted]), masks, tuple(told), missing, best)
+    masks = torch.stack([mask for *_, mask, _ in wanted]) if wanted else taken[:0]
+    of_each = torch.tensor([label for label, *_ in wanted], dtype=torch.int64)
+    return FoundSegments(of_each, masks, tuple(told), missing, best, kind, warnings)
 
 
 def _without_background(model: LoadedModel, order: Sequence[int]) -> list[int]:
@@ -159,8 +177,9 @@ def _missing(
     """Why segments that were asked for are not there. absent: classes of which there is none."""
     seen = ", ".join(f"{model.classes[label]} {share:.0%}" for label, share in best[:3])
     if absent or not counted:
-        names = " or ".join(model.classes[label] for label in absent or sorted(asked.labels))
-        return MapError(f"nothing of it is taken for {names} (it is {seen})")
+        names = " or ".join(model.classes[label] for label in absent or sorted(asked.labels)) or "a class"
+        what = f"it is {seen}" if seen else f"no class has {THRESHOLD:.0%} anywhere"
+        return MapError(f"nothing of it is taken for {names} ({what})")
     lacking = " or ".join(str(n) for n in asked.numbers or () if n > len(counted))
     return MapError(f"there is no segment {lacking}: {len(counted)} are there ({seen})")
 

@@ -21,10 +21,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from camkit.errors import UsageError, counted, reason, typed_reason, warn
+from camkit.errors import UsageError, reason, typed_reason
 from camkit.files import read_regular
-from camkit.images import decoding, finding
+from camkit.images import decoding, finding, run_lengths
 from camkit.images.preprocess import Preprocess
+from camkit.images.run_lengths import Mask
 
 # From a photograph's file and its size (width, height) to bool [height, width].
 Truth = Callable[[Path, tuple[int, int]], Tensor | None]
@@ -44,8 +45,7 @@ def read(source: str | os.PathLike[str]) -> Truth:
     - a folder with `trimaps/`, `xmls/` or both, as the Oxford-IIIT Pet data have: the trimap's
       foreground, or, for a photograph without one, the VOC boxes;
     - a folder of masks, with the photographs' names: every pixel that is not zero;
-    - a COCO json: polygons, or the box of an annotation without; run-length masks are left out, with a
-      warning.
+    - a COCO json: polygons and run-length masks, or the box of an annotation without.
 
     Raises `UsageError` if it is none of these.
     """
@@ -128,11 +128,7 @@ def masks(folder: Path) -> Truth:
 
 
 def coco(path: Path) -> Truth:
-    """All annotations of a photograph together, in a file of COCO's format.
-
-    Those in run-length form, as crowds have, are left out: a `CamkitWarning` says how many. Of a photograph
-    that has no others nothing is known.
-    """
+    """All annotations of a photograph together, crowds too, in a file of COCO's format."""
     name = finding.display(path)
     try:
         data = json.loads(read_regular(path, MAX_JSON))
@@ -154,19 +150,14 @@ def coco(path: Path) -> Truth:
         raise UsageError(
             f"{name} is no COCO json with `images` and `annotations` ({typed_reason(error)})"
         ) from None
-    if crowds := sum(_is_run_length(one) for found in by_file.values() for one in found):
-        what = counted(crowds, "annotation")
-        text = f"{what} in run-length form, as crowds have, left out: camkit reads polygons and boxes"
-        warn(f"{name}: {text}")
 
     def mask(photo: Path, size: tuple[int, int]) -> Tensor | None:
-        known = by_file.get(photo.name)
-        annotations = [one for one in known or () if not _is_run_length(one)]
-        if known is None or (known and not annotations):
+        annotations = by_file.get(photo.name)
+        if annotations is None:
             return None
         _check_size(f"{photo.name} in {name}", sizes[photo.name], size)
         try:
-            shapes = list(_coco_shapes(annotations))
+            shapes = list(_coco_shapes(annotations, size))
         except (ValueError, LookupError, TypeError, OverflowError) as error:
             raise UsageError(
                 f"{name}: an annotation of {photo.name} cannot be read ({reason(error)})"
@@ -175,14 +166,23 @@ def coco(path: Path) -> Truth:
             size,
             boxes=[shape for kind, shape in shapes if kind == "box"],
             polygons=[shape for kind, shape in shapes if kind == "polygon"],
+            masks=[shape for kind, shape in shapes if kind == "mask"],
         )
 
     return mask
 
 
-def _coco_shapes(annotations: Iterable[Mapping[str, Any]]) -> Iterator[tuple[str, Any]]:
+def _coco_shapes(
+    annotations: Iterable[Mapping[str, Any]], size: tuple[int, int]
+) -> Iterator[tuple[str, Any]]:
     for annotation in annotations:
-        if outline := annotation.get("segmentation"):
+        outline = annotation.get("segmentation")
+        if isinstance(outline, Mapping):
+            found = run_lengths.decoded(outline)
+            if found.shape != size[::-1]:
+                raise ValueError(f"a mask of {found.shape[1]} x {found.shape[0]} pixels")
+            yield "mask", found
+        elif outline:
             for polygon in outline:
                 values = list(map(_number, polygon))
                 if len(values) < 6 or len(values) % 2:
@@ -191,10 +191,6 @@ def _coco_shapes(annotations: Iterable[Mapping[str, Any]]) -> Iterator[tuple[str
         else:
             left, top, width, height = map(_number, annotation["bbox"])
             yield "box", (left, top, left + width, top + height)
-
-
-def _is_run_length(annotation: Mapping[str, Any]) -> bool:
-    return isinstance(annotation.get("segmentation"), Mapping)
 
 
 def voc_boxes(path: Path) -> list[Box]:
@@ -271,7 +267,12 @@ def _refuse(*_: object) -> None:
     raise ValueError("it declares a document type, which annotations do not need")
 
 
-def drawn(size: tuple[int, int], boxes: Iterable[Box] = (), polygons: Iterable[list[float]] = ()) -> Tensor:
+def drawn(
+    size: tuple[int, int],
+    boxes: Iterable[Box] = (),
+    polygons: Iterable[list[float]] = (),
+    masks: Iterable[Mask] = (),
+) -> Tensor:
     """bool `[height, width]`: all inside the shapes; what lies outside the photograph is cut off.
 
     Coordinates are of the edges of pixels. A pixel is inside a polygon if its middle is.
@@ -284,6 +285,8 @@ def drawn(size: tuple[int, int], boxes: Iterable[Box] = (), polygons: Iterable[l
         x0, x1 = (round(min(max(edge, 0), width)) for edge in (left, right))
         y0, y1 = (round(min(max(edge, 0), height)) for edge in (top, bottom))
         mask[y0:y1, x0:x1] = True
+    for one in masks:
+        mask |= torch.from_numpy(np.ascontiguousarray(one))
     return mask
 
 

@@ -269,10 +269,10 @@ def assumed(preprocess: Preprocess, said: Collection[str] = ()) -> str:
     return f"assumed: {', '.join(open_ones.values())} ({options}, or preprocess=)" if open_ones else ""
 
 
-def assumed_scores(count: int) -> str:
-    """What is assumed of the scores, which neither a file of weights nor a module says."""
+def assumed_scores(count: int, what: str = "photograph") -> str:
+    """What is assumed of the scores of each photograph, or place, which no file or module says."""
     if count > 1:
-        return "one class for each photograph is assumed (--scores sigmoid: several)"
+        return f"one class for each {what} is assumed (--scores sigmoid: several)"
     return "its one score is taken for the logit of a probability (--scores none: a regression)"
 
 

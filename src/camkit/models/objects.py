@@ -67,7 +67,8 @@ def from_object(
     model = facts.apply(model)
     if "scores" not in model.notes or model.scores != "auto":
         return model
-    notes = {"scores": assumed_scores(len(model.classes))}  # nobody has said what the outputs mean either
+    what = "photograph" if model.segments is None else "place"
+    notes = {"scores": assumed_scores(len(model.classes), what)}  # nobody has said what they mean either
     if not labels.named(model.classes):
         notes["classes"] = f"{counted(len(model.classes), 'class', 'classes')} without names: --classes"
     return replace(model, notes={**model.notes, **notes})

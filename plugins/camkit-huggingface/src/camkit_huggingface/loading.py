@@ -282,7 +282,9 @@ def _segmentation(place: Place, config: Any, name: str, device: torch.device) ->
     auto = transformers.AutoModelForSemanticSegmentation
     network, classes, preprocess, flip = _of_task(place, config, name, auto, "segmentation", shown)
     module = Classifier(network, flip).eval()
-    return LoadedModel(module.to(device), classes, preprocess, name, segments=_dense)
+    # One label is learnt by itself: transformers takes binary cross-entropy for it.
+    scores: Any = "sigmoid" if len(classes) == 1 else "softmax"
+    return LoadedModel(module.to(device), classes, preprocess, name, segments=_dense, scores=scores)
 
 
 def _dense(returned: Any) -> Any:
