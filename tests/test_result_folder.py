@@ -118,6 +118,35 @@ def test_what_does_not_hold_is_named(kind: str) -> None:
     assert done.stderr == f"Does not hold: {len(found)} finding{'s' * (len(found) > 1)}\n"
 
 
+STATEMENTS: dict[str, tuple[Any, str]] = {
+    "class_name": ("Bengal", "the manifest says Bengal, it is tabby"),
+    "probability": (0.99, "the manifest says 0.99, it is 0."),
+    "logit": (-3, "the manifest says -3, it is "),
+    "predicted": (["Bengal"], "the manifest says ['Bengal'], it is ['"),
+    "predicted_index": (7, "the manifest says 7, it is "),
+    "predicted_name": ("Bengal", "the manifest says Bengal, it is "),
+    "predicted_probability": ("0.5", "the manifest says 0.5, it is "),
+    "scores": ("sigmoid", "the manifest says sigmoid, it is softmax"),
+    "label": ("Bengal", "the manifest says Bengal, it is None"),
+    "border_share": (0.999, "the manifest says 0.999, it is 0."),
+    "map_range": ([0, 1], "the manifest says [0, 1], it is ["),
+}
+
+
+@pytest.mark.parametrize("field", STATEMENTS)
+def test_what_is_said_of_a_map_and_is_not_so_is_named(field: str) -> None:
+    finished()
+    path = Path("out/manifest.jsonl")
+    lines = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+    (line,) = (line for line in lines if line["map_file"] == f"{TABBY}.npy")
+    line[field], said = STATEMENTS[field]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines), "utf-8")
+    done = camkit_("verify", "out")
+    assert done.exit_code == 1
+    first, _ = done.stdout.splitlines()
+    assert first.startswith(f"{TABBY}.npy: {field}: {said}"), first
+
+
 def spoil_npz(path: Path) -> None:
     """Change one value of the last map."""
     with np.load(path) as arrays:

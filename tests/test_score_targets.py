@@ -258,7 +258,7 @@ def test_one_of_several_outputs(output: str, classes: str) -> None:
     shown = camkit_("show", Path("out", line["overlay_file"])).stdout
     assert f"--output {output}" in shown
     checked = camkit_("verify", "out", "--model", "mine.py:two")
-    assert checked.exit_code == 0 and "1 recomputed map differ" in checked.stdout
+    assert checked.exit_code == 0 and "1 recomputed map differs" in checked.stdout
 
 
 def test_maps_of_other_outputs_do_not_replace_each_other() -> None:
@@ -349,7 +349,7 @@ def test_a_number_of_a_value_for_each_pixel(output: str) -> None:
     (line,) = lines()
     assert line["class_name"] == "mean" and line["layer"] == "features"  # not the depths themselves
     checked = camkit_("verify", "out", "--model", "mine.py:net")
-    assert checked.exit_code == 0 and "1 recomputed map differ" in checked.stdout
+    assert checked.exit_code == 0 and "1 recomputed map differs" in checked.stdout
     if output == "depth":
         done = explain("cat.png", "--output", output, model="mine.py:net")
         assert done.exit_code == 1 and "if it is a depth or the like: --target mean" in done.stderr

@@ -132,6 +132,18 @@ def test_a_mask_of_a_stranger_that_is_none(mask: Any) -> None:
     assert told.exit_code == 1 and "the mask of its segment cannot be read" in told.stderr
 
 
+@pytest.mark.parametrize(("field", "value"), [("area", 0.51), ("mask", None), ("corners", [0, 15, 32, 32])])
+def test_another_segment_than_the_recorded_one_is_named(field: str, value: Any) -> None:
+    assert explain().exit_code == 0
+    (line,) = lines()
+    mask = np.zeros((32, 32), bool)
+    mask[16:, 1:] = True  # 16 of 512 places are missing
+    line["box"][field] = value or run_lengths.encoded(mask)
+    Path("out", "manifest.jsonl").write_text(json.dumps(line) + "\n", "utf-8")
+    told = run("verify", "out", "--model", "mine.py:colours")
+    assert told.exit_code == 1 and "box: the manifest says {" in told.stdout
+
+
 def test_all_segments_and_those_of_a_class() -> None:
     assert explain("--box", "all").exit_code == 0
     assert [line["class_name"] for line in lines()] == ["road", "sky"]

@@ -122,7 +122,8 @@ def verify(folder: Path | str, images: Path | str | None, spec: str | None, samp
     if not found.lines and not found.findings:
         raise UsageError(f"{folder} holds no results")
     count = counted(found.recomputed, "recomputed map")
-    again = f"{count} differ by at most {found.difference:.1e} of the peak"
+    verb = "differs" if found.recomputed == 1 else "differ"
+    again = f"{count} {verb} by at most {found.difference:.1e} of the peak"
     say(
         f"{counted(found.lines, 'result')}: {counted(found.maps, 'map')}, "
         f"{counted(found.pictures, 'picture')} and {counted(found.photographs, 'photograph')} hold; "

@@ -52,7 +52,12 @@ def load_map(folder: Path, line: Mapping[str, Any]) -> Map:
 
 def check_map(folder: Path, line: Mapping[str, Any]) -> bool:
     """True, or raises as `load_map`; for another process, which need not send the map."""
-    return load_map(folder, line) is not None
+    values = load_map(folder, line)
+    extremes = [float(values.min()), float(values.max())]
+    if line["map_range"] not in (None, extremes):
+        told = str(line["map_range"])[:100]
+        raise CamkitError(f"map_range: the manifest says {told}, it is {extremes}")
+    return True
 
 
 def stored(path: Path, values: Map, line: Mapping[str, Any]) -> Map | None:

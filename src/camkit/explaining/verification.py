@@ -15,15 +15,16 @@ from torch import Tensor
 
 from camkit.contracts.model import LoadedModel
 from camkit.errors import CamkitError, ImageError, ModelError
-from camkit.explaining import boxes, manifest, pipeline, plan, score_targets, stored_maps
+from camkit.explaining import boxes, manifest, pipeline, plan, score_targets, statements, stored_maps
 from camkit.explaining.checked_reading import Findings, Reader, check_picture, photo_id, photograph, table
+from camkit.explaining.explanation import Explanation
 from camkit.explaining.manifest import Finding, Line
 from camkit.explaining.plan import Backend
 from camkit.images import decoding, finding
 from camkit.images.preprocess import OWN, Preprocess
 from camkit.images.workers import Failure, Processes
 from camkit.models.loading import load_quietly
-from camkit.models.specs import runs_code
+from camkit.models.specs import runs_code, split
 
 EFFORT = 50  # times the default, which the options of a stranger's manifest may ask for together
 
@@ -56,7 +57,7 @@ def verify(
     spec: str | None = None,
     processes: Processes | None = None,
 ) -> Verdict:
-    """Whether files, photographs and maps still are what the manifest says.
+    """Whether files, photographs and maps still are what the manifest says, and what it says of these.
 
     photographs: where they lie now, if not where they lay. sample: maps that are computed again, by the
     model `spec` or the one that the manifest names, if that is no code; if the manifest names `spec`, those
@@ -92,21 +93,27 @@ def verify(
 
     unchecked = Counter(_recorded(line) for line in sampled if not may_load(line))
 
-    def recomputed(line: Line) -> float:
-        model: LoadedModel = load(spec or _recorded(line), dtype=line["dtype"], **_facts(line))
+    def differs(line: Line) -> float:
+        named = spec or _recorded(line)
+        model: LoadedModel = load(named, dtype=line["dtype"], **_facts(line, named))
         again = _computed(line, model, photograph(line, photographs), reader)
-        return _difference(reader.map(folder, line), again)
+        return _compared(line, reader.map(folder, line), again, findings)
 
-    largest, count = 0.0, 0
-    for line in filter(may_load, sampled):
-        difference = findings.attempt(line["map_file"], recomputed, line)
-        if difference is not None:
-            count += 1
-            largest = max(largest, difference)
-            if not difference <= stored_maps.tolerance(line):
-                findings.add(line["map_file"], f"recomputed, it differs by {difference:.1e} of its peak")
-    counts = len(lines), len(sound), len(pictures), len(photos), count
-    return Verdict(*counts, largest, tuple(findings), unchecked)
+    differences = [check(line["map_file"], differs, line) for line in sampled if may_load(line)]
+    known = [difference for difference in differences if difference is not None]
+    counts = len(lines), len(sound), len(pictures), len(photos), len(known)
+    return Verdict(*counts, max(known, default=0.0), tuple(findings), unchecked)
+
+
+def _compared(line: Line, stored: Tensor, again: Explanation, findings: Findings) -> float:
+    """The difference of a map to that which is computed again; what does not hold becomes a finding."""
+    difference, bound = _difference(stored, again.map), stored_maps.tolerance(line)
+    if not difference <= bound:
+        findings.add(line["map_file"], f"recomputed, it differs by {difference:.1e} of its peak")
+    named = not isinstance(table(line["model_facts"] or {}).get("classes"), int)  # else they are many
+    for what in statements.wrong(line, stored, again, bound, named=named):
+        findings.add(line["map_file"], what)
+    return difference
 
 
 def _is_code(spec: str) -> bool:
@@ -122,14 +129,15 @@ def _recorded(line: Line) -> str:
     return str(line["model_spec"] or line["model"])
 
 
-def _facts(line: Line) -> dict[str, Any]:
+def _facts(line: Line, spec: str) -> dict[str, Any]:
     """What was said of the model, as arguments of `load_model`; of many classes the number is told."""
     told, preparing = table(line["model_facts"] or {}), table(line["preprocessing"])
     named = told.get("classes")
     return {
         # Options of the command may have said it; a function of the user's comes with the model.
         "preprocess": None if OWN in preparing else Preprocess.from_dict(preparing),
-        "output": told.get("output"),
+        "arch": told.get("arch") if split(spec)[0] == "file" else None,
+        **{name: told.get(name) for name in ("output", "scores")},
         "classes": tuple(named) if isinstance(named, list) else None,
     }
 
@@ -148,8 +156,8 @@ def _check_photograph(line: Line, photographs: Path | str | None) -> bool:
     return True
 
 
-def _computed(line: Line, model: LoadedModel, photograph: Path | str, reader: Reader) -> Tensor:
-    """The map of a line, computed again."""
+def _computed(line: Line, model: LoadedModel, photograph: Path | str, reader: Reader) -> Explanation:
+    """What a line tells of, computed again."""
     if model.sha256 != line["model_sha256"]:
         raise ModelError(f"{model.name} is not the model that made it")
     targets, index, box = score_targets.ScoreTargets(model), line["class_index"], line["box"]
@@ -177,7 +185,7 @@ def _computed(line: Line, model: LoadedModel, photograph: Path | str, reader: Re
     (made,) = pipeline.stream(work, [photograph], read=reader.photographs, whole=False)
     if isinstance(made, Failure):
         raise made.error
-    return made.map
+    return made
 
 
 def _check_other(line: Line, targets: score_targets.ScoreTargets) -> None:
