@@ -341,9 +341,34 @@ def test_a_damaged_table_is_named_where_results_are_gathered(run: Run, damage: s
     else:
         columns = {"map": [1.0]} if damage == "another table" else {"status": ["ok"]}
         polars.DataFrame(columns).write_parquet(table)
-    with pytest.raises(CamkitError, match=rf"{table.name} is damaged, or no table of camkit: ") as caught:
-        gathering.tell(run.out, run.out, sorted(tables.there(str(run.out)).parts), None)
-    assert "\n" not in str(caught.value)
+    (found,) = gathering.tell(run.out, run.out, sorted(tables.there(str(run.out)).parts), None)
+    assert str(found).startswith(f"{table.name}: it is damaged, or no table of camkit: ")
+    assert "\n" not in str(found)
+
+
+def test_beside_a_damaged_table_the_others_are_done(run: Run, tmp_path: Path) -> None:
+    run()
+    (run.out / "manifest.jsonl").unlink(missing_ok=True)
+    table = min(run.out.glob("part-*.parquet"))
+    count = len(rows(run.out)) - len(polars.read_parquet(table))
+    table.write_bytes(table.read_bytes()[:-1])
+    verified = camkit_("verify", run.out)
+    assert verified.exit_code == 1 and f"\n{count} results: {count} maps" in verified.stdout
+    assert verified.stdout.startswith(f"{table.name}: it is damaged")
+    assert verified.stderr.endswith("Does not hold: 1 finding\n")
+    merged = camkit_("explain", "merge", run.out, "--out", tmp_path / "all")
+    assert merged.exit_code == 3 and f"Error: {run.out}/{table.name}: it is damaged" in merged.stderr
+    assert merged.stdout.startswith(f"{count} results of 1 folder")
+    drawn = camkit_("render", run.out, "--engine", "local", "--out", tmp_path / "drawn")
+    assert drawn.exit_code == 3 and table.name in drawn.stderr
+    assert len(list((tmp_path / "drawn").rglob("*.png"))) == count
+    here = camkit_("render", run.out)
+    assert here.exit_code == 3 and f"Error: {run.out}/{table.name}: it is damaged" in here.stderr
+    for other in run.out.glob("part-*.parquet"):
+        other.write_bytes(b"")
+    (run.out / "manifest.jsonl").unlink()
+    none = camkit_("verify", run.out)
+    assert none.exit_code == 1 and f"Error: {run.out}/{table.name}: it is damaged" in none.stderr
 
 
 def test_results_of_another_request_or_kind_are_not_mixed(run: Run, tmp_path: Path) -> None:

@@ -64,14 +64,17 @@ def merge(folders: tuple[Path | str, ...], out: Path | str) -> None:
     from camkit.images import workers
 
     with workers.processes(1) as pool, ExitStack() as stack:
-        local = [stack.enter_context(gathering.gathered(folder, pool))[0] for folder in folders]
+        found = [stack.enter_context(gathering.gathered(folder, pool)) for folder in folders]
+        local = [one.folder for one in found]
         if not is_address(out):
             merged = merging.merge(local, Path(out), processes=pool)
         else:
             target = Path(stack.enter_context(TemporaryDirectory(prefix="camkit-")))
             merged = merging.merge(local, target, processes=pool)
             gathering.send(target, str(out))
-    for finding in merged.findings:
+    tables = [f"{folder}/{why}" for folder, one in zip(folders, found, strict=True) for why in one.damaged]
+    findings = [*tables, *merged.findings]
+    for finding in findings:
         say(f"Error: {finding}", err=True)
     say(
         f"{counted(merged.added, 'result')} of {counted(len(folders), 'folder')} "
@@ -79,7 +82,7 @@ def merge(folders: tuple[Path | str, ...], out: Path | str) -> None:
     )
     if merged.added and not is_address(out):
         write_page(Path(out))
-    if merged.findings:
+    if findings:
         raise SystemExit(PARTLY if merged.added else 1)
 
 
@@ -111,15 +114,16 @@ def verify(folder: Path | str, images: Path | str | None, spec: str | None, samp
         from camkit.explaining import verification
 
         most = max(1, sample) if is_address(folder) else None
-        with gathering.gathered(folder, pool, sample=most, seed=seed) as (local, part):
+        with gathering.gathered(folder, pool, sample=most, seed=seed) as local:
             found = verification.verify(
-                local, photographs=images, sample=sample, seed=seed, spec=spec, processes=pool
+                local.folder, photographs=images, sample=sample, seed=seed, spec=spec, processes=pool
             )
-    if part:
-        say(f"Note: looked at {part}", err=True)
-    for finding in found.findings:
+    if local.part:
+        say(f"Note: looked at {local.part}", err=True)
+    findings = [*local.damaged, *found.findings]
+    for finding in findings:
         say(finding)
-    if not found.lines and not found.findings:
+    if not found.lines and not findings:
         raise UsageError(f"{folder} holds no results")
     count = counted(found.recomputed, "recomputed map")
     verb = "differs" if found.recomputed == 1 else "differ"
@@ -135,11 +139,11 @@ def verify(folder: Path | str, images: Path | str | None, spec: str | None, samp
             f"{counted(maps, 'map')} of {model} {verb} not computed again: if you trust that model, which "
             "may be code, give it with --model"
         )
-    if found.findings:
-        say(f"Does not hold: {counted(len(found.findings), 'finding')}", err=True)
+    if findings:
+        say(f"Does not hold: {counted(len(findings), 'finding')}", err=True)
     elif found.unchecked:
         say("What was checked holds; not everything was", err=True)
-    if found.findings or found.unchecked:
+    if findings or found.unchecked:
         raise SystemExit(1)
     say("Everything holds", err=True)
 
@@ -186,7 +190,7 @@ def render(
         from camkit.explaining.naming import Names
 
         place, folder = folder, Path(out or folder)
-        gathering.tell(place, folder, sorted(tables.there(str(place)).parts), pool)
+        findings += gathering.tell(place, folder, sorted(tables.there(str(place)).parts), pool)
         names = Names(folder)
         for line, error in redrawing.redraw(
             folder,

@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 import random
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from camkit.engines import store, tables
 from camkit.errors import CamkitError, typed_reason
 from camkit.explaining import manifest, parquet
 from camkit.explaining.checked_reading import MAP_MEMORY, Reader
+from camkit.explaining.manifest import Finding
 from camkit.files import inside, make_folder, write_whole
 from camkit.images import addresses
 from camkit.images.addresses import is_address
@@ -21,17 +23,30 @@ from camkit.images.workers import Processes
 MAX_FILE = 2**32  # bytes of a file that is fetched
 
 
+@dataclass(frozen=True)
+class Gathered:
+    """A folder with a manifest of what lies in a place.
+
+    damaged: tables that cannot be read, and why, which the manifest does not tell of. part: how many of the
+    tables were looked at, in words, if not all.
+    """
+
+    folder: Path
+    damaged: Sequence[Finding] = ()
+    part: str = ""
+
+
 @contextmanager
 def gathered(
     place: Path | str, processes: Processes | None, *, sample: int | None = None, seed: int = 0
-) -> Iterator[tuple[Path, str]]:
-    """A folder with a manifest of all that lies in a place, and what has to be said of it.
+) -> Iterator[Gathered]:
+    """All that lies in a place, as a folder.
 
-    A folder that has one, and no tables beside it, is that folder itself; else it is a copy, which is
-    removed afterwards. sample: of the tables, where there are more.
+    A folder that has a manifest, and no tables beside it, is that folder itself; else it is a copy, which
+    is removed afterwards. sample: of the tables, where there are more.
     """
     if not is_address(place) and not tables.there(str(place)).parts:
-        yield Path(place), ""
+        yield Gathered(Path(place))
         return
     with tempfile.TemporaryDirectory(prefix="camkit-") as made:
         folder = Path(made)
@@ -41,13 +56,19 @@ def gathered(
             _fetch(place, folder)
         elif sample is not None and len(found) > sample:
             chosen = sorted(random.Random(seed).sample(found, max(1, sample)))
-        tell(place, folder, chosen, processes)
-        yield folder, f"{len(chosen)} of {len(found)} tables" if len(chosen) < len(found) else ""
+        damaged = tell(place, folder, chosen, processes)
+        part = f"{len(chosen)} of {len(found)} tables" if len(chosen) < len(found) else ""
+        yield Gathered(folder, damaged, part)
 
 
-def tell(place: Path | str, folder: Path, parts: list[str], processes: Processes | None) -> None:
-    """Bring tables into a folder, and their rows into its manifest, unless it tells of them."""
-    reader = Reader(processes)
+def tell(
+    place: Path | str, folder: Path, parts: Sequence[str], processes: Processes | None
+) -> list[Finding]:
+    """Bring tables into a folder, and their rows into its manifest, unless it tells of them.
+
+    What is found of those that cannot be read; `CamkitError` if none can, and the folder has no manifest.
+    """
+    reader, damaged = Reader(processes), list[Finding]()
     known = {line["map_file"] for line in manifest.held(folder)}
     for part in parts:
         name = tables.name_of(part)
@@ -60,9 +81,12 @@ def tell(place: Path | str, folder: Path, parts: list[str], processes: Processes
             rows = reader.read(path, parquet.read_lines, path, memory=MAP_MEMORY)  # which needs no torch
         # pyarrow's own are ValueErrors; a table that is not camkit's lacks columns, or has others.
         except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-            where = store.joined(str(place), name)
-            raise CamkitError(f"{where} is damaged, or no table of camkit: {typed_reason(error)}") from None
+            damaged.append(Finding(name, f"it is damaged, or no table of camkit: {typed_reason(error)}"))
+            continue
         manifest.append(folder, [json.loads(row) for row in rows])
+    if damaged and not (folder / manifest.NAME).exists():
+        raise CamkitError(f"{store.joined(str(place), str(damaged[0]))}")
+    return damaged
 
 
 def send(folder: Path, address: str) -> None:

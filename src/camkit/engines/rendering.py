@@ -19,7 +19,7 @@ from typing import Any
 from camkit.contracts.engine import Engine, Outcome, Part, Photograph
 from camkit.drawing.style import Style
 from camkit.engines import gathering, store, tables
-from camkit.errors import UsageError
+from camkit.errors import CamkitError, UsageError
 from camkit.explaining import manifest, redrawing
 from camkit.explaining.embedding import ImageFormat
 from camkit.files import write_whole
@@ -73,7 +73,10 @@ class RenderWorker:
         with TemporaryDirectory(prefix="camkit-") as made:
             folder = Path(made)
             write_whole(folder / name, data, durable=False)
-            gathering.tell(folder, folder, [tables.id_of(name)], self._processes)
+            try:
+                gathering.tell(folder, folder, [tables.id_of(name)], self._processes)
+            except CamkitError as why:  # the others are drawn
+                return Outcome(part, 0, ((name, str(why)),), ())
             for line, error in redrawing.redraw(
                 folder,
                 style=work.style,
