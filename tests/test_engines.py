@@ -204,14 +204,17 @@ def test_names_of_a_list_that_are_taken_get_a_number(tmp_path: Path) -> None:
     assert names(Listing.of((), str(tmp_path / "list.txt"))) == ["/b/x.png", "/b/x.png~2", "b/x.png"]
 
 
-def test_other_truth_is_another_request() -> None:
-    ids = {
-        ExplainWork.of(
-            ExplainRequest(model=MODEL, device="cpu", truth=truth), "out", 0, lambda text: None
-        ).id
-        for truth in (None, "masks")
-    }
-    assert len(ids) == 2
+def test_other_truth_is_another_request(tmp_path: Path) -> None:
+    def asked(truth: str | None) -> str:
+        request = ExplainRequest(model=MODEL, device="cpu", truth=truth)
+        return ExplainWork.of(request, "out", 0, lambda text: None).id
+
+    file = tmp_path / "coco.json"
+    file.write_text("{}")
+    ids = [asked(None), asked(str(file)), asked(str(file))]
+    file.write_text("[]")
+    ids.append(asked(str(file)))
+    assert ids[1] == ids[2] and len(set(ids)) == 3
 
 
 def test_a_table_of_parquet_and_what_is_no_list(photos: Path) -> None:

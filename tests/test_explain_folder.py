@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 from tests.conftest import digests, runner
 from tests.test_cli import camkit_, explain, lines, photo, process
 from torch import nn
@@ -144,6 +145,67 @@ def test_another_question_starts_anew(other: list[str]) -> None:
     quick("photos")
     assert "done already" not in quick("photos", "--resume", *other).stderr
     assert len(lines()) == 6
+
+
+TWO = """
+import torch
+from torch import nn
+
+class Two(nn.Module):
+    def __init__(self, act=torch.relu):
+        super().__init__()
+        torch.manual_seed(0)
+        self.features, self.one, self.other = nn.Conv2d(3, 4, 5, 4), nn.Linear(4, 3), nn.Linear(4, 3)
+        self.act, self.temperature = act, 1.0
+
+    def forward(self, x):
+        seen = self.act(self.features(x)).mean((2, 3))
+        return {"one": self.one(seen) / self.temperature, "other": self.other(seen)}
+
+def relu():
+    return Two().eval()
+
+def tanh():
+    return Two(torch.tanh).eval()
+"""
+
+
+@pytest.mark.parametrize(
+    ("function", "output", "edited"),
+    [
+        ("relu", "other", ("", "")),
+        ("tanh", "one", ("", "")),
+        ("relu", "one", ("temperature = act, 1.0", "temperature = act, 2.0")),
+    ],
+)
+def test_the_same_weights_in_another_model_start_anew(
+    function: str, output: str, edited: tuple[str, str]
+) -> None:
+    photos(3)
+    Path("two.py").write_text(TWO)
+    shown = ("--classes", "a,b,c", "--size", 32, "--mean", "0,0,0", "--std", "1,1,1", "--class", "a")
+    asked = ("photos", *shown, "--format", "npz")
+    quick(*asked, "--model", "two.py:relu", "--output", "one")
+    Path("two.py").write_text(TWO.replace(*edited) if edited[0] else TWO)
+    again = quick(*asked, "--model", f"two.py:{function}", "--output", output, "--resume")
+    assert "done already" not in again.stderr
+    first, second = ([line["probability"] for line in lines()][part] for part in (slice(3), slice(3, None)))
+    assert len(second) == 3 and not set(first) & set(second)
+    repeated = quick(*asked, "--model", f"two.py:{function}", "--output", output, "--resume")
+    assert "3 photographs were done already" in repeated.stderr
+
+
+def test_other_annotations_start_anew() -> None:
+    """Their shares are in the results."""
+    (name, *_) = photos(1)
+    Path("masks").mkdir()
+    for column in (0, 20):
+        mask = np.zeros(np.asarray(Image.open(Path("photos", name))).shape[:2], np.uint8)
+        mask[:, column : column + 10] = 255
+        Image.fromarray(mask).save(f"masks/{Path(name).stem}.png")
+        assert "done already" not in quick("photos", "--truth", "masks", "--resume").stderr
+    first, second = (line["truth_share"] for line in lines())
+    assert first != second
 
 
 def test_photographs_that_are_new_or_changed_are_done() -> None:

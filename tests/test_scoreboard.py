@@ -157,6 +157,33 @@ def test_a_cell_of_something_else_is_another_file_and_a_damaged_one_is_none() ->
     assert len(cells()) == 7 + 7 + 2 + 7 + 7
 
 
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("size=(32, 32)", "size=(32, 32), mean=(0.1, 0.1, 0.1)"),
+        ('"default_layer": "conv"', '"default_layer": "conv.0"'),
+        ('"scores": "softmax"', '"scores": "none"'),
+        ("return self.conv(x)", "return 2 * self.conv(x)"),
+        ('"red", "green"', '"green", "red"'),
+    ],
+)
+def test_the_same_weights_in_another_model_are_measured_anew(before: str, after: str) -> None:
+    asked = ("--method", "gradcam", "--truth", "masks", "--metrics", "localisation")
+    assert call(*asked).exit_code == 0
+    text = Path("model.py").read_text()
+    assert text.count(before) == 1
+    Path("model.py").write_text(text.replace(before, after))
+    assert measured(call(*asked))
+    assert measured(call(*asked)) == []
+
+
+def test_photographs_under_other_names_have_other_annotations() -> None:
+    Path("photos/0.png").rename("photos/00.png")
+    assert call(*LOCAL).exit_code == 0
+    Path("photos/00.png").rename("photos/0.png")
+    assert len(measured(call(*LOCAL))) == 7
+
+
 def test_what_a_model_cannot_have_costs_its_own_cells_only() -> None:
     result = call("--method", "gradcam", "--method", "legrad", "--metrics", "cost")
     assert result.exit_code == 3 and len(cells()) == 1

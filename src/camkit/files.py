@@ -16,7 +16,7 @@ import shutil
 import socket
 import stat
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
@@ -26,6 +26,7 @@ from camkit.errors import CamkitError, printable, reason
 DRAFT = re.compile(r"\.(?P<host>.+)-(?P<process>\d+)-[0-9a-f]+\.partial")
 _CREATE = os.O_CREAT | os.O_EXCL | os.O_RDWR | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
 CHUNK = 2**20  # bytes that are read at once
+MAX_DIGESTED = 2**40  # bytes of a file of annotations, of which COCO's own have half a gigabyte
 _READ = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)  # a FIFO does not block
 
 
@@ -267,6 +268,29 @@ def sha256(path: str | os.PathLike[str], limit: int) -> str:
     for piece in pieces(path, limit):
         digest.update(piece)
     return digest.hexdigest()
+
+
+def digest(paths: Sequence[Path]) -> str:
+    """SHA-256 of the contents of files, in this order; what is no regular file has none."""
+    every = hashlib.sha256()
+    for path in paths:
+        try:
+            every.update(bytes.fromhex(sha256(path, MAX_DIGESTED)))
+        except ValueError:
+            every.update(b"\0")
+    return every.hexdigest()
+
+
+def digest_of(place: Path) -> str:
+    """SHA-256 of a file, or of all names and files in a folder."""
+    if not place.is_dir():
+        return digest([place])
+    every = hashlib.sha256()
+    for root, _, names in walk(place):
+        files = [Path(root) / name for name in names]
+        text = "\0".join(path.relative_to(place).as_posix() for path in files)
+        every.update(text.encode("utf-8", "surrogateescape") + digest(files).encode())
+    return every.hexdigest()
 
 
 def holds(path: Path, data: bytes) -> bool:

@@ -5,6 +5,7 @@ Every cell is measured as `camkit bench` does it: the same photographs, metrics 
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import os
 import time
@@ -37,8 +38,6 @@ from camkit.bench.scoreboard_plan import (
     Measured,
     cell_path,
     cells_of,
-    digest,
-    digest_of,
     plan,
     read_cell,
     spread,
@@ -53,9 +52,11 @@ from camkit.core import devices
 from camkit.errors import CamkitError, UsageError
 from camkit.explaining import boxes
 from camkit.explaining.plan import check_functions
+from camkit.files import digest, digest_of
 from camkit.images import finding
 from camkit.metrics import ground_truth
 from camkit.metrics.ground_truth import Truth
+from camkit.models.identity import identity
 
 TILES = 4  # photographs of a mosaic
 
@@ -149,16 +150,17 @@ class _Stage:
             "schema": SCHEMA,
             "model": finding.display(Path(cell.model).name),
             "model_sha256": self.model.sha256,
+            "model_identity": self._identity,
             "backend": cell.backend,
             "version": row.version,
             "method": cell.method,
-            "options": dict(sorted(request.options.items())),
+            "options": dict(sorted(vars(row.explainer.options).items())) if row.explainer else {},
             "layer": request.layer,
             "group": cell.group,
             "metrics": {name: dict(FULL.options.get(name, {})) for name in GROUPS[cell.group]},
             "photographs": cell.count,
             "photographs_sha256": self._digest(cell.count),
-            "truth_sha256": self._truth_digest if cell.group == LOCALISATION else None,
+            "truth_sha256": self._truth_digest(cell.count) if cell.group == LOCALISATION else None,
             "device": str(self.model.device),
             "dtype": request.dtype,
             "precision": request.precision,
@@ -176,8 +178,20 @@ class _Stage:
         return self._digests[count]
 
     @cached_property
-    def _truth_digest(self) -> str | None:
-        return digest_of(Path(self.request.truth)) if self.request.truth else None
+    def _identity(self) -> str:
+        return identity(self.model, self.spec)
+
+    @cached_property
+    def _annotations(self) -> str:
+        return digest_of(Path(str(self.request.truth)))
+
+    def _truth_digest(self, count: int) -> str | None:
+        """Of the annotations, and of the names of the photographs, by which they are found."""
+        if not self.request.truth:
+            return None
+        names = "\0".join(path.name for path in spread(self.paths, count))
+        text = names.encode("utf-8", "surrogateescape") + self._annotations.encode()
+        return hashlib.sha256(text).hexdigest()
 
     def maps(self, cell: Cell, scene: Scene, row: Entrant) -> tuple[Maps, Tensor]:
         """What makes the maps of a cell, and those of the scene; slow ones are kept for other groups."""

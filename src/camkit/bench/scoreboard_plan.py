@@ -21,7 +21,7 @@ from camkit.bench.results import ENERGY, GAIN, MAX_IMAGES, Count, Facts, Line, N
 from camkit.bench.typed_json import Fault, Most, from_json, to_json
 from camkit.core.device_names import Precision
 from camkit.errors import OptionError, closest
-from camkit.files import read_regular, walk, write_whole
+from camkit.files import read_regular, write_whole
 from camkit.metrics.controls import CONTROLS
 from camkit.native.method_table import AT_LAYER, BLACK_BOX, COMBINED, INPUT_GRADIENTS
 
@@ -251,27 +251,6 @@ def read_cell(path: Path, request: Mapping[str, Any]) -> Measured | None:
 def write_cell(path: Path, cell: Measured) -> None:
     """Write a finished cell, whole."""
     write_whole(path, json.dumps(cell, ensure_ascii=False, allow_nan=False, default=to_json) + "\n")
-
-
-def digest(paths: Sequence[Path]) -> str:
-    """SHA-256 of the contents of files, in this order."""
-    every = hashlib.sha256()
-    for path in paths:
-        with path.open("rb") as file:
-            every.update(hashlib.file_digest(file, "sha256").digest())
-    return every.hexdigest()
-
-
-def digest_of(place: Path) -> str:
-    """SHA-256 of a file, or of all names and files in a folder."""
-    if not place.is_dir():
-        return digest([place])
-    every = hashlib.sha256()
-    for root, _, names in walk(place):
-        files = [Path(root) / name for name in names]
-        text = "\0".join(path.relative_to(place).as_posix() for path in files)
-        every.update(text.encode("utf-8", "surrogateescape") + digest(files).encode())
-    return every.hexdigest()
 
 
 def spread(paths: Sequence[Path], count: int) -> list[Path]:

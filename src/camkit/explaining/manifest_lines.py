@@ -79,24 +79,27 @@ def request_id(
     work: Plan,
     classes: Sequence[str],
     *,
+    model: str,
     style: Style,
     format: Format,
     image_format: ImageFormat,
     truth: str | None = None,
 ) -> str:
-    """What a run asks for, apart from the photographs: the same for two runs with the same results."""
-    model = work.model
+    """What a run asks for, apart from the photographs: the same for two runs with the same results.
+
+    model: its `identity`. truth: a hash of the annotations.
+    """
     backends = []
     for backend in work.backends:
         found = discovery.get("explainer", backend.name)
         options = vars(backend.explainer.options)
         backends.append([found.full_name, found.version, backend.methods, options])
     facts = {
-        "model": [model.sha256, model.preprocess.to_dict(), list(model.classes), model.scores],
+        "model": model,
         "where": [
-            devices.kind(model.device),
-            str(model.dtype),
-            devices.as_multiplied(model.device, work.precision),
+            devices.kind(work.model.device),
+            str(work.model.dtype),
+            devices.as_multiplied(work.model.device, work.precision),
         ],
         "backends": backends,
         "layers": [*work.layers, *([work.layout] if work.layout else [])],

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from camkit.contracts.model import LoadedModel
@@ -11,8 +12,10 @@ from camkit.explaining import score_targets
 from camkit.explaining.manifest_lines import request_id
 from camkit.explaining.plan import Plan, plan
 from camkit.explaining.request import ExplainRequest
+from camkit.files import digest_of
 from camkit.images import workers
 from camkit.models.facts import ModelFacts
+from camkit.models.identity import identity
 from camkit.models.loading import as_encoder, load_quietly, with_classes, with_texts
 
 
@@ -50,12 +53,13 @@ def planned(
     )
     work = plan(targets.model, functions=targets.functions, **request.of_plan())
     asked = request_id(
-        replace(work, model=model),
+        work,
         [*request.classes, *targets.told],
+        model=identity(model, spec),
         style=request.style,
         format=request.format,
         image_format=request.image_format,
-        truth=request.truth,
+        truth=digest_of(Path(request.truth)) if request.truth else None,
     )
     return Planned(spec, work, asked)
 
