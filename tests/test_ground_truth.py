@@ -109,11 +109,89 @@ def test_whatever_is_not_zero_belongs_to_the_object(tmp_path: Path, suffix: str,
 def test_sixteen_bits_and_indices_are_not_scaled_away(tmp_path: Path) -> None:
     Image.fromarray(np.array([[0, 1, 300]], dtype=np.uint16)).save(tmp_path / "a.png")
     assert decoding.load_mask(tmp_path / "a.png").tolist() == [[0, 1, 300]]
-    indexed = Image.new("P", (2, 1))
-    indexed.putpalette([255, 255, 255, 0, 0, 0])  # index 0 is white
-    indexed.putpixel((1, 0), 1)
-    indexed.save(tmp_path / "b.png")
-    assert decoding.load_mask(tmp_path / "b.png").tolist() == [[0, 1]]
+    assert decoding.load_mask(indexed(tmp_path / "b.png", [0, 0, 0, 90, 0, 0, 0, 0, 0])).tolist() == [
+        [0, 1, 2]
+    ], "index 0 is black, as in VOC's"
+    coloured = indexed(tmp_path / "c.png", [68, 1, 84, 33, 144, 140, 253, 231, 36])
+    assert decoding.load_mask(coloured).tolist() == [[0, 1, 2]]
+
+
+def indexed(path: Path, palette: list[int]) -> Path:
+    """A picture of the indices 0, 1, 2 of a palette, or of fewer."""
+    image = Image.new("P", (len(palette) // 3, 1))
+    image.putpalette(palette)
+    for x in range(image.width):
+        image.putpixel((x, 0), x)
+    image.save(path)
+    return path
+
+
+def test_of_two_colours_the_black_one_is_the_background(tmp_path: Path) -> None:
+    """Whatever wrote the palette: many begin it with the commonest or with the brightest colour."""
+    black_and_white = indexed(tmp_path / "a.png", [255, 255, 255, 0, 0, 0])
+    assert decoding.load_mask(black_and_white).tolist() == [[1, 0]]
+    values = np.zeros((4, 6), np.uint8)
+    values[1, 2:4] = 255
+    grey = Image.fromarray(values)
+    grey.quantize(2).save(tmp_path / "b.png")
+    grey.convert("RGB").save(tmp_path / "c.gif")
+    for name in ("b.png", "c.gif"):
+        assert (decoding.load_mask(tmp_path / name) != 0).nonzero()[1].tolist() == [2, 3], name
+    three = indexed(tmp_path / "d.png", [200, 0, 0, 0, 0, 0, 0, 0, 200])
+    with pytest.raises(ImageError, match="nobody knows which of them is the background"):
+        decoding.load_mask(three)
+
+
+@pytest.mark.parametrize("other", ["photos/cat.png", "elsewhere/cat.jpg"])
+@pytest.mark.parametrize("layout", ["masks", "pets"])
+def test_photographs_that_share_a_stem_do_not_share_a_mask(tmp_path: Path, layout: str, other: str) -> None:
+    picture(tmp_path / ("trimaps" if layout == "pets" else "") / "cat.png", np.ones((4, 6)))
+    read = ground_truth.read(tmp_path)
+    assert read(Path("photos/cat.jpg"), SIZE) is not None
+    assert read(Path("photos/cat.jpg"), SIZE) is not None
+    with pytest.raises(UsageError, match=r"has the name of photos/cat\.jpg"):
+        read(Path(other), SIZE)
+
+
+def test_of_photographs_that_share_a_stem_in_a_folder_none_has_the_mask(tmp_path: Path) -> None:
+    picture(tmp_path / "masks" / "cat.png", np.ones((4, 6)))
+    for name in ("cat.jpg", "cat.webp"):
+        Image.new("RGB", SIZE).save(tmp_path / name)
+    with pytest.raises(UsageError, match=r"cat\.jpg has the name of .*cat\.webp"):
+        ground_truth.read(tmp_path / "masks")(tmp_path / "cat.jpg", SIZE)
+    (tmp_path / "cat.webp").unlink()
+    assert ground_truth.read(tmp_path / "masks")(tmp_path / "cat.jpg", SIZE) is not None
+    (tmp_path / "cat.jpg").rename(tmp_path / "masks" / "cat.jpg")  # beside its mask
+    assert ground_truth.read(tmp_path / "masks")(tmp_path / "masks" / "cat.jpg", SIZE) is not None
+
+
+def test_two_masks_of_one_photograph_are_refused(tmp_path: Path) -> None:
+    picture(tmp_path / "cat.png", np.ones((4, 6)))
+    picture(tmp_path / "cat.bmp", np.zeros((4, 6)))
+    with pytest.raises(UsageError, match=r"cat\.png and .*cat\.bmp are of the same photograph"):
+        ground_truth.read(tmp_path)
+
+
+@pytest.mark.parametrize(("turn", "size", "known"), [(1, SIZE, True), (3, SIZE, False), (6, SIZE, True)])
+def test_annotations_of_a_photograph_that_is_turned(
+    tmp_path: Path, turn: int, size: tuple[int, int], known: bool
+) -> None:
+    """A quarter turn shows in the size, unless the photograph is square; a half turn never does."""
+    picture(tmp_path / "masks" / "a.png", np.ones((4, 6)))
+    picture(tmp_path / "masks" / "b.png", np.ones((4, 4)))
+    read = ground_truth.read(tmp_path / "masks")
+    exif = Image.Exif()
+    exif[0x0112] = turn
+    stored = size if turn < 5 else size[::-1]
+    for name, shape in (("a.jpg", stored), ("b.jpg", (4, 4))):
+        Image.new("RGB", shape).save(tmp_path / name, exif=exif)
+        photo = decoding.load(tmp_path / name)
+        assert photo.turn == turn
+        if turn == 1 or (known and name == "a.jpg"):
+            assert ground_truth.of_photograph(read, tmp_path / name, photo) is not None
+            continue
+        with pytest.raises(UsageError, match=rf"{name} is turned by its EXIF orientation {turn}"):
+            ground_truth.of_photograph(read, tmp_path / name, photo)
 
 
 @pytest.mark.parametrize(("mode", "message"), [("RGB", "RGB: .*one channel"), ("RGBA", "RGBA")])

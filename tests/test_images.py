@@ -15,6 +15,7 @@ import warnings
 import zlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import PIL
@@ -248,10 +249,81 @@ def test_sixteen_bit_grey_is_scaled_and_not_clipped(tmp_path: Path) -> None:
 
 
 def test_whole_numbers_that_are_no_sixteen_bit_grey_are_refused(tmp_path: Path) -> None:
-    for name, value in {"high.tif": 70_000, "negative.tif": -1}.items():
-        Image.fromarray(np.full((2, 2), value, np.int32)).save(tmp_path / name)
-        with pytest.raises(ImageError, match=f"{name} .*0 to 65535"):
-            load(tmp_path / name)
+    for value in (70_000, -1):
+        with pytest.raises(ImageError, match=r"the image .*0 to 65535"):
+            load(Image.fromarray(np.full((2, 2), value, np.int32)))
+
+
+def tiff(values: Pixels, **tags: int) -> bytes:
+    """An uncompressed TIFF of values `[h, w]` in one strip, whatever its tags say of them."""
+    height, width = values.shape
+    data = values.tobytes()
+    size = values.dtype.itemsize * 8
+    own = {"WIDTH": width, "HEIGHT": height, "BITS": size, "COMPRESSION": 1, "PHOTOMETRIC": 1}
+    own |= {"OFFSET": 8, "SAMPLES": 1, "ROWS": height, "BYTES": len(data)} | tags
+    numbers = {"KIND": 254, "WIDTH": 256, "HEIGHT": 257, "BITS": 258, "COMPRESSION": 259}
+    numbers |= {"PHOTOMETRIC": 262, "OFFSET": 273, "SAMPLES": 277, "ROWS": 278, "BYTES": 279}
+    numbers |= {"PLANAR": 284, "PARTS": 330, "SIGNS": 339}
+    entries = sorted((numbers[name], value) for name, value in own.items())
+    table = b"".join(struct.pack("<HHII", number, 4, 1, value) for number, value in entries)
+    head = b"II*\0" + struct.pack("<I", 8 + len(data))
+    return head + data + struct.pack("<H", len(entries)) + table + struct.pack("<I", 0)
+
+
+def twelve(values: Pixels) -> Pixels:
+    """Values of 12 bits `[h, w]`, an even number in a row, packed: uint8 `[h, w * 3 / 2]`."""
+    first, second = values[:, ::2].astype(int), values[:, 1::2].astype(int)
+    packed = np.stack([first >> 4, (first & 15) << 4 | second >> 8, second & 255], -1)
+    return packed.reshape(len(values), -1).astype(np.uint8)
+
+
+def test_sixteen_bits_of_which_zero_is_white(tmp_path: Path) -> None:
+    """As X-rays and scans have it; of a turned one, too, which no longer knows its tags."""
+    values = np.array([[0, 257 * 10], [257 * 200, 65535]], np.uint16)
+    (tmp_path / "scan.tif").write_bytes(tiff(values, PHOTOMETRIC=0))
+    assert pixels(tmp_path / "scan.tif")[..., 0].tolist() == [[255, 245], [55, 0]]
+    (tmp_path / "plain.tif").write_bytes(tiff(values))
+    assert pixels(tmp_path / "plain.tif")[..., 0].tolist() == [[0, 10], [200, 255]]
+
+
+def test_twelve_bits_are_scaled_by_their_own_white(tmp_path: Path) -> None:
+    values = np.array([[0, 2048], [4000, 4095]])
+    (tmp_path / "twelve.tif").write_bytes(tiff(twelve(values), WIDTH=2, BITS=12))
+    assert pixels(tmp_path / "twelve.tif")[..., 0].tolist() == [[0, 128], [249, 255]]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "tags", "why"),
+    [
+        (np.uint32, {}, "whole numbers of 32 bits"),
+        (np.int16, {"SIGNS": 2}, "signed values"),
+        (np.int8, {"SIGNS": 2}, "signed values"),
+        (np.uint8, {"KIND": 1}, "begins with a preview"),
+    ],
+)
+def test_tiffs_that_pillow_reads_as_something_else_are_refused(
+    tmp_path: Path, dtype: Any, tags: dict[str, int], why: str
+) -> None:
+    path = tmp_path / "odd.tif"
+    path.write_bytes(tiff(np.arange(64, dtype=dtype).reshape(8, 8), **tags))
+    assert why in refusal(path) and "odd.tif" in refusal(path)
+
+
+def test_channels_of_sixteen_bits_one_after_the_other_are_refused(tmp_path: Path) -> None:
+    planes = np.arange(48, dtype=np.uint16).reshape(12, 4) * 1000
+    path = tmp_path / "planes.tif"
+    data = tiff(planes, HEIGHT=4, ROWS=4, PHOTOMETRIC=2, SAMPLES=3, PLANAR=2)
+    size = planes.nbytes // 3
+    # Of three strips the offsets and lengths lie behind the table.
+    table = len(data) - 4
+    behind = struct.pack("<6I", *(8 + size * n for n in range(3)), *([size] * 3))
+    for number, place in ((273, len(data)), (279, len(data) + 12)):
+        entry = struct.pack("<HHI", number, 4, 1)
+        at = data.index(entry, 8 + planes.nbytes)
+        data = data[:at] + struct.pack("<HHII", number, 4, 3, place) + data[at + 12 :]
+    assert table
+    path.write_bytes(data + behind)
+    assert "16 bits in channels that lie one after the other" in refusal(path)
 
 
 def test_floating_point_pixels_are_refused(tmp_path: Path) -> None:
@@ -571,11 +643,12 @@ def test_a_name_with_a_null_character_is_refused() -> None:
 
 def test_an_open_image_is_taken_as_it_is(tmp_path: Path) -> None:
     image = Image.new("RGBA", (2, 1), (*RED, 0))
+    image.putpixel((1, 0), (*RED, 1))
     photo = load(image)
     assert (photo.source, photo.warnings) == ("image", ())
     assert photo.image.getpixel((0, 0)) == WHITE
     assert image.mode == "RGBA" and image.getpixel((0, 0)) == (255, 0, 0, 0)  # itself unchanged
-    assert load(image).sha256 == photo.sha256 == hashlib.sha256(b"\xff" * 6).hexdigest()
+    assert load(image).sha256 == photo.sha256 == hashlib.sha256(b"\xff" * 4 + b"\xfe" * 2).hexdigest()
 
 
 def test_an_open_image_that_cannot_become_rgb_is_refused() -> None:

@@ -295,6 +295,16 @@ def test_names_in_every_form(tmp_path: Path) -> None:
     for name, text in BESIDE.items():
         (tmp_path / name).write_text(text)
         assert labels.parse(str(tmp_path / name)) == PETS
+    for text in (
+        "3,newt\n1,cat\n2,dog\n",
+        "label,name\n3,newt\n1,cat\n2,dog\n",
+        "class,name\n2,newt\n0,cat\n1,dog\n",
+        "name,id\nnewt,31\ncat,7\ndog,8\n",
+    ):
+        (tmp_path / "table.csv").write_text(text)
+        assert labels.parse(str(tmp_path / "table.csv")) == PETS, text
+    (tmp_path / "digits.csv").write_text("index,name\n1,9\n0,8\n")
+    assert labels.parse(str(tmp_path / "digits.csv")) == ("8", "9")
     (tmp_path / "data.yaml").write_text("path: ../pets\nnc: 3\nnames:\n  0: cat\n  1: dog\n  2: newt\n")
     assert labels.parse(str(tmp_path / "data.yaml")) == PETS
     (tmp_path / "data.yaml").write_text("names: [cat, ")

@@ -27,7 +27,7 @@ from camkit.errors import ImageError, UsageError, counted
 from camkit.explaining.plan import scores_for_layer
 from camkit.images import decoding, finding
 from camkit.metrics import localisation
-from camkit.metrics.ground_truth import Truth, as_seen
+from camkit.metrics.ground_truth import Truth, as_seen, of_photograph
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -152,7 +152,7 @@ def photographs(
             failures.append(str(error))
             continue
         photo = loaded.image
-        known = truth(path, photo.size) if truth else None
+        known = of_photograph(truth, path, loaded) if truth else None
         photos.append(loaded)
         tensors.append(model.preprocess(photo))
         masks.append(None if known is None else as_seen(known, model.preprocess))

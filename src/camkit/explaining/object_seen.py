@@ -14,7 +14,7 @@ from camkit.drawing import evidence
 from camkit.errors import CamkitError
 from camkit.explaining.explanation import Explanation
 from camkit.images.workers import Failure
-from camkit.metrics.ground_truth import Truth, as_seen
+from camkit.metrics.ground_truth import Truth, as_seen, of_photograph
 from camkit.metrics.localisation import energy_pointing_game
 
 
@@ -48,7 +48,7 @@ def object_seen(truth: Truth, results: Sequence[Explanation | Failure]) -> Objec
     if first is None or (path := first.photo.path) is None:
         return ObjectSeen(None)
     try:
-        mask = truth(Path(path), first.photo.whole or first.photo.image.size)
+        mask = of_photograph(truth, Path(path), first.photo)
         return ObjectSeen(None if mask is None else as_seen(mask, first.model.preprocess))
     except CamkitError as error:
         return ObjectSeen(None, (f"where the object is, is not known: {error}",))

@@ -28,7 +28,7 @@ from PIL import (
 
 from camkit.errors import CamkitError, ImageError, reason
 from camkit.files import read_regular, sha256, stand_in
-from camkit.images import addresses, channels, inputs
+from camkit.images import addresses, channels, inputs, tiff
 from camkit.images.addresses import is_address
 from camkit.images.finding import display
 
@@ -71,6 +71,7 @@ class Photo:
     path: the path of its file as the user wrote it, any characters included.
     view: what the model sees of it, if `image` was reduced for drawing; `whole`: width and height before
         that, or before it was cut.
+    turn: the EXIF orientation by which it was made upright; 1: as it is stored.
     """
 
     image: Image.Image = field(repr=False)
@@ -82,6 +83,16 @@ class Photo:
     path: str | None = None
     view: Image.Image | None = field(default=None, repr=False)
     whole: tuple[int, int] | None = None
+    turn: int = 1
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """A picture, upright and as it is used; notes: what was odd; turn: as of a photograph."""
+
+    image: Image.Image
+    notes: tuple[str, ...] = ()
+    turn: int = 1
 
 
 @dataclass(frozen=True)
@@ -113,9 +124,10 @@ def load(source: Any, count: int = 3) -> Photo:
         return source
     if not isinstance(source, str | os.PathLike | bytes | Fetched) and not hasattr(source, "read"):
         with _decoding_errors("the image"):
-            image, notes = _of_object(source, count)
-        pixels = image if count == 3 else channels.carried(image)
-        return Photo(image, "image", hashlib.sha256(pixels.tobytes()).hexdigest(), tuple(notes))
+            ready = _of_object(source, count)
+        pixels = ready.image if count == 3 else channels.carried(ready.image)
+        digest = hashlib.sha256(pixels.tobytes()).hexdigest()
+        return Photo(ready.image, "image", digest, ready.notes, turn=ready.turn)
     if isinstance(source, str) and source.startswith(("http://", "https://")):
         return _of_bytes(inputs.fetch(source), source, count)
     if is_address(source):
@@ -131,11 +143,11 @@ def load(source: Any, count: int = 3) -> Photo:
 
 
 def _of_bytes(data: bytes, name: str, count: int) -> Photo:
-    image, notes = _decode(data, name, count)
-    return Photo(image, name, hashlib.sha256(data).hexdigest(), tuple(notes))
+    ready = _decode(data, name, count)
+    return Photo(ready.image, name, hashlib.sha256(data).hexdigest(), ready.notes, turn=ready.turn)
 
 
-def _of_object(source: Any, count: int, name: str = "the image") -> tuple[Image.Image, list[str]]:
+def _of_object(source: Any, count: int, name: str = "the image") -> Decoded:
     """As `_prepared`, of a Pillow image, an array or a tensor."""
     if isinstance(source, Image.Image):
         return _prepared(source, name, count)
@@ -143,7 +155,7 @@ def _of_object(source: Any, count: int, name: str = "the image") -> tuple[Image.
         return _prepared(inputs.picture(source, name), name, count)
     image = channels.of_array(inputs.values(source, count, name), count, name)
     _check_size(image.size, name)
-    return image, []
+    return Decoded(image)
 
 
 def _fetched(address: str) -> bytes:
@@ -175,8 +187,9 @@ def reduced(image: Image.Image, side: int) -> Image.Image:
 def load_mask(path: str | os.PathLike[str]) -> np.ndarray[tuple[int, int], np.dtype[np.int64]]:
     """The values of a picture of one channel, a mask or a palette's indices: int64 `[height, width]`.
 
-    Nothing is scaled, turned or converted. Raises `ImageError` for what `load` refuses, and for colours,
-    transparency and formats with loss, whose values would not be those that were meant.
+    Nothing is scaled, turned or converted, but of two colours of a palette black is 0. Raises `ImageError`
+    for what `load` refuses, and for colours, transparency and formats with loss, whose values would not be
+    those that were meant.
     """
     name = display(path)
     data = _read(Path(path), name)
@@ -185,7 +198,29 @@ def load_mask(path: str | os.PathLike[str]) -> np.ndarray[tuple[int, int], np.dt
             raise ImageError(f"{name} has mode {image.mode}: a mask has one channel, not colours")
         _check_size(image.size, name)
         image.load()
-        return np.asarray(image).astype(np.int64)
+        values = np.asarray(image).astype(np.int64)
+        return _black_is_zero(values, image, name) if image.mode == "P" else values
+
+
+def _black_is_zero(
+    values: np.ndarray[tuple[int, int], np.dtype[np.int64]], image: Image.Image, name: str
+) -> np.ndarray[tuple[int, int], np.dtype[np.int64]]:
+    """Indices of a palette, of which 0 is the background by custom, where no other index is black.
+
+    Of two colours the black one is the background, whichever index it has. Raises `ImageError` of more.
+    """
+    palette = np.asarray(image.getpalette("RGB") or [0, 0, 0]).reshape(-1, 3)
+    used = np.unique(values)
+    black = [int(index) for index in used if index < len(palette) and not palette[index].any()]
+    if not black or not palette[0].any():
+        return values
+    if len(used) > 2:
+        raise ImageError(
+            f"{name} has a palette whose index {black[0]} is black, and 0 is not: nobody knows which of "
+            "them is the background; save it as grey"
+        )
+    found: np.ndarray[tuple[int, int], np.dtype[np.int64]] = (values != black[0]).astype(np.int64)
+    return found
 
 
 def load_png(path: str | os.PathLike[str]) -> Image.Image:
@@ -229,7 +264,7 @@ def _reading_errors(path: Path, name: str) -> Iterator[None]:
         raise ImageError(f"{name} cannot be read: {reason(error)}") from None
 
 
-def _decode(data: bytes, name: str, count: int) -> tuple[Image.Image, list[str]]:
+def _decode(data: bytes, name: str, count: int) -> Decoded:
     if not data:
         raise ImageError(f"{name} is empty (0 bytes)")
     if what := stand_in(data):
@@ -239,20 +274,24 @@ def _decode(data: bytes, name: str, count: int) -> tuple[Image.Image, list[str]]
             return _of_object(np.lib.format.read_array(io.BytesIO(data), allow_pickle=False), count, name)
     with _decoding_errors(name), Image.open(io.BytesIO(data), formats=FORMATS) as image:
         _scale_key(image)
+        tiff.check(image, name)
         if count != 3:
             channels.check_copied(image, count, name)
         several = image.format != "MPO" and getattr(image, "is_animated", False)
-        ready, notes = _prepared(image, name, count)
-        return ready, [*notes, *([f"{name} has several frames: the first is explained"] * several)]
+        ready = _prepared(image, name, count)
+        frames = (f"{name} has several frames: the first is explained",) if several else ()
+        return replace(ready, notes=ready.notes + frames)
 
 
-def _prepared(image: Image.Image, name: str, count: int) -> tuple[Image.Image, list[str]]:
-    """The image upright and as RGB, or with its `count` channels, and notes of what was odd."""
+def _prepared(image: Image.Image, name: str, count: int) -> Decoded:
+    """The image upright and as RGB, or with its `count` channels."""
     _check_size(image.size, name)
     image.load()  # completely, so that a truncated file is found
     notes: list[str] = []
-    upright = _upright(image, notes)
-    return _rgb(upright, name) if count == 3 else channels.of_picture(upright, count, name), notes
+    scale = tiff.grey_scale(image)  # which a picture that is turned no longer tells
+    upright, turn = _upright(image, notes)
+    ready = _rgb(upright, name, scale, notes) if count == 3 else channels.of_picture(upright, count, name)
+    return Decoded(ready, tuple(notes), turn)
 
 
 @contextmanager
@@ -287,28 +326,36 @@ def _check_size(size: tuple[int, int], name: str) -> None:
         )
 
 
-def _rgb(image: Image.Image, name: str) -> Image.Image:
+def _rgb(image: Image.Image, name: str, scale: tuple[int, int], notes: list[str]) -> Image.Image:
     if image.mode == "F":
         raise ImageError(
             f"{name} has floating-point pixels, whose range is not known; convert it to 8 or 16 bits"
         )
     if image.mode.startswith("I"):
-        image = _sixteen_bit(image, name)
+        image = _sixteen_bit(image, name, scale)
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
         rgba = image.convert("RGBA")
+        if not rgba.getchannel("A").getbbox():
+            notes.append(f"{name} is transparent everywhere: a white picture is explained")
         background = Image.new("RGBA", rgba.size, (*BACKGROUND, 255))
         return Image.alpha_composite(background, rgba).convert("RGB")
     return image.convert("RGB")
 
 
-def _sixteen_bit(image: Image.Image, name: str) -> Image.Image:
-    """16-bit grey to 8 bits; `convert` would clip everything above 255 to white."""
+def _sixteen_bit(image: Image.Image, name: str, scale: tuple[int, int]) -> Image.Image:
+    """16-bit grey to 8 bits; `convert` would clip everything above 255 to white.
+
+    scale: the values of black and white.
+    """
+    black, white = scale
     values = np.asarray(image).astype(np.int64)
     if "transparency" in image.info:  # the grey value that stands for nothing
-        values[values == image.info["transparency"]] = 65535
-    if values.min() < 0 or values.max() > 65535:
-        raise ImageError(f"{name} has grey values outside 0 to 65535, and it is not known which is white")
-    return Image.fromarray((values / 257).round().astype(np.uint8))
+        values[values == image.info["transparency"]] = white
+    if values.min() < 0 or values.max() > max(scale):
+        raise ImageError(
+            f"{name} has grey values outside 0 to {max(scale)}, and it is not known which is white"
+        )
+    return Image.fromarray(((values - black) * 255 / (white - black)).round().astype(np.uint8))
 
 
 def _scale_key(image: ImageFile.ImageFile) -> None:
@@ -320,13 +367,14 @@ def _scale_key(image: ImageFile.ImageFile) -> None:
         image.info["transparency"] = tuple(int(k * scale) for k in key) if many else int(key * scale)
 
 
-def _upright(image: Image.Image, notes: list[str]) -> Image.Image:
+def _upright(image: Image.Image, notes: list[str]) -> tuple[Image.Image, int]:
     # Not `ImageOps.exif_transpose`: it also writes the EXIF block anew, and gives up, unturned, if any
     # other entry of it is odd.
     try:
-        turn = TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+        turn = image.getexif().get(ExifTags.Base.Orientation, 1)
+        how = TURNS.get(turn)
     # A damaged EXIF block is no reason to refuse the pixels.
     except Exception:
         notes.append("the EXIF data cannot be read, so the orientation is unknown")
-        return image
-    return image if turn is None else image.transpose(turn)
+        return image, 1
+    return (image, 1) if how is None else (image.transpose(how), turn)

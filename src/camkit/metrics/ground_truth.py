@@ -10,7 +10,10 @@ from __future__ import annotations
 
 import json
 import os
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import cache
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, TypeVar
 from xml.etree import ElementTree
@@ -24,6 +27,7 @@ from torch import Tensor
 from camkit.errors import UsageError, reason, typed_reason
 from camkit.files import read_regular
 from camkit.images import decoding, finding, run_lengths
+from camkit.images.decoding import Photo
 from camkit.images.preprocess import Preprocess
 from camkit.images.run_lengths import Mask
 
@@ -49,18 +53,45 @@ def read(source: str | os.PathLike[str]) -> Truth:
 
     Raises `UsageError` if it is none of these.
     """
-    return _of_one_photograph(_read(Path(source)))
+    path = Path(source)
+    if path.is_file():
+        return _of_one_photograph(coco(path), attrgetter("name"), path)
+    if not path.is_dir():
+        raise UsageError(
+            f"there is no truth {finding.display(path)!r}: a folder of annotations or a COCO json"
+        )
+    layout = pets if (path / "trimaps").is_dir() or (path / "xmls").is_dir() else masks
+    return _of_one_photograph(layout(path), attrgetter("stem"), path.resolve())
 
 
-def _of_one_photograph(truth: Truth) -> Truth:
-    """`UsageError` for photographs of one name in several folders: annotations know the name alone."""
+def _of_one_photograph(truth: Truth, name_of: Callable[[Path], str], masks_in: Path) -> Truth:
+    """`UsageError` for photographs of one name, as far as annotations know it: `name_of`.
+
+    With it the one that comes first, too, where they lie in one folder, unless it is that of the masks.
+    """
     seen: dict[str, Path] = {}
+
+    @cache
+    def beside(folder: Path) -> Mapping[str, list[str]]:
+        """The photographs in a folder, by their stems."""
+        found = defaultdict[str, list[str]](list)
+        if folder.is_dir() and folder.resolve() != masks_in:
+            for path in sorted(folder.iterdir()):
+                if path.suffix.lower() in finding.SUFFIXES:
+                    found[path.stem].append(path.name)
+        return found
 
     def mask(photo: Path, size: tuple[int, int]) -> Tensor | None:
         found = truth(photo, size)
-        if found is not None and (other := seen.setdefault(photo.name, photo)) != photo:
+        name = name_of(photo)
+        other = seen.setdefault(name, photo)
+        twins = (
+            [one for one in beside(photo.parent)[name] if one != photo.name] if name != photo.name else []
+        )
+        if found is not None and (twins or other != photo):
+            taken = photo.with_name(twins[0]) if twins else other
             raise UsageError(
-                f"{finding.display(photo)} has the name of {finding.display(other)}, and annotations are "
+                f"{finding.display(photo)} has the name of {finding.display(taken)}, and annotations are "
                 "found by the name alone"
             )
         return found
@@ -68,16 +99,20 @@ def _of_one_photograph(truth: Truth) -> Truth:
     return mask
 
 
-def _read(path: Path) -> Truth:
-    if path.is_file():
-        return coco(path)
-    if not path.is_dir():
+def of_photograph(truth: Truth, path: Path, photo: Photo) -> Tensor | None:
+    """Where the object in a photograph is, bool `[height, width]`, or `None` if nothing is known of it.
+
+    Raises `UsageError` for annotations that do not fit it, and where its EXIF orientation leaves its size
+    as it is: nobody knows whether they are of the picture as it is stored or of the upright one.
+    """
+    size = photo.whole or photo.image.size
+    mask = truth(path, size)
+    if mask is not None and (photo.turn in (2, 3, 4) or (photo.turn != 1 and size[0] == size[1])):
         raise UsageError(
-            f"there is no truth {finding.display(path)!r}: a folder of annotations or a COCO json"
+            f"{finding.display(path)} is turned by its EXIF orientation {photo.turn}, and nothing tells "
+            "whether its annotations are: save it upright, without that orientation"
         )
-    if (path / "trimaps").is_dir() or (path / "xmls").is_dir():
-        return pets(path)
-    return masks(path)
+    return mask
 
 
 def as_seen(mask: Tensor, preprocess: Preprocess) -> Tensor:
@@ -113,7 +148,11 @@ def pets(folder: Path) -> Truth:
 
 def masks(folder: Path) -> Truth:
     """A mask beside its photograph's name, whatever the suffix; without loss, so not JPEG."""
-    found = {path.stem: path for path in sorted(folder.iterdir()) if path.suffix.lower() in MASK_SUFFIXES}
+    found: dict[str, Path] = {}
+    for path in sorted(folder.iterdir()):
+        if path.suffix.lower() in MASK_SUFFIXES and (other := found.setdefault(path.stem, path)) != path:
+            name = finding.display(path)
+            raise UsageError(f"{name} and {finding.display(other)} are of the same photograph: keep one")
     if not found:
         raise UsageError(
             f"there are no masks in {finding.display(folder)!r}: pictures ({', '.join(MASK_SUFFIXES)}) "

@@ -181,37 +181,39 @@ def _order(value: int | None) -> int:
     return -1 if value is None else value
 
 
-def _numbering(rows: Sequence[Sequence[str]], column: int, width: int) -> int | None:
-    """The column, if there is one beside that of the names, that numbers the rows from 0 on."""
-    wanted = [str(number) for number in range(len(rows))]
-    for at in set(range(width)) - {column}:
-        if sorted((row[at].strip() for row in rows if len(row) > at), key=lambda c: (len(c), c)) == wanted:
-            return at
-    return None
+NAMES = ("class", "class_name", "name", "label", "classes", "label_name", "category")  # titles of columns
+INDICES = ("index", "idx", "id", "label_id", "class_id")
 
 
 def _of_table(text: str, delimiter: str) -> list[str]:
-    """A column of names: the one that is called so, else the first that is not numbers."""
+    """A column of names: the one that is called so, else the first that is not numbers.
+
+    In the order of a column of numbers, if there is one.
+    """
     rows = [row for row in csv.reader(io.StringIO(text), delimiter=delimiter) if any(row)]
     width = max(map(len, rows), default=0)
     title = [cell.strip().lower() for cell in rows[0]] if rows else []
-    known = ("class", "class_name", "name", "label", "classes", "label_name", "category")
-    column = next((title.index(name) for name in known if name in title), None)
-    if column is not None:
+    if {*NAMES, *INDICES} & set(title):
         rows = rows[1:]
     else:
-        column = next(
-            (
-                i
-                for i in range(width)
-                if not all(r[i : i + 1] == [] or r[i].strip().isdecimal() for r in rows)
-            ),
-            0,
-        )
-    index = next(
-        (title.index(name) for name in ("index", "idx", "id", "label_id", "class_id") if name in title),
-        _numbering(rows, column, width),
-    )
-    if index is not None and all(len(row) > index and row[index].strip().isdecimal() for row in rows):
-        rows.sort(key=lambda row: int(row[index]))
-    return [row[column].strip() for row in rows if len(row) > column]
+        title = []
+    columns = [[row[at].strip() if len(row) > at else "" for row in rows] for at in range(width)]
+    texts = [at for at in range(width) if not all(cell.isdecimal() for cell in columns[at] if cell)]
+    called = [title.index(name) for name in NAMES if name in title]
+    column = next((at for at in (*called, *texts) if at in texts), next(iter(called), 0))
+    index = _index_column(columns, column, title)
+    names = [(row, name) for row, name in enumerate(columns[column]) if name]
+    if index is not None:
+        names.sort(key=lambda item: int(columns[index][item[0]]))
+    return [name for _, name in names]
+
+
+def _index_column(columns: Sequence[Sequence[str]], names: int, title: Sequence[str]) -> int | None:
+    """The column of numbers that order the names: called so, or numbering the rows from 0 or 1 on."""
+    whole = [at for at in range(len(columns)) if at != names and all(c.isdecimal() for c in columns[at])]
+    for called in (*INDICES, *NAMES):
+        if called in title and title.index(called) in whole:
+            return title.index(called)
+    count = len(columns[names]) if columns else 0
+    orders = [set(range(count)), set(range(1, count + 1))]
+    return next((at for at in whole if {int(cell) for cell in columns[at]} in orders), None)
