@@ -22,7 +22,7 @@ import PIL
 import pytest
 from PIL import Image, ImageFile
 
-from camkit.errors import ImageError, UsageError
+from camkit.errors import CamkitWarning, ImageError, UsageError
 from camkit.images import decoding, finding
 from camkit.images.decoding import load, sample
 from camkit.images.finding import expand, find
@@ -712,6 +712,21 @@ def names(folder: Path, *patterns: str | os.PathLike[str]) -> list[str]:
 def test_a_folder_means_its_images_sorted_and_those_below(folder: Path) -> None:
     assert names(folder, folder) == ["a.PNG", "b.jpg", "sub/c.tiff", "sub/d.webp"]
     assert names(folder, f"{folder}/sub/") == ["sub/c.tiff", "sub/d.webp"]
+
+
+def test_photographs_of_formats_that_are_not_read_are_told_by_their_number(folder: Path) -> None:
+    """As of an iPhone: they were left out without a word."""
+    for name in ("IMG_1.HEIC", "IMG_2.heic", "sub/IMG_3.dng"):
+        (folder / name).write_bytes(b"x")
+    with pytest.warns(CamkitWarning, match=r"3 files left out: camkit does not read \.dng, \.heic") as said:
+        assert names(folder, folder) == ["a.PNG", "b.jpg", "sub/c.tiff", "sub/d.webp"]
+    assert len(said) == 1
+    for name in ("b.jpg", "a.PNG", "sub/c.tiff", "sub/d.webp"):
+        (folder / name).unlink()
+    with pytest.raises(UsageError, match=r"no image found in .*: 3 files left out: .*\.heic"):
+        names(folder, folder)
+    with pytest.raises(UsageError, match=r"no image found in .*: camkit does not read \.heic"):
+        names(folder, f"{folder}/*.heic")
 
 
 def test_the_order_does_not_depend_on_the_file_system(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import traceback
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import click
@@ -149,7 +150,7 @@ def cli(debug: bool) -> None:
     camkit explore photos/             the same in the browser, to play with (pip install camkit-explorer)
     camkit plugin list                 which explainers, and further commands, are installed
     """
-    warnings.showwarning = _show_warning
+    warnings.showwarning = partial(_show_warning, set())
     # Without a home it warns that it made a temporary folder, which is as good.
     logging.getLogger("matplotlib").setLevel(logging.ERROR)
 
@@ -183,7 +184,9 @@ def _show_traceback(*error: Any) -> None:
     say("".join(traceback.format_exception(*error)), err=True, nl=False)
 
 
-def _show_warning(message: Any, category: type[Warning], *_: Any, **__: Any) -> None:
-    """One line on stderr; other libraries' warnings only with PYTHONWARNINGS or -W."""
-    if issubclass(category, CamkitWarning) or sys.warnoptions:
-        say(f"Warning: {message}", err=True)
+def _show_warning(shown: set[str], message: Any, category: type[Warning], *_: Any, **__: Any) -> None:
+    """One line on stderr, once; other libraries' warnings only with PYTHONWARNINGS or -W."""
+    text = f"Warning: {message}"
+    if (issubclass(category, CamkitWarning) or sys.warnoptions) and text not in shown:
+        shown.add(text)
+        say(text, err=True)

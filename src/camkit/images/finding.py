@@ -6,19 +6,24 @@ import fnmatch
 import glob
 import itertools
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 
-from camkit.errors import ESCAPES, UsageError
+from camkit.errors import ESCAPES, UsageError, counted, warn
 from camkit.files import walk
 from camkit.images import addresses
 from camkit.images.addresses import Entry
 
 SUFFIXES = frozenset(
     ".jpg .jpeg .jpe .jfif .mpo .png .webp .bmp .gif .tif .tiff .ppm .pgm .pbm .pnm".split()
+)
+# Of photographs, too, but camkit does not read them: where a folder holds some, that is said.
+UNREAD = frozenset(
+    ".heic .heif .avif .jxl .jp2 .j2k .dng .nef .cr2 .cr3 .arw .orf .raf .rw2 .pef .srw".split()
 )
 ARRAY = ".npy"  # a photograph where a glob says so; in folders lie the maps of camkit, too
 ANY_DEPTH = "**"  # in a glob: any number of folders
@@ -58,7 +63,7 @@ def find(
     expanded = [_expand_one(text) for text in texts]
     for text, (_, files) in zip(texts, expanded, strict=True):  # before anything is done with the others
         if next(iter(files), None) is None:
-            raise UsageError(f"no image found in {display(text)!r}")
+            raise UsageError(f"no image found in {display(text)!r}{_unread(text, files)}")
     walked: list[str] = []  # so little is remembered that memory does not grow with a folder
     named: set[str] = set()
     taken: dict[str, int] = {}
@@ -81,6 +86,18 @@ def find(
             yield Source(path, prefix + name)
         if isinstance(files, Walk):
             walked.append(_real(text))
+            if left_out_there := _unread(text, files):
+                warn(f"{display(text)}{left_out_there}")
+
+
+def _unread(text: str, files: Iterable[Path]) -> str:
+    """What a folder, or a glob, means beside images that are read: `: 3 files are .heic, which ...`."""
+    unread = files.unread if isinstance(files, Walk) else Counter({Path(text).suffix.lower(): 0})
+    found = {suffix: count for suffix, count in sorted(unread.items()) if suffix in UNREAD}
+    if not found:
+        return ""
+    what = f"{counted(sum(found.values()), 'file')} left out: " if isinstance(files, Walk) else ""
+    return f": {what}camkit does not read {', '.join(found)} (JPEG and PNG it does)"
 
 
 def below(address: str) -> Iterator[tuple[Entry, str]]:
@@ -149,16 +166,25 @@ def _may_be_there(path: Path) -> bool:
 
 @dataclass(frozen=True)
 class Walk:
-    """The images in a folder and below, sorted folder by folder, and at last what cannot be listed."""
+    """The images in a folder and below, sorted folder by folder, and at last what cannot be listed.
+
+    unread: how many files there are of each format of photographs that camkit does not read, as of the last
+    time that all was listed.
+    """
 
     folder: Path
+    unread: Counter[str] = field(default_factory=Counter, compare=False)
 
     def __iter__(self) -> Iterator[Path]:
         closed: list[OSError] = []
+        self.unread.clear()
         for root, _, files in walk(self.folder, closed):
             for name in files:
-                if is_image(name):
+                suffix = Path(name).suffix.lower()
+                if suffix in SUFFIXES:
                     yield Path(root, name)
+                elif suffix in UNREAD:
+                    self.unread[suffix] += 1
         yield from (Path(error.filename) for error in closed)
 
 
