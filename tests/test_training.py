@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -238,6 +239,25 @@ def test_folders_that_are_taken(toys: Path, tmp_path: Path, whole: camkit.TrainR
         train(toys, whole.bundle.parent, resume=True)
 
 
+@pytest.mark.parametrize("changed", ["a photograph", "the weights"])
+def test_a_training_on_other_contents_is_another(toys: Path, tmp_path: Path, changed: str) -> None:
+    data, start = tmp_path / "data", tmp_path / "start.pth"
+    shutil.copytree(toys, data)
+    module = camkit.load_model("timm:test_resnet@none", device="cpu").module
+    torch.save(module.state_dict(), start)
+    with pytest.raises(Killed):
+        train(data, tmp_path / "out", progress=killed_after(1), weights=str(start))
+    if changed == "the weights":
+        with torch.no_grad():
+            next(module.parameters()).add_(0.01)
+        torch.save(module.state_dict(), start)
+    else:
+        photo = min(data.rglob("*.png"))
+        Image.open(photo).rotate(180).save(photo)
+    with pytest.raises(UsageError, match="with another (weights|content of its photographs): choose"):
+        train(data, tmp_path / "out", resume=True, weights=str(start))
+
+
 def test_a_damaged_checkpoint_runs_no_code(toys: Path, tmp_path: Path) -> None:
     with pytest.raises(Killed):
         train(toys, tmp_path, progress=killed_after(1))
@@ -407,10 +427,43 @@ def test_unwritable_out(toys: Path, tmp_path: Path) -> None:
         train(toys, tmp_path / "file" / "out")
 
 
-def test_a_finished_run_has_nothing_to_resume(whole: camkit.TrainResult, toys: Path) -> None:
+@pytest.fixture
+def again(whole: camkit.TrainResult, tmp_path: Path) -> tuple[str, ...]:
+    """The options of the command that trains `whole`."""
+    recipe = tmp_path / "recipe.toml"
+    stages = "".join(
+        "[[stages]]\n" + "".join(f"{key} = {value}\n" for key, value in stage.items())
+        for stage in RECIPE["stages"]
+    )
+    recipe.write_text(f"batch_size = {RECIPE['batch_size']}\n{stages}")
+    asked = ("--trainer", "torch", "--arch", ASKED["arch"], "--weights", "none", "--recipe", str(recipe))
+    return (*asked, "--resume", "--out", str(whole.bundle.parent))
+
+
+def test_a_finished_run_has_nothing_to_resume(
+    whole: camkit.TrainResult, toys: Path, again: tuple[str, ...]
+) -> None:
     training_report.write(whole, whole.bundle.parent, device="cpu")
-    done = run("train", toys, *QUICK, "--resume", "--out", whole.bundle.parent)
-    assert done.exit_code == 0 and done.stdout == f"bundle: {whole.bundle}\n"
+    done = run("train", toys, *again)
+    assert done.exit_code == 0 and done.stdout == f"bundle: {whole.bundle}\n", done.stderr
+    assert run("train", "nowhere", *again).exit_code == 0, "which needs no photographs any more"
+
+
+def test_a_finished_run_of_something_else_is_no_finished_run(
+    whole: camkit.TrainResult, toys: Path, tmp_path: Path, again: tuple[str, ...]
+) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(toys, other)
+    for photo in other.rglob("*.png"):
+        Image.open(photo).rotate(180).save(photo)
+    for data, more, said in (
+        (toys, ("--seed", "7"), "seed"),
+        (toys, ("--arch", "timm:test_vit"), "architecture"),
+        (toys, ("--valid", "0.3"), "recipe"),
+        (other, (), "data"),
+    ):
+        done = run("train", data, *again, *more)
+        assert done.exit_code == 2 and f"holds a training with another {said}" in done.stderr, done.stderr
 
 
 def test_the_folder_of_a_run_is_its_bundle(whole: camkit.TrainResult) -> None:

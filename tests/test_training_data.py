@@ -282,10 +282,22 @@ def test_all_that_is_found_is_said(tmp_path: Path) -> None:
     assert told[1:4] == [
         "few photographs to train on, fewer than 5: c 1",
         "no photograph is held out, so nothing will be known, of c",
-        "copies of other photographs: 1 (valid/b/1.png of train/a/0.png), 1 of them held out from one "
-        "that is trained on, or the other way round, 1 with another label",
+        "copies of other photographs: 1 (valid/b/1.png of train/a/0.png), 1 with another label; 1 held out "
+        "of which a copy is trained on",
     ]
     assert told[4] == "left alone: 1 test" and told[5].startswith("skipped 1 that cannot be used: ")
+
+
+def test_every_photograph_that_is_held_out_and_trained_on_is_counted(tmp_path: Path) -> None:
+    """Whichever of the copies comes first."""
+    for name in ("train/b/9.png", "train/b/8.png", "train/a/1.png", "valid/a/2.png", "valid/a/3.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8), (len(name) if "b" in name else 90, int(name[-5]) * ("b" in name), 0)).save(
+            tmp_path / name
+        )
+    data = dataset.read(tmp_path)
+    told = dataset.facts(data, data.split()[1], {})["told"]
+    assert any(line.endswith("2 held out of which a copy is trained on") for line in told), told
 
 
 # --- losses and figures ---------------------------------------------------------------------------
@@ -371,8 +383,10 @@ def test_several_labels_from_table_to_report(tmp_path: Path) -> None:
     assert written == {path.name: path.read_bytes() for path in out.glob("*.csv")}
     model = camkit.load_model(out / "bundle", device="cpu")
     assert model.scores == "sigmoid" and camkit.explain(model, data / "images" / "00.png").map.ndim == 2
-    shown = run("train", data, *QUICK, "--recipe", recipe, "--resume", "--out", out)
+    asked = ("train", data, *QUICK, "--recipe", recipe, "--resume", "--out", out)
+    shown = run(*asked, "--class-weights", "balanced")
     assert shown.exit_code == 0 and "nothing to do" in shown.stderr
+    assert "with another recipe" in run(*asked).stderr
 
 
 class Killed(BaseException):

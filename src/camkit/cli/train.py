@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -155,15 +155,14 @@ def train(data: str, **values: Any) -> None:
         return
     asked: dict[str, Any] = {key: values[key] for key in ASKED}
     asked["changes"] = {key: values[key] for key in CHANGES if values[key] is not None}
-    asked |= options
     if values["preview"]:
-        say(train_model.preview(data, trainer=name, **asked))
+        say(train_model.preview(data, trainer=name, **asked | options))
         return
 
     from camkit.training.run_folder import is_main
 
     if finished:
-        _complete(out, data, values["device"])
+        _complete(out, data, values, {"trainer": name, "options": options, **asked})
         return
     with _progress() as progress, _interrupts(out):
         result = train_model.train(
@@ -173,7 +172,7 @@ def train(data: str, **values: Any) -> None:
             precision=values["precision"],
             resume=values["resume"],
             progress=progress,
-            **asked,
+            **asked | options,
         )
     if is_main():  # of several processes that trained together one reports
         _report(result, out, values["device"])
@@ -192,9 +191,9 @@ def _show_recipe(trainer: str, name: str | None) -> None:
     say(recipes.text(kind, name), nl=False)
 
 
-def _complete(out: Path, data: str, device: str) -> None:
+def _complete(out: Path, data: str, values: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
     """Make what is missing in a folder that holds a bundle."""
-    from camkit.training import dataset, run_folder, training_report
+    from camkit.training import dataset, run_folder, train_model, training_report
     from camkit.training import result as results
 
     if not run_folder.is_main():
@@ -202,13 +201,15 @@ def _complete(out: Path, data: str, device: str) -> None:
     run_folder.clear(out)
     # A trainer that keeps no result leaves nothing to make a report of.
     kept = results.read(out) if (out / results.NAME).exists() else None
+    if kept is not None:
+        train_model.check_finished(data, kept, precision=values["precision"], **asked)
     if kept is None or all(path.is_file() for path in training_report.due(kept.result, out)):
         say(f"nothing to do: {out} is finished", err=True)
         say(f"bundle: {out / results.BUNDLE}")
         return
     if kept.gone() and Path(data).exists():
         kept = results.read(out, dataset.photographs(data))
-    if not _report(kept, out, device):
+    if not _report(kept, out, values["device"]):
         raise SystemExit(PARTLY)
 
 

@@ -249,11 +249,12 @@ def _told_of_classes(data: Dataset, here: Counter[int], there: Counter[int]) -> 
 def _told_of_copies(data: Dataset, copies: Sequence[tuple[int, int]], valid: set[int]) -> Iterable[str]:
     if copies:
         first, second = (finding.display(data.name(index)) for index in copies[0])
-        across = sum((a in valid) != (b in valid) for a, b in copies)
+        alike = {first: {first, *(b for a, b in copies if a == first)} for first, _ in copies}
+        leaked = sum(len(group & valid) for group in alike.values() if group - valid)
         other = sum(data.labels[a] != data.labels[b] for a, b in copies)
         yield (
-            f"copies of other photographs: {len(copies)} ({second} of {first}), {across} of them held out "
-            f"from one that is trained on, or the other way round, {other} with another label"
+            f"copies of other photographs: {len(copies)} ({second} of {first}), {other} with another "
+            f"label; {leaked} held out of which a copy is trained on"
         )
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -20,15 +21,25 @@ MAX_BYTES = 32 * 2**20  # JSON takes up to 25 times as much memory
 
 @dataclass(frozen=True)
 class Kept:
-    """A result that was read, with the SHA-256 of each held-out photograph's file."""
+    """A result that was read, with the SHA-256 of each held-out photograph's file.
+
+    identity: hashes of what the training was asked for, by name; empty of an older one.
+    """
 
     result: TrainResult
     hashes: tuple[str | None, ...]
+    identity: Mapping[str, str] = field(default_factory=dict)
+    names: tuple[str, ...] = ()
 
     def gone(self) -> list[Path]:
         """The held-out photographs that are not there any more, or are not what they were."""
         photos = zip(self.result.validation, self.hashes, strict=True)
         return [path for (path, _), known in photos if known is None or _digest(path) != known]
+
+    def any_in(self, root: Path) -> bool:
+        """Whether one of the held-out photographs lies below a folder, or there are none."""
+        photos = zip(self.names, self.hashes, strict=True)
+        return not self.names or any(known == _digest(root / name) for name, known in photos if known)
 
 
 def check_free(out: Path, *, resume: bool) -> None:
@@ -41,10 +52,10 @@ def check_free(out: Path, *, resume: bool) -> None:
         )
 
 
-def write(result: TrainResult, root: Path) -> Path:
+def write(result: TrainResult, root: Path, identity: Mapping[str, str]) -> Path:
     """Keep a result beside its bundle, whole or not at all; `CamkitError` if that cannot be done.
 
-    root: the folder of the photographs, which can lie elsewhere later.
+    root: the folder of the photographs, which can lie elsewhere later. identity: as of `Kept`.
     """
     facts = {
         "format": FORMAT,
@@ -59,6 +70,7 @@ def write(result: TrainResult, root: Path) -> Path:
         "trained_on": dict(result.trained_on),
         "told": list(result.told),
         "skipped": result.skipped,
+        "identity": dict(identity),
     }
     return write_whole(result.bundle.parent / NAME, json.dumps(facts) + "\n")
 
@@ -92,7 +104,9 @@ def read(out: Path, root: Path | None = None) -> Kept:
             tuple(map(_text, facts.get("told", ()))),
             int(_number(facts.get("skipped", 0))),
         )
-        return Kept(result, tuple(None if digest is None else _text(digest) for *_, digest in photos))
+        hashes = tuple(None if digest is None else _text(digest) for *_, digest in photos)
+        identity = {_text(name): _text(value) for name, value in dict(facts.get("identity", {})).items()}
+        return Kept(result, hashes, identity, tuple(name for name, *_ in facts["photos"]))
     except (KeyError, TypeError, ValueError) as error:
         raise UsageError(f"{path} is damaged: {type(error).__name__}: {reason(error)}") from None
 

@@ -22,7 +22,7 @@ import camkit
 from camkit.contracts.model import LoadedModel
 from camkit.contracts.trainer import TrainRequest, TrainResult
 from camkit.errors import CamkitError, UsageError, reason
-from camkit.files import cause, check_writable, is_file, sweep, writing
+from camkit.files import cause, check_writable, digest, digest_of, is_file, sweep, writing
 from camkit.models import torch_file_check
 from camkit.models.bundle import config_text, save_bundle
 from camkit.training import result
@@ -87,9 +87,7 @@ class Run:
         state = _read(self._checkpoint)
         other = [name for name, value in self._identity.items() if state["identity"].get(name) != value]
         if other:
-            raise UsageError(
-                f"{self.out} holds a training with another {' and '.join(other)}: choose another --out"
-            )
+            raise UsageError(another(self.out, other))
         return state
 
     def begin(
@@ -196,7 +194,7 @@ class Run:
             len(data.skipped),
         )
         if is_main():
-            result.write(made, data.root)
+            result.write(made, data.root, asked(self._trainer, self._request))
             facts = {"metrics": dict(metrics), **self._facts, "history": [dict(epoch) for epoch in history]}
             save_bundle(self._model, made.bundle, half=self._half, **facts)
             clear(self.out)
@@ -235,19 +233,37 @@ def _damaged(path: Path, what: str) -> CamkitError:
     return CamkitError(f"{path} {what}: remove it to begin anew, or choose another --out")
 
 
+def another(out: Path, parts: Sequence[str]) -> str:
+    """What is said of a folder whose training differs in these parts from the one that is asked for."""
+    return f"{out} holds a training with another {' and '.join(parts)}: choose another --out"
+
+
+def asked(trainer: str, request: TrainRequest) -> dict[str, str]:
+    """Hashes of what a training is asked for, but for its photographs; of weights by their contents."""
+    named = request.weights in ("default", "none")
+    return _hashes(
+        {
+            "trainer": trainer,
+            "recipe": request.recipe,
+            "architecture": request.arch,
+            "weights": request.weights if named else digest_of(Path(request.weights)),
+            "seed": request.seed,
+            "precision": request.precision,
+        }
+    )
+
+
 def _identity(trainer: str, request: TrainRequest, data: Dataset) -> dict[str, str]:
     """Two trainings with the same identity go the same way."""
     names: list[Any] = [[data.name(i), label] for i, label in enumerate(data.labels)]
     if data.held_out is not None:
         names.append(sorted(data.held_out))
-    asked = {
-        "trainer": trainer,
-        "recipe": request.recipe,
-        "architecture": request.arch,
-        "weights": request.weights,
-        "seed": request.seed,
-        "precision": request.precision,
-        "data": names,
+    return {
+        **asked(trainer, request),
+        **_hashes({"data": names, "content of its photographs": digest(data.paths)}),
     }
-    texts = {name: json.dumps(fact, sort_keys=True) for name, fact in asked.items()}
+
+
+def _hashes(facts: Mapping[str, Any]) -> dict[str, str]:
+    texts = {name: json.dumps(fact, sort_keys=True) for name, fact in facts.items()}
     return {name: hashlib.sha256(text.encode()).hexdigest() for name, text in texts.items()}

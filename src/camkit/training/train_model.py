@@ -11,11 +11,12 @@ from typing import Any, Literal
 
 from camkit.contracts.trainer import Precision, Trainer, TrainRequest, TrainResult
 from camkit.drawing.sheet import Panel, sheet
-from camkit.errors import CamkitError
+from camkit.errors import CamkitError, UsageError
 from camkit.images import decoding
 from camkit.registry import loading
-from camkit.training import dataset, training_report
+from camkit.training import dataset, run_folder, training_report
 from camkit.training import recipe as recipes
+from camkit.training.result import Kept
 
 NO_CHANGES: Mapping[str, Any] = MappingProxyType({})  # of a recipe
 # What torch puts around an error of a process that reads photographs, and fastai around one of a callback.
@@ -75,6 +76,29 @@ def train(
         if wrapped := WRAPPED.fullmatch("".join(map(str, error.args)).strip()):
             raise type(error)(wrapped["text"]) from error
         raise
+
+
+def check_finished(
+    data: str | os.PathLike[str],
+    kept: Kept,
+    *,
+    trainer: str,
+    out: Path,
+    options: Mapping[str, Any],
+    **asked: Any,
+) -> None:
+    """`UsageError` if a finished training is another than the one that is asked for.
+
+    Its photographs may be gone by now; they are others if DATA is there and holds not one of those that
+    were held out. asked: the arguments of `train`.
+    """
+    _, request = _prepared(data, trainer, options, out=out, **asked)
+    wanted = run_folder.asked(trainer, request)
+    other = [name for name, value in wanted.items() if kept.identity.get(name, value) != value]
+    if Path(data).exists() and not kept.any_in(dataset.photographs(data)):
+        other.append("data")
+    if other:
+        raise UsageError(run_folder.another(out, other))
 
 
 def preview(
