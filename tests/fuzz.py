@@ -727,7 +727,7 @@ def _results(box: Path) -> Case:
     epoch = {"train_loss": 0.5, "valid_loss": 0.7, "error_rate": 0.1}
     step = {"lr": 1e-3, "momentum": 0.9, "loss": 2.0}
     result = TrainResult(whole / kept.BUNDLE, epoch, (epoch,) * 3, (step,) * 4, tuple(photos))
-    seed = json.loads(kept.write(result, data).read_bytes())
+    seed = json.loads(kept.write(result, data, {"seed": "0" * 64}).read_bytes())
 
     def case(random: Random) -> None:
         shutil.rmtree(out, ignore_errors=True)

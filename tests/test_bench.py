@@ -1142,6 +1142,23 @@ def test_an_explainer_is_held_against_the_best_control(own: list[float | None], 
     assert cells["VERDICT"] == verdict and (float(cells["P"]) <= 0.05) is (verdict != "UNCLEAR")
 
 
+def test_equal_differences_prove_no_exact_one() -> None:
+    """Six hits against six misses: the interval is that of a share, and not of width zero."""
+
+    def line(kind: str, name: str, value: float) -> dict[str, Any]:
+        hits = {"mean": value, "low": None, "high": None, "values": [value] * 6}
+        return {
+            "kind": kind,
+            "backend": name,
+            "method": name,
+            "scores": {"photographs": {"pointing-game": hits}},
+        }
+
+    rows = [line("explainer", "a", 1.0), line("control", "centre", 0.0)]
+    (found,) = significance.better(document(rows=rows, scenes=[PHOTOGRAPHS]))
+    assert dict(zip(significance.BETTER, found, strict=True))["DIFFERENCE"] == "+1.000 [+0.081, +1.000]"
+
+
 def test_other_methods_of_nearly_the_same_scores_have_rows_of_their_own() -> None:
     """And count in the correction for the number of rows: only backends of one method are shown once."""
 

@@ -15,6 +15,7 @@ from camkit.metrics import localisation
 from camkit.metrics.complexity import entropy, gini
 from camkit.metrics.controls import CONTROLS, OF_MAPS
 from camkit.metrics.localisation import (
+    PointingGame,
     energy_pointing_game,
     iou,
     mosaic,
@@ -69,6 +70,17 @@ def test_the_tolerance_is_a_disc_of_fifteen_pixels(row: int, column: int, hit: i
     map = torch.zeros(1, 40, 40)
     map[0, row, column] = 1.0
     assert pointing_game(map, truth).tolist() == [hit]
+
+
+@pytest.mark.parametrize("size", [56, 224, 448])
+def test_the_metric_allows_as_large_a_part_of_every_size(size: int) -> None:
+    """15 of 224 pixels; on 56 they would make most of it a hit."""
+    truth, near, beyond = torch.zeros(1, size, size, dtype=torch.bool), *torch.zeros(2, 1, size, size)
+    truth[0, 0, 0] = True
+    allowed = round(15 * size / 224)
+    near[0, 0, allowed] = beyond[0, 0, allowed + 1] = 1.0
+    found = [float(PointingGame.function(m, truth, 15)) for m in (near, beyond)]
+    assert found == [1.0, 0.0]
 
 
 def test_coarse_maps_are_compared_where_they_are_drawn() -> None:

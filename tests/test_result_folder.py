@@ -147,6 +147,22 @@ def test_what_is_said_of_a_map_and_is_not_so_is_named(field: str) -> None:
     assert first.startswith(f"{TABBY}.npy: {field}: {said}"), first
 
 
+@pytest.mark.parametrize("kind", ["a line is gone", "a line is of another photograph"])
+def test_results_that_the_manifest_no_longer_tells_of_are_named(kind: str) -> None:
+    finished()
+    path = Path("out/manifest.jsonl")
+    lines = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+    first = next(number for number, line in enumerate(lines) if line["name"] == "cat.png")
+    if kind == "a line is gone":
+        del lines[first]
+    else:
+        lines[first]["image_sha256"] = "0" * 64
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines), "utf-8")
+    done = camkit_("verify", "out")
+    assert done.exit_code == 1
+    assert "cat.png: its lines tell of 2 results, and 1 of them are there" in done.stdout
+
+
 def spoil_npz(path: Path) -> None:
     """Change one value of the last map."""
     with np.load(path) as arrays:
@@ -486,7 +502,9 @@ def test_two_files_of_one_name_are_an_error_and_nothing_is_overwritten() -> None
     photo(CAT, 0)
     done = camkit_("explain", "merge", "c", "--out", "all")
     assert done.exit_code == 3 and f"c/{TABBY}.npy is not the map" in done.stderr
-    assert camkit_("verify", "all").stdout.startswith("3 results")
+    lost, told = camkit_("verify", "all").stdout.splitlines()
+    assert told.startswith("3 results")
+    assert lost == "cat.png: its lines tell of 2 results, and 1 of them are there"
 
 
 def test_several_looks_of_one_map_are_joined() -> None:

@@ -164,7 +164,12 @@ def _without_parity(document: Document) -> list[str]:
     rows = list(_explainers(document))
     first = {row.method: row.key for row in reversed(rows)}
     return [
-        row.key for row in rows if row.parity is None and not row.failed and row.key != first[row.method]
+        row.key
+        for row in rows
+        if row.parity is None
+        and not row.failed
+        and row.key != first[row.method]
+        and f"{row.backend} has no {row.method}" not in row.notes
     ]
 
 

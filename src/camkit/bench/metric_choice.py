@@ -34,7 +34,6 @@ class Measures:
             if scene is not None:
                 has = {field.name for field in fields(cls.Options)}
                 values |= {"chunk": scene.chunk} if "chunk" in has else {}
-                values |= scene.metric_options.get(name, {})
             options = registry_options.read_options(cls.Options, values, owner=name)
             made[name] = loading.start("metric", name, cls, options)
         return made

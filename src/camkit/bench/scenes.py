@@ -52,7 +52,6 @@ class Scene:
     it; scores: what these are.
     truth: bool `[N, H, W]`, nowhere true if not known for an image, or `None` if for none.
     failures: one line for each photograph that could not be used.
-    metric_options: by metric, where the defaults do not suit these images.
     only_metrics: those that are meaningful here; none means all. without: others that are not, and why.
     remark: what to know about the images.
     """
@@ -69,7 +68,6 @@ class Scene:
     scores: ScoreKind = "auto"
     truth: Tensor | None = field(default=None, repr=False)
     failures: tuple[str, ...] = ()
-    metric_options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     only_metrics: tuple[str, ...] = ()
     without: Mapping[str, str] = field(default_factory=dict)
     remark: str = ""
@@ -224,8 +222,6 @@ def drawn_shapes(count: int, device: torch.device, dtype: torch.dtype, seed: int
         names=tuple(shapes.CLASSES[target] for target in data.targets.tolist()),
         scores=model.scores,
         truth=data.truth.to(device),
-        # The default of 15 pixels is for photographs: at 64 pixels, the centre would hit every shape.
-        metric_options={"pointing-game": {"tolerance": 4}},
     )
 
 

@@ -95,7 +95,7 @@ def _contest(
     ahead = all(mean > 0 for mean in means.values())
     behind = [ps[method] for method, mean in means.items() if mean < 0]
     p = max(ps.values()) if ahead else min(1.0, len(ps) * min(behind, default=1.0))
-    gain = statistics.mean(differences[best_control], limits=(-reach, reach))
+    gain = statistics.estimate(differences[best_control], limits=(-reach, reach))
     span = "too few images"
     if gain.low is not None and gain.high is not None:
         span = f"[{gain.low:+.3f}, {gain.high:+.3f}]"

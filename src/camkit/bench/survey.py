@@ -14,7 +14,7 @@ from torch import Tensor
 from camkit.bench import statistics
 from camkit.bench.entrants import Entrant
 from camkit.bench.request import AGREEMENT, BenchRequest
-from camkit.bench.results import EQUAL, Agreement, Measure, Score
+from camkit.bench.results import EQUAL, OF_CLASSES, Agreement, Measure, Score
 from camkit.bench.scenes import Scene
 from camkit.contracts.metric import MapBatch, Metric, Scores
 from camkit.core import devices
@@ -104,7 +104,9 @@ def scores_of(
         found[name] = _summary(metric, scores, scene.photographs, seed)
         undefined = int(scores.values.isnan().sum())
         if undefined and row.kind == "explainer":
-            row.note(f"{name} is not defined for {undefined} of {len(maps)} {scene.name}")
+            several = scene.name == OF_CLASSES and len(set(scene.photographs)) < len(maps)
+            what = "classes" if several else scene.name
+            row.note(f"{name} is not defined for {undefined} of {len(maps)} {what}")
     return found
 
 

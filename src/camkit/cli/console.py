@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import threading
 import time
@@ -220,10 +221,13 @@ def _agreement(results: Sequence[Explanation]) -> Iterator[str]:
     for one in compare(results):
         by_pair.setdefault((one.first, one.second, one.method, one.layer), []).append(one)
     for (first, second, method, layer), group in by_pair.items():
+        ranks = [one.spearman for one in group if not math.isnan(one.spearman)]
+        rank = f"{min(ranks):.3f}" if ranks else "not defined"
         worst = f" (the worst of {len(group)})" if len(group) > 1 else ""
-        rank = min(one.spearman for one in group)
+        if ranks and len(ranks) < len(group):
+            worst = f" (the worst of {len(group)}, {len(group) - len(ranks)} without a rank correlation)"
         difference = max(one.difference for one in group)
         yield (
-            f"{method}{layer and f' at {layer}'}, {first} and {second}: rank correlation {rank:.3f}, "
+            f"{method}{layer and f' at {layer}'}, {first} and {second}: rank correlation {rank}, "
             f"largest difference {difference:.1e} of the peak{worst}"
         )

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
 import random
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cache
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any
 from torch import Tensor
 
 from camkit.contracts.model import LoadedModel
-from camkit.errors import CamkitError, ImageError, ModelError
+from camkit.errors import CamkitError, ImageError, ModelError, counted
 from camkit.explaining import boxes, manifest, pipeline, plan, score_targets, statements, stored_maps
 from camkit.explaining.checked_reading import Findings, Reader, check_picture, photo_id, photograph, table
 from camkit.explaining.explanation import Explanation
@@ -66,7 +67,10 @@ def verify(
     """
     reader = Reader(processes)
     findings = Findings()
-    lines = [line for line in manifest.latest(folder, findings) if line["status"] == "ok"]
+    everything = list(manifest.latest(folder, findings))
+    if not findings:  # else a damaged line may be what is missing
+        findings += _missing(everything)
+    lines = [line for line in everything if line["status"] == "ok"]
     by_map = {manifest.map_id(line): line for line in lines}
     by_photo = {photo_id(line): line for line in lines}
     check = findings.attempt
@@ -103,6 +107,21 @@ def verify(
     known = [difference for difference in differences if difference is not None]
     counts = len(lines), len(sound), len(pictures), len(photos), len(known)
     return Verdict(*counts, max(known, default=0.0), tuple(findings), unchecked)
+
+
+def _missing(lines: Sequence[Line]) -> Iterator[Finding]:
+    """Photographs of which fewer results are told than there were; a map may have several pictures."""
+    told: dict[tuple[str, ...], set[Any]] = {}
+    for line in lines:
+        group = told.setdefault((line["request"], *photo_id(line)), set())
+        group.add(manifest.map_id(line) if line["status"] == "ok" else json.dumps(line, sort_keys=True))
+    counts = {(line["request"], *photo_id(line)): line["results"] for line in lines}
+    for (request, name, sha256), count in counts.items():
+        there = len(told[request, name, sha256])
+        if isinstance(count, int) and there < count:
+            yield Finding(
+                name, f"its lines tell of {counted(count, 'result')}, and {there} of them are there"
+            )
 
 
 def _compared(line: Line, stored: Tensor, again: Explanation, findings: Findings) -> float:
