@@ -186,6 +186,8 @@ LISTS: dict[str, tuple[str, str, str | None]] = {
     "a column that is said": ("list.csv", "a,b\n{1},{0}\n{1},{1}\n", "b"),
     "with tabs": ("list.tsv", "file\tx\n{0}\t1\n{1}\t2\n", None),
     "the only column": ("list.csv", "photographs\n{0}\n{1}\n", None),
+    "as Windows writes lines": ("list.txt", "\ufeff{0}\n{1}\n", None),
+    "as Excel writes tables": ("list.csv", "\ufefffile,x\n{0},1\n{1},2\n", None),
 }
 
 

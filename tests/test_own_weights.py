@@ -261,6 +261,16 @@ def test_the_file_names_its_classes(key: str, resnet: Any, tmp_path: Path) -> No
     assert "named in its" in model.notes["classes"]
 
 
+def test_classes_that_stand_there_in_two_orders_are_told(resnet: Any, tmp_path: Path) -> None:
+    state = {"state_dict": resnet.state_dict(), "classes": list(PETS)}
+    other = {name: len(PETS) - 1 - index for index, name in enumerate(PETS)}
+    same = {name: index for index, name in enumerate(PETS)}
+    for table, said in ((other, "its class_to_idx has them in another order: --classes"), (same, "")):
+        path = saved({**state, "class_to_idx": table}, tmp_path / "m.pth")
+        model = camkit.load_model(path, device="cpu")
+        assert model.classes == PETS and model.notes["classes"].endswith(said or "named in its classes")
+
+
 def test_the_head_of_a_safetensors_file_names_its_classes(resnet: Any, tmp_path: Path) -> None:
     path = tmp_path / "m.safetensors"
     save_file(resnet.state_dict(), path, metadata={"class_names": json.dumps(PETS)})
@@ -803,3 +813,9 @@ def test_one_output_has_one_name(tmp_path: Path) -> None:
     path = saved(torchvision.models.resnet18(num_classes=1).state_dict(), tmp_path / "binary.pth")
     with pytest.raises(ModelError, match="1 output, whose probability is that of one class: name this one"):
         camkit.load_model(path, device="cpu", classes=("cat", "dog"))
+
+
+def test_a_std_of_bytes_beside_a_mean_of_fractions_is_refused() -> None:
+    with pytest.raises(ModelError, match=r"std is of values in \[0, 1\], not 58,57,57"):
+        camkit.load_model("imagenet", mean=(0.485, 0.456, 0.406), std=(58, 57, 57))
+    assert camkit.load_model("imagenet", std=(2, 2, 2)).preprocess.std == (2, 2, 2)

@@ -167,10 +167,10 @@ def _of_list(lines: Iterator[str]) -> Iterator[Listed]:
 
 def _texts(file: str, _: str | None) -> Iterator[str]:
     if is_address(file):
-        yield from addresses.read(file, 2**30).decode("utf-8", "surrogateescape").splitlines()
+        yield from addresses.read(file, 2**30).decode("utf-8-sig", "surrogateescape").splitlines()
         return
     try:
-        with Path(file).open(encoding="utf-8", errors="surrogateescape") as lines:
+        with Path(file).open(encoding="utf-8-sig", errors="surrogateescape") as lines:
             yield from lines
     except OSError as error:
         raise UsageError(f"--from {file} cannot be read: {reason(error)}") from None

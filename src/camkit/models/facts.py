@@ -18,6 +18,7 @@ from camkit.images.preprocess import IMAGENET_MEAN, IMAGENET_STD, MAX_CHANNELS, 
 from camkit.models import labels
 
 MAX_TOLD = 40  # classes that every line of a manifest names
+MAX_STD = 10  # above it is that of bytes; some are larger than 1
 CHANGES = ("size", "resize", "fit", "mean", "std")  # of what the model is shown
 
 # By the channels of a photograph, the mean and std that may be assumed: for one, those in the middle of
@@ -91,6 +92,9 @@ class ModelFacts:
             raise ModelError(
                 f"mean is of values in [0, 1], not {told}: divide those of bytes, and std, by 255"
             )
+        if self.std is not None and len(self.std) in USUAL and max(self.std) > MAX_STD:
+            told = ",".join(f"{value:g}" for value in self.std)
+            raise ModelError(f"std is of values in [0, 1], not {told}: divide that of bytes by 255")
 
     @classmethod
     def parse(cls, texts: Mapping[str, str | int | None]) -> ModelFacts:

@@ -118,11 +118,13 @@ def _check_head(source: ModelSource, architecture: dict[str, Any], shown: Prepro
 
 def class_names(checkpoint: Checkpoint, count: int) -> tuple[tuple[str, ...], str]:
     """The names of `count` classes, and where they are from: the file, a file beside it, or numbers."""
-    others = []
-    for where, names in _named(checkpoint):
-        if len(names) == count:
-            return names, f"{counted(count, 'class', 'classes')} named in {where}"
-        others.append(f"{where} names {len(names)}")
+    found = [(where, names) for where, names in _named(checkpoint) if len(names) == count]
+    if found:
+        (first, names), *rest = found
+        what = f"{counted(count, 'class', 'classes')} named in {first}"
+        turned = [where for where, other in rest if other != names and set(other) == set(names)]
+        return names, f"{what}; {turned[0]} has them in another order: --classes" if turned else what
+    others = [f"{where} names {len(names)}" for where, names in _named(checkpoint)]
     hint = f" ({', '.join(others)})" if others else ""
     return labels.numbered(count), f"{counted(count, 'class', 'classes')} without names{hint}: --classes"
 
