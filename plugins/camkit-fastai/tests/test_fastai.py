@@ -6,6 +6,7 @@ import csv
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import warnings
@@ -414,11 +415,12 @@ def test_two_processes_train_in_step(toys: Path, tmp_path: Path) -> None:
     """`accelerate launch` drives the same command; each process takes half of every epoch."""
     recipe = tmp_path / "quick.toml"
     recipe.write_text("batch_size = 4\npresize = 96\n[[stages]]\nsize = 64\nepochs = 2\nlr_max = 0.02\n")
-    launch = (
-        "accelerate.commands.launch --multi_gpu --num_processes 2 --num_machines 1 --main_process_port 0"
-    )
+    with socket.socket() as free:  # older versions of accelerate hang where the port is 0
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    launch = "accelerate.commands.launch --multi_gpu --num_processes 2 --num_machines 1"
     asked = "--arch timm:test_resnet --weights none --device cpu -o workers=0"
-    command = [sys.executable, "-m", *launch.split(), "--main_process_port", "0"]
+    command = [sys.executable, "-m", *launch.split(), "--main_process_port", str(port)]
     command += ["--mixed_precision", "no", "--dynamo_backend", "no"]
     command += ["-m", "camkit", "train", str(toys), *asked.split(), "--recipe", str(recipe)]
     out = tmp_path / "run"

@@ -120,7 +120,7 @@ def _found(
             number,
             area=float(mask.sum() / inside.sum()),
             at=None if at is None else at[:2],
-            mask=mask.numpy() if at is None else None,
+            mask=mask.clone().numpy() if at is None else None,  # not a view of the masks of all classes
             **about,
         )
         for label, number, mask, at in wanted
