@@ -330,6 +330,35 @@ def test_probabilities_are_those_that_the_model_means(end: Any, kind: str, likel
 
 
 @pytest.mark.filterwarnings("ignore::camkit.errors.CamkitWarning")
+@pytest.mark.parametrize(
+    "end",
+    [
+        lambda z: z,
+        lambda z: z.softmax(1),
+        lambda z: z.log_softmax(1),
+        lambda z: nn.functional.interpolate(z, scale_factor=2.0, mode="bilinear").softmax(1),
+        lambda z: nn.functional.interpolate(z.softmax(1), scale_factor=2.0),
+    ],
+)
+def test_the_layer_is_below_the_scores_however_they_end(end: Any) -> None:
+    """The last convolution holds the scores of places: a map of it is nothing but these."""
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.body = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU())
+            self.head = nn.Conv2d(8, 3, 1)
+
+        def forward(self, x: Tensor) -> Any:
+            return end(self.head(self.body(x)))
+
+    plain = Preprocess(size=(32, 32), mean=(0.0,) * 3, std=(1.0,) * 3)
+    model = camkit.load_model(Net().eval(), classes=("a", "b", "c"), preprocess=plain)
+    assert camkit.explain(model, "street.png", box=1).layer in ("body", "body.1")
+
+
+@pytest.mark.filterwarnings("ignore::camkit.errors.CamkitWarning")
 def test_scores_without_a_probability() -> None:
     model = camkit.load_model(ending(lambda z: z), scores="none")
     result = camkit.explain(model, "street.png", target="road")

@@ -63,9 +63,7 @@ def found(module: nn.Module, inputs: Sequence[Tensor], output: Output, score: Sc
         if reading is None or prod(reading.grid) == 1:
             continue
         grids[name] = reading.grid
-        if gradient is not None and auto.is_meaningful(
-            reading.to_map(value.detach()), reading.to_map(gradient)
-        ):
+        if gradient is not None and auto.is_meaningful(seen, name, reading, gradient):
             meaningful.add(name)
     grids.setdefault(chosen, ())
     reached = {n for n, g in zip(once, gradients, strict=True) if g is not None}  # zeros may pass

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from camkit.contracts.scores import KEEPING, SQUASHING
 from camkit.core import formulas
 from camkit.core.hooks import Hook, as_leaf
 from camkit.core.layers import POOLING
@@ -198,9 +199,7 @@ def _chosen(module: nn.Module, inputs: Sequence[Tensor], output: Output, score: 
             continue
         readable.append(name)
         gradient = gradients[name]
-        if gradient is not None and is_meaningful(
-            reading.to_map(seen.outputs[name].detach()), reading.to_map(gradient)
-        ):
+        if gradient is not None and is_meaningful(seen, name, reading, gradient):
             return Choice(name, checked=are_of_scores)
     if readable:
         return Choice(readable[0], checked=False)
@@ -268,8 +267,9 @@ def reading_of(
         return None
 
 
-def is_meaningful(features: Tensor, gradient: Tensor) -> bool:
-    """Whether maps from these are neither zero, nor only rounding noise, nor the score itself."""
+def is_meaningful(seen: Seen, name: str, reading: Layout, gradient: Tensor) -> bool:
+    """Whether maps of a layer are neither zero, nor only rounding noise, nor the score itself."""
+    features, gradient = reading.to_map(seen.outputs[name].detach()), reading.to_map(gradient)
     if not gradient.any():
         return False
     maps = formulas.hirescam(features, gradient[None])
@@ -277,4 +277,28 @@ def is_meaningful(features: Tensor, gradient: Tensor) -> bool:
         return False
     # A score that depends on a single channel is that channel: the layer holds the scores, as in
     # segmentation.
-    return int(gradient.flatten(2).any(2).sum(1).max()) > 1
+    return int(gradient.flatten(2).any(2).sum(1).max()) > 1 and not _is_squashed(seen, name)
+
+
+# Operations of a graph between the scores of places and those of a photograph.
+_MIXING = SQUASHING | {"LogSoftmax"}
+_FIXED = KEEPING | {"AdaptiveAvgPool2D", "AvgPool2D", "Relu"}
+
+
+def _is_squashed(seen: Seen, name: str) -> bool:
+    """Whether the scores are a softmax of what a layer returns, pooled or enlarged: it holds the scores."""
+    layer: Any = seen.outputs[name].grad_fn
+    start = None if seen.scores is None else seen.scores.grad_fn
+    waiting, known = [(start, False)], set[tuple[Any, bool]]()
+    while waiting:
+        node, squashed = waiting.pop()
+        if node is None or (node, squashed) in known:
+            continue
+        known.add((node, squashed))
+        if node is layer:
+            return squashed
+        kind = re.sub(r"Backward\d*$", "", node.name())
+        if kind in _MIXING or kind in _FIXED:
+            squashed |= kind in _MIXING
+            waiting += [(before, squashed) for before, _ in node.next_functions]
+    return False
