@@ -187,7 +187,7 @@ def test_the_request_does_not_depend_on_which_card_it_was(monkeypatch: pytest.Mo
     for index in range(3):
         card = torch.device("cuda", index)
         monkeypatch.setattr(type(model), "device", property(lambda self, card=card: card))
-        ids += [request_id(work, asked, **picture)]
+        ids += [request_id(work, asked, model="the same", **picture)]
     assert ids[0] == ids[1] != ids[2]
     told = dict.fromkeys(manifest.FIELDS)
     same, other = ({**told, "device": name} for name in ("cuda:0", "cuda:1"))

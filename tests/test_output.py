@@ -41,6 +41,7 @@ from camkit.images import decoding
 from camkit.images.decoding import Photo
 from camkit.images.preprocess import Preprocess
 from camkit.images.workers import Failure
+from camkit.models.identity import identity
 
 # The manifest's fields, as the reference lists them.
 FIELDS = """
@@ -842,7 +843,8 @@ def test_a_request_is_the_same_for_the_same_work_and_no_other() -> None:
     def request(model: LoadedModel = MODEL, **changes: Any) -> str:
         look = {"style": Style(), "format": "png", "image_format": "png"}
         look |= {name: changes.pop(name) for name in look if name in changes}
-        return request_id(plan(model, **changes), changes.get("classes", ("pred",)), **look)
+        asked = changes.get("classes", ("pred",))
+        return request_id(plan(model, **changes), asked, model=identity(model, "tiny"), **look)
 
     assert request() == request()
     all_different = [
@@ -852,6 +854,7 @@ def test_a_request_is_the_same_for_the_same_work_and_no_other() -> None:
         *(request(image_format="webp"), request(format="npz"), request(classes=("all",))),
         *(request(methods=("activations",)), request(layer=("0", "1"))),
         request(options={"reduction": "mean"}),
+        *(request(dataclasses.replace(MODEL, output=output)) for output in (0, 1)),
     ]
     assert len(set(all_different)) == len(all_different)
 
