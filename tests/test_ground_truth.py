@@ -153,18 +153,6 @@ def test_photographs_that_share_a_stem_do_not_share_a_mask(tmp_path: Path, layou
         read(Path(other), SIZE)
 
 
-def test_of_photographs_that_share_a_stem_in_a_folder_none_has_the_mask(tmp_path: Path) -> None:
-    picture(tmp_path / "masks" / "cat.png", np.ones((4, 6)))
-    for name in ("cat.jpg", "cat.webp"):
-        Image.new("RGB", SIZE).save(tmp_path / name)
-    with pytest.raises(UsageError, match=r"cat\.jpg has the name of .*cat\.webp"):
-        ground_truth.read(tmp_path / "masks")(tmp_path / "cat.jpg", SIZE)
-    (tmp_path / "cat.webp").unlink()
-    assert ground_truth.read(tmp_path / "masks")(tmp_path / "cat.jpg", SIZE) is not None
-    (tmp_path / "cat.jpg").rename(tmp_path / "masks" / "cat.jpg")  # beside its mask
-    assert ground_truth.read(tmp_path / "masks")(tmp_path / "masks" / "cat.jpg", SIZE) is not None
-
-
 def test_two_masks_of_one_photograph_are_refused(tmp_path: Path) -> None:
     picture(tmp_path / "cat.png", np.ones((4, 6)))
     picture(tmp_path / "cat.bmp", np.zeros((4, 6)))

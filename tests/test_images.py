@@ -298,7 +298,7 @@ def test_twelve_bits_are_scaled_by_their_own_white(tmp_path: Path) -> None:
         (np.uint32, {}, "whole numbers of 32 bits"),
         (np.int16, {"SIGNS": 2}, "signed values"),
         (np.int8, {"SIGNS": 2}, "signed values"),
-        (np.uint8, {"KIND": 1}, "begins with a preview"),
+        (np.uint8, {"KIND": 1, "PARTS": 8}, "begins with a preview"),
     ],
 )
 def test_tiffs_that_pillow_reads_as_something_else_are_refused(

@@ -313,6 +313,16 @@ def test_names_in_every_form(tmp_path: Path) -> None:
     ):
         (tmp_path / "table.csv").write_text(text)
         assert labels.parse(str(tmp_path / "table.csv")) == PETS, text
+    for text, names in {
+        "class,count\nnewt,2\ncat,1\n": ("newt", "cat"),  # which numbers no class
+        "malignant,2\nbenign,1\n": ("malignant", "benign"),
+        "index,0\nlabel,1\nname,2\n": ("index", "label", "name"),
+    }.items():
+        (tmp_path / "table.csv").write_text(text)
+        assert labels.parse(str(tmp_path / "table.csv")) == names, text
+    (tmp_path / "blank.csv").write_text("0,cat\n1,\n2,newt\n")
+    with pytest.raises(ModelError, match="no name"):
+        labels.parse(str(tmp_path / "blank.csv"))
     (tmp_path / "digits.csv").write_text("index,name\n1,9\n0,8\n")
     assert labels.parse(str(tmp_path / "digits.csv")) == ("8", "9")
     (tmp_path / "data.yaml").write_text("path: ../pets\nnc: 3\nnames:\n  0: cat\n  1: dog\n  2: newt\n")

@@ -147,6 +147,13 @@ def test_what_is_said_of_a_map_and_is_not_so_is_named(field: str) -> None:
     assert first.startswith(f"{TABBY}.npy: {field}: {said}"), first
 
 
+def test_a_smaller_request_into_the_same_folder_takes_nothing_away() -> None:
+    finished()
+    assert explain("photos", "--class", "tabby", "--workers", "0", "--out", "out").exit_code == 0
+    done = camkit_("verify", "out")
+    assert done.exit_code == 0 and done.stderr == "Everything holds\n", done.stdout
+
+
 @pytest.mark.parametrize("kind", ["a line is gone", "a line is of another photograph"])
 def test_results_that_the_manifest_no_longer_tells_of_are_named(kind: str) -> None:
     finished()

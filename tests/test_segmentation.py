@@ -132,7 +132,7 @@ def test_a_mask_of_a_stranger_that_is_none(mask: Any) -> None:
     assert told.exit_code == 1 and "the mask of its segment cannot be read" in told.stderr
 
 
-@pytest.mark.parametrize(("field", "value"), [("area", 0.51), ("mask", None), ("corners", [0, 15, 32, 32])])
+@pytest.mark.parametrize(("field", "value"), [("area", 0.51), ("mask", None), ("score", 0.8)])
 def test_another_segment_than_the_recorded_one_is_named(field: str, value: Any) -> None:
     assert explain().exit_code == 0
     (line,) = lines()

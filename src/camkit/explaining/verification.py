@@ -6,7 +6,7 @@ import json
 import math
 import random
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from functools import cache
 from pathlib import Path
@@ -69,7 +69,7 @@ def verify(
     findings = Findings()
     everything = list(manifest.latest(folder, findings))
     if not findings:  # else a damaged line may be what is missing
-        findings += _missing(everything)
+        findings += _missing(manifest.read(folder))
     lines = [line for line in everything if line["status"] == "ok"]
     by_map = {manifest.map_id(line): line for line in lines}
     by_photo = {photo_id(line): line for line in lines}
@@ -109,15 +109,21 @@ def verify(
     return Verdict(*counts, max(known, default=0.0), tuple(findings), unchecked)
 
 
-def _missing(lines: Sequence[Line]) -> Iterator[Finding]:
-    """Photographs of which fewer results are told than there were; a map may have several pictures."""
-    told: dict[tuple[str, ...], set[Any]] = {}
+def _missing(lines: Iterable[Line]) -> Iterator[Finding]:
+    """Photographs of which fewer results are told than there were.
+
+    lines: all of the manifest, also those that another request has superseded. A map may have several
+    pictures.
+    """
+    told: dict[tuple[Any, str, str], set[Any]] = {}
+    counts: dict[tuple[Any, str, str], Any] = {}
     for line in lines:
-        group = told.setdefault((line["request"], *photo_id(line)), set())
-        group.add(manifest.map_id(line) if line["status"] == "ok" else json.dumps(line, sort_keys=True))
-    counts = {(line["request"], *photo_id(line)): line["results"] for line in lines}
-    for (request, name, sha256), count in counts.items():
-        there = len(told[request, name, sha256])
+        group = line["request"], *photo_id(line)
+        one = manifest.map_id(line) if line["status"] == "ok" else json.dumps(line, sort_keys=True)
+        told.setdefault(group, set()).add(one)
+        counts[group] = line["results"]
+    for group, count in counts.items():
+        name, there = group[1], len(told[group])
         if isinstance(count, int) and there < count:
             yield Finding(
                 name, f"its lines tell of {counted(count, 'result')}, and {there} of them are there"

@@ -27,7 +27,7 @@ def check(image: Image.Image, name: str) -> None:
     grey = _tag(image, PHOTOMETRIC, BLACK_IS_ZERO)[0] in (WHITE_IS_ZERO, BLACK_IS_ZERO)
     refused = {
         "begins with a preview, as raw files of cameras do, and the photograph itself lies behind it: "
-        "convert it": bool(_tag(image, KIND, 0)[0] & REDUCED),
+        "convert it": bool(_tag(image, KIND, 0)[0] & REDUCED) and _holds_more(image),
         f"has {bits} bits in channels that lie one after the other: save it with channels side by side, or "
         "with 8 bits": separate and bits > 8 and raw,
         f"has {samples} channels of grey, of which some would not be read: save it as RGB, or as an array "
@@ -41,6 +41,10 @@ def check(image: Image.Image, name: str) -> None:
     }
     for why in (why for why, is_so in refused.items() if is_so):
         raise ImageError(f"{name} {why}")
+
+
+def _holds_more(image: Image.Image) -> bool:
+    return getattr(image, "n_frames", 1) > 1 or PARTS in getattr(image, "tag_v2", {})
 
 
 def grey_scale(image: Image.Image) -> tuple[int, int]:

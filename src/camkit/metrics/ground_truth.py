@@ -10,9 +10,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from functools import cache
 from operator import attrgetter
 from pathlib import Path
 from typing import Any, TypeVar
@@ -55,43 +53,24 @@ def read(source: str | os.PathLike[str]) -> Truth:
     """
     path = Path(source)
     if path.is_file():
-        return _of_one_photograph(coco(path), attrgetter("name"), path)
+        return _of_one_photograph(coco(path), attrgetter("name"))
     if not path.is_dir():
         raise UsageError(
             f"there is no truth {finding.display(path)!r}: a folder of annotations or a COCO json"
         )
     layout = pets if (path / "trimaps").is_dir() or (path / "xmls").is_dir() else masks
-    return _of_one_photograph(layout(path), attrgetter("stem"), path.resolve())
+    return _of_one_photograph(layout(path), attrgetter("stem"))
 
 
-def _of_one_photograph(truth: Truth, name_of: Callable[[Path], str], masks_in: Path) -> Truth:
-    """`UsageError` for photographs of one name, as far as annotations know it: `name_of`.
-
-    With it the one that comes first, too, where they lie in one folder, unless it is that of the masks.
-    """
+def _of_one_photograph(truth: Truth, name_of: Callable[[Path], str]) -> Truth:
+    """`UsageError` for photographs of one name, as far as annotations know it: `name_of`."""
     seen: dict[str, Path] = {}
-
-    @cache
-    def beside(folder: Path) -> Mapping[str, list[str]]:
-        """The photographs in a folder, by their stems."""
-        found = defaultdict[str, list[str]](list)
-        if folder.is_dir() and folder.resolve() != masks_in:
-            for path in sorted(folder.iterdir()):
-                if path.suffix.lower() in finding.SUFFIXES:
-                    found[path.stem].append(path.name)
-        return found
 
     def mask(photo: Path, size: tuple[int, int]) -> Tensor | None:
         found = truth(photo, size)
-        name = name_of(photo)
-        other = seen.setdefault(name, photo)
-        twins = (
-            [one for one in beside(photo.parent)[name] if one != photo.name] if name != photo.name else []
-        )
-        if found is not None and (twins or other != photo):
-            taken = photo.with_name(twins[0]) if twins else other
+        if found is not None and (other := seen.setdefault(name_of(photo), photo)) != photo:
             raise UsageError(
-                f"{finding.display(photo)} has the name of {finding.display(taken)}, and annotations are "
+                f"{finding.display(photo)} has the name of {finding.display(other)}, and annotations are "
                 "found by the name alone"
             )
         return found

@@ -10,8 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
+import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from camkit.contracts.options import option
@@ -87,9 +87,11 @@ def _any(truth: Tensor) -> Tensor:
 
 def _grown(truth: Tensor, radius: int) -> Tensor:
     """Every pixel within `radius` of the truth."""
-    along = torch.arange(-radius, radius + 1, device=truth.device)
-    disc = (along[:, None] ** 2 + along**2 <= radius**2).float()
-    return F.conv2d(truth[:, None].float(), disc[None, None], padding=radius)[:, 0] > 0.5
+    from scipy.ndimage import distance_transform_edt
+
+    near = [distance_transform_edt(outside) <= radius + 1e-6 for outside in (~truth).cpu().numpy()]
+    found = torch.from_numpy(np.stack(near)) & truth.flatten(1).any(1).cpu()[:, None, None]
+    return found.to(truth.device)
 
 
 # --- mosaics --------------------------------------------------------------------------------------

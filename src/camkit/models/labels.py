@@ -193,7 +193,7 @@ def _of_table(text: str, delimiter: str) -> list[str]:
     rows = [row for row in csv.reader(io.StringIO(text), delimiter=delimiter) if any(row)]
     width = max(map(len, rows), default=0)
     title = [cell.strip().lower() for cell in rows[0]] if rows else []
-    if {*NAMES, *INDICES} & set(title):
+    if {*NAMES, *INDICES} & set(title) and not any(cell.isdecimal() for cell in title):
         rows = rows[1:]
     else:
         title = []
@@ -202,18 +202,23 @@ def _of_table(text: str, delimiter: str) -> list[str]:
     called = [title.index(name) for name in NAMES if name in title]
     column = next((at for at in (*called, *texts) if at in texts), next(iter(called), 0))
     index = _index_column(columns, column, title)
-    names = [(row, name) for row, name in enumerate(columns[column]) if name]
+    names = list(enumerate(columns[column])) if columns else []
     if index is not None:
         names.sort(key=lambda item: int(columns[index][item[0]]))
     return [name for _, name in names]
 
 
 def _index_column(columns: Sequence[Sequence[str]], names: int, title: Sequence[str]) -> int | None:
-    """The column of numbers that order the names: called so, or numbering the rows from 0 or 1 on."""
+    """The column of numbers that order the names: called so, or without titles numbering the rows.
+
+    From 0 on in any column, from 1 on in the first: behind the names, numbers may count something.
+    """
     whole = [at for at in range(len(columns)) if at != names and all(c.isdecimal() for c in columns[at])]
     for called in (*INDICES, *NAMES):
         if called in title and title.index(called) in whole:
             return title.index(called)
     count = len(columns[names]) if columns else 0
-    orders = [set(range(count)), set(range(1, count + 1))]
-    return next((at for at in whole if {int(cell) for cell in columns[at]} in orders), None)
+    numbers = {at: {int(cell) for cell in columns[at]} for at in whole if not title}
+    if numbers.get(0) == set(range(1, count + 1)):
+        return 0
+    return next((at for at, found in numbers.items() if found == set(range(count))), None)

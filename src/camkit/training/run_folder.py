@@ -85,7 +85,8 @@ class Run:
         if not os.path.lexists(self._checkpoint):
             return {"epoch": 0, "history": [], "steps": []}
         state = _read(self._checkpoint)
-        other = [name for name, value in self._identity.items() if state["identity"].get(name) != value]
+        known = state["identity"]  # of an older camkit it knows less
+        other = [name for name, value in self._identity.items() if known.get(name, value) != value]
         if other:
             raise UsageError(another(self.out, other))
         return state
@@ -239,18 +240,22 @@ def another(out: Path, parts: Sequence[str]) -> str:
 
 
 def asked(trainer: str, request: TrainRequest) -> dict[str, str]:
-    """Hashes of what a training is asked for, but for its photographs; of weights by their contents."""
-    named = request.weights in ("default", "none")
-    return _hashes(
-        {
-            "trainer": trainer,
-            "recipe": request.recipe,
-            "architecture": request.arch,
-            "weights": request.weights if named else digest_of(Path(request.weights)),
-            "seed": request.seed,
-            "precision": request.precision,
-        }
-    )
+    """Hashes of what a training is asked for, but for its photographs; of weights by their contents.
+
+    Without these where their file is gone, as it may be once the training is finished.
+    """
+    facts: dict[str, Any] = {
+        "trainer": trainer,
+        "recipe": request.recipe,
+        "architecture": request.arch,
+        "weights": request.weights,
+        "seed": request.seed,
+        "precision": request.precision,
+    }
+    if request.weights not in ("default", "none"):
+        file = Path(facts.pop("weights"))
+        facts |= {"content of its weights": digest_of(file)} if file.exists() else {}
+    return _hashes(facts)
 
 
 def _identity(trainer: str, request: TrainRequest, data: Dataset) -> dict[str, str]:

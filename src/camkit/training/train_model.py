@@ -92,7 +92,10 @@ def check_finished(
     Its photographs may be gone by now; they are others if DATA is there and holds not one of those that
     were held out. asked: the arguments of `train`.
     """
-    _, request = _prepared(data, trainer, options, out=out, **asked)
+    try:
+        _, request = _prepared(data, trainer, options, out=out, **asked)
+    except UsageError:  # its recipe may be gone, too
+        return
     wanted = run_folder.asked(trainer, request)
     other = [name for name, value in wanted.items() if kept.identity.get(name, value) != value]
     if Path(data).exists() and not kept.any_in(dataset.photographs(data)):
