@@ -186,7 +186,7 @@ def check_writable(folder: Path) -> None:
     try:
         if not there.is_dir():
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
-        draft = _draft(there / folder.name)
+        draft = _draft(there / "camkit")
         os.close(os.open(draft, _CREATE, 0o600))
         draft.unlink()
     except OSError as error:

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
+from types import FunctionType
 from typing import Any, TypeVar
 
 import torch
@@ -101,8 +102,29 @@ _KEPT: weakref.WeakKeyDictionary[nn.Module, dict[Any, tuple[list[weakref.ref[nn.
 
 
 def _identity(function: Any) -> Any:
-    """The code of a function, because a lambda is a new object in each call."""
-    return getattr(function, "__code__", function)
+    """The code of a function with what it holds, because a lambda is a new object in each call."""
+    if not isinstance(function, FunctionType):
+        return function
+    held = [cell.cell_contents for cell in function.__closure__ or ()]
+    return function.__code__, *map(_Same, (*held, *(function.__defaults__ or ())))
+
+
+class _Same:
+    """Equal to what holds an equal number or text, or the same object, as long as that lives."""
+
+    def __init__(self, value: Any) -> None:
+        self._value = value if isinstance(value, str | int | float | None) else None
+        self._key = type(value), id(value) if self._value is None else self._value
+        try:
+            self._lives: Callable[[], Any] = weakref.ref(value)
+        except TypeError:  # of numbers and texts, and of lists, which may change
+            self._lives = object if self._value is None and value is not None else lambda: None
+
+    def __hash__(self) -> int:
+        return hash(self._key)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Same) and self._key == other._key and self._lives() is other._lives()
 
 
 @dataclass

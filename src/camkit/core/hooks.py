@@ -8,6 +8,7 @@ layer (VGG, DenseNet) cannot change what was kept.
 from __future__ import annotations
 
 import threading
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -131,18 +132,37 @@ def as_it_was(module: nn.Module, device: torch.device) -> Iterator[None]:
         torch.enable_grad(),
         eager,
         laid_out,
+        _in_eval_mode(training),
     ):
-        try:  # one by one, not by `train()`, which modules override
-            for part in training:
-                part.training = False
-            yield
-        finally:
-            for part in training:
-                part.training = True
+        yield
+
+
+@contextmanager
+def _in_eval_mode(parts: Sequence[nn.Module]) -> Iterator[None]:
+    """Eval mode of parts inside, and training mode afterwards, once no other thread needs them."""
+    with _LOCK:
+        for part in parts:  # one by one, not by `train()`, which modules override
+            _HELD[part] = _HELD.get(part, 0) + 1
+            part.training = False
+    try:
+        yield
+    finally:
+        with _LOCK:
+            for part in parts:
+                if _HELD[part] > 1:
+                    _HELD[part] -= 1
+                else:  # in this order, for those who ask meanwhile
+                    part.training = True
+                    del _HELD[part]
+
+
+# The parts of models that are in training mode but for calls that go on, with the number of these.
+_HELD: weakref.WeakKeyDictionary[nn.Module, int] = weakref.WeakKeyDictionary()
+_LOCK = threading.RLock()
 
 
 def _training(module: nn.Module) -> tuple[list[nn.Module], bool]:
-    """Those of `module.modules()` in training mode, and whether one is compiled.
+    """Those of `module.modules()` in training mode, but for other calls, and whether one is compiled.
 
     With a single image, the time of `modules()` itself is noticeable.
     """
@@ -152,7 +172,7 @@ def _training(module: nn.Module) -> tuple[list[nn.Module], bool]:
         if part not in seen:
             seen.add(part)
             parts += part._modules.values()  # type: ignore[arg-type]
-            if part.training:
+            if part.training or (_HELD and part in _HELD):
                 training.append(part)
             # Hooks do not fire in compiled code.
             compiled = compiled or part._compiled_call_impl is not None or "_orig_mod" in part._modules

@@ -21,6 +21,7 @@ from camkit.drawing import colours
 from camkit.drawing.caption import BLANK, Caption
 from camkit.drawing.overlay import DIM, place_of
 from camkit.drawing.style import Style
+from camkit.errors import UsageError
 from camkit.images.decoding import Photo
 from camkit.images.preprocess import Preprocess
 
@@ -30,24 +31,32 @@ PAGE = Path(__file__).with_name("interactive.html")
 
 @dataclass(frozen=True)
 class Layer:
-    """One map `[h, w]` that can be chosen, with what is said of it; way: method, layer and backend."""
+    """One map `[h, w]` that can be chosen, with what is said of it, and what the model is shown.
+
+    subject: what it is of, by which it is chosen; way: method, layer and backend. Two maps of one subject
+    in one way cannot both be chosen.
+    """
 
     map: Tensor
     caption: Caption
+    subject: str
     way: str
+    preprocess: Preprocess
 
 
-def page(photo: Photo, preprocess: Preprocess, layers: Sequence[Layer]) -> str:
+def page(photo: Photo, layers: Sequence[Layer]) -> str:
     """The page, in which the first of `layers` is shown."""
     style = Style(size=SIDE if max(photo.image.size) > SIDE else None)
-    place = place_of(photo, preprocess, style)
+    places = [place_of(photo, layer.preprocess, style) for layer in layers]
+    if len({place.image.size for place in places}) > 1:
+        raise UsageError("of one of these models it is not known what it is shown: view its maps alone")
     data = {
-        "photo": _address(place.image),
+        "photo": _address(places[0].image),
         "dim": DIM,
         "blank": BLANK,
         "alpha": style.alpha,
         "tables": {"signed": _text(colours.SIGNED.tobytes())},
-        "maps": [_told(layer, place.box, place.note) for layer in layers],
+        "maps": [_told(layer, place.box, place.note) for layer, place in zip(layers, places, strict=True)],
     }
     # What ends a script, or a line of one, cannot stand in it.
     text = json.dumps(data).replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
@@ -57,7 +66,8 @@ def page(photo: Photo, preprocess: Preprocess, layers: Sequence[Layer]) -> str:
 def _told(layer: Layer, box: Sequence[float], note: str) -> dict[str, Any]:
     values, caption = layer.map.detach().cpu().numpy().astype("<f4"), layer.caption
     return {
-        "class": caption.name,
+        "class": layer.subject,
+        "name": caption.name,
         "figure": caption.figure,
         "verdict": caption.verdict,
         "remark": " · ".join(caption.remarks),

@@ -68,6 +68,7 @@ def _found(
     if asked.labels:
         of_class &= torch.isin(labels, torch.tensor(sorted(asked.labels)))
     order = scores.argsort(descending=True, stable=True)
+    seen_at_all = order[(scores[order] >= asked.min_score) & (labels[order] >= 0)]
     order = order[of_class[order]]
     highest = float(scores[order[0]]) if len(order) else None
     order = order[scores[order] >= asked.min_score]
@@ -80,7 +81,7 @@ def _found(
         Box(model.classes[int(labels[i])], float(scores[i]), place, number, **about)
         for i, place, number in zip(chosen.tolist(), corners, told, strict=True)
     ]
-    best = tuple((int(labels[i]), float(scores[i])) for i in order.tolist())
+    best = tuple((int(labels[i]), float(scores[i])) for i in seen_at_all.tolist())
     lacking = [n for n in asked.numbers or () if n > len(order)]
     missing = None
     if lacking or not told:

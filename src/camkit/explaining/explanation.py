@@ -110,7 +110,10 @@ class Explanation:
             told = ", ".join(f"{name} {text}" for name, text in best)
             if isinstance(self.box, Segment):
                 return f"by area: {told}"
-            return f"{counted(self.box.of, 'box', 'boxes')}: {told}"
+            what = counted(self.box.of, "box", "boxes")
+            if self.box.classes:
+                return f"{what} of {' or '.join(self.box.classes)}; best of all: {told}"
+            return f"{what}: {told}"
         if self.exclusive:
             return ", ".join(f"{name} {text}" for name, text in best[:3])
         if len(self.model.classes) == 1:

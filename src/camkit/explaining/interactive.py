@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import html
 import os
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from camkit.drawing import interactive
@@ -50,14 +51,34 @@ def view(results: Explanation | Iterable[Explanation]) -> View:
     if len({(result.photo.source, result.photo.sha256) for result in found}) > 1:
         raise UsageError("a view is of one photograph; of several `camkit.sheet` makes one picture")
     first, style = found[0], Style()
+    subjects, ways = _told_apart(found)
     layers = [
-        Layer(result.map, captions.caption(result.facts(), result.map, style), _way(result))
-        for result in found
+        Layer(
+            *(result.map, captions.caption(result.facts(), result.map, style), subject, way),
+            result.model.preprocess,
+        )
+        for result, subject, way in zip(found, subjects, ways, strict=True)
     ]
     width, height = first.photo.image.size
     side = interactive.SIDE / max(width, height)
-    return View(interactive.page(first.photo, first.model.preprocess, layers), round(height * side) + 260)
+    return View(interactive.page(first.photo, layers), round(height * side) + 260)
 
 
-def _way(result: Explanation) -> str:
-    return " · ".join(filter(None, (result.method, result.layer, result.backend)))
+def _told_apart(found: Sequence[Explanation]) -> tuple[list[str], list[str]]:
+    """What each map is of, and in which way it was made, so that no two are the same in both.
+
+    Classes that share a name by their index; models by their names, and what is left by numbers.
+    """
+    shared = {r.subject for r in found if len({o.class_index for o in found if o.subject == r.subject}) > 1}
+    subjects = [f"{r.subject} ({r.class_index})" if r.subject in shared else r.subject for r in found]
+    several = len({r.model.name for r in found}) > 1
+    ways = [
+        " · ".join(filter(None, (r.method, r.layer, r.backend, r.model.name if several else "")))
+        for r in found
+    ]
+    seen = Counter[tuple[str, str]]()
+    for number, pair in enumerate(zip(subjects, list(ways), strict=True)):
+        seen[pair] += 1
+        if seen[pair] > 1:
+            ways[number] = f"{ways[number]} ({seen[pair]})"
+    return subjects, ways

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +14,8 @@ from camkit.contracts import scores as meanings
 from camkit.contracts.model import LoadedModel
 from camkit.contracts.scores import ScoreKind
 from camkit.core import hooks
-from camkit.core.scored import classifier
+from camkit.core.automatic_layer import kept
+from camkit.core.scored import Output, Score, Scored, classifier
 from camkit.core.targets import checked_targets, every
 from camkit.errors import ModelError, counted
 
@@ -70,7 +70,7 @@ def predictions(model: LoadedModel, scores: Tensor, inputs: Tensor) -> list[Pred
             f"model {model.name!r} names {counted(len(model.classes), 'class', 'classes')} but returns "
             f"{counted(scores.shape[1], 'score')}"
         )
-    kind, warnings = meaning(model, scores, classifier(model), inputs[:1])
+    kind, warnings = meaning(model, scores, inputs[:1])
     probabilities = meanings.probabilities(scores, kind)
     likely = scores if probabilities is None else probabilities
     exclusive = meanings.excludes(scores, kind)
@@ -87,25 +87,21 @@ def predictions(model: LoadedModel, scores: Tensor, inputs: Tensor) -> list[Pred
     ]
 
 
-# Of modules whose scores alone do not tell what they are, found out once.
-_SQUASHED: WeakKeyDictionary[nn.Module, bool | None] = WeakKeyDictionary()
+def _squashing(
+    module: nn.Module, inputs: Sequence[Tensor], output: Output, score: Score | None
+) -> bool | None:
+    """Whether scores come out of a softmax or sigmoid, which they alone do not tell."""
+    with hooks.as_it_was(module, inputs[0].device):
+        return meanings.squashed(Scored(module, output, score), inputs[0])
 
 
-def _squashed(model: LoadedModel, scoring: Callable[[Tensor], Any], inputs: Tensor) -> bool | None:
-    if model.module not in _SQUASHED:
-        with hooks.as_it_was(model.module, model.device):
-            _SQUASHED[model.module] = meanings.squashed(scoring, inputs)
-    return _SQUASHED[model.module]
-
-
-def meaning(
-    model: LoadedModel, scores: Tensor, scoring: Callable[[Tensor], Any], inputs: Tensor
-) -> tuple[ScoreKind, tuple[str, ...]]:
+def meaning(model: LoadedModel, scores: Tensor, inputs: Tensor) -> tuple[ScoreKind, tuple[str, ...]]:
     """What scores `[n, n_classes]` are, never `auto`, and a warning where that is a guess.
 
-    scoring: what makes scores of inputs, which is asked for `inputs` where the scores alone do not tell.
+    inputs: for which the model is asked once, where the scores alone do not tell.
     """
-    squashed = partial(_squashed, model, scoring, inputs)
+    output = model.output if model.segments is None else model.segments
+    squashed = partial(kept, _squashing, model.module, [inputs], output, None)
     kind = meanings.meaning(model.scores, scores, squashed)
     if (model.scores, kind) == ("softmax", "sigmoid"):
         return kind, ("a softmax over one score is always 1, so the score was taken for that of a sigmoid",)
@@ -115,7 +111,7 @@ def meaning(
             "--scores probabilities",
         )
     ambiguous = model.scores == "auto" and kind != "probabilities" and meanings.within_unit(scores)
-    if not ambiguous or _SQUASHED[model.module] is not None:
+    if not ambiguous or squashed() is not None:
         return kind, ()
     return kind, (
         f"all scores lie between 0 and 1, and were taken for logits ({kind}); of a model that returns "

@@ -89,7 +89,8 @@ def _target(line: Line) -> tuple[str, str]:
 def _class(line: Line) -> str:
     """The name of the class, if it is taken for one and no other class has it; else its index."""
     name = str(line["class_name"])
-    reserved = re.fullmatch(r"pred|all|top:.*|\s*[-+]?\d+\s*", name)
+    # A number is looked for among the names first.
+    reserved = re.fullmatch(r"pred|all|top:.*|\s+\d+\s*|\d+\s+|\s*[-+]\d+\s*", name)
     alone = f".{slug(name)}." in f".{line['map_key']}."
     return name if name and alone and not reserved else str(line["class_index"])
 

@@ -59,7 +59,7 @@ def find(model: LoadedModel, asked: Wanted, batch: Tensor, photos: Sequence[Phot
         )
     scores = scores.float()
     rows = scores.movedim(1, -1).flatten(0, 2)
-    kind, warnings = meaning(model, rows, lambda one: segments(model.module(one)), batch[:1])
+    kind, warnings = meaning(model, rows, batch[:1])
     likely = probabilities(rows, kind)
     told = rows if likely is None else likely
     told = told.reshape(len(scores), *scores.shape[2:], -1).movedim(-1, 1).cpu()

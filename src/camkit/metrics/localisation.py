@@ -6,12 +6,13 @@ one without what the score counts (a maximum, positive mass) give NaN, which is 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
-import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from camkit.contracts.options import option
@@ -86,12 +87,17 @@ def _any(truth: Tensor) -> Tensor:
 
 
 def _grown(truth: Tensor, radius: int) -> Tensor:
-    """Every pixel within `radius` of the truth."""
-    from scipy.ndimage import distance_transform_edt
-
-    near = [distance_transform_edt(outside) <= radius + 1e-6 for outside in (~truth).cpu().numpy()]
-    found = torch.from_numpy(np.stack(near)) & truth.flatten(1).any(1).cpu()[:, None, None]
-    return found.to(truth.device)
+    """Every pixel within `radius` of the truth: what is near enough beside it, in each row around."""
+    height, width = truth.shape[-2:]
+    counts = F.pad(F.pad(truth, (radius, radius)).int().cumsum(-1), (1, 0))
+    found = torch.zeros_like(truth)
+    for away in range(min(radius, height - 1) + 1):
+        half = math.isqrt(radius**2 - away**2)
+        first, last = radius - half, radius + half + 1
+        near = counts[..., last : last + width] > counts[..., first : first + width]
+        found[..., away:, :] |= near[..., : height - away, :]
+        found[..., : height - away, :] |= near[..., away:, :]
+    return found
 
 
 # --- mosaics --------------------------------------------------------------------------------------

@@ -68,7 +68,9 @@ function run(data) {
   const shared = sharedFolder(rows.map((row) => row.image)); // which every name begins with, so tiles leave it out
 
   function photo(row) { return `${row.image}\n${row.image_sha256}`; }
-  function isWrong(row) { return Boolean(row.label) && row.status === "ok" && !row.predicted.includes(row.label); }
+  // Of a function as target, and a likeness, nothing is predicted.
+  function isNamed(row) { return Boolean(row.label) && row.status === "ok" && row.class_index != null; }
+  function isWrong(row) { return isNamed(row) && !row.predicted.includes(row.label); }
   function isUnsure(row) {
     return row.status === "ok" && row.scores !== "none" && (row.predicted.length === 0 || row.predicted_probability < 0.5);
   }
@@ -87,7 +89,7 @@ function run(data) {
   const confusion = (row) => (isWrong(row) ? `${row.label}\n${row.predicted.join(", ") || "nothing"}` : null);
 
   const good = rows.filter((row) => row.status === "ok");
-  const labelled = good.filter((row) => row.label);
+  const labelled = good.filter(isNamed);
   at("summary").textContent = summary();
   choices(at("class"), "all", tally(rows.map((row) => row.class_name)));
   if (labelled.some(isWrong)) {
@@ -116,8 +118,8 @@ function run(data) {
       else if (found.length) parts.push(found.join(", "));
     }
     if (labelled.length) {
-      const known = new Map(labelled.map((row) => [photo(row), row]));
-      const wrong = [...known.values()].filter(isWrong).length;
+      const known = new Set(labelled.map(photo));
+      const wrong = new Set(labelled.filter(isWrong).map(photo)).size;
       parts.push(`${known.size.toLocaleString("en")} named after a class, of these ${wrong.toLocaleString("en")} wrong`);
     }
     return parts.join(" · ");
@@ -248,7 +250,7 @@ function run(data) {
   function details(row) {
     if (row.status === "error") return [make("p", { class: "remark failed" }, row.error), ...sections(row)];
     const said = row.predicted.length ? row.predicted.join(", ") : "none";
-    const truth = row.label && make("span", { class: `badge ${isWrong(row) ? "wrong" : "right"}` }, `named ${row.label}: ${isWrong(row) ? "wrong" : "right"}`);
+    const truth = isNamed(row) && make("span", { class: `badge ${isWrong(row) ? "wrong" : "right"}` }, `named ${row.label}: ${isWrong(row) ? "wrong" : "right"}`);
     return [
       make("p", { class: "verdict" }, make("span", { class: "big" }, `${called(row, "?")} ${figure(row)}`)),
       make("p", { class: "verdict" }, row.predicted.includes(row.class_name) ? make("span", { class: "quiet" }, "the predicted class") : make("span", { class: "quiet" }, `predicted: ${said}`), truth, isUnsure(row) ? make("span", { class: "badge unsure" }, "model unsure") : null),
