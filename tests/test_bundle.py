@@ -664,3 +664,19 @@ def test_the_bundled_model_errs_as_often_as_its_card_says(pets: Path) -> None:
 def test_the_bundled_model_takes_no_reference() -> None:
     with pytest.raises(ModelError, match=r"pets .*no reference"):
         camkit.load_model("pets:other")
+
+
+@pytest.mark.parametrize("change", ["activation", "eps", "pool"])
+def test_a_model_that_was_changed_after_it_was_loaded_is_refused(tmp_path: Path, change: str) -> None:
+    """Its architecture is that of the library, which would be built again."""
+    model = camkit.load_model("torchvision:resnet18@none", device="cpu")
+    net: Any = model.module
+    if change == "activation":
+        net.layer4[1].relu = nn.SiLU()
+    elif change == "pool":
+        net.avgpool = nn.AdaptiveMaxPool2d(1)
+    else:
+        net.bn1.eps = 0.5
+    with pytest.raises(ModelError, match="it was changed after it was loaded"):
+        camkit.save_bundle(model, tmp_path / "bundle")
+    assert not (tmp_path / "bundle").exists()

@@ -353,3 +353,35 @@ def test_a_number_of_a_value_for_each_pixel(output: str) -> None:
     if output == "depth":
         done = explain("cat.png", "--output", output, model="mine.py:net")
         assert done.exit_code == 1 and "if it is a depth or the like: --target mean" in done.stderr
+
+
+@pytest.mark.filterwarnings("ignore::camkit.errors.CamkitWarning")
+def test_an_embedding_lies_below_what_makes_probabilities() -> None:
+    """It was their softmax, in which nearly all photographs are alike."""
+
+    def net(*end: nn.Module) -> nn.Module:
+        torch.manual_seed(0)
+        body = nn.Conv2d(3, 8, 5, 4), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(32, 4)
+        return nn.Sequential(*body, *end).eval()
+
+    class Own(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = net()
+
+        def forward(self, x: Tensor) -> Tensor:
+            found: Tensor = self.net(x).softmax(1)
+            return found
+
+    def embedding(module: nn.Module) -> Tensor:
+        shown = camkit.Preprocess(size=(32, 32))
+        model = camkit.encoder(camkit.load_model(module, classes=list("abcd"), preprocess=shown))
+        found: Tensor = model.module(torch.linspace(-1, 1, 3072).reshape(1, 3, 32, 32))
+        return found
+
+    plain = embedding(net())
+    assert plain.shape == (1, 32)
+    for end in (nn.Softmax(1), nn.LogSoftmax(1), nn.Sigmoid()):
+        assert torch.equal(embedding(net(end)), plain)
+    with pytest.raises(camkit.errors.ModelError, match="in its own code: no embedding"):
+        embedding(Own())

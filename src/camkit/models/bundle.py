@@ -22,7 +22,7 @@ from camkit.errors import (
 )
 from camkit.files import cause, inside, is_file, writing_folder
 from camkit.images.preprocess import Preprocess
-from camkit.models.rebuilding import rebuilt
+from camkit.models.rebuilding import check, rebuilt
 from camkit.models.specs import CONFIG, MAX_CONFIG, PETS, WEIGHTS
 from camkit.models.stranger_json import errors_of, read_json
 from camkit.models.weights import SPARE, broken, built_for, put_weights, read_weights
@@ -97,6 +97,8 @@ def save_bundle(
             model = rebuilt(model)
         except ModelError as error:
             raise ModelError(f"no bundle holds {model.name}, {BY_CODE}: {error}") from None
+    else:
+        check(model)
     text = config_text(model, facts)
     # Unlike `Path.exists` it takes any length of name, and sees a link that leads nowhere.
     if os.path.lexists(target) and (not target.is_dir() or any(target.iterdir())):

@@ -17,8 +17,13 @@ from camkit.core.scored import classifier
 from camkit.errors import ModelError, warn
 
 HEADS = (1, 2)  # how many layers may make the scores
-# What may follow the layer that makes the scores.
-AFTER: tuple[Callable[[Tensor], Tensor], ...] = (lambda x: x, lambda x: x.softmax(1), torch.sigmoid)
+# What may follow the layer that makes the scores, and the modules that do it.
+AFTER: tuple[Callable[[Tensor], Tensor], ...] = (
+    lambda x: x.softmax(1),
+    lambda x: x.log_softmax(1),
+    torch.sigmoid,
+)
+SQUASHING = (nn.Softmax, nn.LogSoftmax, nn.Sigmoid)
 
 
 def encoder(model: LoadedModel) -> LoadedModel:
@@ -46,16 +51,24 @@ def encoder(model: LoadedModel) -> LoadedModel:
 
 
 def _heads(model: LoadedModel) -> tuple[str, ...]:
-    """The names of the last linear layers, if the scores are what they return, or their mean."""
+    """The names of the last linear layers, if the scores are what they return, or their mean.
+
+    And of the module that makes probabilities of it, if one does. Raises `ModelError` where that is no
+    module, which could be left out.
+    """
     taken: list[tuple[str, Tensor]] = []
+    behind: dict[str, Any] = {}
     names = {
         part: name
         for name, part in model.module.named_modules()
-        if isinstance(part, nn.Linear) or getattr(part, "camkit_head", False)
+        if isinstance(part, (nn.Linear, *SQUASHING)) or getattr(part, "camkit_head", False)
     }
 
     def note(part: nn.Module, _: Any, returned: Any) -> None:
-        taken.append((names[part], returned))
+        if isinstance(part, SQUASHING):
+            behind[names[part]] = returned
+        else:
+            taken.append((names[part], returned))
 
     handles = [part.register_forward_hook(note) for part in names]
     try:
@@ -65,17 +78,21 @@ def _heads(model: LoadedModel) -> tuple[str, ...]:
             handle.remove()
     for count in HEADS:
         heads = dict(taken[-count:])
-        if len(heads) == count and "" not in heads and _made_by(list(heads.values()), scores):
+        if len(heads) < count or "" in heads or any(one.shape != scores.shape for one in heads.values()):
+            continue
+        mean = torch.stack(list(heads.values())).mean(0)
+        if torch.allclose(mean, scores):
             return tuple(heads)
+        if any(torch.allclose(after(mean), scores) for after in AFTER):
+            last = [name for name, found in behind.items() if name and found is not None]
+            made = [name for name in last if behind[name].shape == scores.shape]
+            if not made or not torch.allclose(behind[made[-1]], scores):
+                raise ModelError(
+                    f"{model.name} makes probabilities of what its last linear layer returns, in its own "
+                    "code: no embedding can be taken out of it; let it return the scores"
+                )
+            return (*heads, made[-1])
     return ()
-
-
-def _made_by(returned: list[Tensor], scores: Tensor) -> bool:
-    """Whether the mean of what heads returned are the scores."""
-    if scores.ndim != 2 or any(one.shape != scores.shape for one in returned):
-        return False
-    mean = torch.stack(returned).mean(0)
-    return any(torch.allclose(after(mean), scores) for after in AFTER)
 
 
 def _without(module: nn.Module, heads: Sequence[str]) -> nn.Module:

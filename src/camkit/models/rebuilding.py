@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from camkit.contracts.model import LoadedModel, ModelSource
+from camkit.core import hooks
 from camkit.core.scored import classifier
 from camkit.errors import CamkitError, ModelError, PluginError, typed_reason
 from camkit.models import recognition
@@ -57,6 +58,23 @@ def rebuilt(model: LoadedModel) -> LoadedModel:
     raise ModelError(why[0] if why else "torchvision, timm and fastai's vision_learner have none like it")
 
 
+def check(model: LoadedModel) -> None:
+    """`ModelError` if its `architecture` no longer builds it: it was changed after it was loaded."""
+    architecture = dict(model.architecture or {})
+    try:
+        source: ModelSource = loading.make("model", str(architecture.get("source")))
+    except PluginError:  # who loads the bundle will be told
+        return
+    module = source.build(architecture).to(model.device, model.dtype).eval()
+    put_weights(module, model.module.state_dict(), model.name)
+    with hooks.as_it_was(model.module, model.device):
+        if not _agree(model, module):
+            raise ModelError(
+                f"no bundle holds {model.name}: it was changed after it was loaded, and what its "
+                "architecture builds says something else with its weights"
+            )
+
+
 def _fitting(model: LoadedModel) -> Iterator[Fitted]:
     """The networks that its tensors may belong to, the likely ones first."""
     state = {name: t for name, t in model.module.state_dict().items() if isinstance(t, Tensor)}
@@ -83,6 +101,8 @@ def _fitting(model: LoadedModel) -> Iterator[Fitted]:
 def _agree(model: LoadedModel, module: nn.Module) -> bool:
     """Whether both say the same of noise; `ModelError` where the model itself says nothing."""
     own = classifier(model).eval()
+    output = None if model.architecture is None else model.output
+    again = classifier(replace(model, module=module, output=output))
     shape = (2, model.preprocess.channels, *model.preprocess.size)
     for seed, draw in enumerate((torch.randn, torch.rand)):
         inputs = draw(shape, generator=torch.Generator().manual_seed(seed)).to(model.device, model.dtype)
@@ -95,7 +115,7 @@ def _agree(model: LoadedModel, module: nn.Module) -> bool:
             except Exception as error:
                 raise ModelError(f"{model.name} cannot be asked: {typed_reason(error)}") from None
             try:
-                found = module(inputs).double()
+                found = again(inputs).double()
             except Exception:
                 return False
         if found.shape != wanted.shape or (found - wanted).norm() > TOLERANCE * wanted.norm():
