@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import pickle
 import re
 from contextlib import ExitStack
 from pathlib import Path
@@ -164,3 +166,20 @@ def test_a_view_has_every_map_in_its_own_place() -> None:
     assert [one["class"] for one in maps[:2]] == ["b (1)", "b (2)"]
     assert maps[0]["box"] != maps[2]["box"] and maps[0]["box"][0] == 0
     assert "...map.values" not in page, "a large map is more arguments than a function may have"
+
+
+def test_the_hash_of_weights_is_that_of_what_they_are_now() -> None:
+    """As after a training in place; a cast is no change, and a copy knows that."""
+    model = camkit.LoadedModel(Logits(Net()).eval(), tuple("abcd"), SHOWN, "net", "net.one")
+    photo, before = Image.new("RGB", (32, 32), (90, 40, 200)), model.sha256
+    first = camkit.explain(model, photo)
+    with torch.no_grad():
+        next(model.module.parameters()).view(-1)[0] += 1
+    assert model.sha256 != before
+    assert camkit.explain(model, photo).facts()["model_sha256"] == model.sha256 != before
+    assert first.map is not None
+    after = model.sha256
+    assert model.to(dtype=torch.bfloat16).sha256 == after
+    assert copy.deepcopy(model).sha256 == pickle.loads(pickle.dumps(model)).sha256 == after
+    model.module.net.head = nn.Linear(4, 4).bfloat16()  # type: ignore[union-attr,assignment]
+    assert model.sha256 != after

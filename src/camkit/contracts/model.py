@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from camkit.contracts.detections import Detections
@@ -96,13 +96,38 @@ class LoadedModel:
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> LoadedModel:
         """The same model moved and cast, in place as `nn.Module.to` is."""
-        self.sha256  # noqa: B018  a cast changes the bytes; the identity is that of the file
+        known = self.sha256  # a cast changes the bytes; the identity is that of the file
         self.module.to(device=device, dtype=dtype)
+        self._know(known)
         return self
 
-    @cached_property
+    @property
     def sha256(self) -> str:
-        """Identity of the weights: over names, types, shapes and bytes of the state dict, in order."""
+        """Identity of the weights: over names, types, shapes and bytes of the state dict, in order.
+
+        Found once, and again when a tensor was written into, as by a training, or replaced.
+        """
+        tensors, versions = vars(self).get("_kept", ((), None))
+        if not tensors or _versions(tensors) != versions:
+            self._know(self._digest())
+        return str(vars(self)["_sha256"])
+
+    def _know(self, sha256: str) -> None:
+        """Take a hash for that of the weights as they are now."""
+        tensors = [weakref.ref(t) for t in (*self.module.parameters(), *self.module.buffers())]
+        vars(self).update(_sha256=sha256, _kept=(tensors, _versions(tensors)))
+
+    def __getstate__(self) -> dict[str, Any]:
+        """With the hash, which a copy of a cast model could not find again."""
+        self.sha256  # noqa: B018
+        return {name: value for name, value in vars(self).items() if name != "_kept"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """The same in a copy, or another process."""
+        vars(self).update(state)
+        self._know(state["_sha256"])
+
+    def _digest(self) -> str:
         import hashlib
 
         import torch
@@ -127,8 +152,22 @@ class LoadedModel:
 def restated(model: LoadedModel, **changes: Any) -> LoadedModel:
     """`model` with other fields, which stands for the same weights: its identity stays."""
     made = replace(model, **changes)
-    vars(made)["sha256"] = model.sha256
+    made._know(model.sha256)
     return made
+
+
+def _versions(tensors: Sequence[weakref.ref[Tensor]]) -> int | None:
+    """How often tensors were written into, in all; `None` if one is gone, or does not tell."""
+    total = 0
+    for reference in tensors:
+        tensor = reference()
+        if tensor is None:
+            return None
+        try:
+            total += tensor._version
+        except RuntimeError:  # of tensors that were made in inference mode
+            return None
+    return total
 
 
 class ModelSource(ABC):
