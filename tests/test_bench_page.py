@@ -129,6 +129,8 @@ def test_a_backend_that_was_not_compared_is_not_one_of_all() -> None:
     words = said(made(rows=rows, scenes=scenes))[1]
     assert "c gradcam could not be compared with the reference of the same method." in words
     assert "all backends" not in words
+    rows[2]["notes"] = ["c has no gradcam"]  # so there is nothing that could have been compared
+    assert "could not be compared" not in said(made(rows=rows, scenes=scenes))[1]
 
 
 def test_comparisons_with_what_knows_nothing_are_counted() -> None:

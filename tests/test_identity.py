@@ -97,6 +97,16 @@ def test_packed_weights_count(monkeypatch: pytest.MonkeyPatch) -> None:
     assert of(1.0) == of(1.0) != of(2.0)
 
 
+def test_a_value_that_holds_itself_ends() -> None:
+    model = camkit.load_model("timm:test_resnet@none", device="cpu")
+    endless: list[object] = [1.0]
+    endless.append(endless)
+    model.module.endless = endless  # type: ignore[assignment]
+    first = identity(model, "timm:test_resnet@none")
+    endless[0] = 2.0
+    assert identity(model, "timm:test_resnet@none") != first
+
+
 @pytest.mark.parametrize(
     ("file", "before", "after"),
     [
@@ -105,6 +115,7 @@ def test_packed_weights_count(monkeypatch: pytest.MonkeyPatch) -> None:
         ("value", "1.0", "2.0"),
         ("value", "1.0", "(1, 3)"),
         ("value", "1.0", "torch.ones(3)"),
+        ("value", "1.0", "torch.zeros(3).numpy()"),
     ],
 )
 def test_another_model_of_the_same_weights_is_another(

@@ -5,9 +5,13 @@ from __future__ import annotations
 import ast
 import io
 import json
+import math
+import re
 import sys
 import unicodedata
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,9 +21,10 @@ from tests.conftest import runner
 from tests.test_bench_strangers import line, made, written
 
 import camkit.cli
-from camkit.cli import cli
+from camkit.cli import cli, console
 from camkit.cli.train import _progress
 from camkit.errors import ESCAPES
+from camkit.explaining.comparison import Agreement
 
 # A title of the window, colours, a C1 control, direction, no width, delete, carriage return; then markup.
 HIDDEN = "\x1b]0;t\x07\x1b[31m\x9b2J\u202e\u2066\u200b\ufeff\u3164\x7f\r\t"
@@ -218,3 +223,25 @@ def test_everything_is_printed_in_one_place() -> None:
         ("cli/train.py", "sys.stderr.isatty"),
     }
     assert ("cli/terminal.py", "click.echo") in found
+
+
+@pytest.mark.parametrize(
+    ("ranks", "said"),
+    [
+        ([1.0, math.nan], "rank correlation 1.000, .*(the worst of 2, 1 without a rank correlation)"),
+        ([math.nan, 0.5], "rank correlation 0.500, .*(the worst of 2, 1 without a rank correlation)"),
+        ([math.nan, math.nan], "rank correlation not defined, .*(the worst of 2)"),
+        ([0.9, 0.5], "rank correlation 0.500, .*(the worst of 2)"),
+    ],
+)
+def test_agreement_that_is_not_defined_is_told(
+    monkeypatch: pytest.MonkeyPatch, ranks: list[float], said: str
+) -> None:
+    """Whichever class comes first."""
+    found = [
+        Agreement("native", "captum", "gradcam", "l", str(i), rank, 0.0) for i, rank in enumerate(ranks)
+    ]
+    monkeypatch.setattr("camkit.explaining.comparison.compare", lambda results: found)
+    results: Any = [SimpleNamespace(backend="native"), SimpleNamespace(backend="captum")]
+    (line,) = console._agreement(results)
+    assert re.search(said.replace("(", r"\(").replace(")", r"\)"), line), line

@@ -105,7 +105,8 @@ class LoadedModel:
     def sha256(self) -> str:
         """Identity of the weights: over names, types, shapes and bytes of the state dict, in order.
 
-        Found once, and again when a tensor was written into, as by a training, or replaced.
+        Found once, and again when a tensor was written into, as by a training, or is gone. One that was
+        replaced, and that somebody still holds, is not noticed.
         """
         tensors, versions = vars(self).get("_kept", ((), None))
         if not tensors or _versions(tensors) != versions:

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -23,6 +24,7 @@ ADDRESS = re.compile(r" at 0x[0-9a-f]+")  # of an object in memory, which change
 SET = re.compile(r"\{([^{}:]*)\}")  # whose order does, too
 # Of a module, what torch keeps for itself, and what says nothing of a forward in eval mode.
 OWN = {*vars(torch.nn.Module()), "training"}
+DEEPEST = 8  # levels of lists and tables
 MOST = 1000  # values of a list, of which a longer one is known by its length alone
 
 
@@ -60,19 +62,26 @@ def _attributes(part: torch.nn.Module) -> dict[str, Any]:
     return {name: _plain(value) for name, value in vars(part).items() if name not in OWN}
 
 
-def _plain(value: Any) -> Any:
-    """A value as JSON: numbers, texts but for paths, tensors by their bytes, and what consists of these."""
+def _plain(value: Any, depth: int = 0) -> Any:
+    """A value as JSON: numbers, texts but for paths, tensors and arrays by their bytes, what holds these.
+
+    depth: how deep it lies in another one, which may hold itself.
+    """
+    if depth > DEEPEST:
+        return None
     if isinstance(value, bool | int | float | None):
         return value
     if isinstance(value, str):
         return None if os.sep in value else value
     if isinstance(value, Tensor):
         return _digest(value)
+    if isinstance(value, np.ndarray):
+        return f"{value.dtype}{value.shape}{hashlib.sha256(value.tobytes()).hexdigest()}"
     if isinstance(value, list | tuple | set | frozenset):
-        inner = [_plain(one) for one in value] if len(value) <= MOST else len(value)
+        inner = [_plain(one, depth + 1) for one in value] if len(value) <= MOST else len(value)
         return inner if isinstance(value, list | tuple) else sorted(map(str, value))
     if isinstance(value, Mapping) and len(value) <= MOST:
-        return {str(key): _plain(one) for key, one in value.items()}
+        return {str(key): _plain(one, depth + 1) for key, one in value.items()}
     return None
 
 
